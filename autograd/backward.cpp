@@ -1,0 +1,361 @@
+#include "autograd/backward.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "autograd/context.h"
+#include "autograd/op.h"
+#include "autograd/pointwise.h"
+
+namespace weft {
+
+// One reverse traversal. Contributions to a node's gradient are kept in a list until the node is reached.
+struct BackwardPass {
+  struct Contribution {
+    NodeId gradient;
+    std::int32_t next;  // older contribution to the same node, -1 at the end
+    int axis = -1;      // >= 0: gradient of the slice [begin, end) of this axis
+    std::int64_t begin = 0, end = 0;
+  };
+
+  Tape& t;
+  std::vector<std::uint8_t>& wanted;  // nodes through which gradients flow
+  std::vector<std::int32_t> head;     // newest contribution of each node, -1 if none
+  std::vector<Contribution> contributions;
+  std::pair<NodeId, NodeId> range{0, 0};  // the checkpointed range being differentiated
+  std::vector<NodeId> clones;             // its nodes, evaluated again
+
+  BackwardPass(Tape& tape, std::vector<std::uint8_t>& w) : t(tape), wanted(w), head(tape.nodes.size(), -1) {}
+
+  void contribute(NodeId to, Contribution c) {
+    c.next = head[to];
+    head[to] = std::int32_t(contributions.size());
+    contributions.push_back(c);
+  }
+  // A value as the rules see it: inside a checkpointed range, its clone.
+  NodeId value(NodeId id) const {
+    return id >= range.first && id < range.second ? clones[id - range.first] : id;
+  }
+
+  Tensor gradient(NodeId id);
+  void walk(NodeId from);
+  void differentiate(NodeId id);
+  void enter(std::pair<NodeId, NodeId> next);
+  void collect_param(NodeId id);
+};
+
+namespace {
+
+// Slices that tile an axis: one join. Sorted by begin; false if they overlap.
+bool tile(std::vector<BackwardPass::Contribution>& parts) {
+  std::sort(parts.begin(), parts.end(), [](auto& a, auto& b) { return a.begin < b.begin; });
+  for (std::size_t i = 1; i < parts.size(); ++i)
+    if (parts[i].begin < parts[i - 1].end) return false;
+  return true;
+}
+
+Tensor join_slices(Tape& t, NodeId id, std::span<const BackwardPass::Contribution> parts) {
+  std::vector<Tensor> tensors;
+  std::vector<std::int64_t> sizes;
+  std::int64_t at = 0;
+  const std::int64_t size = t.nodes[id].dims[parts[0].axis];
+  for (const auto& part : parts) {
+    if (part.begin > at) tensors.push_back({}), sizes.push_back(part.begin - at);
+    tensors.push_back(handle(part.gradient));
+    sizes.push_back(part.end - part.begin);
+    at = part.end;
+  }
+  if (at < size) tensors.push_back({}), sizes.push_back(size - at);
+  if (tensors.size() == 1) return tensors[0];
+  return join(tensors, sizes, parts[0].axis, t.sites[id]);
+}
+
+}  // namespace
+
+// The sum of what was contributed, oldest first; absent if nothing was.
+Tensor BackwardPass::gradient(NodeId id) {
+  std::int32_t at = head[id];
+  if (at < 0) return {};
+  if (contributions[at].next < 0 && contributions[at].axis < 0) return handle(contributions[at].gradient);
+  std::vector<Contribution> parts;
+  for (; at >= 0; at = contributions[at].next) parts.push_back(contributions[at]);
+  std::reverse(parts.begin(), parts.end());
+  const bool one_axis = std::all_of(parts.begin(), parts.end(), [&](auto& p) { return p.axis >= 0 && p.axis == parts[0].axis; });
+  Tensor total;
+  if (one_axis && tile(parts)) {
+    total = join_slices(t, id, parts);
+  } else {
+    for (const Contribution& part : parts) {
+      const Tensor g = part.axis < 0 ? handle(part.gradient) : join_slices(t, id, std::span(&part, 1));
+      total = total ? add(total, g, t.sites[id]) : g;
+    }
+  }
+  head[id] = std::int32_t(contributions.size());
+  contributions.push_back({total.node(), -1});
+  return total;
+}
+
+void BackwardPass::enter(std::pair<NodeId, NodeId> next) {
+  range = {0, 0};
+  clones.assign(next.second - next.first, 0);
+  std::vector<NodeId> inputs;
+  std::vector<Out> outs;
+  for (NodeId id = next.first; id < next.second; ++id) {
+    const Node node = t.nodes[id];
+    NodeId& clone = clones[id - next.first];
+    if (node.op == input_op().id || node.op == state_op().id) {
+      clone = id;
+    } else if (node.op == output_op().id) {
+      const NodeId first = t.inputs_of(id)[0];
+      clone = clones[first - next.first] + (id - first);
+    } else {
+      inputs.clear();
+      outs.clear();
+      for (const NodeId input : t.inputs_of(id))
+        inputs.push_back(input >= next.first && input < next.second ? clones[input - next.first] : input);
+      for (NodeId k = 0; k < node.outputs; ++k) outs.push_back({t.nodes[id + k].shape(), t.nodes[id + k].dtype});
+      const auto ints = t.ints_of(id);
+      const std::vector<std::int64_t> own_ints(ints.begin(), ints.end());
+      const double* c = t.constants.data() + node.first_constant;
+      const std::vector<double> own_constants(c, c + node.constants);
+      clone = t.record(t.op(id), inputs, outs, own_ints, own_constants, t.sites[id]);
+    }
+  }
+  range = next;
+}
+
+void BackwardPass::collect_param(NodeId id) {
+  const auto& impl = t.states[std::size_t(t.ints_of(id)[0])];
+  if (!impl->parameter || !impl->trainable) return;
+  Tensor g = gradient(id);
+  if (impl->gradient_epoch == t.epoch) {
+    g = add(handle(impl->gradient_node), g, t.sites[id]);
+  } else {
+    impl->gradient_epoch = t.epoch;
+    t.gradients.push_back(impl);
+  }
+  impl->gradient_node = g.node();
+}
+
+void BackwardPass::differentiate(NodeId id) {
+  const Op& op = t.op(id);
+  if (&op != &pointwise_op()) {
+    Vjp vjp(*this, id);
+    op.vjp(vjp);
+    return;
+  }
+  const Tensor upstream = gradient(id);
+  Tensor inputs[16];
+  const int n = t.nodes[id].inputs;
+  for (int k = 0; k < n; ++k) inputs[k] = handle(value(t.inputs_of(id)[k]));
+  const Tensor output = handle(value(id));
+  for (int k = 0; k < n; ++k) {
+    const NodeId input = t.inputs_of(id)[k];
+    if (!wanted[input]) continue;
+    const Tensor g = pointwise_gradient(t, id, k, {inputs, std::size_t(n)}, output, upstream);
+    if (g) contribute(input, {sum_to(g, t.shape(input), t.sites[id]).node(), -1});
+  }
+}
+
+void BackwardPass::walk(NodeId from) {
+  ++context().hold;
+  const std::int32_t frame = t.frame;
+  std::size_t ranges = t.checkpoints.size();
+  for (NodeId id = from + 1; id-- > 0;) {
+    if (!wanted[id]) continue;
+    bool any = false;
+    for (NodeId k = 0; k < t.nodes[id].outputs; ++k) any |= head[id + k] >= 0;
+    if (!any) continue;
+    const std::uint16_t op = t.nodes[id].op;
+    if (op == state_op().id || op == input_op().id || op == output_op().id) continue;
+    while (ranges > 0 && t.checkpoints[ranges - 1].first > id) --ranges;
+    const bool inside = ranges > 0 && id < t.checkpoints[ranges - 1].second;
+    t.frame = t.frame_of[id];  // a gradient belongs to the module of its value
+    if (inside && range != t.checkpoints[ranges - 1]) enter(t.checkpoints[ranges - 1]);
+    differentiate(id);
+  }
+  t.frame = frame;
+  --context().hold;
+}
+
+// ---- what a rule sees ---------------------------------------------------------------------------------------------------
+
+int Vjp::inputs() const { return pass_.t.nodes[node_].inputs; }
+Tensor Vjp::input(int i) const {
+  const NodeId id = pass_.t.inputs_of(node_)[i];
+  return id == Tape::kNone ? Tensor{} : handle(pass_.value(id));
+}
+Tensor Vjp::output(int k) const { return handle(pass_.value(node_ + NodeId(k))); }
+Tensor Vjp::grad(int k) const { return pass_.gradient(node_ + NodeId(k)); }
+bool Vjp::needs(int i) const {
+  const NodeId id = pass_.t.inputs_of(node_)[i];
+  return id != Tape::kNone && pass_.wanted[id] && is_real(pass_.t.nodes[id].dtype);
+}
+void Vjp::add(int i, const Tensor& gradient) {
+  const NodeId id = pass_.t.inputs_of(node_)[i];
+  if (gradient.shape() != pass_.t.shape(id))
+    fail_at(where(), fmt::format("{}: its gradient rule gave input {} the wrong shape", pass_.t.op(node_).name, i),
+            fmt::format("{} for {}", to_string(gradient.shape()), to_string(pass_.t.shape(id))));
+  pass_.contribute(id, {convert(gradient, pass_.t.nodes[id].dtype, where()).node(), -1});
+}
+void Vjp::add_slice(int i, int axis, std::int64_t begin, std::int64_t end, const Tensor& gradient) {
+  const NodeId id = pass_.t.inputs_of(node_)[i];
+  pass_.contribute(id, {convert(gradient, pass_.t.nodes[id].dtype, where()).node(), -1, axis, begin, end});
+}
+std::int64_t Vjp::integer(int j) const { return plain_ints(pass_.t, node_)[std::size_t(j)]; }
+int Vjp::integers() const { return int(plain_ints(pass_.t, node_).size()); }
+double Vjp::constant(int j) const { return pass_.t.constants[pass_.t.nodes[node_].first_constant + std::uint32_t(j)]; }
+Site Vjp::where() const { return pass_.t.sites[node_]; }
+int Vjp::hole_input(int h, int k) const { return hole_of(pass_.t, node_, h).first_input + k; }
+
+Hole Vjp::hole(int h) const {
+  const HoleView view = hole_of(pass_.t, node_, h);
+  Hole out;
+  const int slots = slot_count(view.roots);
+  out.roots = view.roots;
+  for (int k = 0; k < view.captured; ++k) out.captured.push_back(input(view.first_input + k));
+  for (int k = 0; k < slots; ++k) out.constants.push_back(constant(view.first_slot + k));
+  return out;
+}
+
+// ---- entry points -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void check_loss(const Arg& loss, std::string_view what) {
+  if (!loss) fail_at(loss.where(), fmt::format("{}: the loss is absent", what));
+  if (loss.shape().numel() != 1 || !is_real(loss.dtype()))
+    fail_at(loss.where(), fmt::format("{}: the loss is not one real number", what),
+            fmt::format("{} {}", name_of(loss.dtype()), to_string(loss.shape())), "reduce it with mean() or sum()");
+}
+
+std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, const std::vector<Arg>& wrt, Site where) {
+  Tape& t = tape();
+  const NodeId root = output.node(where);
+  std::vector<std::uint8_t> wanted(t.nodes.size(), 0), cut(t.nodes.size(), 0);  // cut: depends on x, but no gradient flows
+  for (const Arg& x : wrt) wanted[x.tensor().node(where)] = 1;
+  for (NodeId id = 0; id <= root; ++id) {
+    const bool flows = t.op(id).vjp && !t.nodes[id].has(Node::stopped);
+    for (const NodeId input : t.inputs_of(id)) {
+      if (input == Tape::kNone) continue;
+      if (wanted[input]) (flows ? wanted : cut)[id] = 1;
+      if (cut[input]) cut[id] = 1;
+    }
+  }
+  if (cut[root] && !wanted[root])
+    fail_at(where, "grad: no gradient flows from here", t.name(root) + " depends on the tensors only through no_grad, detach or a gradient",
+            "second derivatives are not supported; differentiate a value recorded with gradients on");
+  const NoGrad off;
+  BackwardPass pass(t, wanted);
+  pass.contribute(root, {upstream.node(where), -1});
+  pass.walk(root);
+  std::vector<Tensor> out;
+  for (const Arg& x : wrt) {
+    const Tensor g = pass.gradient(x.tensor().node(where));
+    out.push_back(g ? g : constant(0, x.shape(), x.dtype(), where));
+  }
+  return out;
+}
+
+}  // namespace
+
+void backward(Arg loss) {
+  check_loss(loss, "backward");
+  Tape& t = tape();
+  const NodeId root = loss.tensor().node(loss.where());
+  if (!t.nodes[root].has(Node::requires_grad))
+    fail_at(loss.where(), "backward: the loss does not depend on a trainable parameter", t.name(root),
+            "check for no_grad, detach, frozen parameters, or a loss that was already run");
+  std::vector<std::uint8_t> wanted(t.nodes.size());
+  for (NodeId id = 0; id <= root; ++id) wanted[id] = t.nodes[id].has(Node::requires_grad);
+  const NoGrad off;
+  BackwardPass pass(t, wanted);
+  pass.contribute(root, {constant(1, loss.shape(), loss.dtype(), loss.where()).node(), -1});
+  pass.walk(root);
+  for (NodeId id = root + 1; id-- > 0;)
+    if (wanted[id] && t.nodes[id].op == state_op().id && pass.head[id] >= 0) pass.collect_param(id);
+}
+
+std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt) {
+  check_loss(loss, "grad");
+  const Tensor one = constant(1, loss.shape(), loss.dtype(), loss.where());
+  return gradients(loss.tensor(), one, wrt, loss.where());
+}
+
+std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt) {
+  if (output.shape() != upstream.shape())
+    fail_at(output.where(), "grad: the upstream gradient has not the output's shape",
+            fmt::format("{} against {}", to_string(upstream.shape()), to_string(output.shape())));
+  return gradients(output.tensor(), convert(upstream.tensor(), output.dtype(), output.where()), wrt, output.where());
+}
+
+Tensor take_gradient(const Param& param) {
+  Tape& t = tape();
+  StateImpl& impl = *param.impl();
+  Tensor g;
+  if (impl.gradient_epoch == t.epoch) g = handle(impl.gradient_node);
+  if (impl.pending && impl.zeroed_epoch != t.epoch) {
+    const Tensor before = State(impl.gradient).read();
+    g = g ? add(before, g, Site::current()) : before;
+  }
+  if (g) {
+    impl.gradient_epoch = 0;
+    impl.zeroed_epoch = t.epoch;
+    if (impl.pending) on_commit([i = param.impl()] { i->pending = false; });
+  }
+  return g;
+}
+
+void keep_gradients() {
+  Tape& t = tape();
+  const NoGrad off;
+  for (const auto& impl : t.gradients) {
+    if (impl->gradient_epoch != t.epoch) continue;
+    impl->gradient_epoch = 0;
+    const bool pending = impl->pending && impl->zeroed_epoch != t.epoch;
+    if (!impl->gradient) impl->gradient = std::make_shared<StateImpl>(impl->shape, impl->dtype, impl->name + ".gradient");
+    const State state(impl->gradient);
+    Tensor g = handle(impl->gradient_node);
+    if (pending) g = add(state.read(), g, Site::current());
+    mark_assigned(state, Site::current());
+    const std::int64_t position = state_position(state);
+    record(assign_op(), {g}, {{impl->shape, impl->dtype}}, {&position, 1}, {}, Site::current());
+    on_commit([impl] { impl->pending = true; });
+  }
+}
+
+NoGrad::NoGrad() : before_(context().gradients) { context().gradients = false; }
+NoGrad::~NoGrad() { context().gradients = before_; }
+
+Checkpoint::Checkpoint() : outer_(!context().checkpointing) {
+  if (!outer_) return;  // the outermost range covers this one
+  context().checkpointing = true;
+  Tape& t = tape();
+  t.checkpoints.emplace_back(NodeId(t.nodes.size()), ~NodeId(0));
+}
+
+Checkpoint::~Checkpoint() {
+  if (!outer_) return;
+  context().checkpointing = false;
+  Tape& t = tape();
+  if (!t.checkpoints.empty() && t.checkpoints.back().second == ~NodeId(0)) t.checkpoints.back().second = NodeId(t.nodes.size());
+}
+
+Tap tap(std::string_view path, Site where) {
+  Tape& t = tape();
+  for (std::size_t i = t.frames.size(); i-- > 0;) {
+    const Frame& f = t.frames[i];
+    if (*f.path != path) continue;
+    return {f.input == Tape::kNone ? Tensor{} : handle(f.input), f.output == Tape::kNone ? Tensor{} : handle(f.output)};
+  }
+  std::vector<std::string> known;
+  for (const Frame& f : t.frames)
+    if (!f.path->empty() && std::find(known.begin(), known.end(), *f.path) == known.end()) known.push_back(*f.path);
+  std::string list;
+  for (const std::string& k : known) list += (list.empty() ? "" : ", ") + k;
+  fail_at(where, fmt::format("tap: no module '{}' was called in this step{}", path, suggestion(path, known)), list,
+          "call tap after the module, with its path");
+}
+
+}  // namespace weft

@@ -1,0 +1,251 @@
+#include "autograd/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <optional>
+
+#include <xxhash.h>
+
+#include "autograd/context.h"
+#include "autograd/settings.h"
+#include "jit/parallel.h"
+
+namespace weft {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+std::uint8_t switches() {
+  const Settings& s = settings();
+  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2);
+}
+
+template <class T>
+std::uint64_t hash(const std::vector<T>& data, std::uint64_t seed) {
+  return XXH3_64bits_withSeed(data.data(), data.size() * sizeof(T), seed);
+}
+
+template <class T>
+bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+}  // namespace
+
+Plan* PlanCache::find(const Tape& tape, const std::vector<NodeId>& results) {
+  states_.clear();
+  for (const auto& s : tape.states) states_.push_back(s->id);
+  hash_ = hash(tape.nodes, switches());
+  hash_ = hash(tape.inputs, hash_);
+  hash_ = hash(tape.ints, hash_);
+  hash_ = hash(states_, hash_);
+  hash_ = hash(results, hash_);
+  const auto [begin, end] = index_.equal_range(hash_);
+  for (auto it = begin; it != end; ++it) {
+    const Key& key = it->second->key;
+    if (key.switches != switches() || !same_bytes(key.nodes, tape.nodes) || !same_bytes(key.inputs, tape.inputs) ||
+        !same_bytes(key.ints, tape.ints) || !same_bytes(key.states, states_) || !same_bytes(key.results, results))
+      continue;
+    entries_.splice(entries_.begin(), entries_, it->second);
+    return entries_.front().plan.get();
+  }
+  note_miss(tape);
+  return nullptr;
+}
+
+Plan* PlanCache::insert(const Tape& tape, const std::vector<NodeId>& results, std::unique_ptr<Plan> plan) {
+  if (entries_.size() == kCapacity) {
+    const auto last = std::prev(entries_.end());
+    const auto [begin, end] = index_.equal_range(last->hash);
+    for (auto it = begin; it != end; ++it)
+      if (it->second == last) {
+        index_.erase(it);
+        break;
+      }
+    entries_.pop_back();
+  }
+  entries_.push_front({hash_, {tape.nodes, tape.inputs, results, tape.ints, states_, switches()}, std::move(plan)});
+  index_.emplace(hash_, entries_.begin());
+  return entries_.front().plan.get();
+}
+
+void PlanCache::clear() {
+  index_.clear();
+  entries_.clear();
+}
+
+// An integer is structure: one that changes every step makes every step a new plan. Three misses in a row that differ in one
+// integer at the same place are named.
+void PlanCache::note_miss(const Tape& tape) {
+  const bool comparable = tape.ints.size() == missed_ints_.size() && tape.nodes.size() == missed_nodes_;
+  std::size_t differences = 0, at = 0;
+  if (comparable)
+    for (std::size_t i = 0; i < tape.ints.size(); ++i)
+      if (tape.ints[i] != missed_ints_[i]) ++differences, at = i;
+  misses_ = comparable && differences == 1 && (misses_ == 0 || at == missed_at_) ? misses_ + 1 : 0;
+  missed_at_ = at;
+  missed_ints_ = tape.ints;
+  missed_nodes_ = tape.nodes.size();
+  if (misses_ != 3) return;
+  for (NodeId id = 0; id < tape.nodes.size(); ++id) {
+    const Node& n = tape.nodes[id];
+    if (at >= n.first_int && at < std::size_t(n.first_int) + n.ints)
+      fmt::print(stderr,
+                 "weft: an integer changes every step, so every step is planned anew: {} at {}\n"
+                 "      its integer {} was {} last; pass what changes as a Scalar or a tensor\n",
+                 tape.name(id), tape.where(id), at - n.first_int, tape.ints[at]);
+  }
+}
+
+// ---- execution ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Tensor make_result(const Out& out) {
+  auto* v = new Value;
+  v->dtype = out.dtype;
+  v->shape = out.shape;
+  v->data.reset(new std::byte[std::max<std::size_t>(std::size_t(out.shape.numel()) * size_of(out.dtype), 1)]);
+  return Tensor(v);
+}
+
+void check_finite(const PlannedKernel& kernel, const Launch& launch) {
+  for (const Operand& o : kernel.outputs) {
+    if (!o || !is_real(o.dtype)) continue;
+    const View view = launch.view(o);
+    double buffer[kBlock];
+    for (std::int64_t first = 0; first < view.numel(); first += kBlock) {
+      const int n = int(std::min<std::int64_t>(kBlock, view.numel() - first));
+      const auto* values = static_cast<const double*>(read_block<double>(view, ExprType::real, first, n, buffer));
+      for (int i = 0; i < n; ++i)
+        if (!std::isfinite(values[i]))
+          throw Error(ErrorKind::training, {fmt::format("{}: made a non-finite value", kernel.record.where),
+                                            fmt::format("{} at element {} of kernel {}", values[i], first + i, kernel.record.name),
+                                            kernel.where, "lower the learning rate, clip gradients, or check the input"});
+    }
+  }
+}
+
+// Values with an allocation of their own: made before their first kernel and freed after their last.
+struct SplitMemory {
+  Plan& plan;
+  explicit SplitMemory(Plan& p) : plan(p) {}
+  ~SplitMemory() {
+    for (std::size_t s = 0; s < plan.slots.size(); ++s) drop(s);
+  }
+  void drop(std::size_t s) {
+    if (plan.slots[s].kind != Slot::arena) return;
+    deallocate(plan.addresses[s]);
+    plan.addresses[s] = nullptr;
+  }
+  void before(int kernel) {
+    for (std::size_t s = 0; s < plan.slots.size(); ++s)
+      if (const Slot& slot = plan.slots[s]; slot.kind == Slot::arena && slot.first == kernel) {
+        plan.addresses[s] = allocate(slot.bytes, slot.name);
+        std::memset(plan.addresses[s], 0xff, slot.bytes);  // NaN: what is read before it is written shows
+      }
+  }
+  void after(int kernel) {
+    for (std::size_t s = 0; s < plan.slots.size(); ++s)
+      if (plan.slots[s].last == kernel) drop(s);
+  }
+};
+
+void bind_slots(Plan& plan, const Tape& tape, const std::vector<Tensor>& results, Arena& arena) {
+  const bool split = settings().split_arena;
+  if (!split) arena.grow(plan.arena_bytes);
+  const bool fresh = plan.addresses.empty();
+  plan.addresses.resize(plan.slots.size());
+  for (std::size_t s = 0; s < plan.slots.size(); ++s) {
+    const Slot& slot = plan.slots[s];
+    std::byte*& address = plan.addresses[s];
+    switch (slot.kind) {
+      case Slot::arena:
+        if (fresh || !split) address = split ? nullptr : arena.base() + slot.offset;
+        break;
+      case Slot::state: address = tape.states[std::size_t(slot.index)]->data; break;
+      case Slot::input: address = tape.bound[std::size_t(slot.index)].value()->data.get(); break;
+      case Slot::result: address = results[std::size_t(slot.index)].value()->data.get(); break;
+    }
+  }
+}
+
+void launch_all(Plan& plan, const Tape& tape) {
+  const Settings& s = settings();
+  const Launch launch{plan.addresses.data(), tape.constants.data()};
+  std::optional<SplitMemory> memory;
+  if (s.split_arena) memory.emplace(plan);
+  bool wrote = false;
+  for (std::size_t k = 0; k < plan.kernels.size(); ++k) {
+    const PlannedKernel& kernel = plan.kernels[k];
+    if (memory) memory->before(int(k));
+    try {
+      kernel.run(launch);
+      if (s.check_nan) check_finite(kernel, launch);
+    } catch (const Error& e) {
+      ErrorParts parts = e.parts();
+      if (parts.where.empty()) parts.where = kernel.where;
+      if (wrote) parts.hint += "\n  the step had already written states: load a checkpoint";
+      throw Error(e.kind(), parts);
+    }
+    wrote |= kernel.writes_state;
+    if (memory) memory->after(int(k));
+  }
+}
+
+void log_plan(const Plan& plan) {
+  const Settings& s = settings();
+  if (s.log_plan)
+    fmt::print(stderr, "weft: plan of {} kernels, {:.1f} MB of values\n", plan.kernels.size(), double(plan.arena_bytes) / 1e6);
+  if (!s.log_kernels && !s.log_why) return;
+  for (const PlannedKernel& k : plan.kernels) {
+    fmt::print(stderr, "  {:48} {}\n", k.record.name, k.record.where);
+    if (s.log_why)
+      for (const std::string& r : k.record.reasons) fmt::print(stderr, "      {}\n", r);
+  }
+}
+
+}  // namespace
+
+std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
+  Context& c = context();
+  RunStats& stats = c.stats;
+  auto start = Clock::now();
+  Plan* plan = c.plans.find(tape, results);
+  stats.replayed = plan != nullptr;
+  stats.plan_seconds = 0;
+  if (!plan) {
+    const auto planning = Clock::now();
+    plan = c.plans.insert(tape, results, schedule(tape, results));
+    stats.plan_seconds = seconds_since(planning);
+    log_plan(*plan);
+  }
+  std::vector<Tensor> values;
+  for (const Out& out : plan->results) values.push_back(make_result(out));
+  bind_slots(*plan, tape, values, c.plans.arena());
+  c.last_plan = plan;
+  stats.lookup_seconds = seconds_since(start) - stats.plan_seconds;
+  start = Clock::now();
+  launch_all(*plan, tape);
+  stats.kernel_seconds = seconds_since(start);
+  stats.nodes = int(tape.nodes.size());
+  stats.kernels = int(plan->kernels.size());
+  stats.arena_bytes = plan->arena_bytes;
+  stats.plans = c.plans.size();
+  return values;
+}
+
+std::vector<KernelRecord> last_kernels() {
+  std::vector<KernelRecord> out;
+  if (const Plan* plan = context().last_plan)
+    for (const PlannedKernel& k : plan->kernels) out.push_back(k.record);
+  return out;
+}
+
+}  // namespace weft

@@ -1,0 +1,92 @@
+// Plans: what a recording becomes once it has been scheduled. A plan is found again by the bytes of the recording (its key),
+// so a step that is recorded again runs at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "autograd/op.h"
+#include "autograd/run.h"
+#include "autograd/state.h"
+#include "autograd/tape.h"
+#include "jit/memory.h"
+
+namespace weft {
+
+struct PlannedKernel {
+  Kernel run;
+  KernelRecord record;
+  std::string where;           // call site and frames, for errors
+  std::vector<int> reads;      // slots
+  std::vector<int> writes;
+  std::vector<Operand> outputs;  // what WEFT_CHECK=nan looks at
+  bool writes_state = false;
+};
+
+// A memory slot: where its bytes come from.
+struct Slot {
+  enum Kind : std::uint8_t { arena, state, input, result } kind = arena;
+  std::size_t bytes = 0;
+  int index = 0;   // of Tape::states, Tape::bound or the results
+  int first = -1, last = -1;  // kernels between which an arena value lives
+  std::size_t offset = 0;     // in the arena
+  std::string name;           // "layers.0.mixer: matmul"
+};
+
+struct Plan {
+  std::vector<PlannedKernel> kernels;
+  std::vector<Slot> slots;
+  std::vector<Out> results;      // what the step returns
+  std::vector<int> result_slots;
+  std::size_t arena_bytes = 0;
+  std::vector<std::byte*> addresses;  // of each slot; inputs and results are bound at every run
+  std::uint64_t arena_generation = 0;
+};
+
+// Plans the recording. `results` are nodes of the recording whose values the caller wants (dense).
+std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results);
+
+// Finds or makes the plan of `tape`, executes it and returns the results' values.
+std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results);
+
+class PlanCache {
+ public:
+  // The plan with this key, or null. Keys are compared by all their bytes.
+  Plan* find(const Tape& tape, const std::vector<NodeId>& results);
+  Plan* insert(const Tape& tape, const std::vector<NodeId>& results, std::unique_ptr<Plan> plan);
+  std::size_t size() const { return entries_.size(); }
+  void clear();
+  Arena& arena() { return arena_; }
+
+ private:
+  static constexpr std::size_t kCapacity = 64;  // least recently used plans beyond it are dropped
+  struct Key {
+    std::vector<Node> nodes;
+    std::vector<NodeId> inputs, results;
+    std::vector<std::int64_t> ints;
+    std::vector<std::uint64_t> states;
+    std::uint8_t switches;
+  };
+  struct Entry {
+    std::uint64_t hash;
+    Key key;
+    std::unique_ptr<Plan> plan;
+  };
+  void note_miss(const Tape& tape);  // names an integer that changes every step
+
+  std::list<Entry> entries_;  // most recent first
+  std::unordered_multimap<std::uint64_t, std::list<Entry>::iterator> index_;
+  Arena arena_;
+  std::uint64_t hash_ = 0;  // of the last find
+  std::vector<std::uint64_t> states_;
+  std::vector<std::int64_t> missed_ints_;
+  std::size_t missed_nodes_ = 0, missed_at_ = 0;
+  int misses_ = 0;
+};
+
+}  // namespace weft

@@ -1,0 +1,168 @@
+#include "autograd/pointwise.h"
+
+#include <algorithm>
+#include <deque>
+#include <mutex>
+#include <unordered_map>
+
+#include "autograd/context.h"
+#include "jit/diff.h"
+
+namespace weft {
+namespace {
+
+void no_vjp(Vjp&) {}  // marks that gradients flow through; backward handles these ops itself
+
+struct Names {
+  std::mutex mutex;
+  std::deque<std::string> list;
+  std::unordered_map<std::string_view, std::int64_t> ids;
+};
+Names& names() {
+  static Names n;
+  return n;
+}
+
+// d(body)/d(input k) with its operands made dense: the inputs of the gradient node are uses[i] of [inputs..., upstream, output].
+struct Derivative {
+  Expr body;
+  bool zero = false, identity = false;
+  std::vector<int> uses, slots;
+};
+
+// Renumbers the inputs and slots of `body` to those it uses.
+Derivative compact(Expr body) {
+  Derivative d;
+  const auto nodes = topological(std::span(&body, 1));
+  for (const Expr e : nodes) {
+    if (e.op() == ExprOp::input) d.uses.push_back(int(e.index()));
+    if (e.op() == ExprOp::slot) d.slots.push_back(int(e.index()));
+    if (e.op() == ExprOp::uniform)
+      for (int k = 0; k < 3; ++k) d.slots.push_back(int(e.index()) + k);
+  }
+  for (auto* list : {&d.uses, &d.slots}) {
+    std::sort(list->begin(), list->end());
+    list->erase(std::unique(list->begin(), list->end()), list->end());
+  }
+  std::vector<std::optional<Expr>> inputs(d.uses.empty() ? 0 : std::size_t(d.uses.back()) + 1);
+  for (const Expr e : nodes)
+    if (e.op() == ExprOp::input) {
+      const auto at = std::lower_bound(d.uses.begin(), d.uses.end(), int(e.index())) - d.uses.begin();
+      inputs[std::size_t(e.index())] = expr::input(int(at), e.type());
+    }
+  std::vector<int> slots(d.slots.empty() ? 0 : std::size_t(d.slots.back()) + 1);
+  for (std::size_t i = 0; i < d.slots.size(); ++i) slots[std::size_t(d.slots[i])] = int(i);
+  d.body = substitute(body, inputs, slots);
+  return d;
+}
+
+const Derivative& derivative(Expr body, int k, int inputs) {
+  thread_local std::unordered_map<std::uint64_t, Derivative> cache;
+  const std::uint64_t key = (std::uint64_t(body.id()) << 16) | std::uint64_t(k << 8) | std::uint64_t(inputs);
+  const auto [it, fresh] = cache.try_emplace(key);
+  if (!fresh) return it->second;
+  const Expr upstream = expr::input(inputs);
+  Expr g = diff(body, upstream, std::span(&k, 1))[0];
+  // A function of the node's own value reads that value; the scheduler decides whether to store or recompute it.
+  if (body.arity() > 0) g = replace(g, body, expr::input(inputs + 1));
+  it->second = compact(g);
+  it->second.zero = g == expr::literal(0);
+  it->second.identity = g == upstream;
+  return it->second;
+}
+
+// "silu" -> "silu_grad", looked up once a name.
+std::int64_t gradient_name(std::int64_t name) {
+  thread_local std::vector<std::int64_t> cache;
+  if (std::size_t(name) >= cache.size()) cache.resize(std::size_t(name) + 1, -1);
+  if (cache[std::size_t(name)] < 0) cache[std::size_t(name)] = name_id(names().list[std::size_t(name)] + "_grad");
+  return cache[std::size_t(name)];
+}
+
+Expr conversion(DType from, DType to) {
+  const Expr x = expr::input(0, expr_type(from));
+  if (expr_type(from) == expr_type(to)) return x;
+  if (is_real(to)) return to_real(x);
+  if (is_integer(to)) return to_integer(x);
+  return not_equal(x, is_real(from) ? expr::literal(0) : Expr(0));
+}
+
+}  // namespace
+
+const Op& pointwise_op() {
+  static const Op& op = register_op({.name = "pointwise", .vjp = no_vjp});
+  return op;
+}
+const Op& output_op() {
+  static const Op& op = register_op({.name = "output", .vjp = no_vjp});
+  return op;
+}
+const Op& input_op() {
+  static const Op& op = register_op({.name = "input"});
+  return op;
+}
+const Op& state_op() {
+  static const Op& op = register_op({.name = "state"});
+  return op;
+}
+
+Expr pointwise_body(const Tape& t, NodeId id) { return Expr::from_id(std::uint32_t(t.ints_of(id)[0])); }
+std::string_view pointwise_name(const Tape& t, NodeId id) { return names().list[std::size_t(t.ints_of(id)[1])]; }
+
+std::int64_t name_id(std::string_view name) {
+  Names& n = names();
+  const std::lock_guard lock(n.mutex);
+  if (const auto it = n.ids.find(name); it != n.ids.end()) return it->second;
+  n.list.emplace_back(name);
+  return n.ids[n.list.back()] = std::int64_t(n.list.size()) - 1;
+}
+
+Tensor record_body(std::int64_t name, Expr body, std::span<const Tensor> inputs, std::span<const double> constants,
+                   const Shape& shape, DType dtype, Site where) {
+  const std::int64_t ints[] = {body.id(), name};
+  const Out out{shape, dtype};
+  return record(pointwise_op(), inputs, std::span(&out, 1), ints, constants, where);
+}
+
+Tensor add(const Tensor& a, const Tensor& b, Site where) {
+  static const Expr body = expr::input(0) + expr::input(1);
+  static const std::int64_t name = name_id("add");
+  const Tensor operands[] = {a, b};
+  return record_body(name, body, operands, {}, a.shape(), a.dtype(), where);
+}
+
+Tensor convert(const Tensor& a, DType dtype, Site where) { return a.dtype() == dtype ? a : copy(a, dtype, where); }
+
+Tensor copy(const Tensor& a, DType dtype, Site where) {
+  static const std::int64_t name = name_id("cast");
+  return record_body(name, conversion(a.dtype(), dtype), {&a, 1}, {}, a.shape(), dtype, where);
+}
+
+Tensor constant(double value, const Shape& shape, DType dtype, Site where) {
+  static const std::int64_t name = name_id("constant");
+  Expr body = expr::slot(0);
+  for (const double exact : {0.0, 1.0}) body = value == exact ? expr::literal(exact) : body;
+  if (is_integer(dtype)) body = to_integer(body);
+  if (dtype == DType::boolean) body = not_equal(body, expr::literal(0));
+  return record_body(name, body, {}, std::span(&value, body.op() == ExprOp::literal ? 0 : 1), shape, dtype, where);
+}
+
+Tensor pointwise_gradient(Tape& t, NodeId id, int k, std::span<const Tensor> inputs, const Tensor& output,
+                          const Tensor& upstream) {
+  const Derivative& d = derivative(pointwise_body(t, id), k, int(inputs.size()));
+  const DType dtype = inputs[k].dtype();
+  const Site where = t.sites[id];
+  if (d.zero || !is_real(dtype)) return {};
+  if (d.identity) return convert(upstream, dtype, where);
+  Tensor operands[16];  // record_pointwise allows fewer
+  std::vector<double> constants(d.slots.size());
+  for (std::size_t i = 0; i < d.uses.size(); ++i) {
+    const std::size_t use = std::size_t(d.uses[i]);
+    operands[i] = use < inputs.size() ? inputs[use] : use == inputs.size() ? upstream : output;
+  }
+  for (std::size_t i = 0; i < d.slots.size(); ++i)
+    constants[i] = t.constants[t.nodes[id].first_constant + std::size_t(d.slots[i])];
+  return record_body(gradient_name(t.ints_of(id)[1]), d.body, {operands, d.uses.size()}, constants, t.shape(id), dtype, where);
+}
+
+}  // namespace weft

@@ -1,0 +1,42 @@
+// The op of all pointwise computation: its ints are [Expr id, name id], its inputs broadcast to its shape. One op, so one
+// gradient rule (jit/diff) and one way to fuse.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "autograd/op.h"
+#include "autograd/tape.h"
+#include "jit/expr.h"
+
+namespace weft {
+
+const Op& pointwise_op();
+const Op& output_op();  // a further output of the node before
+const Op& input_op();   // a value from outside; ints: position in Tape::bound
+const Op& state_op();   // reads a State; ints: position in Tape::states
+const Op& assign_op();  // writes input 0 to the State at position ints[0]
+
+Expr pointwise_body(const Tape& tape, NodeId id);
+std::string_view pointwise_name(const Tape& tape, NodeId id);
+
+// Names are kept for the life of the process; a node holds the number.
+std::int64_t name_id(std::string_view name);
+
+// Records body(inputs) of the given shape and dtype.
+Tensor record_body(std::int64_t name, Expr body, std::span<const Tensor> inputs, std::span<const double> constants,
+                   const Shape& shape, DType dtype, Site where);
+
+// What several parts of the engine need before ops/ exists.
+Tensor add(const Tensor& a, const Tensor& b, Site where);      // equal shapes
+Tensor convert(const Tensor& a, DType dtype, Site where);      // a itself if it has the dtype
+Tensor copy(const Tensor& a, DType dtype, Site where);         // a node of its own: results and assigns are written by it
+Tensor constant(double value, const Shape& shape, DType dtype, Site where);
+
+// The gradient of the pointwise node `id` by its k-th input, given that of its result; absent if it is zero. Has the
+// node's shape and the input's dtype.
+Tensor pointwise_gradient(Tape& tape, NodeId id, int k, std::span<const Tensor> inputs, const Tensor& output,
+                          const Tensor& upstream);
+
+}  // namespace weft

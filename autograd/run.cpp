@@ -1,0 +1,162 @@
+#include "autograd/run.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <unordered_map>
+
+#include "autograd/backward.h"
+#include "autograd/context.h"
+#include "autograd/op.h"
+#include "autograd/pointwise.h"
+
+namespace weft {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+thread_local Clock::time_point record_start;
+
+constexpr std::size_t kPendingNodes = 4096;
+
+// Records a copy of each value that is to survive; equal nodes share one.
+struct Results {
+  std::vector<NodeId> nodes;
+  std::unordered_map<NodeId, std::size_t> of;
+
+  std::size_t add(const Tensor& value) {
+    const NodeId id = value.node();
+    const auto [it, fresh] = of.try_emplace(id, nodes.size());
+    if (fresh) nodes.push_back(copy(value, value.dtype(), tape().sites[id]).node());
+    return it->second;
+  }
+};
+
+void commit(Tape& t) {
+  for (const auto& f : t.commits) f();
+  for (Rng* r : t.draws) r->set(r->seed(), r->tick() + 1);
+  t.commits.clear();
+  t.draws.clear();
+}
+
+// A live value that may still be differentiated: something outside the tape holds it, and it leads to a parameter.
+bool differentiable(const Tape& t) {
+  for (NodeId id = 0; id < t.kept.size(); ++id)
+    if (t.kept[id] && t.kept[id].value()->references.load() > 1 && t.nodes[id].has(Node::requires_grad)) return true;
+  return false;
+}
+
+bool has_effects(const Tape& t) {
+  for (NodeId id = 0; id < t.nodes.size(); ++id)
+    if (t.op(id).writes) return true;
+  return false;
+}
+
+}  // namespace
+
+namespace detail {
+
+Recording::Recording(Site where) {
+  Context& c = context();
+  if (c.recording()) fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
+  flush();
+  c.step.clear();
+  c.tape = &c.step;
+  c.gradients = true;
+  record_start = Clock::now();
+}
+
+Recording::~Recording() {
+  if (!open_) return;
+  Context& c = context();
+  c.step.clear();
+  c.tape = &c.pending;
+  c.gradients = true;
+  c.checkpointing = false;
+  c.hold = 0;
+}
+
+void Recording::finish(std::vector<Tensor*>& results) {
+  Context& c = context();
+  Tape& t = c.step;
+  keep_gradients();
+  Results copies;
+  std::vector<std::pair<Tensor*, std::size_t>> wanted;
+  {
+    const NoGrad off;
+    for (Tensor* r : results)
+      if (*r && !(r->value() && r->value()->data && r->value()->epoch != t.epoch)) wanted.emplace_back(r, copies.add(*r));
+  }
+  c.stats.record_seconds = seconds_since(record_start);
+  const std::vector<Tensor> values = execute(t, copies.nodes);
+  commit(t);
+  for (auto& [tensor, index] : wanted) *tensor = values[index];
+  t.clear();
+  c.tape = &c.pending;
+  open_ = false;
+}
+
+}  // namespace detail
+
+bool recording() { return context().recording(); }
+
+void flush() {
+  Context& c = context();
+  if (c.recording()) fail_at(Site::current(), "flush: called inside run", "the step is only being recorded");
+  Tape& t = c.pending;
+  if (t.nodes.empty()) return;
+  record_start = Clock::now();
+  keep_gradients();
+  Results copies;
+  std::vector<std::pair<Tensor, std::size_t>> wanted;
+  {
+    const NoGrad off;
+    ++c.hold;
+    const std::size_t live = t.kept.size();
+    for (NodeId id = 0; id < live; ++id) {
+      const Tensor value = t.kept[id];
+      if (value && value.value()->references.load() > 2 && !value.value()->data) wanted.emplace_back(value, copies.add(value));
+    }
+    --c.hold;
+  }
+  const bool effects = has_effects(t);
+  c.stats.record_seconds = 0;
+  std::vector<Tensor> values;
+  if (effects || !copies.nodes.empty()) {
+    try {
+      values = execute(t, copies.nodes);
+    } catch (...) {
+      t.clear();  // what was pending cannot run: it is gone, and its handles are dead
+      throw;
+    }
+  }
+  commit(t);
+  for (auto& [tensor, index] : wanted) tensor.value()->data = std::move(values[index].value()->data);
+  wanted.clear();
+  // A forward pass whose loss was printed before backward() keeps its tape; its values are computed again then.
+  if (!effects && differentiable(t)) t.retained = true;
+  else t.clear();
+}
+
+void before_record() {
+  Context& c = context();
+  if (c.tape == &c.step || c.hold > 0) return;
+  Tape& t = c.pending;
+  if (t.retained && !differentiable(t)) t.clear();
+  if (t.nodes.size() >= kPendingNodes && t.nodes.size() % kPendingNodes < 64 && t.frame < 0 && !differentiable(t)) flush();
+}
+
+const RunStats& last_run() { return context().stats; }
+
+void use_device(std::string_view name, Site where) {
+  if (name == "auto" || name == "cpu") return;
+  if (name == "cuda" || name == "emu")
+    throw Error(ErrorKind::device, {fmt::format("device '{}' is not available", name), "this version of weft has the cpu device only",
+                                    tape().where(where, -1), "use --device cpu or auto"});
+  throw Error(ErrorKind::usage, {fmt::format("unknown device '{}'{}", name, suggestion(name, {"auto", "cpu", "cuda", "emu"})), {},
+                                 tape().where(where, -1), "use auto or cpu"});
+}
+
+std::string device() { return "cpu"; }
+
+}  // namespace weft

@@ -1,0 +1,89 @@
+// Running steps. `run(step, args...)` calls the step function, which records; plans what was recorded, or finds the plan by
+// key; executes it; and returns what the step returned, with values.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "autograd/tape.h"
+#include "autograd/tensor.h"
+
+namespace weft {
+
+// "auto" (cuda if there is one, else cpu), "cpu". Errors (ErrorKind::device) say what is missing.
+void use_device(std::string_view name, Site where = Site::current());
+std::string device();
+
+namespace detail {
+inline void collect(Tensor& t, std::vector<Tensor*>& out) { out.push_back(&t); }
+template <class T>
+void collect(std::vector<T>& v, std::vector<Tensor*>& out) { for (T& t : v) collect(t, out); }
+template <class T, std::size_t N>
+void collect(std::array<T, N>& v, std::vector<Tensor*>& out) { for (T& t : v) collect(t, out); }
+template <class A, class B>
+void collect(std::pair<A, B>& p, std::vector<Tensor*>& out) { collect(p.first, out), collect(p.second, out); }
+template <class... T>
+void collect(std::tuple<T...>& t, std::vector<Tensor*>& out) { std::apply([&](auto&... e) { (collect(e, out), ...); }, t); }
+
+// Opens a recording; discards it unless finished (an exception while recording leaves nothing behind).
+class Recording {
+ public:
+  explicit Recording(Site where = Site::current());
+  ~Recording();
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+  void finish(std::vector<Tensor*>& results);
+
+ private:
+  bool open_ = true;
+};
+}  // namespace detail
+
+// The step returns nothing, a Tensor, or a vector, array, pair or tuple of them. Handles that it does not return are dead
+// afterwards. Not reentrant.
+template <class Step, class... Args>
+auto run(Step&& step, Args&&... args) {
+  detail::Recording recording;
+  std::vector<Tensor*> results;
+  if constexpr (std::is_void_v<decltype(step(std::forward<Args>(args)...))>) {
+    step(std::forward<Args>(args)...);
+    recording.finish(results);
+  } else {
+    auto result = step(std::forward<Args>(args)...);
+    detail::collect(result, results);
+    recording.finish(results);
+    return result;
+  }
+}
+
+// Runs what is pending outside `run`, keeping the values of live handles. An error inside `run`.
+void flush();
+bool recording();  // inside `run`
+
+// What the last run did and what the runtime holds: for tests, `weft bench` and `weft inspect`.
+struct RunStats {
+  bool replayed = false;       // a known plan
+  int nodes = 0, kernels = 0;
+  double record_seconds = 0;   // in the step function and backward
+  double lookup_seconds = 0;   // key, lookup, binding
+  double plan_seconds = 0;     // scheduling, if the plan was new
+  double kernel_seconds = 0;
+  std::size_t arena_bytes = 0;
+  std::size_t plans = 0;       // kept
+};
+const RunStats& last_run();
+
+// The kernels of the last run's plan and why they are as they are, a line each.
+struct KernelRecord {
+  std::string name;   // "pointwise__add_silu__a3f9c1"
+  std::string where;  // module path and op
+  std::vector<std::string> reasons;
+};
+std::vector<KernelRecord> last_kernels();
+
+}  // namespace weft

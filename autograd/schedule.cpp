@@ -1,0 +1,662 @@
+#include "autograd/schedule.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include <xxhash.h>
+
+#include "autograd/pointwise.h"
+#include "autograd/settings.h"
+#include "jit/parallel.h"
+
+namespace weft {
+namespace {
+
+double price(Expr e) {
+  const ExprCost c = cost_of(std::span(&e, 1));
+  return c.simple + kSpecialPrice * c.special;
+}
+
+// ---- the pointwise kernel -----------------------------------------------------------------------------------------------
+
+constexpr std::int64_t kPart = 64 * kBlock;  // elements of one part of the parallel loop
+
+template <class T>
+void run_pointwise(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::int64_t n) {
+  parallel((n + kPart - 1) / kPart, [&](std::int64_t part) {
+    Runner<T> runner(launch, fused);
+    const std::size_t count = outputs.size();
+    std::vector<View> views;
+    std::vector<char> in_place(count);  // may be written while the program runs: aliases nothing that it reads
+    for (std::size_t k = 0; k < count; ++k) {
+      views.push_back(collapse(launch.view(outputs[k])));
+      in_place[k] = std::none_of(fused.leaves.begin(), fused.leaves.end(),
+                                 [&](const Operand& leaf) { return leaf.slot == outputs[k].slot; });
+    }
+    std::vector<std::array<double, kBlock>> buffers(count);
+    std::vector<void*> to(count);
+    for (std::int64_t first = part * kPart; first < std::min(n, (part + 1) * kPart); first += kBlock) {
+      const int m = int(std::min<std::int64_t>(kBlock, n - first));
+      for (std::size_t k = 0; k < count; ++k) {
+        void* direct = in_place[k] ? direct_block<T>(views[k], fused.program.output_type(int(k)), first, m) : nullptr;
+        to[k] = direct ? direct : buffers[k].data();
+      }
+      runner.run(first, m, {}, to);
+      for (std::size_t k = 0; k < count; ++k)
+        if (to[k] == buffers[k].data()) write_block<T>(views[k], fused.program.output_type(int(k)), first, m, to[k]);
+    }
+  });
+}
+
+Kernel pointwise_kernel(Fused fused, std::vector<Operand> outputs, std::int64_t n, bool in_double) {
+  return [fused = std::make_shared<const Fused>(std::move(fused)), outputs = std::move(outputs), n, in_double](const Launch& l) {
+    if (n == 0) return;
+    in_double ? run_pointwise<double>(l, *fused, outputs, n) : run_pointwise<float>(l, *fused, outputs, n);
+  };
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results)
+    : t_(tape), results_(results), plan_(std::make_unique<Plan>()) {
+  const std::size_t n = t_.nodes.size();
+  kind_.resize(n);
+  for (NodeId id = 0; id < n; ++id) {
+    const Op& op = t_.op(id);
+    kind_[id] = &op == &pointwise_op() || &op == &assign_op() ? Kind::pointwise
+                : &op == &output_op()                         ? Kind::output
+                : op.view                                     ? Kind::view
+                : op.lower                                    ? Kind::structured
+                                                              : Kind::leaf;
+  }
+  live_.resize(n);
+  read_.resize(n);
+  stored_.resize(n);
+  snapshot_.resize(n);
+  resolved_.resize(n);
+  users_.resize(n);
+  readers_.resize(n);
+  expr_.resize(n);
+  reason_.resize(n);
+  operand_.resize(n);
+  group_of_.assign(n, -1);
+  assigned_.assign(t_.states.size(), -1);
+  state_slot_.assign(t_.states.size(), -1);
+}
+
+std::unique_ptr<Plan> Scheduler::run() {
+  mark_live();
+  find_users();
+  fuse();
+  find_readers();
+  group();
+  find_snapshots();
+  place_outputs();
+  emit_all();
+  assign_memory();
+  return std::move(plan_);
+}
+
+std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results) { return Scheduler(tape, results).run(); }
+
+// ---- analysis -----------------------------------------------------------------------------------------------------------
+
+// A node lives if a result or a write of a State depends on it. `read_` tells outputs that somebody looks at.
+void Scheduler::mark_live() {
+  std::vector<NodeId> todo;
+  auto need = [&](NodeId id) {
+    read_[id] = 1;
+    if (kind_[id] == Kind::output) {
+      live_[id] = 1;
+      id = t_.inputs_of(id)[0];
+    }
+    if (!live_[id]) live_[id] = 1, todo.push_back(id);
+  };
+  for (const NodeId id : results_) need(id);
+  for (NodeId id = 0; id < t_.nodes.size(); ++id)
+    if (const Op& op = t_.op(id); op.writes) {
+      if (!live_[id]) live_[id] = 1, todo.push_back(id);
+      std::vector<std::int32_t> positions;
+      op.writes(t_, id, positions);
+      for (const std::int32_t p : positions) assigned_[std::size_t(p)] = id;
+    }
+  while (!todo.empty()) {
+    const NodeId id = todo.back();
+    todo.pop_back();
+    for (const NodeId input : t_.inputs_of(id))
+      if (input != Tape::kNone) need(input);
+  }
+}
+
+void Scheduler::find_users() {
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!live_[id] || kind_[id] == Kind::output) continue;
+    for (const NodeId input : t_.inputs_of(id))
+      if (input != Tape::kNone && (users_[input].empty() || users_[input].back() != id)) users_[input].push_back(id);
+  }
+}
+
+bool Scheduler::in_double(NodeId id) const {
+  if (t_.nodes[id].dtype == DType::f64) return true;
+  const auto inputs = t_.inputs_of(id);
+  return std::any_of(inputs.begin(), inputs.end(),
+                     [&](NodeId i) { return i != Tape::kNone && t_.nodes[i].dtype == DType::f64; });
+}
+
+int Scheduler::result_of(NodeId id) const {
+  const auto it = std::find(results_.begin(), results_.end(), id);
+  return it == results_.end() ? -1 : int(it - results_.begin());
+}
+
+// Inputs of a pointwise node become leaves, or, where inlined, their own expressions.
+Expr Scheduler::fused_expr(NodeId id) const {
+  const auto inputs = t_.inputs_of(id);
+  const Node& node = t_.nodes[id];
+  auto leaf = [&](NodeId input) {
+    return is_pointwise(input) && !stored_[input] ? expr_[input] : expr::input(int(input), expr_type(t_.nodes[input].dtype));
+  };
+  if (&t_.op(id) == &assign_op()) {
+    const Expr value = leaf(inputs[0]);
+    return is_real(node.dtype) ? to_real(value) : is_integer(node.dtype) ? to_integer(value) : value;
+  }
+  std::vector<std::optional<Expr>> map(inputs.size());
+  for (std::size_t k = 0; k < inputs.size(); ++k) map[k] = leaf(inputs[k]);
+  std::vector<int> slots(node.constants);
+  std::iota(slots.begin(), slots.end(), int(node.first_constant));
+  return substitute(pointwise_body(t_, id), map, slots);
+}
+
+bool Scheduler::must_store(NodeId id, std::string* why) const {
+  if (&t_.op(id) == &assign_op()) return *why = "stored: writes a state", true;
+  if (result_of(id) >= 0) return *why = "stored: returned by the step", true;
+  if (!settings().fuse) return *why = "stored: WEFT_FUSE=0", true;
+  if (settings().check_nan) return *why = "stored: WEFT_CHECK=nan looks at every op", true;
+  const bool positional = uses_op(expr_[id], ExprOp::uniform) || uses_op(expr_[id], ExprOp::index);
+  for (const NodeId user : users_[id]) {
+    if (is_pointwise(user)) {
+      if (in_double(user) != in_double(id)) return *why = "stored: read in another precision", true;
+      if (positional && t_.shape(user) != t_.shape(id)) return *why = "stored: its elements are numbered by its own shape", true;
+      continue;
+    }
+    const Op& op = t_.op(user);
+    const auto inputs = t_.inputs_of(user);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i] != id) continue;
+      const bool prologue = kind_[user] == Kind::structured && i < 32 && (op.prologues >> i & 1) && !positional &&
+                            in_double(user) == in_double(id);
+      if (!prologue) return *why = fmt::format("stored: {} reads it from memory", op.name), true;
+    }
+  }
+  return false;
+}
+
+// Inline or store: recomputing costs its operations for every reader beyond the first evaluation, and the loads of its own
+// operands; storing costs a write and a read for each reader.
+void Scheduler::decide(NodeId id) {
+  std::string& why = reason_[id];
+  if (must_store(id, &why)) {
+    stored_[id] = 1;
+    return;
+  }
+  const double n = double(std::max<std::int64_t>(1, t_.shape(id).numel()));
+  double evaluations = 0;
+  for (const NodeId user : users_[id]) {
+    if (is_pointwise(user)) {
+      evaluations += std::max(1.0, double(t_.shape(user).numel()) / n);
+    } else {
+      evaluations += t_.op(user).reuse;
+    }
+  }
+  const double readers = double(users_[id].size());
+  const double own = price(expr_[id]);
+  const double extra_loads = std::max(0.0, double(leaves(expr_[id]).size()) - 1) * (readers - 1);
+  const double recompute = own * (evaluations - 1) + kReadPrice * extra_loads;
+  const double store = kReadPrice * (1 + readers);
+  stored_[id] = recompute > store;
+  why = fmt::format("{}: {:.0f} readers, {:.0f} evaluations of {:.0f} ops: recomputing costs {:.0f}, storing {:.0f}",
+                    stored_[id] ? "stored" : "inlined", readers, evaluations, own, recompute, store);
+}
+
+void Scheduler::fuse() {
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!live_[id] || !is_pointwise(id)) continue;
+    expr_[id] = fused_expr(id);
+    while (cost_of(std::span(&expr_[id], 1)).total() > kKernelOps) {
+      NodeId largest = Tape::kNone;
+      for (const NodeId input : t_.inputs_of(id))
+        if (is_pointwise(input) && !stored_[input] && (largest == Tape::kNone || price(expr_[input]) > price(expr_[largest])))
+          largest = input;
+      if (largest == Tape::kNone) break;  // one op's own expression
+      stored_[largest] = 1;
+      reason_[largest] = fmt::format("stored: its reader would exceed {} ops", kKernelOps);
+      expr_[id] = fused_expr(id);
+    }
+    decide(id);
+  }
+}
+
+NodeId Scheduler::memory_of(NodeId id, bool* through_view) const {
+  while (kind_[id] == Kind::view) {
+    if (through_view) *through_view = true;
+    id = t_.inputs_of(id)[0];
+  }
+  return id;
+}
+
+std::vector<NodeId> Scheduler::leaves(Expr e) const {
+  std::vector<NodeId> out;
+  for (const Expr x : topological(std::span(&e, 1)))
+    if (x.op() == ExprOp::input) out.push_back(NodeId(x.index()));
+  return out;
+}
+
+template <class F>
+void Scheduler::each_leaf(NodeId kernel, F&& f) const {
+  if (is_pointwise(kernel)) {
+    for (const NodeId leaf : leaves(expr_[kernel])) f(leaf);
+    return;
+  }
+  for (const NodeId input : t_.inputs_of(kernel)) {
+    if (input == Tape::kNone) continue;
+    if (is_pointwise(input) && !stored_[input])
+      for (const NodeId leaf : leaves(expr_[input])) f(leaf);
+    else
+      f(input);
+  }
+}
+
+void Scheduler::find_readers() {
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!live_[id] || !(is_root(id) || kind_[id] == Kind::structured)) continue;
+    each_leaf(id, [&](NodeId leaf) {
+      bool view = false;
+      NodeId memory = memory_of(leaf, &view);
+      readers_[memory].push_back({id, view});
+    });
+  }
+}
+
+// ---- grouping -----------------------------------------------------------------------------------------------------------
+
+// `id` may run in the kernel of `group`, which thereby moves to id's place on the tape: nobody may read a member before
+// that, and no State that a member reads may be written before that.
+bool Scheduler::can_join(const Group& group, NodeId id) const {
+  const NodeId first = group.members.front();
+  if (group.closed || group.members.size() >= kKernelRoots || t_.shape(first) != t_.shape(id) || in_double(first) != in_double(id))
+    return false;
+  auto inside = [&](NodeId kernel) {
+    return std::find(group.members.begin(), group.members.end(), kernel) != group.members.end();
+  };
+  int ops = cost_of(std::span(&expr_[id], 1)).total();
+  for (const NodeId member : group.members) {
+    ops += cost_of(std::span(&expr_[member], 1)).total();
+    for (const Reader& reader : readers_[member]) {
+      if (reader.kernel == id ? reader.through_view : !inside(reader.kernel) && reader.kernel < id) return false;
+    }
+    bool hazard = false;
+    each_leaf(member, [&](NodeId leaf) {
+      const NodeId memory = memory_of(leaf);
+      if (t_.nodes[memory].op != state_op().id) return;
+      const std::int64_t write = assigned_[std::size_t(t_.ints_of(memory)[0])];
+      hazard |= write >= 0 && memory < write && write <= std::int64_t(id);
+    });
+    if (hazard) return false;
+  }
+  return ops <= kKernelOps;
+}
+
+bool Scheduler::shares_leaf(const Group& group, NodeId id) const {
+  std::vector<NodeId> mine;
+  each_leaf(id, [&](NodeId leaf) { mine.push_back(leaf); });
+  for (const NodeId member : group.members) {
+    if (std::find(mine.begin(), mine.end(), member) != mine.end()) return true;
+    bool shared = false;
+    each_leaf(member, [&](NodeId leaf) {
+      shared |= t_.shape(leaf).numel() > 1 && std::find(mine.begin(), mine.end(), leaf) != mine.end();
+    });
+    if (shared) return true;
+  }
+  return false;
+}
+
+void Scheduler::group() {
+  constexpr std::size_t kWindow = 16;  // recent groups that are looked at
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!is_root(id)) continue;
+    const bool assign = &t_.op(id) == &assign_op();
+    if (settings().fuse && !settings().check_nan && !assign) {
+      for (std::size_t back = 0; back < std::min(kWindow, groups_.size()); ++back) {
+        Group& g = groups_[groups_.size() - 1 - back];
+        if (!shares_leaf(g, id) || !can_join(g, id)) continue;
+        g.members.push_back(id);
+        group_of_[id] = int(groups_.size() - 1 - back);
+        break;
+      }
+    }
+    if (group_of_[id] >= 0) continue;
+    group_of_[id] = int(groups_.size());
+    groups_.push_back({{id}, assign});
+  }
+}
+
+// A State read that is used after the State was written needs a copy made before.
+void Scheduler::find_snapshots() {
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (t_.nodes[id].op != state_op().id || !live_[id]) continue;
+    const std::int64_t write = assigned_[std::size_t(t_.ints_of(id)[0])];
+    if (write < std::int64_t(id)) continue;  // never written, or read after the write
+    for (const Reader& r : readers_[id]) {
+      const NodeId at = is_pointwise(r.kernel) ? groups_[std::size_t(group_of_[r.kernel])].members.back() : r.kernel;
+      const bool same_kernel = std::int64_t(at) == write;
+      // In the writing kernel itself the old value may be read only element by element.
+      const bool elementwise = same_kernel && is_pointwise(r.kernel) && !r.through_view && t_.shape(id) == t_.shape(at);
+      if (std::int64_t(at) > write || (same_kernel && is_pointwise(r.kernel) && !elementwise)) snapshot_[id] = 1;
+    }
+  }
+}
+
+// A part of a concat that nobody else reads is written into its slice by its producer.
+void Scheduler::place_outputs() {
+  for (NodeId id = NodeId(t_.nodes.size()); id-- > 0;) {
+    if (!live_[id] || t_.op(id).name != "concat") continue;
+    if (!operand_[id]) operand_[id] = new_value(t_.shape(id), t_.nodes[id].dtype, id);
+    const auto ints = plain_ints(t_, id);  // axis, then the sizes
+    const int axis = int(ints[0]);
+    std::int64_t at = 0;
+    const auto parts = t_.inputs_of(id);
+    for (std::size_t i = 0; i < parts.size(); at += ints[1 + i], ++i) {
+      const NodeId part = parts[i];
+      if (part == Tape::kNone || operand_[part] || users_[part].size() != 1) continue;
+      if (t_.nodes[part].dtype != t_.nodes[id].dtype || std::count(parts.begin(), parts.end(), part) != 1) continue;
+      const NodeId producer = kind_[part] == Kind::output ? t_.inputs_of(part)[0] : part;
+      const bool writes_rows = is_root(producer) || (kind_[producer] == Kind::structured && !t_.op(producer).dense_outputs);
+      if (!writes_rows || result_of(part) >= 0 || t_.op(producer).writes) continue;
+      Operand slice = operand_[id];
+      slice.offset += at * slice.strides[std::size_t(axis)];
+      slice.dims[std::size_t(axis)] = ints[1 + i];
+      if (slice.rows()) operand_[part] = slice;
+    }
+  }
+}
+
+// ---- emission -----------------------------------------------------------------------------------------------------------
+
+int Scheduler::new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name) {
+  plan_->slots.push_back({kind, bytes, index, -1, -1, 0, std::move(name)});
+  return int(plan_->slots.size()) - 1;
+}
+
+Operand Scheduler::new_value(const Shape& shape, DType dtype, NodeId node) {
+  const std::size_t bytes = std::size_t(shape.numel()) * size_of(dtype);
+  return dense_operand(new_slot(Slot::arena, bytes, 0, t_.name(node)), dtype, shape.dims());
+}
+
+void Scheduler::touch(const Operand& o) {
+  if (o) touched_.push_back(o.slot);
+}
+
+void Scheduler::emit(std::string name, NodeId node, Kernel kernel, std::vector<Operand> outputs, std::vector<std::string> reasons) {
+  const int index = int(plan_->kernels.size());
+  for (const int s : touched_) {
+    Slot& slot = plan_->slots[std::size_t(s)];
+    if (slot.first < 0) slot.first = index;
+    slot.last = std::max(slot.last, index);
+  }
+  PlannedKernel k;
+  k.run = std::move(kernel);
+  k.record = {std::move(name), t_.name(node), std::move(reasons)};
+  k.where = t_.where(node);
+  k.outputs = std::move(outputs);
+  k.writes_state = t_.op(node).writes != nullptr;
+  plan_->kernels.push_back(std::move(k));
+}
+
+// A dense copy of strided memory, made here.
+Operand Scheduler::copied(const Operand& from, NodeId node) {
+  const Shape shape(std::span(from.dims.data(), std::size_t(from.rank)));
+  const Operand to = new_value(shape, from.dtype, node);
+  const std::vector<int> outer = std::exchange(touched_, {});
+  touch(from);
+  touch(to);
+  Fused fused;
+  fused.roots = {expr::input(0, expr_type(from.dtype))};
+  fused.program = Program(fused.roots);
+  fused.leaves = {from};
+  emit("copy", node, pointwise_kernel(std::move(fused), {to}, shape.numel(), from.dtype == DType::f64), {to},
+       {"copied: its strides cannot be read in place"});
+  touched_ = outer;
+  return to;
+}
+
+Operand Scheduler::where(NodeId id) {
+  if (kind_[id] != Kind::view || resolved_[id]) return operand_[id];
+  const NodeId base = t_.inputs_of(id)[0];
+  const Operand from = where(base);
+  Operand o = t_.op(id).view(t_, id, from);
+  if (!o) o = t_.op(id).view(t_, id, copied(from, id));
+  resolved_[id] = 1;
+  return operand_[id] = o;
+}
+
+// Expressions over input(node), slot(constant) become a program over operands broadcast to `space`.
+Fused Scheduler::fused_over(const std::vector<Expr>& roots, const Shape& space) {
+  Fused fused;
+  std::vector<std::optional<Expr>> inputs(t_.nodes.size());
+  std::vector<int> slots(t_.constants.size() + 3);
+  for (const Expr e : topological(roots)) {
+    if (e.op() == ExprOp::input) {
+      const NodeId leaf = NodeId(e.index());
+      inputs[leaf] = expr::input(int(fused.leaves.size()), e.type());
+      fused.leaves.push_back(broadcast_to(where(leaf), space.dims()));
+      touch(fused.leaves.back());
+    } else if (e.op() == ExprOp::slot || e.op() == ExprOp::uniform) {
+      const int count = e.op() == ExprOp::slot ? 1 : 3;
+      for (int k = 0; k < count; ++k) {
+        slots[std::size_t(e.index() + k)] = int(fused.constants.size());
+        fused.constants.push_back(int(e.index()) + k);
+      }
+    }
+  }
+  for (const Expr root : roots) fused.roots.push_back(substitute(root, inputs, slots));
+  fused.program = Program(fused.roots);
+  return fused;
+}
+
+void Scheduler::emit_group(const Group& group) {
+  touched_.clear();
+  const NodeId last = group.members.back();
+  std::vector<Expr> roots;
+  std::vector<Operand> outputs;
+  std::vector<std::string> reasons;
+  std::string names;
+  // A member that reads another member takes its value from a register.
+  std::vector<std::optional<Expr>> registers(last + 1);
+  for (const NodeId id : group.members) {
+    const Expr root = substitute(expr_[id], registers);
+    registers[id] = root;
+    roots.push_back(root);
+    outputs.push_back(operand_[id]);
+    const std::string name(&t_.op(id) == &assign_op() ? "assign" : pointwise_name(t_, id));
+    if (names.find(name) == std::string::npos && names.size() < 40) names += "_" + name;
+    reasons.push_back(t_.name(id) + ": " + reason_[id]);
+  }
+  const Shape space = t_.shape(last);
+  Fused fused = fused_over(roots, space);
+  for (const Operand& o : outputs) touch(o);
+  const std::string text = [&] {
+    std::string s;
+    for (const Expr r : fused.roots) s += to_string(r) + ";";
+    return s;
+  }();
+  const std::string name = fmt::format("pointwise_{}__{:06x}", names, XXH3_64bits(text.data(), text.size()) & 0xffffff);
+  bool wide = false;
+  for (const NodeId id : group.members) wide |= in_double(id);
+  emit(name, last, pointwise_kernel(std::move(fused), outputs, space.numel(), wide), outputs, std::move(reasons));
+}
+
+void Scheduler::emit_structured(NodeId id) {
+  touched_.clear();
+  const std::size_t first = plan_->kernels.size();
+  for (NodeId k = 0; k < t_.nodes[id].outputs; ++k)
+    if (read_[id + k] && !operand_[id + k]) operand_[id + k] = new_value(t_.shape(id + k), t_.nodes[id + k].dtype, id + k);
+  Lowering lowering(*this, id);
+  t_.op(id).lower(lowering);
+  // Operands asked for at any point stay valid during all of the node's kernels.
+  const std::size_t end = plan_->kernels.size();
+  if (end == first) return;
+  for (const int s : touched_) {
+    Slot& slot = plan_->slots[std::size_t(s)];
+    slot.first = slot.first < 0 ? int(first) : std::min(slot.first, int(first));
+    slot.last = std::max(slot.last, int(end) - 1);
+  }
+}
+
+void Scheduler::emit_all() {
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!live_[id]) continue;
+    const Node& node = t_.nodes[id];
+    switch (kind_[id]) {
+      case Kind::leaf: {
+        const std::size_t bytes = std::size_t(t_.shape(id).numel()) * size_of(node.dtype);
+        const int index = int(t_.ints_of(id)[0]);
+        int slot;
+        if (node.op == state_op().id) {
+          int& known = state_slot_[std::size_t(index)];
+          if (known < 0) known = new_slot(Slot::state, bytes, index, t_.states[std::size_t(index)]->name);
+          slot = known;
+        } else {
+          slot = new_slot(Slot::input, bytes, index, "input");
+        }
+        operand_[id] = dense_operand(slot, node.dtype, t_.shape(id).dims());
+        if (snapshot_[id]) operand_[id] = copied(operand_[id], id);
+        break;
+      }
+      case Kind::pointwise: {
+        if (!stored_[id]) break;
+        const Group& g = groups_[std::size_t(group_of_[id])];
+        if (const int r = result_of(id); r >= 0) {
+          const std::size_t bytes = std::size_t(t_.shape(id).numel()) * size_of(node.dtype);
+          operand_[id] = dense_operand(new_slot(Slot::result, bytes, r, "result"), node.dtype, t_.shape(id).dims());
+        } else if (&t_.op(id) == &assign_op()) {
+          const int position = int(t_.ints_of(id)[0]);
+          int& known = state_slot_[std::size_t(position)];
+          const std::size_t bytes = std::size_t(t_.shape(id).numel()) * size_of(node.dtype);
+          if (known < 0) known = new_slot(Slot::state, bytes, position, t_.states[std::size_t(position)]->name);
+          operand_[id] = dense_operand(known, node.dtype, t_.shape(id).dims());
+        } else if (!operand_[id]) {
+          operand_[id] = new_value(t_.shape(id), node.dtype, id);
+        }
+        if (g.members.back() == id) emit_group(g);
+        break;
+      }
+      case Kind::structured: emit_structured(id); break;
+      case Kind::view:
+      case Kind::output: break;
+    }
+  }
+}
+
+void Scheduler::assign_memory() {
+  std::vector<Lifetime> values;
+  std::vector<int> which;
+  for (std::size_t s = 0; s < plan_->slots.size(); ++s) {
+    const Slot& slot = plan_->slots[s];
+    if (slot.kind != Slot::arena || slot.first < 0) continue;
+    values.push_back({slot.bytes, slot.first, slot.last});
+    which.push_back(int(s));
+  }
+  plan_->arena_bytes = place(values);
+  for (std::size_t i = 0; i < values.size(); ++i) plan_->slots[std::size_t(which[i])].offset = values[i].offset;
+  for (const NodeId id : results_) plan_->results.push_back({t_.shape(id), t_.nodes[id].dtype});
+}
+
+// ---- what an op's lowering sees ---------------------------------------------------------------------------------------
+
+const Node& Lowering::node() const { return scheduler_.t_.nodes[node_]; }
+int Lowering::inputs() const { return node().inputs; }
+bool Lowering::has(int i) const { return scheduler_.t_.inputs_of(node_)[std::size_t(i)] != Tape::kNone; }
+Shape Lowering::shape(int i) const { return scheduler_.t_.shape(scheduler_.t_.inputs_of(node_)[std::size_t(i)]); }
+DType Lowering::dtype(int i) const { return scheduler_.t_.nodes[scheduler_.t_.inputs_of(node_)[std::size_t(i)]].dtype; }
+std::int64_t Lowering::integer(int j) const { return plain_ints(scheduler_.t_, node_)[std::size_t(j)]; }
+int Lowering::integers() const { return int(plain_ints(scheduler_.t_, node_).size()); }
+int Lowering::constant(int j) const { return int(node().first_constant) + j; }
+bool Lowering::wants(int k) const { return scheduler_.read_[node_ + NodeId(k)]; }
+bool Lowering::in_double() const { return scheduler_.in_double(node_); }
+
+Operand Lowering::view(int i) {
+  if (!has(i)) return {};
+  const Operand o = scheduler_.where(scheduler_.t_.inputs_of(node_)[std::size_t(i)]);
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::rows(int i) {
+  Operand o = view(i);
+  if (!o || o.rows()) return o;
+  o = scheduler_.copied(o, node_);
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::dense(int i) {
+  Operand o = view(i);
+  if (!o || o.contiguous()) return o;
+  o = scheduler_.copied(o, node_);
+  scheduler_.touch(o);
+  return o;
+}
+
+Fused Lowering::source(int i) {
+  Scheduler& s = scheduler_;
+  const NodeId input = s.t_.inputs_of(node_)[std::size_t(i)];
+  const bool inlined = s.is_pointwise(input) && !s.stored_[input];
+  const Expr e = inlined ? s.expr_[input] : expr::input(int(input), expr_type(s.t_.nodes[input].dtype));
+  return s.fused_over({is_real(s.t_.nodes[input].dtype) ? to_real(e) : e}, s.t_.shape(input));
+}
+
+Operand Lowering::output(int k) {
+  const Operand o = scheduler_.operand_[node_ + NodeId(k)];
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::scratch(DType dtype, std::span<const std::int64_t> dims) {
+  const Operand o = scheduler_.new_value(Shape(dims), dtype, node_);
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::state(std::int64_t position) {
+  const StateImpl& impl = *scheduler_.t_.states[std::size_t(position)];
+  int& known = scheduler_.state_slot_[std::size_t(position)];
+  const std::size_t bytes = std::size_t(impl.shape.numel()) * size_of(impl.dtype);
+  if (known < 0) known = scheduler_.new_slot(Slot::state, bytes, int(position), impl.name);
+  return dense_operand(known, impl.dtype, impl.shape.dims());
+}
+
+bool Lowering::filled(int h) const { return !hole_of(scheduler_.t_, node_, h).roots.empty(); }
+
+Fused Lowering::hole(int h, const Shape& space) {
+  const HoleView view = hole_of(scheduler_.t_, node_, h);
+  const int values = scheduler_.t_.op(node_).holes[std::size_t(h)].values;
+  Fused fused;
+  fused.values = values;
+  fused.roots = view.roots;
+  for (int k = 0; k < view.captured; ++k) {
+    fused.leaves.push_back(broadcast_to(this->view(view.first_input + k), space.dims()));
+  }
+  for (int k = 0; k < slot_count(view.roots); ++k) fused.constants.push_back(constant(view.first_slot + k));
+  fused.program = Program(fused.roots);
+  return fused;
+}
+
+void Lowering::emit(std::string name, Kernel kernel) {
+  std::vector<Operand> outputs;
+  for (int k = 0; k < node().outputs; ++k)
+    if (const Operand o = scheduler_.operand_[node_ + NodeId(k)]) outputs.push_back(o);
+  scheduler_.emit(std::move(name), node_, std::move(kernel), std::move(outputs), {});
+}
+
+}  // namespace weft

@@ -1,0 +1,98 @@
+// From a recording to a plan: what is dead, what is computed inside which kernel, what is stored where and for how long.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/op.h"
+#include "autograd/plan.h"
+#include "autograd/tape.h"
+
+namespace weft {
+
+// Prices, in FMA-class operations an element (DESIGN 2.6). Re-reading a stored value costs as much as 32 of them or 5
+// exponentials.
+inline constexpr double kReadPrice = 32;
+inline constexpr double kSpecialPrice = 6.4;
+inline constexpr int kKernelOps = 200;     // a kernel's expressions stay below this
+inline constexpr std::size_t kKernelRoots = 8;  // values one pointwise kernel stores
+
+class Scheduler {
+ public:
+  Scheduler(const Tape& tape, const std::vector<NodeId>& results);
+  std::unique_ptr<Plan> run();
+
+ private:
+  friend class Lowering;
+
+  // A kernel to be made: a structured node, or a group of pointwise values of one shape that are stored together.
+  struct Group {
+    std::vector<NodeId> members;  // ascending; the kernel runs at the last one's place on the tape
+    bool closed = false;          // writes a State: nothing may be added later
+  };
+  struct Reader {
+    NodeId kernel;  // the stored pointwise or structured node whose kernel reads
+    bool through_view;
+  };
+
+  // Analysis.
+  void mark_live();
+  void find_users();
+  void fuse();
+  void decide(NodeId id);
+  bool must_store(NodeId id, std::string* why) const;
+  Expr fused_expr(NodeId id) const;
+  void find_readers();
+  void group();
+  bool can_join(const Group& group, NodeId id) const;
+  bool shares_leaf(const Group& group, NodeId id) const;
+  void find_snapshots();
+  void place_outputs();
+
+  // Emission.
+  void emit_all();
+  void emit_group(const Group& group);
+  void emit_structured(NodeId id);
+  void emit(std::string name, NodeId node, Kernel kernel, std::vector<Operand> outputs, std::vector<std::string> reasons);
+  Operand where(NodeId id);        // memory of a value; views are resolved, by a copy if they must
+  Operand copied(const Operand& from, NodeId node);
+  Operand new_value(const Shape& shape, DType dtype, NodeId node);
+  int new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name);
+  Fused fused_over(const std::vector<Expr>& roots, const Shape& space);
+  void touch(const Operand& o);
+  void assign_memory();
+
+  // Facts about nodes.
+  bool is_pointwise(NodeId id) const { return kind_[id] == Kind::pointwise; }
+  bool is_root(NodeId id) const { return is_pointwise(id) && live_[id] && stored_[id]; }
+  bool in_double(NodeId id) const;
+  NodeId memory_of(NodeId id, bool* through_view = nullptr) const;  // through views to the node that owns memory
+  std::vector<NodeId> leaves(Expr e) const;
+  template <class F>
+  void each_leaf(NodeId kernel, F&& f) const;  // f(node) for each value the kernel of `kernel` reads from memory
+
+  enum class Kind : std::uint8_t { leaf, view, pointwise, structured, output };
+
+  const Tape& t_;
+  const std::vector<NodeId>& results_;
+  std::unique_ptr<Plan> plan_;
+  std::vector<Kind> kind_;
+  std::vector<std::uint8_t> live_, read_, stored_, snapshot_;
+  std::vector<std::vector<NodeId>> users_;
+  std::vector<Expr> expr_;                     // of pointwise nodes, over input(node) and slot(constant)
+  std::vector<std::string> reason_;            // why a pointwise value is stored or inlined
+  std::vector<std::vector<Reader>> readers_;   // kernels that read a node's memory
+  std::vector<Group> groups_;
+  std::vector<int> group_of_;
+  std::vector<std::int64_t> assigned_;         // by state position: the node that writes it, or -1
+  std::vector<Operand> operand_;               // where stored values live
+  std::vector<std::uint8_t> resolved_;         // operand_ of a view is known
+  std::vector<int> state_slot_;
+  std::vector<int> touched_;                   // slots of the node being emitted
+  int result_of(NodeId id) const;
+};
+
+}  // namespace weft

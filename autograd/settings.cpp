@@ -1,0 +1,56 @@
+#include "autograd/settings.h"
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "jit/error.h"
+
+namespace weft {
+namespace {
+
+// Calls f(word) for each word of the comma-separated variable; f returns false for a word it does not know.
+template <class F>
+void each_word(const char* variable, const std::vector<std::string>& known, F&& f) {
+  const char* text = std::getenv(variable);
+  if (!text) return;
+  std::string_view rest(text);
+  while (!rest.empty()) {
+    const auto comma = rest.find(',');
+    const std::string word(rest.substr(0, comma));
+    rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+    if (word.empty() || f(word)) continue;
+    std::string list;
+    for (const std::string& k : known) list += (list.empty() ? "" : ", ") + k;
+    fail(ErrorKind::usage, std::string(variable) + ": unknown word '" + word + "'" + suggestion(word, known), {}, "use " + list);
+  }
+}
+
+}  // namespace
+
+Settings read_settings() {
+  Settings s;
+  each_word("WEFT_FUSE", {"0", "1"}, [&](const std::string& w) {
+    s.fuse = w != "0";
+    return w == "0" || w == "1";
+  });
+  each_word("WEFT_ARENA", {"shared", "split"}, [&](const std::string& w) {
+    s.split_arena = w == "split";
+    return w == "split" || w == "shared";
+  });
+  each_word("WEFT_CHECK", {"nan"}, [&](const std::string& w) { return s.check_nan = w == "nan"; });
+  each_word("WEFT_LOG", {"plan", "why", "kernels"}, [&](const std::string& w) {
+    s.log_plan |= w == "plan";
+    s.log_why |= w == "why";
+    s.log_kernels |= w == "kernels";
+    return w == "plan" || w == "why" || w == "kernels";
+  });
+  return s;
+}
+
+Settings& settings() {
+  static Settings s = read_settings();
+  return s;
+}
+
+}  // namespace weft

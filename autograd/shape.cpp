@@ -1,0 +1,50 @@
+#include "autograd/shape.h"
+
+#include <algorithm>
+
+#include "jit/error.h"
+
+namespace weft {
+
+Shape::Shape(std::span<const std::int64_t> dims) {
+  if (dims.size() > kMaxRank)
+    fail(ErrorKind::usage, "shape: too many dimensions", std::to_string(dims.size()) + ", at most " + std::to_string(kMaxRank),
+         "merge axes with reshape");
+  rank_ = std::int8_t(dims.size());
+  std::copy(dims.begin(), dims.end(), dims_.begin());
+}
+
+void Shape::push_back(std::int64_t dim) {
+  if (rank_ == kMaxRank) fail(ErrorKind::usage, "shape: too many dimensions", to_string(*this), "merge axes with reshape");
+  dims_[rank_++] = dim;
+}
+
+bool broadcast_shapes(const Shape& a, const Shape& b, Shape* out) {
+  if (a == b) {
+    *out = a;
+    return true;
+  }
+  const Shape& longer = a.rank() >= b.rank() ? a : b;
+  const Shape& shorter = a.rank() >= b.rank() ? b : a;
+  Shape result = longer;
+  for (int i = 1; i <= shorter.rank(); ++i) {
+    if (longer[-i] == shorter[-i] || shorter[-i] == 1) continue;
+    if (longer[-i] != 1) return false;
+    result[-i] = shorter[-i];
+  }
+  *out = result;
+  return true;
+}
+
+bool broadcasts_to(const Shape& from, const Shape& to) {
+  Shape out;
+  return broadcast_shapes(from, to, &out) && out == to;
+}
+
+std::string to_string(const Shape& shape) {
+  std::string s = "(";
+  for (int i = 0; i < shape.rank(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + (shape.rank() == 1 ? ",)" : ")");
+}
+
+}  // namespace weft

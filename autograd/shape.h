@@ -1,0 +1,46 @@
+// Shapes: at most kMaxRank static sizes, row-major.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <string>
+
+#include "jit/block.h"
+
+namespace weft {
+
+class Shape {
+ public:
+  Shape() = default;  // a scalar: rank 0, one element
+  Shape(std::initializer_list<std::int64_t> dims) : Shape(std::span(dims.begin(), dims.size())) {}
+  explicit Shape(std::span<const std::int64_t> dims);
+
+  int rank() const { return rank_; }
+  std::int64_t operator[](int i) const { return dims_[i < 0 ? i + rank_ : i]; }  // negative: from the end
+  std::int64_t& operator[](int i) { return dims_[i < 0 ? i + rank_ : i]; }
+  std::int64_t numel() const {
+    std::int64_t n = 1;
+    for (int i = 0; i < rank_; ++i) n *= dims_[i];
+    return n;
+  }
+  std::span<const std::int64_t> dims() const { return {dims_.data(), std::size_t(rank_)}; }
+  const std::int64_t* begin() const { return dims_.data(); }
+  const std::int64_t* end() const { return dims_.data() + rank_; }
+  void push_back(std::int64_t dim);
+  Shape first(int n) const { return Shape(dims().first(n)); }
+  Shape last(int n) const { return Shape(dims().last(n)); }
+  bool operator==(const Shape&) const = default;
+
+ private:
+  std::int8_t rank_ = 0;
+  std::array<std::int64_t, kMaxRank> dims_{};
+};
+
+// The common shape of right-aligned broadcasting; false if there is none.
+bool broadcast_shapes(const Shape& a, const Shape& b, Shape* out);
+bool broadcasts_to(const Shape& from, const Shape& to);
+std::string to_string(const Shape& shape);  // "(8, 512)"
+
+}  // namespace weft

@@ -1,0 +1,181 @@
+#include "autograd/state.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "autograd/backward.h"
+#include "autograd/context.h"
+#include "autograd/op.h"
+#include "autograd/pointwise.h"
+#include "jit/memory.h"
+
+namespace weft {
+namespace {
+
+std::uint64_t next_id() {
+  static std::atomic<std::uint64_t> counter{0};
+  return ++counter;
+}
+
+std::size_t bytes_of(const StateImpl& s) { return std::size_t(s.shape.numel()) * size_of(s.dtype); }
+
+// Host access happens between steps: what is pending runs first.
+void settle(const StateImpl& s, Site where) {
+  if (recording())
+    fail_at(where, fmt::format("state '{}' was accessed from the host inside run", s.name), {},
+            "read it with read(), write it with assign(), or do it between steps");
+  flush();
+}
+
+void writes_first_int(const Tape& t, NodeId id, std::vector<std::int32_t>& positions) {
+  positions.push_back(std::int32_t(plain_ints(t, id)[0]));
+}
+
+// assign_at: copies rows to position, position + 1, ... modulo the capacity.
+void lower_assign_at(Lowering& l) {
+  const Operand value = l.dense(0), to = l.state(l.integer(0));
+  const int position = l.constant(0);
+  const std::int64_t rows = value.dims[0], capacity = to.dims[0];
+  std::int64_t row = 1;
+  for (int i = 1; i < to.rank; ++i) row *= to.dims[i];
+  l.emit("assign_at", [=](const Launch& launch) {
+    const auto start = std::int64_t(launch.constants[position]);
+    const std::size_t bytes = std::size_t(row) * size_of(to.dtype);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t at = ((start + r) % capacity + capacity) % capacity;
+      std::memcpy(launch.view(to).data + std::size_t(at) * bytes, launch.view(value).data + std::size_t(r) * bytes, bytes);
+    }
+  });
+}
+
+const Op& assign_at_op = register_op({.name = "assign_at", .lower = lower_assign_at, .writes = writes_first_int});
+
+}  // namespace
+
+// The scheduler writes the value into the State's memory itself, so that the kernel that makes the value can do it.
+const Op& assign_op() {
+  static const Op& op = register_op({.name = "assign", .writes = writes_first_int});
+  return op;
+}
+
+StateImpl::StateImpl(Shape s, DType d, std::string n) : id(next_id()), name(std::move(n)), shape(s), dtype(d) {
+  data = allocate(bytes_of(*this), "state '" + name + "' " + to_string(s));
+  std::memset(data, 0, bytes_of(*this));
+}
+
+StateImpl::~StateImpl() { deallocate(data); }
+
+State::State(Shape shape, DType dtype, std::string name)
+    : impl_(std::make_shared<StateImpl>(shape, dtype, std::move(name))) {}
+
+Tensor State::read(Site where) const {
+  if (!impl_) fail_at(where, "state: an absent state was read");
+  before_record();
+  Tape& t = tape();
+  if (impl_->read_epoch != t.epoch) {
+    const std::int64_t position = state_position(*this);
+    const Out out{impl_->shape, impl_->dtype};
+    const NodeId id = t.record(state_op(), {}, {&out, 1}, {&position, 1}, {}, where);
+    if (impl_->parameter && impl_->trainable && context().gradients) t.nodes[id].flags |= Node::requires_grad;
+    impl_->read_epoch = t.epoch;
+    impl_->read_node = id;
+  } else if (impl_->parameter && impl_->trainable && context().gradients) {
+    // Read before under NoGrad: the leaf may be shared, its users decide by their own flags.
+    t.nodes[impl_->read_node].flags = Node::requires_grad;
+  }
+  return handle(impl_->read_node);
+}
+
+template <class T>
+std::vector<T> State::to_host(Site where) const {
+  settle(*impl_, where);
+  std::vector<T> out(std::size_t(impl_->shape.numel()));
+  visit_dtype(impl_->dtype, [&](auto from) {
+    const auto* data = reinterpret_cast<const decltype(from)*>(impl_->data);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = T(data[i]);
+  });
+  return out;
+}
+
+template <class T>
+void State::set(const std::vector<T>& values, Site where) {
+  settle(*impl_, where);
+  if (std::int64_t(values.size()) != impl_->shape.numel())
+    fail_at(where, fmt::format("state '{}': the number of values is not that of the shape", impl_->name),
+            fmt::format("{} values, shape {}", values.size(), weft::to_string(impl_->shape)));
+  visit_dtype(impl_->dtype, [&](auto to) {
+    auto* data = reinterpret_cast<decltype(to)*>(impl_->data);
+    for (std::size_t i = 0; i < values.size(); ++i) data[i] = static_cast<decltype(to)>(values[i]);
+  });
+}
+
+template std::vector<float> State::to_host(Site) const;
+template std::vector<double> State::to_host(Site) const;
+template std::vector<std::int64_t> State::to_host(Site) const;
+template void State::set(const std::vector<float>&, Site);
+template void State::set(const std::vector<double>&, Site);
+template void State::set(const std::vector<std::int64_t>&, Site);
+
+std::vector<std::byte> State::bytes(Site where) const {
+  settle(*impl_, where);
+  return {impl_->data, impl_->data + bytes_of(*impl_)};
+}
+
+void State::set_bytes(const void* bytes, Site where) {
+  settle(*impl_, where);
+  if (const std::size_t n = bytes_of(*impl_)) std::memcpy(impl_->data, bytes, n);
+}
+
+Param::Param(Shape shape, DType dtype, std::string name) : State(shape, dtype, std::move(name)) {
+  impl_->parameter = true;
+  impl_->decay = shape.rank() >= 2;
+}
+
+template <class T>
+std::vector<T> Param::gradient(Site where) const {
+  settle(*impl_, where);
+  if (!impl_->pending) return std::vector<T>(std::size_t(impl_->shape.numel()));
+  return State(impl_->gradient).to_host<T>(where);
+}
+template std::vector<float> Param::gradient(Site) const;
+template std::vector<double> Param::gradient(Site) const;
+
+void Param::zero_grad() {
+  impl_->gradient_epoch = 0;
+  impl_->zeroed_epoch = tape().epoch;
+  on_commit([impl = impl_] { impl->pending = false; });
+  if (!recording() && tape().nodes.empty()) {  // nothing to wait for
+    impl_->pending = false;
+    tape().commits.pop_back();
+  }
+}
+
+void assign(const State& state, Arg value, Site where) {
+  const Shape& shape = state.shape();
+  if (!broadcasts_to(value.shape(), shape))
+    fail_at(where, fmt::format("assign: the value does not fit state '{}'", state.name()),
+            fmt::format("value {}, state {}", to_string(value.shape()), to_string(shape)));
+  mark_assigned(state, where);
+  const std::int64_t position = state_position(state);
+  record(assign_op(), {value.tensor()}, {{shape, state.dtype()}}, {&position, 1}, {}, where);
+  if (!recording()) flush();
+}
+
+void assign_at(const State& state, const Scalar& position, Arg value, Site where) {
+  const Shape& shape = state.shape();
+  const bool fits = shape.rank() > 0 && value.shape().rank() == shape.rank() && value.shape()[0] <= shape[0] &&
+                    value.shape().last(shape.rank() - 1) == shape.last(shape.rank() - 1);
+  if (!fits)
+    fail_at(where, fmt::format("assign_at: the rows do not fit state '{}'", state.name()),
+            fmt::format("value {}, state {}", to_string(value.shape()), to_string(shape)),
+            "give rows of the state's shape, at most its capacity");
+  mark_assigned(state, where);
+  const std::int64_t at = state_position(state);
+  const double start = position.value();
+  const Tensor rows = convert(value.tensor(), state.dtype(), where);
+  record(assign_at_op, {rows}, {{Shape{0}, state.dtype()}}, {&at, 1}, {&start, 1}, where);
+  if (!recording()) flush();
+}
+
+}  // namespace weft

@@ -1,0 +1,88 @@
+// State: the only thing that is written. A buffer that outlives the step, with a fixed address and capacity. A Param is a
+// State with a gradient. Handles share one buffer.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "autograd/shape.h"
+#include "autograd/tensor.h"
+#include "jit/dtype.h"
+
+namespace weft {
+
+struct StateImpl {
+  std::uint64_t id = 0;  // unique in the process; part of plan keys
+  std::string name;      // for errors; the full module path once a module owns it
+  Shape shape;
+  DType dtype = DType::f32;
+  std::byte* data = nullptr;
+  bool parameter = false;
+  bool trainable = true;  // a frozen parameter takes no gradient
+  bool decay = true;      // takes part in weight decay (SPEC 10)
+  // The gradient of backward calls that no optimizer has consumed yet.
+  std::shared_ptr<StateImpl> gradient;
+  bool pending = false;
+  // Caches of the tape being recorded: the node that reads this State, and whether it was assigned in this epoch.
+  std::uint64_t read_epoch = 0, assigned_epoch = 0, gradient_epoch = 0, zeroed_epoch = 0;
+  NodeId read_node = 0, gradient_node = 0;  // gradient_node: this epoch's gradient, not yet consumed
+  std::int32_t position = -1;               // in Tape::states, valid in position_epoch
+  std::uint64_t position_epoch = 0;
+
+  StateImpl(Shape shape, DType dtype, std::string name);
+  ~StateImpl();
+  StateImpl(const StateImpl&) = delete;
+  StateImpl& operator=(const StateImpl&) = delete;
+};
+
+class State {
+ public:
+  State() = default;  // absent
+  // Zeros. `name` appears in errors.
+  explicit State(Shape shape, DType dtype = DType::f32, std::string name = "state");
+  explicit State(std::shared_ptr<StateImpl> impl) : impl_(std::move(impl)) {}
+
+  explicit operator bool() const { return bool(impl_); }
+  const Shape& shape() const { return impl_->shape; }
+  DType dtype() const { return impl_->dtype; }
+  const std::string& name() const { return impl_->name; }
+  Tensor read(Site where = Site::current()) const;  // as of the assigns recorded so far
+
+  // Host access, between steps only (an error inside `run`; pending ops outside it run first). T: float or double or int64.
+  template <class T>
+  std::vector<T> to_host(Site where = Site::current()) const;
+  template <class T>
+  void set(const std::vector<T>& values, Site where = Site::current());
+  // The raw bytes, row-major in dtype(): for checkpoints. Between steps only; writing keeps derived copies equal.
+  std::vector<std::byte> bytes(Site where = Site::current()) const;
+  void set_bytes(const void* bytes, Site where = Site::current());
+
+  const std::shared_ptr<StateImpl>& impl() const { return impl_; }
+
+ protected:
+  std::shared_ptr<StateImpl> impl_;
+};
+
+class Param : public State {
+ public:
+  Param() = default;
+  explicit Param(Shape shape, DType dtype = DType::f32, std::string name = "param");
+  bool trainable() const { return impl_->trainable; }
+  void set_trainable(bool on) { impl_->trainable = on; }
+  bool decay() const { return impl_->decay; }
+  void set_decay(bool on) { impl_->decay = on; }
+  bool has_gradient() const { return impl_->pending; }  // a gradient accumulated over runs and not yet consumed
+  template <class T>
+  std::vector<T> gradient(Site where = Site::current()) const;  // its values, zeros if there is none
+  void zero_grad();
+};
+
+// Writes `value` (shape and a dtype convertible to the state's) after every read recorded before and before every read
+// recorded after; at most one assign per State and step. Outside `run` it runs at once.
+void assign(const State& state, Arg value, Site where = Site::current());
+// Writes rows [position, position + value.dim(0)) modulo the capacity state.dim(0).
+void assign_at(const State& state, const Scalar& position, Arg value, Site where = Site::current());
+
+}  // namespace weft

@@ -1,0 +1,121 @@
+// The tape: a vector of nodes in recording order. Its bytes, with the switches, are the key of the plan that runs it, so a
+// node holds no address and no float.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "autograd/shape.h"
+#include "autograd/tensor.h"
+#include "jit/dtype.h"
+#include "jit/error.h"
+
+namespace weft {
+
+struct Op;
+class Rng;
+struct StateImpl;
+
+struct Node {
+  enum Flag : std::uint8_t { requires_grad = 1, stopped = 2 };  // stopped: recorded under NoGrad
+  std::uint16_t op = 0;  // Op::id
+  DType dtype = DType::f32;
+  std::uint8_t rank = 0;
+  std::uint8_t flags = 0;
+  std::uint8_t outputs = 1;  // further outputs are the nodes that follow at once (op `output`)
+  std::uint16_t inputs = 0;
+  std::uint16_t ints = 0;
+  std::uint16_t constants = 0;
+  std::uint32_t first_input = 0;
+  std::uint32_t first_int = 0;
+  std::uint32_t first_constant = 0;
+  std::int64_t dims[kMaxRank] = {};
+
+  Shape shape() const { return Shape(std::span(dims, rank)); }
+  bool has(Flag flag) const { return flags & flag; }
+};
+static_assert(sizeof(Node) == 72 && std::is_trivially_copyable_v<Node>, "keys compare the bytes of nodes");
+
+// An output to be recorded: its shape and storage type.
+struct Out {
+  Shape shape;
+  DType dtype = DType::f32;
+};
+
+// A module call: which module, from where. Frames form a tree; `draws` numbers the random draws made directly in one.
+struct Frame {
+  int parent;
+  Site where;
+  const std::string* path;  // interned, "layers.3.mixer"
+  std::uint32_t draws;
+  NodeId first, last;            // nodes recorded in it: [first, last)
+  NodeId input = 0, output = 0;  // what `tap` gives; kNone if the call takes or gives no tensor
+};
+
+// Everything recorded since the epoch began. Plain data: backward, schedule and plan read it.
+struct Tape {
+  static constexpr NodeId kNone = ~NodeId(0);
+
+  std::vector<Node> nodes;
+  std::vector<NodeId> inputs;
+  std::vector<std::int64_t> ints;
+  std::vector<double> constants;  // the step's constants block; not part of the key
+  std::vector<Site> sites;        // of each node
+  std::vector<std::int32_t> frame_of;
+  std::vector<Frame> frames;
+  std::int32_t frame = -1;  // innermost open frame
+  std::uint64_t epoch = 0;  // unique to this recording; a handle of another epoch is dead
+  std::uint32_t root_draws = 0;  // random draws made outside any module
+
+  std::vector<Tensor> bound;   // values that `input` nodes stand for
+  std::vector<Tensor> kept;    // outside run: handles of every node, to know which are held elsewhere
+  bool retained = false;       // outside run: executed, but kept because a live value may still be differentiated
+  std::vector<std::shared_ptr<StateImpl>> states;  // states that nodes name by their position here
+  std::vector<std::shared_ptr<StateImpl>> gradients;  // Params with a gradient of this recording not yet consumed
+  std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
+  std::vector<Rng*> draws;                             // generators that advance when the run commits
+  std::vector<std::function<void()>> commits;          // host effects of recording, in order
+
+  // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does,
+  // gradients are on and the op has a vjp. Further outputs get the ids that follow.
+  NodeId record(const Op& op, std::span<const NodeId> inputs, std::span<const Out> outputs,
+                std::span<const std::int64_t> ints, std::span<const double> constants, Site where);
+  void clear();  // forgets everything, keeps capacity, begins a new epoch
+
+  const Op& op(NodeId id) const;
+  std::span<const NodeId> inputs_of(NodeId id) const {
+    return {inputs.data() + nodes[id].first_input, nodes[id].inputs};
+  }
+  std::span<const std::int64_t> ints_of(NodeId id) const { return {ints.data() + nodes[id].first_int, nodes[id].ints}; }
+  Shape shape(NodeId id) const { return nodes[id].shape(); }
+
+  std::string where(NodeId id) const;              // "file:line (op)" and each frame outward, a line each
+  std::string where(Site site, int frame) const;
+  std::string name(NodeId id) const;               // "layers.3.mixer: matmul"
+};
+
+// ---- the tape in use on this thread ---------------------------------------------------------------------------------
+
+Tape& tape();
+
+// A module call: opened with its path (a pointer that stays valid) and first tensor argument, closed with its result.
+std::int32_t open_frame(const std::string* path, Site where, const Tensor& input);
+void close_frame(std::int32_t frame, const Tensor& output);
+
+// The position of a State in Tape::states: how the ints of a node name it.
+std::int32_t state_position(const State& state);
+
+// Declares that the op being recorded writes `state`. An error if it was written before in this recording.
+void mark_assigned(const State& state, Site where);
+
+// f runs when the recording has been executed; an exception before that drops it.
+void on_commit(std::function<void()> f);
+
+}  // namespace weft

@@ -1,0 +1,161 @@
+#include "autograd/tensor.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "autograd/context.h"
+#include "autograd/op.h"
+#include "autograd/pointwise.h"
+#include "autograd/state.h"
+
+namespace weft {
+namespace {
+
+[[noreturn]] void fail_dead(Site where) {
+  fail_at(where, "tensor: this handle is dead", "its step has ended", "return the tensor from the step function to keep its value");
+}
+
+// Node of a value from outside on the active tape.
+NodeId import_value(Tape& t, const Tensor& tensor, Site where) {
+  Value& v = *tensor.value();
+  const std::int64_t position = std::int64_t(t.bound.size());
+  t.bound.push_back(tensor);
+  const Out out{v.shape, v.dtype};
+  v.node = t.record(input_op(), {}, {&out, 1}, {&position, 1}, {}, where);
+  v.epoch = t.epoch;
+  return v.node;
+}
+
+template <class T, class From>
+void convert_all(const std::byte* bytes, std::int64_t n, T* out) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    From x;
+    std::memcpy(&x, bytes + i * std::int64_t(sizeof(From)), sizeof(From));
+    out[i] = T(x);
+  }
+}
+
+template <class T>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<T, float>) return DType::f32;
+  else if constexpr (std::is_same_v<T, double>) return DType::f64;
+  else if constexpr (std::is_same_v<T, std::int32_t>) return DType::i32;
+  else if constexpr (std::is_same_v<T, std::int64_t>) return DType::i64;
+  else return DType::boolean;
+}
+
+}  // namespace
+
+Tensor::Tensor(Value* value) : value_(value) { retain(); }
+
+void Tensor::release() {
+  if (value_->references.fetch_sub(1, std::memory_order_acq_rel) == 1) delete value_;
+}
+
+Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape) {
+  auto* v = new Value;
+  Tensor t(v);
+  v->dtype = dtype;
+  v->shape = shape;
+  const std::size_t size = std::size_t(shape.numel()) * size_of(dtype);
+  v->data.reset(new std::byte[std::max<std::size_t>(size, 1)]);
+  if (size) std::memcpy(v->data.get(), bytes, size);
+  return t;
+}
+
+template <class T>
+Tensor Tensor::from(const std::vector<T>& values, Shape shape, Site where) {
+  if (std::int64_t(values.size()) != shape.numel())
+    fail_at(where, "Tensor::from: the number of values is not that of the shape",
+            fmt::format("{} values, shape {} holds {}", values.size(), to_string(shape), shape.numel()));
+  return from_bytes(values.data(), dtype_of<T>(), shape);
+}
+template Tensor Tensor::from(const std::vector<float>&, Shape, Site);
+template Tensor Tensor::from(const std::vector<double>&, Shape, Site);
+template Tensor Tensor::from(const std::vector<std::int32_t>&, Shape, Site);
+template Tensor Tensor::from(const std::vector<std::int64_t>&, Shape, Site);
+template Tensor Tensor::from(const std::vector<std::uint8_t>&, Shape, Site);
+
+NodeId Tensor::node(Site where) const {
+  Tape& t = tape();
+  if (value_) {
+    if (value_->epoch == t.epoch) return value_->node;
+    if (value_->data) return import_value(t, *this, where);
+    fail_dead(where);
+  }
+  if (epoch_ == t.epoch) return node_;
+  if (epoch_ == 0) fail_at(where, "tensor: an absent tensor was used", {}, "assign a value to it first");
+  fail_dead(where);
+}
+
+Shape Tensor::shape() const {
+  if (value_) return value_->shape;
+  return tape().nodes[node()].shape();
+}
+
+DType Tensor::dtype() const {
+  if (value_) return value_->dtype;
+  return tape().nodes[node()].dtype;
+}
+
+bool Tensor::requires_grad() const {
+  if (value_ && value_->epoch != tape().epoch) return false;
+  return tape().nodes[node()].has(Node::requires_grad);
+}
+
+const std::byte* Tensor::bytes(Site where) const {
+  if (!value_ || !value_->data) {
+    if (context().recording())
+      fail_at(where, "tensor: a value was asked for inside run", "the step is only being recorded",
+              "return the tensor from the step function and read it afterwards");
+    if (!value_) node(where);  // dead or absent: raises
+    flush();
+  }
+  if (!value_->data) fail_dead(where);
+  return value_->data.get();
+}
+
+template <class T>
+std::vector<T> Tensor::to_host(Site where) const {
+  const std::byte* data = bytes(where);
+  std::vector<T> out(static_cast<std::size_t>(numel()));
+  visit_dtype(dtype(), [&](auto from) { convert_all<T, decltype(from)>(data, numel(), out.data()); });
+  return out;
+}
+template std::vector<float> Tensor::to_host(Site) const;
+template std::vector<double> Tensor::to_host(Site) const;
+template std::vector<std::int64_t> Tensor::to_host(Site) const;
+
+double Tensor::item(Site where) const {
+  if (const Shape s = shape(); s.numel() != 1)
+    fail_at(where, "item: the tensor has not one element", to_string(s), "reduce it first, or use to_host()");
+  return to_host<double>(where)[0];
+}
+
+Arg::Arg(const State& state, Site where) : tensor_(state.read(where)), where_(where) {}
+
+Arg::Arg(const Scalar& scalar, Site where) : where_(where) {
+  static const Expr body = expr::slot(0);
+  static const std::int64_t name = name_id("scalar");
+  const double value = scalar.value();
+  tensor_ = record_body(name, body, {}, {&value, 1}, Shape{}, DType::f32, where);
+}
+
+Tensor handle(NodeId id) {
+  Context& c = context();
+  Tape& t = *c.tape;
+  if (c.recording()) return Tensor(t.epoch, id);
+  t.kept.resize(t.nodes.size());
+  if (!t.kept[id]) {
+    auto* v = new Value;
+    v->dtype = t.nodes[id].dtype;
+    v->shape = t.nodes[id].shape();
+    v->epoch = t.epoch;
+    v->node = id;
+    t.kept[id] = Tensor(v);
+  }
+  return t.kept[id];
+}
+
+}  // namespace weft

@@ -1,0 +1,124 @@
+// Tensor: a handle of a lazy value. Handles are two words and free to copy inside `run`. A value exists in memory once a step
+// returned it, or, outside `run`, once it was asked for.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <source_location>
+#include <string>
+#include <vector>
+
+#include "autograd/shape.h"
+#include "jit/dtype.h"
+
+namespace weft {
+
+using NodeId = std::uint32_t;
+using Site = std::source_location;
+
+// Memory of a value that outlives its tape, shared by handles. Before it is computed `data` is null and (epoch, node)
+// say where it is pending.
+struct Value {
+  std::atomic<int> references{0};
+  DType dtype = DType::f32;
+  Shape shape;
+  std::unique_ptr<std::byte[]> data;
+  std::uint64_t epoch = 0;  // tape on which `node` stands for this value
+  NodeId node = 0;
+  bool requires_grad = false;
+};
+
+class Tensor {
+ public:
+  Tensor() = default;  // absent: the argument of an optional operand
+  Tensor(std::uint64_t epoch, NodeId node) : epoch_(epoch), node_(node) {}
+  explicit Tensor(Value* value);
+  Tensor(const Tensor& other) : epoch_(other.epoch_), node_(other.node_), value_(other.value_) { retain(); }
+  Tensor(Tensor&& other) noexcept : epoch_(other.epoch_), node_(other.node_), value_(other.value_) {
+    other.value_ = nullptr;
+    other.epoch_ = 0;
+  }
+  Tensor& operator=(Tensor other) noexcept {
+    std::swap(epoch_, other.epoch_);
+    std::swap(node_, other.node_);
+    std::swap(value_, other.value_);
+    return *this;
+  }
+  ~Tensor() {
+    if (value_) release();
+  }
+
+  // A value from host memory, row-major. T: float, double, std::int32_t, std::int64_t, std::uint8_t (boolean).
+  template <class T>
+  static Tensor from(const std::vector<T>& values, Shape shape, Site where = Site::current());
+  static Tensor from_bytes(const void* bytes, DType dtype, Shape shape);
+
+  explicit operator bool() const { return epoch_ != 0 || value_ != nullptr; }
+  Shape shape() const;
+  std::int64_t dim(int i) const { return shape()[i]; }
+  int rank() const { return shape().rank(); }
+  std::int64_t numel() const { return shape().numel(); }
+  DType dtype() const;
+  bool requires_grad() const;
+
+  // The one element of a tensor of one element. Outside `run` this runs what is pending; inside it is an error.
+  double item(Site where = Site::current()) const;
+  // All elements, row-major, converted to T (float, double, std::int64_t).
+  template <class T>
+  std::vector<T> to_host(Site where = Site::current()) const;
+  // The raw memory, row-major in dtype(), valid while a handle of the value lives.
+  const std::byte* bytes(Site where = Site::current()) const;
+
+  // For the tape.
+  NodeId node(Site where = Site::current()) const;  // on the active tape; imports a returned value; an error if dead
+  Value* value() const { return value_; }
+  std::uint64_t epoch() const { return epoch_; }
+  NodeId raw_node() const { return node_; }
+
+ private:
+  void retain() {
+    if (value_) value_->references.fetch_add(1, std::memory_order_relaxed);
+  }
+  void release();
+  std::uint64_t epoch_ = 0;
+  NodeId node_ = 0;
+  Value* value_ = nullptr;
+};
+
+class State;
+class Scalar;
+
+// A tensor argument with the place it was written at: the converting constructor captures the caller's line, so that an
+// error names a line of the user's file.
+class Arg {
+ public:
+  Arg(const Tensor& tensor, Site where = Site::current()) : tensor_(tensor), where_(where) {}
+  Arg(Tensor&& tensor, Site where = Site::current()) : tensor_(std::move(tensor)), where_(where) {}
+  Arg(const State& state, Site where = Site::current());    // reads the state (a Param: its fp32 master)
+  Arg(const Scalar& scalar, Site where = Site::current());  // an fp32 scalar that may change every step at no cost
+  explicit operator bool() const { return bool(tensor_); }
+  const Tensor& tensor() const { return tensor_; }
+  operator const Tensor&() const { return tensor_; }
+  Site where() const { return where_; }
+  Shape shape() const { return tensor_.shape(); }
+  DType dtype() const { return tensor_.dtype(); }
+
+ private:
+  Tensor tensor_;
+  Site where_;
+};
+
+// A number that may change from step to step without a new plan. Floats need none (they are never baked into a kernel);
+// a Scalar is for numbers that steer structure on the device: positions, lengths, temperatures set from outside the step.
+class Scalar {
+ public:
+  explicit Scalar(double value = 0) : value_(std::make_shared<double>(value)) {}
+  void set(double value) { *value_ = value; }
+  double value() const { return *value_; }
+
+ private:
+  std::shared_ptr<double> value_;
+};
+
+}  // namespace weft

@@ -1,0 +1,71 @@
+// Storage types of values. Inside a kernel reals are computed in fp32 (fp64 when an operand is f64); rounding happens at stores.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "jit/error.h"
+
+namespace weft {
+
+enum class DType : std::uint8_t { f32, f64, bf16, i32, i64, boolean };
+
+constexpr std::size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+    case DType::i64: return 8;
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::bf16: return 2;
+    case DType::boolean: return 1;
+  }
+  return 0;
+}
+
+constexpr std::string_view name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "f32";
+    case DType::f64: return "f64";
+    case DType::bf16: return "bf16";
+    case DType::i32: return "i32";
+    case DType::i64: return "i64";
+    case DType::boolean: return "bool";
+  }
+  return "?";
+}
+
+constexpr bool is_real(DType dtype) { return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16; }
+constexpr bool is_integer(DType dtype) { return dtype == DType::i32 || dtype == DType::i64; }
+
+// The wider of two real types (bf16 < f32 < f64); a real wins over an integer, an integer over a boolean.
+DType widest(DType a, DType b);
+
+// bf16 is the top half of an fp32; rounding to nearest even, NaN kept quiet (SPEC B).
+struct bf16 {
+  std::uint16_t bits;
+  bf16() = default;
+  explicit bf16(float x) {
+    auto u = std::bit_cast<std::uint32_t>(x);
+    bits = (u & 0x7fffffffu) > 0x7f800000u ? std::uint16_t((u >> 16) | 0x40u)
+                                           : std::uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+  }
+  operator float() const { return std::bit_cast<float>(std::uint32_t(bits) << 16); }
+};
+
+// Calls f(T{}) with the C++ type of `dtype` (boolean is std::uint8_t).
+template <class F>
+decltype(auto) visit_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f64: return f(double{});
+    case DType::bf16: return f(bf16{});
+    case DType::i32: return f(std::int32_t{});
+    case DType::i64: return f(std::int64_t{});
+    case DType::boolean: return f(std::uint8_t{});
+    case DType::f32: break;
+  }
+  return f(float{});
+}
+
+}  // namespace weft

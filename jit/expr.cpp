@@ -1,0 +1,569 @@
+#include "jit/expr.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <numbers>
+#include <utility>
+
+#include "jit/error.h"
+
+namespace weft {
+namespace {
+
+using Op = ExprOp;
+using enum ExprType;
+
+// ---- the pool of nodes ----
+
+struct Node {  // by default the literal 0
+  Op op = Op::literal;
+  ExprType type = real;
+  std::uint16_t height = 0;  // above the leaves, saturated
+  std::uint32_t args[3] = {};
+  std::int64_t payload = 0;                    // index of a leaf; bits of a real literal; value of another literal
+  std::uint64_t hash = 0x2545f4914f6cdd1dull;  // of the structure: independent of ids, so equal in every process
+
+  bool same(const Node& other) const {
+    return op == other.op && type == other.type && payload == other.payload && args[0] == other.args[0] &&
+           args[1] == other.args[1] && args[2] == other.args[2];
+  }
+};
+
+// Nodes live in chunks that never move and an entry of the table is published after its node, so reading a node and
+// finding an existing one take no lock; only adding a node does. The pool is static memory: usable before main and
+// after.
+class Pool {
+ public:
+  const Node& operator[](std::uint32_t id) const {
+    return chunks_[id / kChunk].load(std::memory_order_acquire)[id % kChunk];
+  }
+
+  std::uint32_t intern(const Node& node) {
+    if (std::uint32_t found = find(*table_.load(std::memory_order_acquire), node); found != kNone) return found;
+    std::lock_guard lock(mutex_);
+    Table* table = table_.load(std::memory_order_relaxed);
+    if (std::uint32_t found = find(*table, node); found != kNone) return found;  // added meanwhile
+    if (2 * std::size_t(size_) > table->mask) table = grow(*table);
+    std::uint32_t id = append(node);
+    insert(*table, node.hash, id);
+    return id;
+  }
+
+ private:
+  using Entry = std::atomic<std::uint64_t>;  // upper half of the hash and id + 1; 0 is free
+  static constexpr std::uint32_t kChunk = 1 << 12, kMaxChunks = 1 << 14, kFirstTable = 1 << 14, kNone = ~0u;
+
+  struct Table {  // open addressing
+    Entry* entries;
+    std::size_t mask;
+    const Table* outgrown;  // readers may still walk it; all outgrown ones together are smaller than this
+  };
+
+  std::uint32_t find(const Table& table, const Node& node) const {
+    for (std::size_t at = node.hash & table.mask;; at = (at + 1) & table.mask) {
+      std::uint64_t entry = table.entries[at].load(std::memory_order_acquire);
+      if (entry == 0) return kNone;
+      auto id = std::uint32_t(entry) - 1;
+      if (entry >> 32 == node.hash >> 32 && (*this)[id].same(node)) return id;
+    }
+  }
+
+  static void insert(Table& table, std::uint64_t hash, std::uint32_t id) {
+    std::size_t at = hash & table.mask;
+    while (table.entries[at].load(std::memory_order_relaxed) != 0) at = (at + 1) & table.mask;
+    table.entries[at].store(hash >> 32 << 32 | (id + 1), std::memory_order_release);
+  }
+
+  std::uint32_t append(const Node& node) {
+    std::uint32_t id = size_;
+    if (id >= kChunk * kMaxChunks) {
+      fail(ErrorKind::usage, "expression pool is full", std::to_string(id) + " distinct nodes",
+           "an integer in an expression changes every step; make it an input or a Scalar");
+    }
+    std::atomic<Node*>& chunk = chunks_[id / kChunk];
+    if (!chunk.load(std::memory_order_relaxed)) chunk.store(new Node[kChunk], std::memory_order_release);
+    chunk.load(std::memory_order_relaxed)[id % kChunk] = node;
+    ++size_;
+    return id;
+  }
+
+  Table* grow(const Table& old) {
+    std::size_t size = 2 * (old.mask + 1);
+    auto* table = new Table{new Entry[size]{}, size - 1, &old};
+    for (std::uint32_t id = 1; id < size_; ++id) insert(*table, (*this)[id].hash, id);
+    table_.store(table, std::memory_order_release);
+    return table;
+  }
+
+  Node first_chunk_[kChunk];  // node 0 is the value of Expr(); it is never looked up
+  Entry first_entries_[kFirstTable]{};
+  Table first_table_{first_entries_, kFirstTable - 1, nullptr};
+  std::atomic<Node*> chunks_[kMaxChunks]{first_chunk_};
+  std::atomic<Table*> table_{&first_table_};
+  std::uint32_t size_ = 1;
+  std::mutex mutex_;
+};
+
+constinit Pool pool;
+
+const Node& node(Expr e) { return pool[e.id()]; }
+
+constexpr int arity_of(Op op) {
+  switch (op) {
+    case Op::input:
+    case Op::literal:
+    case Op::slot:
+    case Op::index:
+      return 0;
+    case Op::add:
+    case Op::sub:
+    case Op::mul:
+    case Op::div:
+    case Op::min:
+    case Op::max:
+    case Op::pow:
+    case Op::eq:
+    case Op::ne:
+    case Op::lt:
+    case Op::le:
+    case Op::logical_and:
+    case Op::logical_or:
+      return 2;
+    case Op::select:
+      return 3;
+    default:
+      return 1;
+  }
+}
+
+std::uint64_t mix(std::uint64_t hash, std::uint64_t word) {
+  hash = (hash ^ word) * 0x9e3779b97f4a7c15ull;
+  return hash ^ (hash >> 32);
+}
+
+template <class... Args>
+Expr intern(Op op, ExprType type, std::int64_t payload, Args... args) {
+  Node made{op, type, 0, {args.id()...}, payload};
+  std::uint64_t& hash = made.hash;
+  hash = mix(std::uint64_t(op) << 8 | std::uint64_t(type), std::uint64_t(payload));
+  [[maybe_unused]] auto take = [&](const Node& arg) {
+    hash = mix(hash, arg.hash);
+    made.height = std::max(made.height, std::uint16_t(std::min(arg.height + 1, 0xffff)));
+  };
+  (take(node(args)), ...);
+  return Expr::from_id(pool.intern(made));
+}
+
+// ---- literals ----
+
+Expr real_literal(double value) {
+  auto bits = std::bit_cast<std::int64_t>(value);
+  return bits == 0 ? Expr() : intern(Op::literal, real, bits);
+}
+Expr integer_literal(std::int64_t value) { return intern(Op::literal, integer, value); }
+Expr boolean_literal(bool value) { return intern(Op::literal, boolean, value); }
+
+bool is_literal(Expr e) { return e.op() == Op::literal; }
+bool is_literal(Expr e, double value) { return is_literal(e) && e.value() == value; }  // 0 matches -0
+bool is_zero(Expr e) { return is_literal(e, 0); }
+
+// Converts to `type`; every conversion is explicit in the DAG.
+Expr coerce(Expr e, ExprType type) {
+  if (e.type() == type) return e;
+  switch (type) {
+    case real:
+      return is_literal(e) ? real_literal(e.value()) : intern(Op::to_real, real, 0, e);
+    case integer:
+      if (is_literal(e) && e.type() == boolean) return integer_literal(e.index());
+      if (is_literal(e) && std::abs(e.value()) < 0x1p62) return integer_literal(std::int64_t(e.value()));
+      return intern(Op::to_integer, integer, 0, e);
+    case boolean:
+      return not_equal(e, e.type() == real ? Expr() : Expr(0));
+  }
+  return e;
+}
+
+// ---- constant folding ----
+
+double fold_real(Op op, double a, double b) {
+  switch (op) {
+    case Op::add:
+      return a + b;
+    case Op::sub:
+      return a - b;
+    case Op::mul:
+      return a * b;
+    case Op::div:
+      return a / b;
+    case Op::min:
+      return std::min(a, b);
+    case Op::max:
+      return std::max(a, b);
+    case Op::pow:
+      return std::pow(a, b);
+    case Op::neg:
+      return -a;
+    case Op::exp:
+      return std::exp(a);
+    case Op::log:
+      return std::log(a);
+    case Op::log1p:
+      return std::log1p(a);
+    case Op::expm1:
+      return std::expm1(a);
+    case Op::sqrt:
+      return std::sqrt(a);
+    case Op::rsqrt:
+      return 1 / std::sqrt(a);
+    case Op::tanh:
+      return std::tanh(a);
+    case Op::sigmoid:
+      return 1 / (1 + std::exp(-a));
+    case Op::softplus:
+      return std::max(a, 0.0) + std::log1p(std::exp(-std::abs(a)));
+    case Op::erf:
+      return std::erf(a);
+    case Op::abs:
+      return std::abs(a);
+    case Op::sign:
+      return (a > 0) - (a < 0);
+    case Op::floor:
+      return std::floor(a);
+    case Op::sin:
+      return std::sin(a);
+    case Op::cos:
+      return std::cos(a);
+    default:
+      return std::numeric_limits<double>::quiet_NaN();
+  }
+}
+
+// Integers wrap; a quotient is truncated, and is 0 where the divisor is.
+std::int64_t fold_integer(Op op, std::int64_t a, std::int64_t b) {
+  auto ua = std::uint64_t(a), ub = std::uint64_t(b);
+  switch (op) {
+    case Op::add:
+      return std::int64_t(ua + ub);
+    case Op::sub:
+      return std::int64_t(ua - ub);
+    case Op::mul:
+      return std::int64_t(ua * ub);
+    case Op::div:
+      return b == 0 ? 0 : b == -1 ? std::int64_t(0 - ua) : a / b;
+    case Op::min:
+      return std::min(a, b);
+    case Op::max:
+      return std::max(a, b);
+    case Op::neg:
+      return std::int64_t(0 - ua);
+    case Op::abs:
+      return a < 0 ? std::int64_t(0 - ua) : a;
+    case Op::sign:
+      return (a > 0) - (a < 0);
+    default:
+      return a;
+  }
+}
+
+template <class T>
+bool fold_comparison(Op op, T a, T b) {
+  return op == Op::eq ? a == b : op == Op::ne ? a != b : op == Op::lt ? a < b : a <= b;
+}
+
+// The operation on literals; a non-finite result stays an operation, so that texts hold finite constants only.
+std::optional<Expr> fold(Op op, ExprType type, Expr a, Expr b = {}) {
+  if (type == integer) return integer_literal(fold_integer(op, a.index(), b.index()));
+  if (std::isnan(a.value()) || std::isnan(b.value())) return std::nullopt;
+  double value = fold_real(op, a.value(), b.value());
+  return std::isfinite(value) ? std::optional(real_literal(value)) : std::nullopt;
+}
+
+// ---- simplification: every rule is exact in IEEE arithmetic, but for the sign of a zero and the rule of DESIGN 2.4
+// ----
+
+// An order of nodes by structure (smaller first), in which arguments of commutative operations are kept.
+bool before(Expr a, Expr b) {
+  const Node &x = node(a), &y = node(b);
+  if (x.height != y.height) return x.height < y.height;
+  if (x.op != y.op) return x.op < y.op;
+  if (x.payload != y.payload) return x.payload < y.payload;
+  if (x.hash != y.hash) return x.hash < y.hash;
+  return a.id() < b.id();
+}
+
+Expr commutative(Op op, ExprType type, Expr a, Expr b) {
+  if (before(b, a)) std::swap(a, b);
+  return intern(op, type, 0, a, b);
+}
+
+bool is_masked(Expr e) {  // a real select with a zero arm
+  return e.op() == Op::select && e.type() == real && (is_zero(e.arg(1)) || is_zero(e.arg(2)));
+}
+
+// f of the other arm; the zero arm stays what it is.
+template <class F>
+Expr map_masked(Expr e, F f) {
+  return is_zero(e.arg(2)) ? where(e.arg(0), f(e.arg(1)), Expr()) : where(e.arg(0), Expr(), f(e.arg(2)));
+}
+
+Expr make_add(ExprType type, Expr a, Expr b) {
+  if (is_zero(b)) return a;
+  if (is_zero(a)) return b;
+  if (b.op() == Op::neg) return a - b.arg(0);
+  if (a.op() == Op::neg) return b - a.arg(0);
+  // select(c, x, 0) + select(c, 0, y) is select(c, x, y): no more additions than before, one select less.
+  if (is_masked(a) && is_masked(b) && a.arg(0) == b.arg(0)) {
+    return where(a.arg(0), a.arg(1) + b.arg(1), a.arg(2) + b.arg(2));
+  }
+  return commutative(Op::add, type, a, b);
+}
+
+Expr make_sub(ExprType type, Expr a, Expr b) {
+  if (is_zero(b)) return a;
+  if (b.op() == Op::neg) return a + b.arg(0);
+  if (type == integer && a == b) return Expr(0);
+  if (type == integer && is_zero(a)) return -b;
+  return intern(Op::sub, type, 0, a, b);
+}
+
+Expr make_mul(ExprType type, Expr a, Expr b) {
+  if (is_literal(a)) std::swap(a, b);
+  if (is_literal(b, 1)) return a;
+  if (is_literal(b, -1)) return -a;
+  if (type == integer && is_zero(b)) return b;
+  if (a.op() == Op::neg) return -(a.arg(0) * b);
+  if (b.op() == Op::neg) return -(a * b.arg(0));
+  if (is_masked(a)) return map_masked(a, [&](Expr x) { return x * b; });
+  if (is_masked(b)) return map_masked(b, [&](Expr x) { return a * x; });
+  return commutative(Op::mul, type, a, b);
+}
+
+Expr make_div(ExprType type, Expr a, Expr b) {
+  if (is_literal(b, 1)) return a;
+  if (type == real) {
+    if (is_literal(b, -1)) return -a;
+    if (a.op() == Op::neg) return -(a.arg(0) / b);
+    if (b.op() == Op::neg) return -(a / b.arg(0));
+    if (is_masked(a)) return map_masked(a, [&](Expr x) { return x / b; });
+    // Division by a power of two is a product, exactly.
+    if (int exponent; is_literal(b) && std::abs(std::frexp(b.value(), &exponent)) == 0.5 && std::abs(exponent) < 100) {
+      return a * real_literal(1 / b.value());
+    }
+  }
+  return intern(Op::div, type, 0, a, b);
+}
+
+Expr make_pow(Expr a, Expr b) {
+  if (is_zero(b)) return real_literal(1);
+  if (is_literal(b, 1)) return a;
+  if (is_literal(b, 2)) return a * a;
+  if (is_literal(b, -1)) return real_literal(1) / a;
+  return intern(Op::pow, real, 0, a, b);
+}
+
+Expr make_comparison(Op op, Expr a, Expr b) {
+  ExprType type = a.type() == real || b.type() == real ? real : integer;
+  a = coerce(a, type), b = coerce(b, type);
+  if (is_literal(a) && is_literal(b)) {
+    return boolean_literal(type == real ? fold_comparison(op, a.value(), b.value())
+                                        : fold_comparison(op, a.index(), b.index()));
+  }
+  if (type == integer && a == b) return boolean_literal(op == Op::eq || op == Op::le);
+  return op == Op::eq || op == Op::ne ? commutative(op, boolean, a, b) : intern(op, boolean, 0, a, b);
+}
+
+Expr make_logical(Op op, Expr a, Expr b) {
+  a = coerce(a, boolean), b = coerce(b, boolean);
+  if (is_literal(a)) std::swap(a, b);
+  bool neutral = op == Op::logical_and;
+  if (is_literal(b)) return is_literal(b, neutral) ? a : b;
+  return a == b ? a : commutative(op, boolean, a, b);
+}
+
+Expr make_not(Expr a) {
+  a = coerce(a, boolean);
+  bool of_integers = a.arity() == 2 && a.arg(0).type() == integer;
+  if (is_literal(a)) return boolean_literal(is_zero(a));
+  if (a.op() == Op::logical_not) return a.arg(0);
+  if (a.op() == Op::eq) return not_equal(a.arg(0), a.arg(1));
+  if (a.op() == Op::ne) return equal(a.arg(0), a.arg(1));
+  if (a.op() == Op::lt && of_integers) return a.arg(1) <= a.arg(0);  // false for a NaN, so not for reals
+  if (a.op() == Op::le && of_integers) return a.arg(1) < a.arg(0);
+  return intern(Op::logical_not, boolean, 0, a);
+}
+
+Expr make_select(Expr c, Expr a, Expr b) {
+  c = coerce(c, boolean);
+  ExprType type = a.type() == real || b.type() == real ? real : a.type() == b.type() ? a.type() : integer;
+  a = coerce(a, type), b = coerce(b, type);
+  if (is_literal(c)) return is_zero(c) ? b : a;
+  if (c.op() == Op::logical_not) return where(c.arg(0), b, a);
+  if (a.op() == Op::select && a.arg(0) == c) a = a.arg(1);
+  if (b.op() == Op::select && b.arg(0) == c) b = b.arg(2);
+  if (a == b) return a;
+  if (type == boolean && is_literal(a) && is_literal(b)) return is_zero(b) ? c : !c;
+  if (is_zero(b) && a.op() == Op::select && is_zero(a.arg(2))) return where(c && a.arg(0), a.arg(1), b);
+  return intern(Op::select, type, 0, c, a, b);
+}
+
+Expr make_neg(ExprType type, Expr a) {
+  if (a.op() == Op::neg) return a.arg(0);
+  if (is_masked(a)) return map_masked(a, [](Expr x) { return -x; });
+  return intern(Op::neg, type, 0, a);
+}
+
+[[noreturn]] void wrong_arity(Op op, int given) {
+  fail(ErrorKind::usage, "expr::make: wrong number of arguments",
+       std::string(name_of(op)) + " takes " + std::to_string(arity_of(op)) + ", given " + std::to_string(given));
+}
+
+thread_local ConstantScope* innermost_scope = nullptr;
+
+Expr constant(double value) {
+  for (double structural : {0.0, 1.0, -1.0, 2.0, 0.5}) {
+    if (std::bit_cast<std::uint64_t>(value) == std::bit_cast<std::uint64_t>(structural)) return real_literal(value);
+  }
+  if (!innermost_scope) {
+    fail(ErrorKind::usage, "a float constant in an expression outside of an op", "constant " + std::to_string(value),
+         "build the expression inside the function given to the op, or create a weft::ConstantScope first "
+         "(0, 1, -1, 2 and 0.5 may stand anywhere)");
+  }
+  return expr::slot(innermost_scope->add(value));
+}
+
+}  // namespace
+
+// ---- Expr ----
+
+Expr::Expr(double value) : Expr(constant(value)) {}
+Expr::Expr(int value) : Expr(integer_literal(value)) {}
+Expr::Expr(std::int64_t value) : Expr(integer_literal(value)) {}
+
+ExprOp Expr::op() const { return node(*this).op; }
+ExprType Expr::type() const { return node(*this).type; }
+Expr Expr::arg(int i) const { return from_id(node(*this).args[i]); }
+int Expr::arity() const { return arity_of(op()); }
+std::int64_t Expr::index() const { return node(*this).payload; }
+double Expr::value() const {
+  const Node& n = node(*this);
+  return n.type == real ? std::bit_cast<double>(n.payload) : double(n.payload);
+}
+
+ConstantScope::ConstantScope() : outer_(std::exchange(innermost_scope, this)) {}
+ConstantScope::~ConstantScope() { innermost_scope = outer_; }
+int ConstantScope::add(double value) {
+  values_.push_back(value);
+  return int(values_.size()) - 1;
+}
+
+namespace expr {
+
+Expr input(int k, ExprType type) { return intern(Op::input, type, k); }
+Expr literal(double value) { return real_literal(value); }
+Expr boolean(bool value) { return boolean_literal(value); }
+Expr slot(int k) { return intern(Op::slot, real, k); }
+Expr index(int k) { return intern(Op::index, integer, k); }
+Expr uniform(int first_slot, Expr element) { return intern(Op::uniform, real, first_slot, coerce(element, integer)); }
+
+Expr make(Op op, Expr a) {
+  if (arity_of(op) != 1 || op == Op::uniform) wrong_arity(op, 1);
+  if (op == Op::logical_not) return make_not(a);
+  if (op == Op::to_real) return coerce(a, real);
+  if (op == Op::to_integer) return coerce(a, integer);
+  bool keeps_integers = op == Op::neg || op == Op::abs || op == Op::sign || op == Op::floor;
+  ExprType type = keeps_integers && a.type() == integer ? integer : real;
+  a = coerce(a, type);
+  if (is_literal(a)) {
+    if (auto folded = fold(op, type, a)) return *folded;
+  }
+  if (op == Op::neg) return make_neg(type, a);
+  if (op == Op::floor && (type == integer || a.op() == Op::floor)) return a;
+  if (op == Op::abs && (a.op() == Op::abs || a.op() == Op::neg)) return a.op() == Op::neg ? abs(a.arg(0)) : a;
+  return intern(op, type, 0, a);
+}
+
+Expr make(Op op, Expr a, Expr b) {
+  if (arity_of(op) != 2) wrong_arity(op, 2);
+  if (op == Op::logical_and || op == Op::logical_or) return make_logical(op, a, b);
+  if (op == Op::eq || op == Op::ne || op == Op::lt || op == Op::le) return make_comparison(op, a, b);
+  ExprType type = a.type() == integer && b.type() == integer && op != Op::pow ? integer : real;
+  a = coerce(a, type), b = coerce(b, type);
+  if (is_literal(a) && is_literal(b)) {
+    if (auto folded = fold(op, type, a, b)) return *folded;
+  }
+  switch (op) {
+    case Op::add:
+      return make_add(type, a, b);
+    case Op::sub:
+      return make_sub(type, a, b);
+    case Op::mul:
+      return make_mul(type, a, b);
+    case Op::div:
+      return make_div(type, a, b);
+    case Op::pow:
+      return make_pow(a, b);
+    default:
+      return a == b ? a : commutative(op, type, a, b);  // min, max
+  }
+}
+
+Expr make(Op op, Expr a, Expr b, Expr c) {
+  if (op != Op::select) wrong_arity(op, 3);
+  return make_select(a, b, c);
+}
+
+}  // namespace expr
+
+using expr::make;
+
+Expr operator+(Expr a, Expr b) { return make(Op::add, a, b); }
+Expr operator-(Expr a, Expr b) { return make(Op::sub, a, b); }
+Expr operator*(Expr a, Expr b) { return make(Op::mul, a, b); }
+Expr operator/(Expr a, Expr b) { return make(Op::div, a, b); }
+Expr operator-(Expr a) { return make(Op::neg, a); }
+Expr operator<(Expr a, Expr b) { return make(Op::lt, a, b); }
+Expr operator<=(Expr a, Expr b) { return make(Op::le, a, b); }
+Expr operator>(Expr a, Expr b) { return make(Op::lt, b, a); }
+Expr operator>=(Expr a, Expr b) { return make(Op::le, b, a); }
+Expr equal(Expr a, Expr b) { return make(Op::eq, a, b); }
+Expr not_equal(Expr a, Expr b) { return make(Op::ne, a, b); }
+Expr operator&&(Expr a, Expr b) { return make(Op::logical_and, a, b); }
+Expr operator||(Expr a, Expr b) { return make(Op::logical_or, a, b); }
+Expr operator!(Expr a) { return make(Op::logical_not, a); }
+Expr where(Expr c, Expr a, Expr b) { return make(Op::select, c, a, b); }
+Expr min(Expr a, Expr b) { return make(Op::min, a, b); }
+Expr max(Expr a, Expr b) { return make(Op::max, a, b); }
+Expr pow(Expr a, Expr b) { return make(Op::pow, a, b); }
+Expr exp(Expr a) { return make(Op::exp, a); }
+Expr log(Expr a) { return make(Op::log, a); }
+Expr log1p(Expr a) { return make(Op::log1p, a); }
+Expr expm1(Expr a) { return make(Op::expm1, a); }
+Expr sqrt(Expr a) { return make(Op::sqrt, a); }
+Expr rsqrt(Expr a) { return make(Op::rsqrt, a); }
+Expr tanh(Expr a) { return make(Op::tanh, a); }
+Expr sigmoid(Expr a) { return make(Op::sigmoid, a); }
+Expr softplus(Expr a) { return make(Op::softplus, a); }
+Expr erf(Expr a) { return make(Op::erf, a); }
+Expr abs(Expr a) { return make(Op::abs, a); }
+Expr sign(Expr a) { return make(Op::sign, a); }
+Expr floor(Expr a) { return make(Op::floor, a); }
+Expr sin(Expr a) { return make(Op::sin, a); }
+Expr cos(Expr a) { return make(Op::cos, a); }
+Expr to_real(Expr a) { return make(Op::to_real, a); }
+Expr to_integer(Expr a) { return make(Op::to_integer, a); }
+
+Expr square(Expr a) { return a * a; }
+Expr silu(Expr a) { return a * sigmoid(a); }
+Expr relu(Expr a) { return where(a <= Expr(), Expr(), a); }  // this way round a NaN stays one
+Expr gelu(Expr a) { return Expr(0.5) * a * (Expr(1.0) + erf(a * expr::literal(std::numbers::sqrt2 / 2))); }
+Expr gelu_tanh(Expr a) {
+  Expr inner = expr::literal(std::sqrt(2 / std::numbers::pi)) * (a + expr::literal(0.044715) * a * a * a);
+  return Expr(0.5) * a * (Expr(1.0) + tanh(inner));
+}
+Expr clamp(Expr a, Expr low, Expr high) { return min(max(a, low), high); }
+
+}  // namespace weft

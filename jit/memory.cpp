@@ -1,0 +1,67 @@
+#include "jit/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+
+#include "jit/error.h"
+
+namespace weft {
+namespace {
+constexpr std::size_t kReserved = std::size_t(1) << 40;  // addresses, not memory
+std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
+}  // namespace
+
+Arena::~Arena() {
+  if (base_) munmap(base_, kReserved);
+}
+
+void Arena::grow(std::size_t bytes) {
+  if (bytes <= size_) return;
+  if (!base_) {
+    void* range = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED) fail(ErrorKind::device, "memory: cannot reserve addresses for the arena", "1 TiB", "raise the limit of `ulimit -v`");
+    base_ = static_cast<std::byte*>(range);
+  }
+  const std::size_t size = round_up(bytes, std::size_t(1) << 21);
+  if (size > kReserved || mprotect(base_ + size_, size - size_, PROT_READ | PROT_WRITE) != 0)
+    fail(ErrorKind::device, "memory: the step does not fit", std::to_string(bytes) + " bytes", "use a smaller batch or length, or checkpoint()");
+  madvise(base_ + size_, size - size_, MADV_HUGEPAGE);  // fewer page faults; harmless where unsupported
+  size_ = size;
+}
+
+std::byte* allocate(std::size_t bytes, const std::string& what) {
+  void* memory = std::aligned_alloc(kAlignment, round_up(std::max<std::size_t>(bytes, 1), kAlignment));
+  if (!memory) fail(ErrorKind::device, "memory: out of memory", what + ": " + std::to_string(bytes) + " bytes", "use a smaller model or batch");
+  return static_cast<std::byte*>(memory);
+}
+
+void deallocate(std::byte* memory) { std::free(memory); }
+
+std::size_t place(std::vector<Lifetime>& values) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), std::size_t(0));
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return values[a].bytes > values[b].bytes; });
+  std::size_t total = 0;
+  std::vector<std::size_t> placed;  // by offset
+  for (const std::size_t i : order) {
+    Lifetime& value = values[i];
+    std::size_t offset = 0;
+    for (const std::size_t j : placed) {
+      const Lifetime& other = values[j];
+      if (other.last < value.first || value.last < other.first) continue;
+      if (offset + value.bytes <= other.offset) break;
+      offset = std::max(offset, round_up(other.offset + other.bytes, kAlignment));
+    }
+    value.offset = offset;
+    total = std::max(total, offset + value.bytes);
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), i,
+                                   [&](auto a, auto b) { return values[a].offset < values[b].offset; }),
+                  i);
+  }
+  return total;
+}
+
+}  // namespace weft

@@ -1,0 +1,128 @@
+// Rows of values in memory as values of the compute type: a pointer into memory where the types agree, else converted.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "jit/dtype.h"
+#include "jit/memory.h"
+#include "jit/skeleton.h"
+
+namespace weft {
+
+template <class T>
+inline constexpr DType dtype_of = std::is_same_v<T, double> ? DType::f64 : DType::f32;
+
+// n contiguous elements from `offset` on as T: in place, or converted into `buffer` (n).
+template <class T>
+const T* load_row(const std::byte* data, DType dtype, std::int64_t offset, std::int64_t n, T* buffer) {
+  if (dtype == dtype_of<T>) return reinterpret_cast<const T*>(data) + offset;
+  visit_dtype(dtype, [&]<class S>(S) {
+    const S* from = reinterpret_cast<const S*>(data) + offset;
+    for (std::int64_t i = 0; i < n; ++i) buffer[i] = T(from[i]);
+  });
+  return buffer;
+}
+
+// Rounds n values to `dtype` at `offset`; nothing to do where they already are there.
+template <class T>
+void store_row(std::byte* data, DType dtype, std::int64_t offset, std::int64_t n, const T* values) {
+  visit_dtype(dtype, [&]<class S>(S) {
+    S* to = reinterpret_cast<S*>(data) + offset;
+    if (static_cast<const void*>(to) == static_cast<const void*>(values)) return;
+    for (std::int64_t i = 0; i < n; ++i) {
+      if constexpr (std::is_same_v<S, bf16>) to[i] = bf16(float(values[i]));
+      else to[i] = S(values[i]);
+    }
+  });
+}
+
+// An operand whose last dim is contiguous: `row` is the element at which a row starts.
+struct Rows {
+  std::byte* data = nullptr;  // null: absent
+  DType dtype = DType::f32;
+  std::int64_t stride = 0;  // elements between rows, where they walk with one stride
+
+  Rows() = default;
+  Rows(const Launch& launch, const Operand& operand) {
+    if (!operand) return;
+    data = launch.view(operand).data;
+    dtype = operand.dtype;
+    stride = operand.row_stride();
+  }
+  explicit operator bool() const { return data != nullptr; }
+
+  // Elements [begin, begin + n) of row r.
+  template <class T>
+  const T* read(std::int64_t r, std::int64_t begin, std::int64_t n, T* buffer) const {
+    return load_row(data, dtype, r * stride + begin, n, buffer);
+  }
+  // Where to compute them: the memory itself, or `buffer`, which `write` then rounds.
+  template <class T>
+  T* target(std::int64_t r, std::int64_t begin, T* buffer) const {
+    return data && dtype == dtype_of<T> ? reinterpret_cast<T*>(data) + r * stride + begin : buffer;
+  }
+  template <class T>
+  void write(std::int64_t r, std::int64_t begin, std::int64_t n, const T* values) const {
+    if (data) store_row(data, dtype, r * stride + begin, n, values);
+  }
+};
+
+// Rows of an input that may be an expression (a prologue), each evaluated when it is read.
+template <class T>
+class SourceRows {
+ public:
+  SourceRows(const Launch& launch, const Fused& fused, std::int64_t width) : width_(width) {
+    const bool plain = fused.leaves.size() == 1 && fused.roots.size() == 1 && fused.values == 0 &&
+                       fused.roots[0].op() == ExprOp::input && fused.leaves[0].rows() &&
+                       (fused.leaves[0].rank == 0 || fused.leaves[0].dims[fused.leaves[0].rank - 1] == width);
+    if (plain && is_real(fused.leaves[0].dtype)) rows_ = Rows(launch, fused.leaves[0]);
+    else runner_ = std::make_unique<Runner<T>>(launch, fused);
+    if (!plain || rows_.dtype != dtype_of<T>) buffer_.resize(width);
+  }
+  // Row r (width), valid until the next call.
+  const T* read(std::int64_t r) {
+    if (!runner_) return rows_.template read<T>(r, 0, width_, buffer_.data());
+    runner_->read(r * width_, width_, buffer_.data());
+    return buffer_.data();
+  }
+
+ private:
+  std::int64_t width_;
+  Rows rows_;
+  std::unique_ptr<Runner<T>> runner_;
+  std::vector<T> buffer_;
+};
+
+// Memory of this thread that lasts until the same thread asks for `Tag` again. Contents are arbitrary.
+template <class T, class Tag>
+T* thread_scratch(std::size_t count) {
+  struct Free {
+    void operator()(std::byte* memory) const { deallocate(memory); }
+  };
+  thread_local std::unique_ptr<std::byte, Free> memory;
+  thread_local std::size_t size = 0;
+  if (count > size) {
+    memory.reset();
+    memory.reset(allocate(count * sizeof(T), "a kernel's scratch"));
+    size = count;
+  }
+  return reinterpret_cast<T*>(memory.get());
+}
+
+// How many parts of about `grain` units to cut `n` units into: by shape alone, at most `most`.
+inline std::int64_t part_count(std::int64_t n, std::int64_t grain, std::int64_t most = 256) {
+  return std::clamp<std::int64_t>((n + grain - 1) / std::max<std::int64_t>(grain, 1), n > 0 ? 1 : 0, most);
+}
+
+// Part p of [0, n) cut evenly into `parts`.
+struct Range {
+  std::int64_t begin, end;
+};
+inline Range part_of(std::int64_t n, std::int64_t parts, std::int64_t p) { return {n * p / parts, n * (p + 1) / parts}; }
+
+}  // namespace weft

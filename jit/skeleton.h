@@ -1,0 +1,94 @@
+// Skeletons with holes. A structured kernel is a hand-written loop (CPU) or text (CUDA) with named holes that are filled
+// with expressions. Here live the pieces every back end shares: operands in memory slots, expressions fused over operands
+// (`Fused`), the contract of a hole, and the CPU's way of evaluating them (`Runner`).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "jit/block.h"
+#include "jit/expr.h"
+#include "jit/interp.h"
+
+namespace weft {
+
+// Where a value lives: memory slot, element offset, index map. The slot's address is known when the plan runs.
+struct Operand {
+  int slot = -1;  // -1: absent (an output nobody reads, an optional input not given)
+  std::int64_t offset = 0;  // elements
+  DType dtype = DType::f32;
+  int rank = 0;
+  std::array<std::int64_t, kMaxRank> dims{};
+  std::array<std::int64_t, kMaxRank> strides{};
+
+  explicit operator bool() const { return slot >= 0; }
+  std::int64_t numel() const;
+  bool contiguous() const;
+  bool rows() const;  // last dim contiguous, the leading ones walk with one row stride
+  std::int64_t row_stride() const;  // elements between rows, if rows()
+};
+
+Operand dense_operand(int slot, DType dtype, std::span<const std::int64_t> dims);
+// The same memory read with the right-aligned shape `dims`, stride 0 where it broadcasts.
+Operand broadcast_to(const Operand& operand, std::span<const std::int64_t> dims);
+
+// One execution of a plan: addresses and constants.
+struct Launch {
+  std::byte* const* slots = nullptr;
+  const double* constants = nullptr;  // the step's constants block
+  View view(const Operand& operand) const;
+  template <class T>
+  T* pointer(const Operand& operand) const {
+    return operand ? reinterpret_cast<T*>(slots[operand.slot]) + operand.offset : nullptr;
+  }
+};
+
+// Expressions evaluated over an index space. Inputs [0, values) of the program are given by the skeleton at each element;
+// input values + k is leaves[k], broadcast to the space. Slot j of the program is constant constants[j] of the step.
+struct Fused {
+  Program program;
+  std::vector<Expr> roots;  // what the program computes, for the CUDA back end and for people
+  int values = 0;
+  std::vector<Operand> leaves;
+  std::vector<int> constants;
+};
+
+// Evaluates a Fused on one thread. T is the compute type, float or double.
+template <class T>
+class Runner {
+ public:
+  Runner(const Launch& launch, const Fused& fused);
+  // Elements [first, first + n) of the space in row-major order, n <= kBlock. values[k]: n elements of value k.
+  // outputs[k] receives root k. `out` pointers may equal a value pointer.
+  void run(std::int64_t first, int n, std::span<const void* const> values, std::span<void* const> outputs);
+  // For a Fused without values and with one real root: elements [first, first + n), n <= kBlock; valid until the next call.
+  const T* read(std::int64_t first, int n);
+  // The same for any n, copied to `out`.
+  void read(std::int64_t first, std::int64_t n, T* out);
+
+ private:
+  const Fused* fused_;
+  std::vector<double> constants_;
+  typename Program::template State<T> state_;
+  std::vector<View> leaves_;
+  std::vector<std::array<double, kBlock>> buffers_;  // for leaves that need gathering or conversion
+  std::vector<const void*> inputs_;
+  std::vector<T> result_;
+  bool identity_;  // root is leaf 0 itself: no program needed
+};
+
+// The contract of a hole (DESIGN 2.5), enforced when an op with a filled hole is recorded and shown by inspect.
+struct HoleSpec {
+  std::string_view name;        // "delta"
+  int values;                   // what the skeleton passes: 1 for a prologue or epilogue, 2 with an upstream gradient
+  std::string_view space;       // index map, in the op's letters: "(b, t, i)"
+  int reuse;                    // times the hole is evaluated per element of its space
+  bool gradients;               // captured tensors may need gradients
+  std::string_view padding;     // what padded elements must be, after the hole: "0" or "none"
+};
+
+}  // namespace weft

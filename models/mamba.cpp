@@ -1,0 +1,266 @@
+#include "models/mamba.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+
+#include "autograd/backward.h"
+#include "autograd/run.h"
+#include "jit/interp.h"
+#include "models/sample.h"
+#include "nn/json.h"
+#include "nn/safetensors.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+Initialiser divided(std::int64_t fan_in, double by) { return init::uniform(1 / (std::sqrt(double(fan_in)) * by)); }
+
+Param fixed_decay(Shape shape, DType dtype, bool decay) {
+  Param p(shape, dtype);
+  p.set_decay(decay);
+  return p;
+}
+
+MambaConfig checked(MambaConfig config) {
+  config.check();
+  return config;
+}
+
+}  // namespace
+
+// ---- mixer ------------------------------------------------------------------------------------------------------------
+
+MambaCache::MambaCache(const MambaConfig& c, std::int64_t b) : batch(b) {
+  for (std::int64_t l = 0; l < c.layers; ++l) {
+    const std::string name = fmt::format("backbone.layers.{}.mixer", l);
+    MambaLayerCache layer;
+    if (c.conv > 1) layer.conv = State({b, c.conv - 1, c.inner_width()}, c.compute(), name + ".conv_state");
+    layer.ssm = State({b, c.inner_width(), c.state}, c.dtype, name + ".ssm_state");
+    layers.push_back(std::move(layer));
+  }
+}
+
+MambaMixer::MambaMixer(const MambaConfig& c)
+    : inner_(c.inner_width()),
+      rank_(c.dt_rank()),
+      state_(c.state),
+      in_proj_(c.width, 2 * inner_, {.bias = c.bias, .bias_init = init::constant(0), .dtype = c.dtype}),
+      conv1d_(inner_, c.conv, {.bias = c.conv_bias, .dtype = c.dtype}),
+      x_proj_(inner_, rank_ + 2 * state_, {.bias = false, .dtype = c.dtype}),
+      dt_proj_(rank_, inner_,
+               {.weight_init = c.dt_constant ? init::constant(c.dt_scale / std::sqrt(double(rank_)))
+                                             : init::uniform(c.dt_scale / std::sqrt(double(rank_))),
+                .bias_init = init::dt_bias(c.dt_min, c.dt_max, c.dt_floor),
+                .dtype = c.dtype}),
+      out_proj_(inner_, c.width,
+                {.bias = c.bias,
+                 .weight_init = divided(inner_, c.rescale_residual ? std::sqrt(double(c.layers)) : 1),
+                 .bias_init = init::constant(0),
+                 .dtype = c.dtype}),
+      A_log_(fixed_decay({inner_, state_}, c.dtype, false)),
+      D_(fixed_decay({inner_}, c.dtype, false)) {
+  add("A_log", A_log_, init::s4d_real(state_));
+  add("D", D_, init::constant(1));
+  add("in_proj", in_proj_);
+  add("conv1d", conv1d_);
+  add("x_proj", x_proj_);
+  add("dt_proj", dt_proj_);
+  add("out_proj", out_proj_);
+}
+
+Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use) {
+  const bool go_on = use == CacheUse::go_on;
+  const Tensor xz = in_proj_(x);  // (b, t, 2i)
+  const Tensor z = slice(xz, -1, inner_, 2 * inner_);
+
+  Tensor last_inputs, last_state;
+  Conv1dOptions conv{.silu = true};
+  if (cache && cache->conv) {
+    conv.last = &last_inputs;
+    if (go_on) conv.initial = cache->conv.read();
+  }
+  const Tensor u = conv1d_(slice(xz, -1, 0, inner_), conv);  // (b, t, i)
+
+  const Tensor q = x_proj_(u);  // (b, t, rank + 2n)
+  const Tensor delta = linear(slice(q, -1, 0, rank_), dt_proj_.weight_function(u.dtype()));
+  const Tensor B = slice(q, -1, rank_, rank_ + state_), C = slice(q, -1, rank_ + state_, rank_ + 2 * state_);
+  ScanOptions options{.D = D_.read(), .delta = softplus_bias(dt_proj_.bias()), .out = gate(z)};
+  if (cache) options.last = &last_state;
+  if (cache && go_on) options.initial = cache->ssm.read();
+  const Tensor o = scan(u, delta, -exp(A_log_), B, C, options);
+
+  if (last_inputs) assign(cache->conv, last_inputs);
+  if (last_state) assign(cache->ssm, last_state);
+  return out_proj_(o);
+}
+
+// ---- block ------------------------------------------------------------------------------------------------------------
+
+MambaBlock::MambaBlock(const MambaConfig& c)
+    : compute_(c.compute()), norm_(c.width, {.eps = c.eps, .dtype = c.dtype}), mixer_(c) {
+  add("norm", norm_);
+  add("mixer", mixer_);
+}
+
+Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use) {
+  Tensor h = norm_(x);
+  if (h.dtype() != compute_) h = cast(h, compute_);
+  return x + mixer_(h, cache, use);
+}
+
+// ---- model ------------------------------------------------------------------------------------------------------------
+
+Mamba::Mamba(MambaConfig config)
+    : config_(checked(std::move(config))),
+      embeddings_(config_.rows(), config_.width, {.deviation = config_.embedding_deviation, .dtype = config_.dtype}),
+      norm_f_(config_.width, {.eps = config_.eps, .dtype = config_.dtype}) {
+  add("backbone.embeddings", embeddings_);
+  blocks_.reserve(std::size_t(config_.layers));
+  for (std::int64_t l = 0; l < config_.layers; ++l) {
+    blocks_.emplace_back(config_);
+    add(fmt::format("backbone.layers.{}", l), blocks_.back());
+  }
+  add("backbone.norm_f", norm_f_);
+  if (config_.tie) return;
+  lm_head_.emplace(config_.width, config_.rows(), LinearOptions{.bias = false, .dtype = config_.dtype});
+  add("lm_head", *lm_head_);
+}
+
+Tensor Mamba::embed(const Tensor& ids) {
+  const Tensor x = embeddings_(ids);
+  return config_.residual_in_fp32 || x.dtype() == config_.compute() ? x : cast(x, config_.compute());
+}
+
+Tensor Mamba::head(const Tensor& x) {
+  Tensor h = norm_f_(x);
+  if (h.dtype() != config_.compute()) h = cast(h, config_.compute());
+  if (lm_head_) return (*lm_head_)(h);
+  const Tensor weight = embeddings_.weight().read();
+  return linear(h, weight.dtype() == h.dtype() ? weight : cast(weight, h.dtype()));
+}
+
+Tensor Mamba::forward(const Tensor& ids) {
+  Tensor x = embed(ids);
+  for (MambaBlock& block : blocks_) x = block(x);
+  return head(x);
+}
+
+Tensor Mamba::last_logits(const Tensor& ids, const MambaCache& cache, CacheUse use) {
+  const Shape shape = ids.shape();
+  if (shape.rank() != 2 || shape[0] != cache.batch || shape[1] < 1)
+    fail(ErrorKind::usage, "Mamba: ids must be (batch of the cache, at least one)",
+         fmt::format("ids {}, cache batch {}", to_string(shape), cache.batch));
+  if (std::int64_t(cache.layers.size()) != config_.layers)
+    fail(ErrorKind::usage, "Mamba: the cache belongs to another model",
+         fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers));
+  NoGrad scope;
+  Tensor x = embed(ids);
+  for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use);
+  const Tensor end = slice(x, 1, shape[1] - 1, shape[1]);
+  return head(reshape(end, {shape[0], config_.width}));
+}
+
+Tensor Mamba::prefill(Arg ids, const MambaCache& cache) { return last_logits(ids.tensor(), cache, CacheUse::fill); }
+Tensor Mamba::step(Arg ids, const MambaCache& cache) { return last_logits(ids.tensor(), cache, CacheUse::go_on); }
+
+std::vector<GumbelMask> Mamba::masks() {
+  std::vector<GumbelMask> masks;
+  const auto take = [&](const std::optional<GumbelMask>& mask) {
+    if (mask) masks.push_back(*mask);
+  };
+  for (MambaBlock& block : blocks_) {
+    MambaMixer& m = block.mixer();
+    take(m.in_proj().mask()), take(m.conv1d().mask()), take(m.x_proj().mask()), take(m.dt_proj().mask());
+    take(m.out_proj().mask());
+  }
+  return masks;
+}
+
+// ---- checkpoints ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::string_view kHead = "lm_head.weight", kEmbeddings = "backbone.embeddings.weight",
+                           kEmbedding = "backbone.embedding.weight";
+
+void rename(TensorMap& tensors, std::string_view from, std::string_view to) {
+  auto node = tensors.extract(std::string(from));
+  if (node.empty()) return;
+  node.key() = to;
+  if (!tensors.insert(std::move(node)).inserted)
+    fail(ErrorKind::io, "load: a tensor is there under both of its names", fmt::format("{} and {}", from, to));
+}
+
+}  // namespace
+
+void Mamba::load_weights(TensorMap tensors) {
+  rename(tensors, kEmbedding, kEmbeddings);
+  if (config_.tie) {  // a tied copy of the head may be there, and must be one
+    const auto head = tensors.find(std::string(kHead)), embedding = tensors.find(std::string(kEmbeddings));
+    if (head != tensors.end() && embedding != tensors.end()) {
+      if (head->second.bytes != embedding->second.bytes)
+        fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them", std::string(kHead),
+             "set tie_word_embeddings (tie_embeddings) to false");
+      tensors.erase(head);
+    }
+  }
+  load_state_dict(tensors);
+}
+
+Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
+  const std::filesystem::path file = folder / "config.json";
+  MambaConfig config = mamba_config_from_json(read_json(file), file.string());
+  config.dtype = dtype;
+  Mamba model(config);
+  model.load_weights(read_safetensors_folder(folder));
+  return model;
+}
+
+TensorMap Mamba::weights(CheckpointNames names) const {
+  TensorMap tensors = state_dict();
+  if (names == CheckpointNames::original) {
+    rename(tensors, kEmbeddings, kEmbedding);
+    if (config_.tie) tensors[std::string(kHead)] = tensors.at(std::string(kEmbedding));
+  }
+  return tensors;
+}
+
+void Mamba::save(const std::filesystem::path& folder, CheckpointNames names) const {
+  std::filesystem::create_directories(folder);
+  const nlohmann::json config = names == CheckpointNames::original ? to_original(config_) : to_hugging_face(config_);
+  const std::string text = config.dump(2) + "\n";
+  write_safetensors(folder / "model.safetensors", weights(names), {{"format", "pt"}});
+  write_file(folder / "config.json", std::as_bytes(std::span(text)));
+}
+
+// ---- generation -------------------------------------------------------------------------------------------------------
+
+std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>& prompt, GenerateOptions options) {
+  const std::int64_t vocab = model.config().vocab;
+  if (prompt.empty()) fail(ErrorKind::usage, "generate: the prompt is empty", {}, "give at least one token");
+  for (std::int64_t id : prompt)
+    if (id < 0 || id >= vocab)
+      fail(ErrorKind::usage, "generate: a token id is out of range", fmt::format("id {}, vocabulary {}", id, vocab),
+           "use the tokenizer that the model was trained with");
+  const Evaluating scope(model);
+  const MambaCache cache(model.config(), 1);
+  std::vector<std::int64_t> ids = prompt;
+  for (std::int64_t n = 0; n < options.tokens; ++n) {
+    const Tensor logits = n == 0 ? run([&](const Tensor& x) { return model.prefill(x, cache); },
+                                       Tensor::from(ids, {1, std::int64_t(ids.size())}))
+                                 : run([&](const Tensor& x) { return model.step(x, cache); },
+                                       Tensor::from(std::vector<std::int64_t>{ids.back()}, {1, 1}));
+    const std::vector<float> values = logits.to_host<float>();
+    const double u = (double(philox(options.seed, 0, std::uint64_t(n), 0)) + 0.5) * 0x1p-32;
+    ids.push_back(sample(std::span(values).first(std::size_t(vocab)), options.temperature, options.top_k, u));  // no padded ids
+  }
+  return ids;
+}
+
+}  // namespace weft

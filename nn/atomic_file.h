@@ -1,0 +1,47 @@
+// A file read in pieces, and one that replaces another only when it is complete. Errors are ErrorKind::io.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string>
+
+namespace weft {
+
+// Throws "what: <the system's words for errno `number`>".
+[[noreturn]] void fail_errno(const std::string& what, int number);
+
+class FileReader {
+ public:
+  explicit FileReader(const std::filesystem::path& file);
+  ~FileReader();
+  FileReader(const FileReader&) = delete;
+  FileReader& operator=(const FileReader&) = delete;
+
+  std::size_t size() const { return size_; }  // 0 for what is no regular file
+  void seek(std::size_t offset);
+  std::size_t read(std::span<std::byte> bytes);  // the count; less than asked for only at the end
+
+ private:
+  std::string name_;
+  int fd_ = -1;
+  std::size_t size_ = 0;
+};
+
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::filesystem::path& file);
+  ~AtomicFile();  // without commit(): the temporary file is removed
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void commit();  // syncs and renames
+
+ private:
+  std::filesystem::path file_, temporary_;
+  int fd_ = -1;
+  bool done_ = false;
+};
+
+}  // namespace weft

@@ -1,0 +1,78 @@
+#include "nn/init.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <utility>
+
+#include "jit/interp.h"
+#include "jit/parallel.h"
+
+namespace weft {
+
+Draws::Draws(std::uint64_t seed, std::string_view name) : seed_(seed), key_(XXH3_64bits(name.data(), name.size())) {}
+
+double Draws::uniform(std::int64_t element) const {
+  return (double(philox(seed_, key_, 0, std::uint64_t(element))) + 0.5) * 0x1p-32;
+}
+
+double Draws::normal(std::int64_t element) const {
+  const double radius = std::sqrt(-2 * std::log(uniform(2 * element)));
+  return radius * std::cos(2 * std::numbers::pi * uniform(2 * element + 1));
+}
+
+namespace init {
+
+Initialiser constant(double value) {
+  return [value](const Draws&, std::int64_t) { return value; };
+}
+
+Initialiser uniform(double bound) {
+  return [bound](const Draws& draws, std::int64_t i) { return bound * (2 * draws.uniform(i) - 1); };
+}
+
+Initialiser normal(double deviation) {
+  return [deviation](const Draws& draws, std::int64_t i) { return deviation * draws.normal(i); };
+}
+
+Initialiser kaiming_uniform(std::int64_t fan_in) { return uniform(1 / std::sqrt(double(std::max<std::int64_t>(fan_in, 1)))); }
+
+Initialiser dt_bias(double low, double high, double floor) {
+  return [=](const Draws& draws, std::int64_t i) { return dt_bias_value(draws.uniform(i), low, high, floor); };
+}
+
+Initialiser s4d_real(std::int64_t state) {
+  return [state](const Draws&, std::int64_t i) { return std::log(double(i % state + 1)); };
+}
+
+}  // namespace init
+
+double inverse_softplus(double y) { return y + std::log(-std::expm1(-y)); }
+
+double dt_bias_value(double rho, double low, double high, double floor) {
+  const double step = std::exp(rho * (std::log(high) - std::log(low)) + std::log(low));
+  return inverse_softplus(std::max(step, floor));
+}
+
+void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name) {
+  if (!is_real(state.dtype()))
+    fail(ErrorKind::usage, "initialise: only real parameters have random initial values", state.name());
+  constexpr std::int64_t kChunk = 1 << 14;
+  const Draws draws(seed, name);
+  const std::int64_t n = state.shape().numel();
+  visit_dtype(state.dtype(), [&]<class T>(T) {
+    T* values = reinterpret_cast<T*>(state.impl()->data);
+    parallel((n + kChunk - 1) / kChunk, [&](std::int64_t chunk) {
+      const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
+      if constexpr (std::is_same_v<T, double>) {
+        for (std::int64_t i = chunk * kChunk; i < end; ++i) values[i] = init(draws, i);
+      } else {
+        for (std::int64_t i = chunk * kChunk; i < end; ++i) values[i] = T(float(init(draws, i)));
+      }
+    });
+  });
+}
+
+}  // namespace weft

@@ -1,0 +1,186 @@
+#include "nn/layers.h"
+
+#include <cmath>
+#include <string>
+#include <utility>
+
+namespace weft {
+namespace {
+
+void check_sizes(const char* layer, std::initializer_list<std::int64_t> sizes) {
+  std::string text;
+  bool good = true;
+  for (std::int64_t n : sizes) text += (text.empty() ? "" : ", ") + std::to_string(n), good &= n > 0;
+  if (!good) fail(ErrorKind::usage, std::string(layer) + ": sizes must be positive", text);
+}
+
+Param parameter(Shape shape, DType dtype, bool decay) {
+  Param p(shape, dtype);
+  p.set_decay(decay);
+  return p;
+}
+
+// `param` as an operand of `dtype`; the multiplication by a mask keeps the param's own precision.
+Tensor weight_tensor(const Param& param, const std::optional<GumbelMask>& mask, DType dtype) {
+  Tensor w = param.read();
+  if (mask) w = w * mask->sample();
+  return w.dtype() == dtype ? w : cast(w, dtype);
+}
+
+Tensor bias_tensor(const Param& bias, DType dtype) {
+  if (!bias) return {};
+  return bias.dtype() == dtype ? bias.read() : cast(bias, dtype);
+}
+
+DType real_type(const Tensor& x, const Param& weight) { return is_real(x.dtype()) ? x.dtype() : weight.dtype(); }
+
+}  // namespace
+
+// ---- masks ------------------------------------------------------------------------------------------------------------
+
+GumbelMask::GumbelMask(Shape weight, DType dtype, MaskOptions options)
+    : logits_(parameter(weight, dtype, false)), options_(std::make_shared<MaskOptions>(std::move(options))) {
+  const double s0 = options_->initial_sparsity;
+  if (!(s0 > 0 && s0 < 1)) fail(ErrorKind::usage, "mask: initial_sparsity must lie between 0 and 1", std::to_string(s0));
+  set_temperature(options_->temperature);
+  add("logits", logits_, init::constant(std::log((1 - s0) / s0)));
+}
+
+void GumbelMask::set_temperature(double temperature) {
+  if (!(temperature > 0)) fail(ErrorKind::usage, "mask: the temperature must be positive", std::to_string(temperature));
+  options_->temperature = temperature;
+}
+
+const Param& GumbelMask::logits() const { return initialise(), logits_; }
+
+Tensor GumbelMask::sample() const {
+  return gumbel_sigmoid(logits(), {.temperature = options_->temperature,
+                                   .temperature_scalar = options_->temperature_scalar,
+                                   .hard = options_->hard,
+                                   .noise = options_->noise,
+                                   .training = training()});
+}
+
+Tensor GumbelMask::penalty(double weight, double target) const {
+  return abs((1.0 - target) - mean(sigmoid(logits()))) * weight;
+}
+
+double GumbelMask::expected_sparsity() const {
+  double on = 0;
+  for (double l : logits().to_host<double>()) on += 1 / (1 + std::exp(-l));
+  return 1 - on / double(logits_.shape().numel());
+}
+
+double GumbelMask::realised_sparsity() const {
+  std::int64_t zeros = 0;
+  for (double l : logits().to_host<double>()) zeros += !(l > 0);
+  return double(zeros) / double(logits_.shape().numel());
+}
+
+Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight, double target) {
+  Tensor total;
+  for (const GumbelMask& mask : masks) {
+    Tensor one = mask.penalty(weight, target);
+    total = total ? total + one : one;
+  }
+  return total ? total : zeros({});
+}
+
+// ---- Linear, Conv1d ---------------------------------------------------------------------------------------------------
+
+Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options) {
+  check_sizes("Linear", {in, out});
+  weight_ = parameter({out, in}, options.dtype, true);
+  add("weight", weight_, options.weight_init ? options.weight_init : init::kaiming_uniform(in));
+  if (!options.bias) return;
+  bias_ = parameter({out}, options.dtype, false);
+  add("bias", bias_, options.bias_init ? options.bias_init : init::kaiming_uniform(in));
+}
+
+Tensor Linear::forward(const Tensor& x) {
+  const DType dtype = real_type(x, weight_);
+  return linear(x, weight_function(dtype), bias_tensor(bias_, dtype));
+}
+
+Tensor Linear::weight_function(DType dtype) const { return weight_tensor(weight_, *mask_, dtype); }
+const Param& Linear::weight() const { return initialise(), weight_; }
+const Param& Linear::bias() const { return initialise(), bias_; }
+
+void Linear::mask(MaskOptions options) {
+  if (*mask_) fail(ErrorKind::usage, "mask: the layer has a mask already", "'" + path() + "'");
+  GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options));
+  add("mask", fresh);
+  *mask_ = fresh;
+}
+
+Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options) {
+  check_sizes("Conv1d", {channels, width});
+  weight_ = parameter({channels, width}, options.dtype, true);
+  add("weight", weight_, init::kaiming_uniform(width), Shape{channels, 1, width});
+  if (!options.bias) return;
+  bias_ = parameter({channels}, options.dtype, false);
+  add("bias", bias_, init::kaiming_uniform(width));
+}
+
+Tensor Conv1d::forward(const Tensor& x, Conv1dOptions options) {
+  const DType dtype = real_type(x, weight_);
+  return conv1d(x, weight_function(dtype), bias_tensor(bias_, dtype), std::move(options));
+}
+
+Tensor Conv1d::weight_function(DType dtype) const { return weight_tensor(weight_, *mask_, dtype); }
+const Param& Conv1d::weight() const { return initialise(), weight_; }
+const Param& Conv1d::bias() const { return initialise(), bias_; }
+
+void Conv1d::mask(MaskOptions options) {
+  if (*mask_) fail(ErrorKind::usage, "mask: the layer has a mask already", "'" + path() + "'");
+  GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options));
+  add("mask", fresh);
+  *mask_ = fresh;
+}
+
+Linear masked(Linear layer, MaskOptions options) {
+  layer.mask(std::move(options));
+  return layer;
+}
+
+Conv1d masked(Conv1d layer, MaskOptions options) {
+  layer.mask(std::move(options));
+  return layer;
+}
+
+// ---- the others -------------------------------------------------------------------------------------------------------
+
+Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options) {
+  check_sizes("Embedding", {vocab, width});
+  weight_ = parameter({vocab, width}, options.dtype, true);
+  add("weight", weight_, init::normal(options.deviation));
+}
+
+Tensor Embedding::forward(const Tensor& ids) { return embedding(weight_, ids); }
+const Param& Embedding::weight() const { return initialise(), weight_; }
+
+RMSNorm::RMSNorm(std::int64_t width, NormOptions options) : eps_(options.eps) {
+  check_sizes("RMSNorm", {width});
+  weight_ = parameter({width}, options.dtype, false);
+  add("weight", weight_, init::constant(1));
+}
+
+Tensor RMSNorm::forward(const Tensor& x) { return rms_norm(x, weight_, eps_); }
+
+LayerNorm::LayerNorm(std::int64_t width, NormOptions options) : eps_(options.eps) {
+  check_sizes("LayerNorm", {width});
+  weight_ = parameter({width}, options.dtype, false);
+  bias_ = parameter({width}, options.dtype, false);
+  add("weight", weight_, init::constant(1));
+  add("bias", bias_, init::constant(0));
+}
+
+Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight_, bias_, eps_); }
+
+Dropout::Dropout(double p) : p_(p) {
+  if (!(p >= 0 && p < 1)) fail(ErrorKind::usage, "Dropout: p must lie in [0, 1)", std::to_string(p));
+}
+
+Tensor Dropout::forward(const Tensor& x) { return dropout(x, p_, training()); }
+
+}  // namespace weft

@@ -1,0 +1,147 @@
+// Layers. Shapes: "..." any leading axes. Every use of the weight of a Linear or Conv1d goes through its weight_function(),
+// which applies the mask.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "nn/init.h"
+#include "nn/module.h"
+#include "ops/ops.h"
+
+namespace weft {
+
+// ---- masks (SPEC 6) ---------------------------------------------------------------------------------------------------
+
+struct MaskOptions {
+  double temperature = 0.5;
+  std::optional<Scalar> temperature_scalar = {};  // takes precedence; shared by masks that are annealed together
+  bool hard = true;                               // straight-through
+  MaskNoise noise = MaskNoise::gumbel;
+  double initial_sparsity = 0.5;  // s0: logits start at ln((1 - s0) / s0)
+};
+
+// A Gumbel-sigmoid mask. Training: a new sample each call; evaluation: 1[logit > 0].
+class GumbelMask : public Module {
+ public:
+  GumbelMask(Shape weight, DType dtype, MaskOptions options);
+  Tensor sample() const;                    // the shape of the weight, values in [0, 1]
+  Tensor penalty(double weight = 1e-5, double target = 0.3) const;  // weight |(1 - mean sigmoid(l)) - target|, a scalar
+  double expected_sparsity() const;         // 1 - mean sigmoid(l); on the host
+  double realised_sparsity() const;         // the fraction of zeros in evaluation; on the host
+  const Param& logits() const;
+  void set_temperature(double temperature);
+
+ private:
+  Param logits_;
+  std::shared_ptr<MaskOptions> options_;  // shared by copies
+};
+
+Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight = 1e-5, double target = 0.3);  // their sum
+
+// ---- layers -----------------------------------------------------------------------------------------------------------
+
+struct LinearOptions {
+  bool bias = true;
+  Initialiser weight_init = {};  // default: U(+-1/sqrt(in))
+  Initialiser bias_init = {};    // default: U(+-1/sqrt(in))
+  DType dtype = DType::f32;
+};
+
+// y = x W^T + bias; weight (out, in), bias (out).
+class Linear : public Layer<Linear> {
+ public:
+  Linear(std::int64_t in, std::int64_t out, LinearOptions options = {});
+  Tensor forward(const Tensor& x);              // (..., in) -> (..., out), in x's dtype
+  Tensor weight_function(DType dtype) const;    // (out, in), masked, in `dtype`
+  const Param& weight() const;
+  const Param& bias() const;                    // absent if there is none
+  void mask(MaskOptions options);               // from now on; the bias is not masked
+  const std::optional<GumbelMask>& mask() const { return *mask_; }
+
+ private:
+  Param weight_, bias_;
+  std::shared_ptr<std::optional<GumbelMask>> mask_ = std::make_shared<std::optional<GumbelMask>>();  // shared by copies
+};
+
+struct Conv1dLayerOptions {
+  bool bias = true;
+  DType dtype = DType::f32;
+};
+
+// Causal depthwise convolution over time (SPEC 3): weight (d, w), in files (d, 1, w); bias (d).
+class Conv1d : public Layer<Conv1d> {
+ public:
+  Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options = {});
+  Tensor forward(const Tensor& x, Conv1dOptions options = {});  // (b, t, d) -> (b, t, d)
+  Tensor weight_function(DType dtype) const;                    // (d, w), masked
+  const Param& weight() const;
+  const Param& bias() const;
+  void mask(MaskOptions options);
+  const std::optional<GumbelMask>& mask() const { return *mask_; }
+
+ private:
+  Param weight_, bias_;
+  std::shared_ptr<std::optional<GumbelMask>> mask_ = std::make_shared<std::optional<GumbelMask>>();  // shared by copies
+};
+
+// The layer with a mask on its weight.
+Linear masked(Linear layer, MaskOptions options = {});
+Conv1d masked(Conv1d layer, MaskOptions options = {});
+
+struct EmbeddingOptions {
+  double deviation = 0.02;  // rows start as N(0, deviation^2)
+  DType dtype = DType::f32;
+};
+
+// weight (vocab, width); ids (...) in [0, vocab) -> (..., width).
+class Embedding : public Layer<Embedding> {
+ public:
+  Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options = {});
+  Tensor forward(const Tensor& ids);
+  const Param& weight() const;
+
+ private:
+  Param weight_;
+};
+
+struct NormOptions {
+  double eps = 1e-5;
+  DType dtype = DType::f32;
+};
+
+// x rsqrt(mean(x^2) + eps) w over the last axis; weight (width) starts at 1.
+class RMSNorm : public Layer<RMSNorm> {
+ public:
+  explicit RMSNorm(std::int64_t width, NormOptions options = {});
+  Tensor forward(const Tensor& x);  // (..., width) -> (..., width)
+  const Param& weight() const { return weight_; }
+
+ private:
+  Param weight_;
+  double eps_;
+};
+
+// (x - mean) rsqrt(var + eps) w + bias over the last axis; weight, bias (width) start at 1 and 0.
+class LayerNorm : public Layer<LayerNorm> {
+ public:
+  explicit LayerNorm(std::int64_t width, NormOptions options = {});
+  Tensor forward(const Tensor& x);
+
+ private:
+  Param weight_, bias_;
+  double eps_;
+};
+
+// x / (1 - p) with probability 1 - p, else 0, in training; x in evaluation.
+class Dropout : public Layer<Dropout> {
+ public:
+  explicit Dropout(double p);
+  Tensor forward(const Tensor& x);
+
+ private:
+  double p_;
+};
+
+}  // namespace weft

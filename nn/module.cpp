@@ -1,0 +1,274 @@
+#include "nn/module.h"
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_set>
+#include <variant>
+
+#include "autograd/random.h"
+
+namespace weft {
+namespace {
+
+// Paths live as long as the process: tapes and plans keep pointers to them.
+const std::string* intern(const std::string& path) {
+  static std::mutex mutex;
+  static std::unordered_set<std::string> paths;
+  std::lock_guard lock(mutex);
+  return &*paths.insert(path).first;
+}
+
+std::string join(const std::string& path, const std::string& name) { return path.empty() ? name : path + "." + name; }
+
+}  // namespace
+
+struct Module::Data {
+  struct Entry {
+    std::string name;
+    std::variant<Param, State, std::shared_ptr<Data>> what;
+    Initialiser init = {};  // of a param that has no values yet
+    std::uint64_t seed = 0;
+    std::optional<Shape> file_shape = {};
+  };
+  std::vector<Entry> entries;  // in registration order
+  const std::string* path = intern("");
+  bool training = true;
+  bool initialised = true;  // all entries of this module and those below; may be false though they are
+
+  void check_new(const std::string& name) const;
+  void set_path(const std::string& new_path);
+  void train(bool on);
+  void initialise();
+  // f(full name, entry) for each param and buffer, depth first.
+  template <class F>
+  void visit(F&& f);
+};
+
+void Module::Data::check_new(const std::string& name) const {
+  if (name.empty() || name.front() == '.' || name.back() == '.')
+    fail(ErrorKind::usage, "module: a name may not be empty or begin or end with a dot", "'" + name + "' in '" + *path + "'");
+  for (const Entry& e : entries)
+    if (e.name == name)
+      fail(ErrorKind::usage, "module: a name is registered twice", "'" + name + "' in module '" + *path + "'",
+           "every parameter, buffer and child of a module needs its own name");
+}
+
+// Names from the last entry to the first, so that a tied param keeps its first name.
+void Module::Data::set_path(const std::string& new_path) {
+  path = intern(new_path);
+  for (auto e = entries.rbegin(); e != entries.rend(); ++e) {
+    const std::string full = join(new_path, e->name);
+    if (auto* child = std::get_if<std::shared_ptr<Data>>(&e->what)) {
+      (*child)->set_path(full);
+    } else if (auto* param = std::get_if<Param>(&e->what)) {
+      param->impl()->name = full;
+    } else {
+      std::get<State>(e->what).impl()->name = full;
+    }
+  }
+}
+
+void Module::Data::train(bool on) {
+  training = on;
+  for (Entry& e : entries)
+    if (auto* child = std::get_if<std::shared_ptr<Data>>(&e.what)) (*child)->train(on);
+}
+
+template <class F>
+void Module::Data::visit(F&& f) {
+  for (Entry& e : entries) {
+    if (auto* child = std::get_if<std::shared_ptr<Data>>(&e.what)) {
+      (*child)->visit(f);
+    } else {
+      f(join(*path, e.name), e);
+    }
+  }
+}
+
+void Module::Data::initialise() {
+  for (Entry& e : entries) {
+    if (auto* child = std::get_if<std::shared_ptr<Data>>(&e.what)) {
+      (*child)->initialise();
+    } else if (e.init) {
+      weft::initialise(std::get<Param>(e.what), e.init, e.seed, join(*path, e.name));
+      e.init = {};
+    }
+  }
+  initialised = true;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+Module::Module() : data_(std::make_shared<Data>()) {}
+
+void Module::add(std::string name, Param& param, Initialiser init, std::optional<Shape> file_shape) {
+  data_->check_new(name);
+  if (!param) fail(ErrorKind::usage, "module: an absent parameter cannot be registered", "'" + name + "'");
+  if (file_shape && file_shape->numel() != param.shape().numel())
+    fail(ErrorKind::usage, "module: the shape in files has another number of elements",
+         "'" + name + "' " + to_string(param.shape()) + ", in files " + to_string(*file_shape));
+  bool named = false;  // a tied param keeps its first name
+  data_->visit([&](const std::string&, Data::Entry& e) {
+    if (auto* other = std::get_if<Param>(&e.what)) named |= other->impl() == param.impl();
+  });
+  if (!named) param.impl()->name = join(*data_->path, name);
+  if (init) data_->initialised = false;
+  data_->entries.push_back({std::move(name), param, std::move(init), rng().seed(), file_shape});
+}
+
+void Module::add(std::string name, State& state) {
+  data_->check_new(name);
+  state.impl()->name = join(*data_->path, name);
+  data_->entries.push_back({std::move(name), state});
+}
+
+void Module::add(std::string name, Module& child) {
+  data_->check_new(name);
+  if (child.data_ == data_) fail(ErrorKind::usage, "module: a module cannot be its own child", "'" + name + "'");
+  data_->initialised &= child.data_->initialised;
+  if (!data_->training) child.train(false);
+  data_->entries.push_back({std::move(name), child.data_});
+  data_->set_path(*data_->path);
+}
+
+std::vector<NamedParam> Module::named_parameters() const {
+  initialise();
+  std::vector<NamedParam> result;
+  std::unordered_set<const StateImpl*> seen;
+  data_->visit([&](const std::string& name, Data::Entry& e) {
+    if (auto* param = std::get_if<Param>(&e.what); param && seen.insert(param->impl().get()).second)
+      result.push_back({name, *param});
+  });
+  return result;
+}
+
+std::vector<Param> Module::parameters() const {
+  std::vector<Param> result;
+  for (NamedParam& p : named_parameters()) result.push_back(std::move(p.param));
+  return result;
+}
+
+std::vector<NamedState> Module::named_states() const {
+  std::vector<NamedState> result;
+  std::unordered_set<const StateImpl*> seen;
+  data_->visit([&](const std::string& name, Data::Entry& e) {
+    if (auto* state = std::get_if<State>(&e.what); state && seen.insert(state->impl().get()).second)
+      result.push_back({name, *state});
+  });
+  return result;
+}
+
+std::int64_t Module::parameter_count() const {
+  std::int64_t count = 0;
+  for (const NamedParam& p : named_parameters()) count += p.param.shape().numel();
+  return count;
+}
+
+void Module::set_trainable(bool on) {
+  for (Param& p : parameters()) p.set_trainable(on);
+}
+
+bool Module::training() const { return data_->training; }
+void Module::train(bool on) { data_->train(on); }
+const std::string& Module::path() const { return *data_->path; }
+void Module::initialise() const { data_->initialise(); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// State dict.
+
+namespace {
+
+struct Slot {
+  State state;
+  Shape file_shape;
+};
+
+std::string shape_text(const std::vector<std::int64_t>& dims) {
+  return dims.size() <= std::size_t(kMaxRank) ? to_string(Shape(dims)) : std::to_string(dims.size()) + " dimensions";
+}
+
+// What is wrong with `tensor` as the value of `slot`, or "".
+std::string problem(const std::string& name, const Slot& slot, const HostTensor& tensor) {
+  if (!std::ranges::equal(tensor.shape, slot.file_shape.dims()))
+    return "shape of " + name + ": the file has " + shape_text(tensor.shape) + ", the model " + to_string(slot.file_shape);
+  if (tensor.dtype != slot.state.dtype() && !(is_real(tensor.dtype) && is_real(slot.state.dtype())))
+    return "type of " + name + ": the file has " + std::string(name_of(tensor.dtype)) + ", the model " +
+           std::string(name_of(slot.state.dtype()));
+  return {};
+}
+
+void set_value(const Slot& slot, const HostTensor& tensor) {
+  if (tensor.dtype == slot.state.dtype()) {
+    State(slot.state).set_bytes(tensor.bytes.data());
+  } else {
+    State(slot.state).set(tensor.values<double>());
+  }
+}
+
+[[noreturn]] void fail_load(const std::vector<std::string>& problems) {
+  constexpr std::size_t kShown = 50;
+  std::string list;
+  for (std::size_t i = 0; i < problems.size() && i < kShown; ++i) list += "\n  " + problems[i];
+  if (problems.size() > kShown) list += "\n  ... and " + std::to_string(problems.size() - kShown) + " more";
+  fail(ErrorKind::io, "load: the tensors do not fit the model", std::to_string(problems.size()) + " problems" + list,
+       "compare the configuration with that of the checkpoint; nothing was loaded");
+}
+
+}  // namespace
+
+// The saved states by name: each once, at its first name.
+template <class Data>
+static std::map<std::string, Slot> slots_of(Data& data) {
+  std::map<std::string, Slot> slots;
+  std::unordered_set<const StateImpl*> seen;
+  data.visit([&](const std::string& name, auto& e) {
+    auto* param = std::get_if<Param>(&e.what);
+    const State& state = param ? static_cast<const State&>(*param) : std::get<State>(e.what);
+    if (seen.insert(state.impl().get()).second) slots.emplace(name, Slot{state, e.file_shape.value_or(state.shape())});
+  });
+  return slots;
+}
+
+TensorMap Module::state_dict() const {
+  initialise();
+  TensorMap tensors;
+  for (auto& [name, slot] : slots_of(*data_)) {
+    const auto dims = slot.file_shape.dims();
+    tensors[name] = {slot.state.dtype(), {dims.begin(), dims.end()}, slot.state.bytes()};
+  }
+  return tensors;
+}
+
+void Module::load_state_dict(const TensorMap& tensors) {
+  const std::map<std::string, Slot> slots = slots_of(*data_);
+  std::vector<std::string> problems;
+  for (auto& [name, slot] : slots) {
+    auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      problems.push_back("missing: " + name + " " + to_string(slot.file_shape));
+    } else if (std::string text = problem(name, slot, found->second); !text.empty()) {
+      problems.push_back(std::move(text));
+    }
+  }
+  for (auto& [name, tensor] : tensors)
+    if (!slots.contains(name)) problems.push_back("unexpected: " + name + " " + shape_text(tensor.shape));
+  if (!problems.empty()) fail_load(problems);
+  for (auto& [name, slot] : slots) set_value(slot, tensors.at(name));
+  data_->visit([](const std::string&, Data::Entry& e) { e.init = {}; });  // loaded values are not drawn over
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+CallFrame::CallFrame(const Module& module, Site where, const Tensor& input) {
+  if (!module.data_->initialised) [[unlikely]]
+    module.initialise();
+  frame_ = open_frame(module.data_->path, where, input);
+}
+
+void CallFrame::output(const Tensor& t) { close_frame(std::exchange(frame_, -1), t); }
+
+CallFrame::~CallFrame() {
+  if (frame_ >= 0) close_frame(frame_, Tensor());
+}
+
+}  // namespace weft

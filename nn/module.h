@@ -1,0 +1,114 @@
+// Modules: a registry of named parameters, buffers and children; calling one opens a frame, so that errors, kernels and random
+// draws know the module path.
+//
+//   struct Mlp : Layer<Mlp> {
+//     Linear up, down;
+//     Mlp(int d) : up(d, 4 * d), down(4 * d, d) { add("up", up), add("down", down); }
+//     Tensor forward(const Tensor& x) { return down(gelu(up(x))); }
+//   };
+//
+// Modules are handles: a copy shares parameters and registry with the original.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "autograd/state.h"
+#include "autograd/tape.h"
+#include "autograd/tensor.h"
+#include "nn/init.h"
+#include "nn/safetensors.h"
+
+namespace weft {
+
+struct NamedParam {
+  std::string name;  // "layers.0.mixer.in_proj.weight"
+  Param param;
+};
+struct NamedState {
+  std::string name;
+  State state;
+};
+
+class Module {
+ public:
+  Module();
+  virtual ~Module() = default;
+
+  // Parameters in registration order, depth first. A Param registered twice (tied weights) is listed once, at its first name.
+  std::vector<NamedParam> named_parameters() const;
+  std::vector<Param> parameters() const;
+  std::vector<NamedState> named_states() const;  // buffers: States that are no parameters and are saved
+  std::int64_t parameter_count() const;          // trainable or not, each once
+  void set_trainable(bool on);                   // of every parameter below
+  bool training() const;
+  void train(bool on = true);                    // dropout, masks; this module and those below
+  const std::string& path() const;               // "layers.3.mixer"; "" for a root
+
+  // Draws the parameters that have an initialiser and no values yet, by their full names. Listing the parameters and calling
+  // the module do it first, so it need not be called: by then the modules around are complete and names are final.
+  void initialise() const;
+
+  // Values of parameters and buffers by name. Loading is strict: missing, unexpected and mis-shaped tensors are all listed in
+  // one error, and then nothing was changed.
+  TensorMap state_dict() const;
+  void load_state_dict(const TensorMap& tensors);
+
+ protected:
+  // Names the param. A second name for a tied param is allowed; give it no initialiser. `file_shape` is the shape in files,
+  // if it differs.
+  void add(std::string name, Param& param, Initialiser init = {}, std::optional<Shape> file_shape = {});
+  void add(std::string name, State& state);
+  void add(std::string name, Module& child);  // `name` may have dots: "layers.3"
+  struct Data;                                // shared with the parent, so that modules can be moved
+  std::shared_ptr<Data> data_;
+
+  friend class CallFrame;
+};
+
+// While alive, `module` is in evaluation mode: no dropout, masks without noise.
+class Evaluating {
+ public:
+  explicit Evaluating(Module& module) : module_(module), before_(module.training()) { module.train(false); }
+  ~Evaluating() { module_.train(before_); }
+  Evaluating(const Evaluating&) = delete;
+  Evaluating& operator=(const Evaluating&) = delete;
+
+ private:
+  Module& module_;
+  bool before_;
+};
+
+// Opens a frame for a module call on the tape (autograd) and closes it.
+class CallFrame {
+ public:
+  CallFrame(const Module& module, Site where, const Tensor& input);
+  ~CallFrame();
+  CallFrame(const CallFrame&) = delete;
+  CallFrame& operator=(const CallFrame&) = delete;
+  void output(const Tensor& t);
+
+ private:
+  std::int32_t frame_;  // -1 once closed
+};
+
+// CRTP: gives `Self` a call operator that opens a frame and calls Self::forward(first, rest...).
+template <class Self>
+class Layer : public Module {
+ public:
+  template <class... Rest>
+  auto operator()(Arg x, Rest&&... rest) {
+    CallFrame frame(*this, x.where(), x.tensor());
+    auto result = static_cast<Self*>(this)->forward(x.tensor(), std::forward<Rest>(rest)...);
+    if constexpr (std::is_same_v<decltype(result), Tensor>) frame.output(result);
+    return result;
+  }
+};
+
+}  // namespace weft

@@ -1,0 +1,280 @@
+#include "nn/safetensors.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "jit/error.h"
+#include "nn/atomic_file.h"
+#include "nn/json.h"
+
+namespace weft {
+
+static_assert(std::endian::native == std::endian::little, "the format is little-endian and is read as it lies");
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+// The format's dtypes. Those without a weft dtype are checked as the others are and refused when read.
+struct Format {
+  std::string_view name;
+  int bits;
+  std::optional<DType> dtype;
+};
+constexpr std::array<Format, 21> kFormats{{
+    {"F64", 64, DType::f64},      {"F32", 32, DType::f32},      {"BF16", 16, DType::bf16},
+    {"I64", 64, DType::i64},      {"I32", 32, DType::i32},      {"BOOL", 8, DType::boolean},
+    {"F16", 16, DType::f32},      {"I16", 16, std::nullopt},    {"I8", 8, std::nullopt},
+    {"U64", 64, std::nullopt},    {"U32", 32, std::nullopt},    {"U16", 16, std::nullopt},
+    {"U8", 8, std::nullopt},      {"C64", 64, std::nullopt},    {"F8_E4M3", 8, std::nullopt},
+    {"F8_E5M2", 8, std::nullopt}, {"F8_E8M0", 8, std::nullopt}, {"F6_E2M3", 6, std::nullopt},
+    {"F6_E3M2", 6, std::nullopt}, {"F4", 4, std::nullopt},      {"F8_E4M3FNUZ", 8, std::nullopt},
+}};
+
+std::string_view format_name(DType dtype) {
+  for (const Format& format : kFormats)
+    if (format.dtype == dtype) return format.name;
+  return "?";
+}
+
+float widen_f16(std::uint16_t h) {
+  std::uint32_t sign = std::uint32_t(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, fraction = h & 0x3ffu;
+  if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(float(fraction) * 0x1p-24f));
+  std::uint32_t wide = exponent == 31 ? 255u : exponent + 112u;
+  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+}
+
+// One tensor of a header. begin and end count from the end of the header.
+struct Entry {
+  std::string name;
+  const Format* format;
+  std::vector<std::int64_t> shape;
+  std::uint64_t begin, end;
+};
+
+// A file with its header read and checked.
+class Reader {
+ public:
+  explicit Reader(const fs::path& file) : name_(file.string()), file_(file) {
+    std::uint64_t length = 0;
+    if (file_.size() < sizeof length) refuse("too short for a header", fmt::format("{} bytes", file_.size()));
+    fill(std::as_writable_bytes(std::span(&length, 1)));
+    if (length > kMaxJsonBytes) refuse("header too large", fmt::format("{} bytes, limit {}", length, kMaxJsonBytes));
+    data_ = sizeof length + length;
+    if (data_ > file_.size())
+      refuse("truncated inside the header", fmt::format("header of {} bytes, file of {}", length, file_.size()));
+    std::string header(length, ' ');
+    fill(std::as_writable_bytes(std::span(header)));
+    if (header.empty() || header.front() != '{') refuse("the header does not begin with {");
+    parse(parse_json(header, name_ + " (header)"));
+    check_offsets();
+  }
+
+  const std::vector<Entry>& entries() const { return entries_; }  // in the order of their data
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  HostTensor read(const Entry& entry) {
+    if (!entry.format->dtype)
+      refuse("dtype not supported", fmt::format("tensor {} is {}", entry.name, entry.format->name),
+             "convert the file to F32 or BF16");
+    HostTensor tensor{*entry.format->dtype, entry.shape, std::vector<std::byte>(entry.end - entry.begin)};
+    file_.seek(data_ + entry.begin);
+    fill(tensor.bytes);
+    if (entry.format->name == "F16") {
+      std::vector<std::byte> halves(tensor.bytes.size() * 2);
+      halves.swap(tensor.bytes);
+      for (std::size_t i = 0; i < halves.size() / 2; ++i) {
+        std::uint16_t half;
+        std::memcpy(&half, halves.data() + 2 * i, 2);
+        float value = widen_f16(half);
+        std::memcpy(tensor.bytes.data() + 4 * i, &value, 4);
+      }
+    }
+    if (tensor.dtype == DType::boolean)
+      for (std::byte& b : tensor.bytes) b = std::byte(b != std::byte(0));
+    return tensor;
+  }
+
+  [[noreturn]] void refuse(std::string_view rule, std::string numbers = {}, std::string hint = {}) const {
+    fail(ErrorKind::io, fmt::format("{}: {}", name_, rule), std::move(numbers), std::move(hint));
+  }
+
+ private:
+  void fill(std::span<std::byte> bytes) {
+    if (file_.read(bytes) != bytes.size()) refuse("truncated while it was read");
+  }
+
+  void parse(const json& header) {
+    for (const auto& [name, value] : header.items()) {
+      if (name != "__metadata__") {
+        entries_.push_back(parse_entry(name, value));
+        continue;
+      }
+      if (!value.is_object()) refuse("__metadata__ is not an object");
+      for (const auto& [key, text] : value.items()) {
+        if (!text.is_string()) refuse("__metadata__ holds a value that is not a string", key);
+        metadata_[key] = text.get<std::string>();
+      }
+    }
+  }
+
+  Entry parse_entry(const std::string& name, const json& value) const {
+    auto wrong = [&](std::string_view rule) { refuse(rule, "tensor " + name); };
+    auto list = [&](const char* key) {
+      if (!value.is_object() || !value.contains(key) || !value[key].is_array()) wrong(fmt::format("no list {}", key));
+      std::vector<std::uint64_t> numbers;
+      for (const json& number : value[key]) {
+        if (!number.is_number_unsigned()) wrong(fmt::format("{} holds what is not an unsigned 64-bit integer", key));
+        numbers.push_back(number.get<std::uint64_t>());
+      }
+      return numbers;
+    };
+    auto shape = list("shape"), offsets = list("data_offsets");
+    if (!value.contains("dtype") || !value["dtype"].is_string()) wrong("no dtype");
+    auto dtype = value["dtype"].get<std::string>();
+    auto format = std::find_if(kFormats.begin(), kFormats.end(), [&](const Format& f) { return f.name == dtype; });
+    if (format == kFormats.end()) refuse("unknown dtype", fmt::format("tensor {} has dtype {}", name, dtype));
+    if (offsets.size() != 2) wrong("data_offsets is not a pair");
+    Entry entry{name, format, {}, offsets[0], offsets[1]};
+    std::uint64_t bits = std::uint64_t(format->bits);
+    for (std::uint64_t dim : shape) {
+      if (dim > std::uint64_t(std::numeric_limits<std::int64_t>::max()) || __builtin_mul_overflow(bits, dim, &bits))
+        wrong("shape too large");
+      entry.shape.push_back(std::int64_t(dim));
+    }
+    if (bits % 8) wrong("its values do not fill whole bytes");
+    if (entry.begin > entry.end || entry.end > file_.size() - data_)
+      refuse("data_offsets out of range",
+             fmt::format("tensor {}: [{}, {}] of {} bytes", name, entry.begin, entry.end, file_.size() - data_),
+             "the file may be truncated");
+    if (entry.end - entry.begin != bits / 8)
+      refuse("size is not shape x dtype", fmt::format("tensor {}: {} bytes for {} {}", name, entry.end - entry.begin,
+                                                      dtype, dims_text(entry.shape)));
+    return entry;
+  }
+
+  // The data of all tensors follow one another from the header to the end of the file.
+  void check_offsets() {
+    std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
+      return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
+    });
+    std::uint64_t at = 0;
+    for (const Entry& entry : entries_) {
+      if (entry.begin != at)
+        refuse(entry.begin < at ? "tensors overlap" : "gap between tensors",
+               fmt::format("tensor {} begins at {}, the data before it end at {}", entry.name, entry.begin, at));
+      at = entry.end;
+    }
+    if (at != file_.size() - data_)
+      refuse("bytes after the last tensor", fmt::format("tensors end at {} of {}", at, file_.size() - data_));
+  }
+
+  std::string name_;
+  FileReader file_;
+  std::uint64_t data_ = 0;
+  std::vector<Entry> entries_;
+  std::map<std::string, std::string> metadata_;
+};
+
+// Shard names are names of files in the folder itself.
+void check_shard_name(const fs::path& index, const std::string& shard) {
+  if (shard.empty() || shard == "." || shard == ".." || shard.find_first_of(std::string_view("/\\\0", 3)) != shard.npos)
+    fail(ErrorKind::io, index.string() + ": a shard must be a file name without folders", "\"" + shard + "\"");
+}
+
+}  // namespace
+
+TensorMap read_safetensors(const fs::path& file, std::map<std::string, std::string>* metadata,
+                           const TensorFilter& wanted) {
+  Reader reader(file);
+  if (metadata) *metadata = reader.metadata();
+  TensorMap tensors;
+  for (const Entry& entry : reader.entries())
+    if (!wanted || wanted(entry.name)) tensors.emplace(entry.name, reader.read(entry));
+  return tensors;
+}
+
+TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wanted) {
+  fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
+  if (fs::exists(single)) return read_safetensors(single, nullptr, wanted);
+  if (!fs::exists(index))
+    fail(ErrorKind::io, "no model in " + folder.string(),
+         fs::is_directory(folder) ? "neither model.safetensors nor model.safetensors.index.json" : "no such folder");
+
+  json root = read_json(index);
+  if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object())
+    fail(ErrorKind::io, index.string() + ": no object weight_map");
+  std::map<std::string, std::set<std::string>> shards;
+  for (const auto& [name, shard] : root["weight_map"].items()) {
+    if (!shard.is_string()) fail(ErrorKind::io, index.string() + ": a shard name is not a string", "tensor " + name);
+    check_shard_name(index, shard.get<std::string>());
+    shards[shard.get<std::string>()].insert(name);
+  }
+
+  for (const auto& [shard, names] : shards)  // before gigabytes are read
+    if (!fs::exists(folder / shard))
+      fail(ErrorKind::io, "missing shard " + (folder / shard).string(),
+           fmt::format("{} lists it for {} tensors, such as {}", index.filename().string(), names.size(),
+                       *names.begin()));
+  TensorMap tensors;
+  for (auto& [shard, names] : shards) {
+    Reader reader(folder / shard);
+    for (const Entry& entry : reader.entries()) {
+      if (!names.erase(entry.name)) reader.refuse("a tensor that the index does not list here", entry.name);
+      if (!wanted || wanted(entry.name)) tensors.emplace(entry.name, reader.read(entry));
+    }
+    if (!names.empty()) reader.refuse("a tensor of the index is not in its shard", *names.begin());
+  }
+  return tensors;
+}
+
+void write_safetensors(const fs::path& file, const TensorMap& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::vector<const TensorMap::value_type*> order;
+  for (const auto& item : tensors) order.push_back(&item);
+  std::stable_sort(order.begin(), order.end(),
+                   [](auto* a, auto* b) { return size_of(a->second.dtype) > size_of(b->second.dtype); });
+
+  json header = json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::size_t end = 0;
+  for (const auto* item : order) {
+    const auto& [name, tensor] = *item;
+    if (name == "__metadata__") fail(ErrorKind::usage, "a tensor cannot be called __metadata__", file.string());
+    if (tensor.bytes.size() != std::size_t(tensor.numel()) * size_of(tensor.dtype))
+      fail(ErrorKind::usage, "tensor has not the bytes of its shape",
+           fmt::format("{}: {} {}, {} bytes", name, name_of(tensor.dtype), dims_text(tensor.shape),
+                       tensor.bytes.size()));
+    std::size_t begin = std::exchange(end, end + tensor.bytes.size());
+    header[name] = {{"dtype", format_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
+  }
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const json::exception&) {
+    fail(ErrorKind::usage, "a tensor name or metadata is not UTF-8", file.string());
+  }
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  std::uint64_t length = text.size();
+  if (length > kMaxJsonBytes)
+    fail(ErrorKind::usage, file.string() + ": header too large", fmt::format("{} bytes", length));
+
+  AtomicFile out(file);
+  out.write(std::as_bytes(std::span(&length, 1)));
+  out.write(std::as_bytes(std::span(text)));
+  for (const auto* item : order) out.write(item->second.bytes);
+  out.commit();
+}
+
+}  // namespace weft

@@ -1,0 +1,48 @@
+// The safetensors format (SPEC B): reader, sharded reader and writer. Every rule of the format is checked; a file that
+// breaks one is refused with an error that names the file, the tensor and the rule.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "autograd/host_tensor.h"
+
+namespace weft {
+
+using TensorFilter = std::function<bool(std::string_view name)>;  // which tensors to read; empty: all
+
+// Reads one file. F16 tensors are widened to f32 (exactly); other dtypes that weft lacks (U8, F8_E4M3, ...) are refused
+// unless `wanted` leaves the tensor out. Memory use: the tensors once. Errors (ErrorKind::io): missing, truncated,
+// header too large or not JSON, duplicate names, unknown dtype, offsets out of range, overlapping or with gaps, size
+// not shape x dtype.
+TensorMap read_safetensors(const std::filesystem::path& file, std::map<std::string, std::string>* metadata = nullptr,
+                           const TensorFilter& wanted = {});
+
+// Reads FOLDER/model.safetensors, or all shards listed in FOLDER/model.safetensors.index.json; the tensors of each
+// shard must be those that the index says are in it.
+TensorMap read_safetensors_folder(const std::filesystem::path& folder, const TensorFilter& wanted = {});
+
+// Writes `file` atomically (a temporary name in the same folder, synced, renamed). The header has the names in sorted
+// order; the data start 8-aligned and lie by falling element size, so each tensor is aligned for its dtype. On any
+// error (a full disk) the previous file is untouched and the temporary one removed.
+void write_safetensors(const std::filesystem::path& file, const TensorMap& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+// Writes bytes atomically in the same way; used for every small file that must not be lost. A link is followed; what is
+// neither a regular file nor missing is refused.
+void write_file(const std::filesystem::path& file, std::span<const std::byte> bytes);
+
+// A whole file, or stream such as /dev/stdin, of at most `limit` bytes.
+inline constexpr std::size_t kNoLimit = std::numeric_limits<std::ptrdiff_t>::max();
+std::vector<std::byte> read_file(const std::filesystem::path& file, std::size_t limit = kNoLimit);
+std::string read_text(const std::filesystem::path& file, std::size_t limit = kNoLimit);
+
+}  // namespace weft

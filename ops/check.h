@@ -1,0 +1,55 @@
+// Pieces of the shape and dtype checks that every structured op makes when it is called.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "autograd/op.h"
+#include "autograd/tensor.h"
+
+namespace weft {
+
+// "f32 (8, 512)"
+inline std::string describe(const Tensor& t) {
+  return t ? fmt::format("{} {}", name_of(t.dtype()), to_string(t.shape())) : std::string("absent");
+}
+
+inline void require_real(Site where, std::string_view op, std::string_view name, const Tensor& t) {
+  if (!t) fail_at(where, fmt::format("{}: {} is absent", op, name), {}, "pass a tensor");
+  if (!is_real(t.dtype()))
+    fail_at(where, fmt::format("{}: {} is not real", op, name), fmt::format("{} {}", name, describe(t)), "cast() it to f32");
+}
+
+inline void require_integer(Site where, std::string_view op, std::string_view name, const Tensor& t) {
+  if (!t) fail_at(where, fmt::format("{}: {} is absent", op, name), {}, "pass a tensor");
+  if (!is_integer(t.dtype()))
+    fail_at(where, fmt::format("{}: {} must be integers", op, name), fmt::format("{} {}", name, describe(t)),
+            "cast() it to i32 or i64");
+}
+
+// An operand that must have exactly this shape; `against` names and shows what it must fit.
+inline void require_shape(Site where, std::string_view op, std::string_view name, const Tensor& t, const Shape& shape,
+                          std::string_view against_name, const Tensor& against) {
+  require_real(where, op, name, t);
+  if (t.shape() != shape)
+    fail_at(where, fmt::format("{}: {} does not fit {}", op, name, against_name),
+            fmt::format("{} {}, {} {}", name, to_string(t.shape()), against_name, to_string(against.shape())),
+            fmt::format("{} must be {}", name, to_string(shape)));
+}
+
+// The dtype of statistics, states and losses: fp64 where any operand is f64, else fp32.
+template <class... T>
+DType compute_dtype(const T&... operands) {
+  return ((operands && operands.dtype() == DType::f64) || ...) ? DType::f64 : DType::f32;
+}
+
+// Calls f(T{}) with the type the kernels of this node compute in.
+template <class F>
+void in_compute_type(const Lowering& lowering, F&& f) {
+  if (lowering.in_double()) f(double{});
+  else f(float{});
+}
+
+}  // namespace weft

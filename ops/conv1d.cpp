@@ -1,0 +1,327 @@
+// Causal depthwise convolution over time, channel-last, with optional SiLU (SPEC 3). Cut into chunks of time and blocks of
+// channels; the loops run over neighbouring channels.
+#include <vector>
+
+#include "jit/parallel.h"
+#include "jit/rows.h"
+#include "jit/vmath.h"
+#include "ops/check.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+constexpr std::int64_t kTime = 128;      // steps of a chunk
+constexpr std::int64_t kChannels = 256;  // channels of a block
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Sizes, and the part of (batch, chunk of time, block of channels) with number `index`.
+struct Grid {
+  std::int64_t b, t, d, w;
+  std::int64_t chunks() const { return ceil_div(t, kTime); }
+  std::int64_t blocks() const { return ceil_div(d, kChannels); }
+  std::int64_t parts() const { return b * chunks() * blocks(); }
+};
+struct Part {
+  std::int64_t batch, chunk, begin, end, c, n;  // time [begin, end), channels [c, c + n)
+  Part(const Grid& grid, std::int64_t index) {
+    const std::int64_t block = index % grid.blocks();
+    chunk = index / grid.blocks() % grid.chunks();
+    batch = index / grid.blocks() / grid.chunks();
+    begin = chunk * kTime, end = std::min(grid.t, begin + kTime);
+    c = block * kChannels, n = std::min(grid.d - c, kChannels);
+  }
+};
+
+// Pointers to rows of one part (n channels) by time, from `first` on.
+template <class T>
+class Window {
+ public:
+  Window(std::int64_t first, std::int64_t count) : first_(first), rows_(std::size_t(count)) {}
+  const T*& operator[](std::int64_t t) { return rows_[std::size_t(t - first_)]; }
+  const T* const* at(std::int64_t t) const { return rows_.data() + (t - first_); }
+
+ private:
+  std::int64_t first_;
+  std::vector<const T*> rows_;
+};
+
+// The inputs at times [begin - (w-1), end): x (b, t, d), before time 0 `initial` (b, w-1, d) or zeros. `buffer` has room
+// for all of them, `zeros` for one.
+template <class T>
+Window<T> inputs(const Grid& g, const Part& p, std::int64_t end, const Rows& x, const Rows& initial, T* buffer, const T* zeros) {
+  const std::int64_t first = p.begin - (g.w - 1);
+  Window<T> window(first, end - first);
+  for (std::int64_t t = first; t < end; ++t, buffer += p.n)
+    window[t] = t >= 0    ? x.read(p.batch * g.t + t, p.c, p.n, buffer)
+                : initial ? initial.read(p.batch * (g.w - 1) + t + g.w - 1, p.c, p.n, buffer)
+                          : zeros;
+  return window;
+}
+
+// Weight (d, w) of the part's channels as (w, n).
+template <class T>
+std::vector<T> transposed(const Grid& g, const Part& p, const Rows& weight) {
+  std::vector<T> out(std::size_t(g.w * p.n)), buffer(std::size_t(g.w));
+  for (std::int64_t c = 0; c < p.n; ++c) {
+    const T* row = weight.read(p.c + c, 0, g.w, buffer.data());
+    for (std::int64_t j = 0; j < g.w; ++j) out[std::size_t(j * p.n + c)] = row[j];
+  }
+  return out;
+}
+
+// out (n) = start (n, null: 0) + sum over j of w[j] (w, n) * rows[j * step] (n).
+template <class T, int W>
+void taps_fixed(const T* const* rows, int step, const T* w, const T* start, std::int64_t n, T* out) {
+  const T* x[W];
+  for (int j = 0; j < W; ++j) x[j] = rows[j * step];
+#pragma omp simd
+  for (std::int64_t c = 0; c < n; ++c) {
+    T sum = start ? start[c] : T(0);
+    for (int j = 0; j < W; ++j) sum += w[j * n + c] * x[j][c];
+    out[c] = sum;
+  }
+}
+template <class T>
+void taps(std::int64_t width, const T* const* rows, int step, const T* w, const T* start, std::int64_t n, T* out) {
+  if (width == 2) return taps_fixed<T, 2>(rows, step, w, start, n, out);
+  if (width == 3) return taps_fixed<T, 3>(rows, step, w, start, n, out);
+  if (width == 4) return taps_fixed<T, 4>(rows, step, w, start, n, out);
+  for (std::int64_t c = 0; c < n; ++c) out[c] = start ? start[c] : T(0);
+  for (std::int64_t j = 0; j < width; ++j) {
+    const T* x = rows[j * step];
+#pragma omp simd
+    for (std::int64_t c = 0; c < n; ++c) out[c] += w[j * n + c] * x[c];
+  }
+}
+
+template <class T>
+void silu_row(T* x, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t c = 0; c < n; ++c) x[c] = x[c] / (1 + vmath::exp(-x[c]));
+}
+
+// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); ints [silu, last]. Outputs y (b, t, d) and, if `last`,
+// the last inputs (b, w-1, d).
+template <class T>
+void lower_forward(Lowering& l) {
+  const Operand x = l.rows(0), weight = l.dense(1), bias = l.has(2) ? l.dense(2) : Operand{};
+  const Operand initial = l.has(3) ? l.rows(3) : Operand{}, out = l.output(0);
+  const Operand last = l.integer(1) ? l.output(1) : Operand{};
+  const Grid grid{x.dims[0], x.dims[1], x.dims[2], weight.dims[1]};
+  const bool silu = l.integer(0) != 0;
+  if (out) l.emit(silu ? "conv1d__silu" : "conv1d", [=](const Launch& launch) {
+    const Rows xs(launch, x), ws(launch, weight), bs(launch, bias), starts(launch, initial), to(launch, out);
+    parallel(grid.parts(), [&](std::int64_t index) {
+      const Part p(grid, index);
+      std::vector<T> buffer(std::size_t((kTime + grid.w) * p.n)), zeros(p.n), line(p.n), bias_line(p.n);
+      const std::vector<T> w = transposed<T>(grid, p, ws);
+      const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
+      const Window<T> window = inputs(grid, p, p.end, xs, starts, buffer.data(), zeros.data());
+      for (std::int64_t t = p.begin; t < p.end; ++t) {
+        const std::int64_t row = p.batch * grid.t + t;
+        T* y = to.target<T>(row, p.c, line.data());
+        taps(grid.w, window.at(t - grid.w + 1), 1, w.data(), start, p.n, y);
+        if (silu) silu_row(y, p.n);
+        to.write(row, p.c, p.n, y);
+      }
+    });
+  });
+  if (last) l.emit("conv1d__last", [=](const Launch& launch) {
+    const Rows xs(launch, x), starts(launch, initial), to(launch, last);
+    std::vector<T> buffer(grid.d), zeros(grid.d);
+    for (std::int64_t i = 0; i < grid.b * (grid.w - 1); ++i) {
+      const std::int64_t batch = i / (grid.w - 1), t = grid.t + i % (grid.w - 1) - (grid.w - 1);
+      to.write(i, 0, grid.d, t >= 0   ? xs.read(batch * grid.t + t, 0, grid.d, buffer.data())
+                             : starts ? starts.read(batch * (grid.w - 1) + t + grid.w - 1, 0, grid.d, buffer.data())
+                                      : zeros.data());
+    }
+  });
+}
+
+// The operands of the backward kernel; see lower_backward.
+struct BackwardTask {
+  Operand x, weight, bias, initial, g, g_last, dx, d_initial, partials;
+  Grid grid;
+  bool silu;
+};
+
+// e_t = g_t (silu'(pre_t)) for times [begin, end) of the part into `e` (rows of n); pre is computed again.
+template <class T>
+void upstream(const BackwardTask& task, const Launch& launch, const Part& p, std::int64_t end, const Window<T>& window,
+              const std::vector<T>& w, T* e) {
+  const Rows gs(launch, task.g), bs(launch, task.bias);
+  std::vector<T> pre(p.n), bias_line(p.n);
+  const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
+  for (std::int64_t t = p.begin; t < end; ++t, e += p.n) {
+    if (!gs) {
+      std::fill_n(e, p.n, T(0));
+      continue;
+    }
+    const T* g = gs.read(p.batch * task.grid.t + t, p.c, p.n, e);
+    if (!task.silu) {
+      if (g != e) std::copy_n(g, p.n, e);
+      continue;
+    }
+    taps(task.grid.w, window.at(t - task.grid.w + 1), 1, w.data(), start, p.n, pre.data());
+#pragma omp simd
+    for (std::int64_t c = 0; c < p.n; ++c) {
+      const T s = 1 / (1 + vmath::exp(-pre[c]));
+      e[c] = g[c] * s * (1 + pre[c] * (1 - s));
+    }
+  }
+}
+
+// dw (w, n; rows d apart) and db (n) of the part: the sums over its times.
+template <class T>
+void weight_sums(const Grid& g, const Part& p, const Window<T>& window, const T* e, T* dw) {
+  T* db = dw + g.w * g.d;
+  for (std::int64_t j = 0; j <= g.w; ++j) std::fill_n(dw + j * g.d, p.n, T(0));
+  for (std::int64_t t = p.begin; t < p.end; ++t, e += p.n) {
+    const T* const* x = window.at(t - g.w + 1);
+    for (std::int64_t j = 0; j < g.w; ++j) {
+      const T* from = x[j];
+      T* to = dw + j * g.d;
+#pragma omp simd
+      for (std::int64_t c = 0; c < p.n; ++c) to[c] += e[c] * from[c];
+    }
+#pragma omp simd
+    for (std::int64_t c = 0; c < p.n; ++c) db[c] += e[c];
+  }
+}
+
+// The gradient of the input at time s, s >= 1 - w: sum over j of w[j] e_{s + w - 1 - j}, plus what came through `last`.
+template <class T>
+void input_gradient(const BackwardTask& task, const Part& p, std::int64_t s, const Window<T>& e, const std::vector<T>& w,
+                    const Rows& g_last, T* buffer, T* out) {
+  const Grid& g = task.grid;
+  taps(g.w, e.at(s + g.w - 1), -1, w.data(), static_cast<const T*>(nullptr), p.n, out);
+  const std::int64_t kept = s - (g.t - (g.w - 1));
+  if (!g_last || kept < 0) return;
+  const T* more = g_last.read(p.batch * (g.w - 1) + kept, p.c, p.n, buffer);
+  for (std::int64_t c = 0; c < p.n; ++c) out[c] += more[c];
+}
+
+template <class T>
+void backward_part(const BackwardTask& task, const Launch& launch, std::int64_t index) {
+  const Grid& g = task.grid;
+  const Part p(g, index);
+  const Rows xs(launch, task.x), ws(launch, task.weight), starts(launch, task.initial), g_last(launch, task.g_last);
+  const Rows dx(launch, task.dx), d_initial(launch, task.d_initial);
+  const std::int64_t end = std::min(g.t, p.end + g.w - 1), first = p.begin == 0 ? 1 - g.w : p.begin;
+  std::vector<T> buffer(std::size_t((kTime + 2 * g.w) * p.n)), e(std::size_t((kTime + g.w) * p.n)), zeros(p.n), line(p.n),
+      line2(p.n);
+  const std::vector<T> w = transposed<T>(g, p, ws);
+  const Window<T> x = inputs(g, p, end, xs, starts, buffer.data(), zeros.data());
+  upstream(task, launch, p, end, x, w, e.data());
+  if (task.partials) {
+    T* sums = launch.pointer<T>(task.partials) + (p.batch * g.chunks() + p.chunk) * (g.w + 1) * g.d + p.c;
+    weight_sums(g, p, x, e.data(), sums);
+  }
+  Window<T> es(first, p.end + g.w - 1 - first);
+  for (std::int64_t t = first; t < p.end + g.w - 1; ++t)
+    es[t] = t >= p.begin && t < end ? e.data() + (t - p.begin) * p.n : zeros.data();
+  for (std::int64_t s = d_initial ? first : p.begin; s < p.end; ++s) {
+    const Rows& to = s < 0 ? d_initial : dx;
+    if (!to) continue;
+    const std::int64_t row = s < 0 ? p.batch * (g.w - 1) + s + g.w - 1 : p.batch * g.t + s;
+    T* out = to.target<T>(row, p.c, line.data());
+    input_gradient(task, p, s, es, w, g_last, line2.data(), out);
+    to.write(row, p.c, p.n, out);
+  }
+}
+
+// dw (d, w) and db (d) from the partial sums (parts, w + 1, d), added in order.
+template <class T>
+void sum_partials(const Launch& launch, const Operand& partials, const Grid& g, const Operand& dw, const Operand& db) {
+  const Rows to_w(launch, dw), to_b(launch, db);
+  const T* from = launch.pointer<T>(partials);
+  const std::int64_t count = (g.w + 1) * g.d;
+  std::vector<T> sum(static_cast<std::size_t>(count)), line(std::size_t(g.w));
+  for (std::int64_t p = 0; p < g.b * g.chunks(); ++p)
+    for (std::int64_t i = 0; i < count; ++i) sum[std::size_t(i)] += from[p * count + i];
+  to_b.write(0, 0, g.d, sum.data() + g.w * g.d);
+  for (std::int64_t c = 0; c < g.d; ++c) {
+    for (std::int64_t j = 0; j < g.w; ++j) line[std::size_t(j)] = sum[std::size_t(j * g.d + c)];
+    to_w.write(c, 0, g.w, line.data());
+  }
+}
+
+// With no time steps the state passes through: d_initial = g_last.
+template <class T>
+void pass_through(const Launch& launch, const BackwardTask& task) {
+  const Rows from(launch, task.g_last), to(launch, task.d_initial);
+  std::vector<T> line(std::size_t(task.grid.d));
+  for (std::int64_t i = 0; to && i < task.grid.b * (task.grid.w - 1); ++i)
+    to.write(i, 0, task.grid.d, from ? from.read(i, 0, task.grid.d, line.data()) : line.data());
+}
+
+// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); ints [silu]. Outputs dx, dw,
+// db, d_initial.
+template <class T>
+void lower_backward(Lowering& l) {
+  const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
+  BackwardTask task{l.rows(0), l.dense(1), optional(2), optional(3), optional(4), optional(5), l.output(0), l.output(3), {}, {},
+                    l.integer(0) != 0};
+  const Operand dw = l.output(1), db = l.output(2);
+  const Grid grid{task.x.dims[0], task.x.dims[1], task.x.dims[2], task.weight.dims[1]};
+  task.grid = grid;
+  const std::int64_t dims[] = {grid.b * grid.chunks(), grid.w + 1, grid.d};
+  if (dw || db) task.partials = l.scratch(dtype_of<T>, dims);
+  l.emit("conv1d_backward", [=](const Launch& launch) {
+    if (grid.t == 0) pass_through<T>(launch, task);
+    parallel(grid.parts(), [&](std::int64_t index) { backward_part<T>(task, launch, index); });
+    if (task.partials) sum_partials<T>(launch, task.partials, grid, dw, db);
+  });
+}
+
+void lower_conv1d(Lowering& l) {
+  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l); });
+}
+void lower_conv1d_backward(Lowering& l) {
+  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+}
+
+void conv1d_vjp(Vjp& v);
+
+const Op& conv1d_op = register_op({.name = "conv1d", .vjp = conv1d_vjp, .lower = lower_conv1d});
+const Op& conv1d_backward_op = register_op({.name = "conv1d_backward", .lower = lower_conv1d_backward});
+
+void conv1d_vjp(Vjp& v) {
+  const Tensor x = v.input(0), weight = v.input(1), bias = v.input(2), initial = v.input(3);
+  const Shape sx = x.shape(), sw = weight.shape();
+  const Shape state{sx[0], sw[1] - 1, sx[2]};
+  const std::int64_t ints[] = {v.integer(0)};
+  const Tensor dx = record(conv1d_backward_op, {x, weight, bias, initial, v.grad(0), v.integer(1) ? v.grad(1) : Tensor{}},
+                           {{sx, x.dtype()},
+                            {sw, weight.dtype()},
+                            {Shape{sw[0]}, bias ? bias.dtype() : weight.dtype()},
+                            {state, initial ? initial.dtype() : x.dtype()}},
+                           ints, {}, v.where());
+  for (int i = 0; i < 4; ++i)
+    if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
+}
+
+}  // namespace
+
+Tensor conv1d(Arg x, Arg weight, Arg bias, Conv1dOptions options) {
+  const Site where = x.where();
+  require_real(where, "conv1d", "x", x);
+  require_real(where, "conv1d", "weight", weight);
+  const Shape sx = x.shape(), sw = weight.shape();
+  if (sx.rank() != 3 || sw.rank() != 2 || sx[2] != sw[0] || sw[1] < 1)
+    fail_at(where, "conv1d: x and the weight do not fit", fmt::format("x {}, weight {}", to_string(sx), to_string(sw)),
+            "x is (batch, time, channels), the weight (channels, width) with width >= 1");
+  if (bias) require_shape(where, "conv1d", "bias", bias, Shape{sx[2]}, "weight", weight);
+  const Shape state{sx[0], sw[1] - 1, sx[2]};
+  if (options.initial) require_shape(where, "conv1d", "initial", options.initial, state, "x", x);
+  const std::int64_t ints[] = {options.silu, options.last != nullptr};
+  const Out outs[] = {{sx, x.dtype()}, {state, x.dtype()}};
+  const Tensor inputs_of_op[] = {x, weight, bias, options.initial};
+  const Tensor y = record(conv1d_op, inputs_of_op, std::span(outs, options.last ? 2 : 1), ints, {}, where);
+  if (options.last) *options.last = output_of(y, 1);
+  return y;
+}
+
+}  // namespace weft

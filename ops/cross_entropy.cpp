@@ -1,0 +1,174 @@
+// Cross-entropy over the last axis (SPEC 0.4), its reduction and its gradient, each in one pass over the logits.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "jit/parallel.h"
+#include "jit/rows.h"
+#include "jit/vmath.h"
+#include "ops/check.h"
+#include "ops/labels.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+constexpr std::int64_t kPartElements = 1 << 16;
+
+// What both kernels know: ints [reduction, ignore_index, smoothed]; constants [smoothing].
+struct Task {
+  Fused logits;    // (..., v)
+  Operand labels;  // (...)
+  Shape shape;     // of the labels
+  std::int64_t rows, v, parts, ignore;
+  Reduction reduction;
+  bool smoothed;
+  int smoothing;
+  explicit Task(Lowering& l)
+      : logits(l.source(0)), labels(l.view(1)), shape(l.shape(1)), rows(shape.numel()), v(l.shape(0)[-1]),
+        parts(part_count(rows, std::max<std::int64_t>(1, kPartElements / std::max<std::int64_t>(v, 1)), 1024)),
+        ignore(l.integer(1)), reduction(Reduction(l.integer(0))), smoothed(l.integer(2) != 0), smoothing(l.constant(0)) {}
+  double smooth(const Launch& launch) const { return smoothed ? launch.constants[smoothing] : 0; }
+};
+
+// log(sum(exp(x))) of a row x (v).
+template <class T>
+T log_sum_exp(const T* x, std::int64_t v) {
+  T top = -std::numeric_limits<T>::infinity();
+#pragma omp simd reduction(max : top)
+  for (std::int64_t j = 0; j < v; ++j) top = x[j] > top ? x[j] : top;
+  if (!(std::abs(top) < std::numeric_limits<T>::infinity())) top = 0;  // the sum is then 0, infinite or NaN, as it should be
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t j = 0; j < v; ++j) sum += vmath::exp(x[j] - top);
+  return top + std::log(sum);
+}
+
+template <class T>
+T row_sum(const T* x, std::int64_t v) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t j = 0; j < v; ++j) sum += x[j];
+  return sum;
+}
+
+// Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows); the factor of the gradient (),
+// 1 / valid labels for the mean.
+template <class T>
+void lower_forward(Lowering& l) {
+  const Task task(l);
+  const Operand out = l.output(0), kept = l.output(1), factor = l.output(2);
+  const std::int64_t dims[] = {task.rows};
+  const Operand losses = l.scratch(dtype_of<T>, dims);
+  l.emit("cross_entropy", [=](const Launch& launch) {
+    const std::vector<std::int64_t> labels = read_labels(launch, task.labels);
+    check_labels("cross_entropy", "label", labels, task.shape, task.v, &task.ignore);
+    const T e = T(task.smooth(launch));
+    T* loss = launch.pointer<T>(losses);
+    T* lse = launch.pointer<T>(kept);
+    parallel(task.parts, [&](std::int64_t part) {
+      SourceRows<T> logits(launch, task.logits, task.v);
+      const Range range = part_of(task.rows, task.parts, part);
+      for (std::int64_t r = range.begin; r < range.end; ++r) {
+        T sum = 0;
+        loss[r] = 0;
+        if (labels[r] != task.ignore) {
+          const T* x = logits.read(r);
+          sum = log_sum_exp(x, task.v);
+          loss[r] = sum - (1 - e) * x[labels[r]];
+          if (task.smoothed) loss[r] -= e / T(task.v) * row_sum(x, task.v);
+        }
+        if (lse) lse[r] = sum;
+      }
+    });
+    std::int64_t valid = 0;
+    double total = 0;
+    for (std::int64_t r = 0; r < task.rows; ++r) valid += labels[r] != task.ignore, total += loss[r];
+    const double scale = task.reduction != Reduction::mean ? 1 : valid ? 1 / double(valid) : 0;
+    const T mean = T(total * scale), scaled = T(scale);
+    if (task.reduction == Reduction::none) Rows(launch, out).write(0, 0, task.rows, loss);
+    else Rows(launch, out).write(0, 0, 1, &mean);
+    Rows(launch, factor).write(0, 0, 1, &scaled);
+  });
+}
+
+// Inputs logits, labels, upstream gradient () or one a row, log-sum-exp (rows), factor (). Output (..., v):
+// (softmax - (1 - e) onehot - e / v) times the row's upstream gradient, 0 where ignored.
+template <class T>
+void lower_backward(Lowering& l) {
+  const Task task(l);
+  const Operand out = l.output(), upstream = l.dense(2), kept = l.dense(3), factor = l.dense(4);
+  if (!out) return;
+  l.emit("cross_entropy_backward", [=](const Launch& launch) {
+    const std::vector<std::int64_t> labels = read_labels(launch, task.labels);
+    const T e = T(task.smooth(launch)), even = e / T(std::max<std::int64_t>(task.v, 1));
+    const Rows to(launch, out), ups(launch, upstream), lses(launch, kept), factors(launch, factor);
+    T one;
+    const T scale = *factors.read(0, 0, 1, &one);
+    parallel(task.parts, [&](std::int64_t part) {
+      SourceRows<T> logits(launch, task.logits, task.v);
+      std::vector<T> buffer(task.v);
+      const Range range = part_of(task.rows, task.parts, part);
+      for (std::int64_t r = range.begin; r < range.end; ++r) {
+        T* dx = to.template target<T>(r, 0, buffer.data());
+        if (labels[r] == task.ignore) {
+          std::fill_n(dx, task.v, T(0));
+        } else {
+          const T* x = logits.read(r);
+          T a, b;
+          const T lse = *lses.read(0, r, 1, &a);
+          const T g = scale * *ups.read(0, task.reduction == Reduction::none ? r : 0, 1, &b);
+          for (std::int64_t j = 0; j < task.v; ++j) dx[j] = g * (vmath::exp(x[j] - lse) - even);
+          dx[labels[r]] -= g * (1 - e);
+        }
+        to.write(r, 0, task.v, dx);
+      }
+    });
+  });
+}
+
+void lower_cross_entropy(Lowering& l) {
+  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l); });
+}
+void lower_cross_entropy_backward(Lowering& l) {
+  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+}
+
+void cross_entropy_vjp(Vjp& v);
+
+const Op& cross_entropy_op = register_op(
+    {.name = "cross_entropy", .vjp = cross_entropy_vjp, .lower = lower_cross_entropy, .prologues = 0b1, .dense_outputs = true});
+const Op& cross_entropy_backward_op =
+    register_op({.name = "cross_entropy_backward", .lower = lower_cross_entropy_backward, .prologues = 0b1});
+
+void cross_entropy_vjp(Vjp& v) {
+  const Tensor g = v.grad(), logits = v.input(0);
+  if (!g || !v.needs(0)) return;
+  const std::int64_t ints[] = {v.integer(0), v.integer(1), v.integer(2)};
+  const double constants[] = {v.constant(0)};
+  v.add(0, record(cross_entropy_backward_op, {logits, v.input(1), g, v.output(1), v.output(2)}, {{logits.shape(), logits.dtype()}},
+                  ints, constants, v.where()));
+}
+
+}  // namespace
+
+Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options) {
+  const Site where = logits.where();
+  require_real(where, "cross_entropy", "logits", logits);
+  require_integer(where, "cross_entropy", "labels", labels);
+  const Shape shape = logits.shape(), rows = labels.shape();
+  if (shape.rank() < 1 || shape.first(shape.rank() - 1) != rows)
+    fail_at(where, "cross_entropy: labels do not fit the logits",
+            fmt::format("logits {}, labels {}", to_string(shape), to_string(rows)),
+            "labels have the shape of the logits without the last axis");
+  if (options.label_smoothing < 0 || options.label_smoothing >= 1)
+    fail_at(where, "cross_entropy: label smoothing is not in [0, 1)", fmt::format("{}", options.label_smoothing));
+  const DType real = compute_dtype(logits.tensor());
+  const std::int64_t ints[] = {std::int64_t(options.reduction), options.ignore_index, options.label_smoothing != 0};
+  const double constants[] = {options.label_smoothing};
+  return record(cross_entropy_op, {logits, labels},
+                {{options.reduction == Reduction::none ? rows : Shape{}, real}, {Shape{rows.numel()}, real}, {Shape{}, real}}, ints,
+                constants, where);
+}
+
+}  // namespace weft

@@ -1,0 +1,193 @@
+// Every op, with its formula. Ops check shapes and dtypes at the call (errors are ErrorKind::usage), record a node and return
+// at once. Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v vocabulary; "..." any leading axes.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "autograd/op.h"
+#include "autograd/tensor.h"
+
+namespace weft {
+
+// ---- pointwise (ops/pointwise.cpp): operands broadcast, right-aligned; the result has the widest dtype ------------------
+
+Tensor operator+(Arg a, Arg b);
+Tensor operator-(Arg a, Arg b);
+Tensor operator*(Arg a, Arg b);
+Tensor operator/(Arg a, Arg b);
+Tensor operator-(Arg a);
+Tensor operator+(Arg a, double b);
+Tensor operator-(Arg a, double b);
+Tensor operator*(Arg a, double b);
+Tensor operator/(Arg a, double b);
+Tensor operator+(double a, Arg b);
+Tensor operator-(double a, Arg b);
+Tensor operator*(double a, Arg b);
+Tensor operator/(double a, Arg b);
+
+Tensor equal(Arg a, Arg b);  // boolean results
+Tensor not_equal(Arg a, Arg b);
+Tensor less(Arg a, Arg b);
+Tensor less_equal(Arg a, Arg b);
+Tensor greater(Arg a, Arg b);
+Tensor greater_equal(Arg a, Arg b);
+Tensor equal(Arg a, double b);
+Tensor not_equal(Arg a, double b);
+Tensor less(Arg a, double b);
+Tensor less_equal(Arg a, double b);
+Tensor greater(Arg a, double b);
+Tensor greater_equal(Arg a, double b);
+Tensor where(Arg condition, Arg a, Arg b);  // a where the condition holds, else b; the arm not taken may be inf or NaN
+
+Tensor min(Arg a, Arg b);  // a tie splits the gradient in halves
+Tensor max(Arg a, Arg b);
+Tensor pow(Arg a, Arg b);
+Tensor pow(Arg a, double b);
+Tensor exp(Arg a);
+Tensor log(Arg a);
+Tensor log1p(Arg a);
+Tensor expm1(Arg a);
+Tensor sqrt(Arg a);  // derivative 0 at 0
+Tensor rsqrt(Arg a);
+Tensor tanh(Arg a);
+Tensor sigmoid(Arg a);
+Tensor silu(Arg a);      // a sigmoid(a)
+Tensor softplus(Arg a);  // log(1 + e^a)
+Tensor relu(Arg a);
+Tensor gelu(Arg a);       // a Phi(a)
+Tensor gelu_tanh(Arg a);  // the tanh approximation
+Tensor erf(Arg a);
+Tensor abs(Arg a);
+Tensor sign(Arg a);
+Tensor square(Arg a);
+Tensor floor(Arg a);
+Tensor sin(Arg a);
+Tensor cos(Arg a);
+Tensor clamp(Arg a, double low, double high);
+Tensor cast(Arg a, DType dtype);  // reals round to nearest even, to integers truncate
+Tensor detach(Arg a);             // the same value; no gradient flows back
+
+Tensor zeros(Shape shape, DType dtype = DType::f32, Site where = Site::current());
+Tensor ones(Shape shape, DType dtype = DType::f32, Site where = Site::current());
+Tensor full(Shape shape, double value, DType dtype = DType::f32, Site where = Site::current());
+// Uniform in (0, 1) by Philox from the Rng in use; every call site in a module draws its own stream (DESIGN 2.10).
+Tensor uniform(Shape shape, DType dtype = DType::f32, Site where = Site::current());
+Tensor normal(Shape shape, DType dtype = DType::f32, Site where = Site::current());  // Box-Muller
+
+// A user's op: body(x0, x1, ...) on scalars. Gradient, fusion, every device follow. `name` appears in errors and kernels.
+namespace detail {
+Tensor record_pointwise(std::string_view name, std::span<const Arg> inputs, Expr body, std::span<const double> constants);
+ExprType input_type(const Arg& a);
+template <class F, std::size_t... I>
+Expr call_body(F& f, const Arg* args, std::index_sequence<I...>) { return f(expr::input(int(I), input_type(args[I]))...); }
+template <std::size_t N, class F>
+Expr call_pointwise(F& f, std::span<const Arg> args) {
+  if constexpr (N <= 8) {
+    if constexpr (takes<F>(std::make_index_sequence<N>{}))
+      if (args.size() == N) return call_body(f, args.data(), std::make_index_sequence<N>{});
+    return call_pointwise<N + 1>(f, args);
+  } else {
+    fail(ErrorKind::usage, "pointwise: the function does not take one Expr for each tensor",
+         std::to_string(args.size()) + " tensors", "declare as many Expr parameters as there are tensors (at most 8)");
+  }
+}
+}  // namespace detail
+template <class F>
+Tensor pointwise(std::string_view name, std::initializer_list<Arg> inputs, F body) {
+  ConstantScope scope;
+  const std::span<const Arg> args(inputs.begin(), inputs.size());
+  const Expr root = detail::call_pointwise<1>(body, args);
+  return detail::record_pointwise(name, args, root, scope.values());
+}
+
+// ---- views (ops/view.cpp): read-only index maps, no copy where strides can express them; negative axes count from the end --
+
+Tensor reshape(Arg a, Shape shape);  // one size may be -1
+Tensor permute(Arg a, std::vector<int> axes);
+Tensor transpose(Arg a, int axis0 = -1, int axis1 = -2);
+Tensor slice(Arg a, int axis, std::int64_t begin, std::int64_t end);
+Tensor expand(Arg a, Shape shape);
+Tensor concat(std::vector<Arg> parts, int axis);
+Tensor pad(Arg a, int axis, std::int64_t before, std::int64_t after, double value = 0);
+std::vector<Tensor> split(Arg a, std::vector<std::int64_t> sizes, int axis);
+
+// ---- reductions (ops/reduce.cpp): over the given axes, all if empty; accumulated in fp32 (fp64 for f64), fixed order -------
+
+Tensor sum(Arg a, std::vector<int> axes = {}, bool keep = false);
+Tensor mean(Arg a, std::vector<int> axes = {}, bool keep = false);
+Tensor max(Arg a, std::vector<int> axes, bool keep = false);  // ties share the gradient evenly
+Tensor logsumexp(Arg a, std::vector<int> axes = {}, bool keep = false);
+Tensor softmax(Arg a, std::vector<int> axes = {-1});
+Tensor log_softmax(Arg a, std::vector<int> axes = {-1});
+
+// ---- norms (ops/norm.cpp): over the last axis, statistics in fp32 (fp64 for f64) ----------------------------------------
+
+Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5);  // x rsqrt(mean(x^2) + eps) w   (SPEC 0.3); weight (n) may be absent
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5);  // weight, bias (n) may be absent: Tensor{}
+
+// ---- matmul (ops/matmul.cpp) -----------------------------------------------------------------------------------------
+
+// a (..., m, k) b (..., k, n) -> (..., m, n); leading axes broadcast. Transposed operands: pass transpose(x), it costs nothing.
+Tensor matmul(Arg a, Arg b);
+// x (..., in) weight (out, in) -> (..., out);  y = x W^T + bias; bias (out) may be absent
+Tensor linear(Arg x, Arg weight, Arg bias = Tensor{});
+
+// ---- embedding (ops/embedding.cpp) -----------------------------------------------------------------------------------
+
+// weight (v, d), ids (...) i32 or i64 in [0, v) -> (..., d). The gradient sums rows in id order: deterministic.
+Tensor embedding(Arg weight, Arg ids);
+
+// ---- cross-entropy (ops/cross_entropy.cpp, SPEC 0.4) ------------------------------------------------------------------
+
+enum class Reduction { mean, sum, none };
+struct CrossEntropyOptions {
+  std::int64_t ignore_index = -100;
+  double label_smoothing = 0;          // e: targets (1-e) onehot + e / v
+  Reduction reduction = Reduction::mean;  // mean over the valid labels (0 if there is none); none: one loss a row, 0 where ignored
+};
+// logits (..., v), labels (...) integers. Computed in fp32 (fp64 for f64).
+Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options = {});
+
+// ---- dropout and masks (ops/gumbel.cpp, SPEC 6) -----------------------------------------------------------------------
+
+Tensor dropout(Arg x, double p, bool training = true);  // x / (1-p) with probability 1-p, else 0
+enum class MaskNoise { gumbel, logistic };
+struct GumbelOptions {
+  double temperature = 0.5;  // tau; may change every step
+  std::optional<Scalar> temperature_scalar = {};  // takes precedence
+  bool hard = true;          // straight-through: 1[M > 1/2] forward, the soft M backward
+  MaskNoise noise = MaskNoise::gumbel;
+  bool training = true;      // false: 1[logit > 0], no noise
+};
+Tensor gumbel_sigmoid(Arg logits, GumbelOptions options = {});  // M = sigmoid((l + g) / tau)
+
+// ---- conv1d (ops/conv1d.cpp, SPEC 3): causal, depthwise, channel-last ---------------------------------------------------
+
+struct Conv1dOptions {
+  bool silu = false;      // out = silu(pre)
+  Tensor initial = {};    // (b, w-1, d): inputs before time 0 (zeros if absent)
+  Tensor* last = nullptr; // receives the last w-1 inputs (b, w-1, d), with gradient
+};
+// x (b, t, d) weight (d, w) bias (d, may be absent) -> (b, t, d);  out_t = bias + sum_j w[j] x_{t-(w-1)+j}
+Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {});
+
+// ---- selective scan (ops/scan.cpp, SPEC 1.4-1.5): channel-last -----------------------------------------------------------
+
+struct ScanOptions {
+  Tensor D = {};            // (i): skip, s += D u
+  Hole delta = {};          // Delta = delta(raw; captured): softplus_bias(b). Space (b, t, i)
+  Hole out = {};            // o = out(s; captured): gate(z). Space (b, t, i)
+  Tensor initial = {};      // (b, i, n) h before time 0
+  Tensor* last = nullptr;   // receives h_T (b, i, n) in fp32 (fp64), with gradient
+};
+// u, delta (b, t, i); A (i, n) < 0; B, C (b, t, n) or (b, t, g, n) with i divisible by g, channel c uses group c / (i/g).
+// h_t = exp(Delta A) h_{t-1} + Delta B u;  s_t = C h_t (+ D u);  result (b, t, i). n <= 256. State in fp32 (fp64).
+Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options = {});
+Hole softplus_bias(Arg bias);  // v -> softplus(v + bias)
+Hole softplus_hole();          // v -> softplus(v)
+Hole gate(Arg z);              // s -> s silu(z)
+
+// ---- control of the tape (autograd/backward.h) has backward, grad, no_grad, checkpoint, tap ------------------------------
+
+}  // namespace weft

@@ -1,0 +1,323 @@
+// sum, max: one skeleton over the canonical space (outer, reduced, inner). softmax, log_softmax, logsumexp: one skeleton over
+// rows. Prologues are fused into both.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "autograd/op.h"
+#include "autograd/pointwise.h"
+#include "jit/parallel.h"
+#include "jit/vmath.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+enum Kind : std::int64_t { kSum, kMax };
+
+// The axes as a bit mask; all if none is named.
+std::uint32_t axis_mask(const Arg& a, const std::vector<int>& axes, std::string_view op) {
+  const int rank = a.shape().rank();
+  std::uint32_t mask = 0;
+  for (int axis : axes) {
+    if (axis < -rank || axis >= rank)
+      fail_at(a.where(), fmt::format("{}: no such axis", op), fmt::format("axis {} of {}", axis, to_string(a.shape())));
+    mask |= 1u << (axis < 0 ? axis + rank : axis);
+  }
+  return axes.empty() ? (1u << rank) - 1 : mask;
+}
+
+Shape reduced_shape(const Shape& from, std::uint32_t mask, bool keep) {
+  Shape out;
+  for (int i = 0; i < from.rank(); ++i)
+    if (!(mask >> i & 1)) out.push_back(from[i]);
+    else if (keep) out.push_back(1);
+  return out;
+}
+
+// ---- sum and max over axes ------------------------------------------------------------------------------------------------
+
+struct Space {
+  std::int64_t outer, reduced, inner;
+};
+
+// Makes the reduced axes one stretch, permuting the operands' axes if they are not, and returns the canonical space.
+Space canonical(Fused& source, const Shape& shape, std::uint32_t mask) {
+  std::vector<int> order;
+  int groups = 0;  // stretches of reduced axes, axes of size 1 aside
+  bool inside = false;
+  for (int i = 0; i < shape.rank(); ++i) {
+    const bool r = mask >> i & 1;
+    if (shape[i] != 1) groups += r && !inside, inside = r;
+  }
+  for (int i = 0; i < shape.rank(); ++i)
+    if (!(mask >> i & 1)) order.push_back(i);
+  const std::size_t kept = order.size();
+  for (int i = 0; i < shape.rank(); ++i)
+    if (mask >> i & 1) order.push_back(i);
+  Space space{1, 1, 1};
+  if (groups > 1) {
+    for (Operand& leaf : source.leaves) {
+      const Operand before = leaf;
+      for (std::size_t i = 0; i < order.size(); ++i) {
+        leaf.dims[i] = before.dims[std::size_t(order[i])];
+        leaf.strides[i] = before.strides[std::size_t(order[i])];
+      }
+    }
+    for (std::size_t i = 0; i < order.size(); ++i) (i < kept ? space.outer : space.reduced) *= shape[order[i]];
+    return space;
+  }
+  bool seen = false;
+  for (int i = 0; i < shape.rank(); ++i) {
+    const bool r = mask >> i & 1;
+    seen |= r && shape[i] != 1;
+    (r ? space.reduced : seen ? space.inner : space.outer) *= shape[i];
+  }
+  return space;
+}
+
+constexpr int kLanes = 16;  // partial sums kept apart, so that the loop vectorises; the order is fixed
+
+template <class T>
+T fold_block(Kind kind, const T* x, int n) {
+  T lane[kLanes];
+  std::fill(lane, lane + kLanes, kind == kSum ? T(0) : -std::numeric_limits<T>::infinity());
+  int i = 0;
+  if (kind == kSum) {
+    for (; i + kLanes <= n; i += kLanes)
+      for (int j = 0; j < kLanes; ++j) lane[j] += x[i + j];
+    for (; i < n; ++i) lane[i % kLanes] += x[i];
+    for (int w = kLanes / 2; w > 0; w /= 2)
+      for (int j = 0; j < w; ++j) lane[j] += lane[j + w];
+  } else {
+    for (; i < n; ++i) lane[i % kLanes] = x[i] > lane[i % kLanes] || x[i] != x[i] ? x[i] : lane[i % kLanes];
+    for (int j = 1; j < kLanes; ++j) lane[0] = lane[j] > lane[0] || lane[j] != lane[j] ? lane[j] : lane[0];
+  }
+  return lane[0];
+}
+
+template <class T>
+T combine(Kind kind, T a, T b) { return kind == kSum ? a + b : (b > a || b != b ? b : a); }
+
+template <class T>
+void fold_column(Kind kind, T* total, const T* x, int n) {
+  if (kind == kSum)
+    for (int i = 0; i < n; ++i) total[i] += x[i];
+  else
+    for (int i = 0; i < n; ++i) total[i] = combine(kind, total[i], x[i]);
+}
+
+// out[o, i] = fold over r of source[o, r, i]. Long reductions are cut into chunks whose partial results are folded in order.
+template <class T>
+void reduce_to(const Launch& launch, const Fused& source, Kind kind, Space s, const Operand& out) {
+  const T start = kind == kSum ? T(0) : -std::numeric_limits<T>::infinity();
+  const std::int64_t width = std::min<std::int64_t>(s.inner, kBlock);  // columns of one part
+  const std::int64_t columns = (s.inner + width - 1) / std::max<std::int64_t>(width, 1);
+  const std::int64_t chunk = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(width, 1));
+  const std::int64_t chunks = std::max<std::int64_t>(1, (s.reduced + chunk - 1) / chunk);
+  std::vector<T> partial(std::size_t(s.outer * s.inner * chunks), start);
+  // Short reductions (rows of a norm, of a bias over a small batch) share a part.
+  const std::int64_t tasks = s.outer * columns * chunks;
+  const std::int64_t batch = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, width * std::min(chunk, s.reduced)));
+  parallel((tasks + batch - 1) / batch, [&](std::int64_t part) {
+    Runner<T> runner(launch, source);
+    for (std::int64_t task = part * batch; task < std::min(tasks, (part + 1) * batch); ++task) {
+      const std::int64_t c = task % chunks, column = task / chunks % columns, o = task / chunks / columns;
+      const std::int64_t begin = c * chunk, end = std::min(s.reduced, begin + chunk), i = column * width;
+      const int n = int(std::min(width, s.inner - i));
+      T* total = partial.data() + (c * s.outer + o) * s.inner + i;
+      if (s.inner == 1) {
+        for (std::int64_t r = begin; r < end; r += kBlock) {
+          const int m = int(std::min<std::int64_t>(kBlock, end - r));
+          *total = combine(kind, *total, fold_block(kind, runner.read(o * s.reduced + r, m), m));
+        }
+      } else {
+        for (std::int64_t r = begin; r < end; ++r) fold_column(kind, total, runner.read((o * s.reduced + r) * s.inner + i, n), n);
+      }
+    }
+  });
+  const std::int64_t n = s.outer * s.inner;
+  for (std::int64_t c = 1; c < chunks; ++c)
+    for (std::int64_t i = 0; i < n; ++i) partial[std::size_t(i)] = combine(kind, partial[std::size_t(i)], partial[std::size_t(c * n + i)]);
+  const View view = launch.view(out);
+  for (std::int64_t i = 0; i < n; i += kBlock)
+    write_block<T>(view, ExprType::real, i, int(std::min<std::int64_t>(kBlock, n - i)), partial.data() + i);
+}
+
+// ints: kind, mask of the reduced axes.
+void lower_reduce(Lowering& l) {
+  const auto kind = Kind(l.integer(0));
+  Fused source = l.source(0);
+  const Space space = canonical(source, l.shape(0), std::uint32_t(l.integer(1)));
+  const Operand out = l.output();
+  const bool wide = l.in_double();
+  l.emit(kind == kSum ? "reduce_sum" : "reduce_max", [=, source = std::move(source)](const Launch& launch) {
+    wide ? reduce_to<double>(launch, source, kind, space, out) : reduce_to<float>(launch, source, kind, space, out);
+  });
+}
+
+// The gradient, given or seen with the reduced axes kept as size 1.
+Tensor with_axes(const Tensor& t, const Shape& from, std::uint32_t mask, Site where) {
+  return reshape(Arg(t, where), reduced_shape(from, mask, true));
+}
+
+void reduce_vjp(Vjp& v) {
+  const Tensor x = v.input(0);
+  const Shape shape = x.shape();
+  const auto mask = std::uint32_t(v.integer(1));
+  const Tensor g = with_axes(v.grad(), shape, mask, v.where());
+  if (v.integer(0) == kSum) {
+    v.add(0, expand(g, shape));
+    return;
+  }
+  // Ties share the gradient evenly.
+  const Tensor hit = equal(x, with_axes(v.output(), shape, mask, v.where()));
+  const Tensor weight = cast(hit, x.dtype());
+  std::vector<int> axes;
+  for (int i = 0; i < shape.rank(); ++i)
+    if (mask >> i & 1) axes.push_back(i);
+  v.add(0, where(hit, weight * (g / sum(weight, axes, true)), constant(0, Shape{}, x.dtype(), v.where())));
+}
+
+const Op& reduce_op = register_op({.name = "reduce", .vjp = reduce_vjp, .lower = lower_reduce, .prologues = 1});
+
+Tensor reduce(const Arg& a, Kind kind, std::uint32_t mask, bool keep, std::string_view name) {
+  if (!is_real(a.dtype()))
+    fail_at(a.where(), fmt::format("{}: the tensor is not real", name), std::string(name_of(a.dtype())), "cast it first");
+  const std::int64_t ints[] = {kind, mask};
+  return record(reduce_op, {a.tensor()}, {{reduced_shape(a.shape(), mask, keep), a.dtype()}}, ints, {}, a.where());
+}
+
+std::int64_t reduced_size(const Shape& shape, std::uint32_t mask) {
+  std::int64_t n = 1;
+  for (int i = 0; i < shape.rank(); ++i)
+    if (mask >> i & 1) n *= shape[i];
+  return n;
+}
+
+// ---- softmax and its relatives over the last axis -------------------------------------------------------------------------
+
+enum RowKind : std::int64_t { kSoftmax, kLogSoftmax, kLogsumexp };
+
+template <class T>
+void softmax_rows(const Launch& launch, const Fused& source, RowKind kind, std::int64_t rows, std::int64_t n, const Operand& out) {
+  const std::int64_t batch = std::max<std::int64_t>(1, 8192 / std::max<std::int64_t>(n, 1));
+  parallel((rows + batch - 1) / batch, [&](std::int64_t part) {
+    Runner<T> runner(launch, source);
+    const View view = launch.view(out);
+    std::vector<T> x(static_cast<std::size_t>(n)), e(static_cast<std::size_t>(n));
+    for (std::int64_t row = part * batch; row < std::min(rows, (part + 1) * batch); ++row) {
+      runner.read(row * n, n, x.data());
+      T high = fold_block(kMax, x.data(), int(n));
+      if (std::isinf(high)) high = high > 0 ? high : T(0);  // a row of -inf: exp gives 0, not NaN
+      for (std::int64_t i = 0; i < n; ++i) e[std::size_t(i)] = vmath::exp(x[std::size_t(i)] - high);
+      const T total = fold_block(kSum, e.data(), int(n));
+      const T lse = high + std::log(total);
+      if (kind == kLogsumexp) {
+        write_block<T>(view, ExprType::real, row, 1, &lse);
+        continue;
+      }
+      for (std::int64_t i = 0; i < n; ++i)
+        e[std::size_t(i)] = kind == kSoftmax ? e[std::size_t(i)] / total : x[std::size_t(i)] - lse;
+      for (std::int64_t i = 0; i < n; i += kBlock)
+        write_block<T>(view, ExprType::real, row * n + i, int(std::min<std::int64_t>(kBlock, n - i)), e.data() + i);
+    }
+  });
+}
+
+void lower_softmax(Lowering& l) {
+  const Shape shape = l.shape(0);
+  const auto kind = RowKind(l.integer(0));
+  const std::int64_t n = shape[-1], rows = shape.first(shape.rank() - 1).numel();
+  Fused source = l.source(0);
+  const Operand out = l.output();
+  const bool wide = l.in_double();
+  static constexpr const char* kNames[] = {"softmax", "log_softmax", "logsumexp"};
+  l.emit(kNames[kind], [=, source = std::move(source)](const Launch& launch) {
+    if (rows == 0) return;
+    wide ? softmax_rows<double>(launch, source, kind, rows, n, out) : softmax_rows<float>(launch, source, kind, rows, n, out);
+  });
+}
+
+void softmax_vjp(Vjp& v) {
+  const Tensor y = v.output(), g = v.grad();
+  switch (RowKind(v.integer(0))) {
+    case kSoftmax: return v.add(0, y * (g - sum(g * y, {-1}, true)));
+    case kLogSoftmax: return v.add(0, g - exp(y) * sum(g, {-1}, true));
+    case kLogsumexp: {
+      Shape column = y.shape();
+      column.push_back(1);
+      return v.add(0, reshape(g, column) * exp(v.input(0) - reshape(y, column)));
+    }
+  }
+}
+
+const Op& softmax_op = register_op({.name = "softmax", .vjp = softmax_vjp, .lower = lower_softmax, .prologues = 1});
+
+Tensor softmax_last(const Arg& a, RowKind kind) {
+  const std::int64_t ints[] = {kind};
+  const Shape shape = kind == kLogsumexp ? a.shape().first(a.shape().rank() - 1) : a.shape();
+  return record(softmax_op, {a.tensor()}, {{shape, a.dtype()}}, ints, {}, a.where());
+}
+
+// Brings the axes to the end and makes them one; undoes it on the result (all of a; for logsumexp the kept axes are in order).
+Tensor over_axes(const Arg& a, const std::vector<int>& axes, RowKind kind, std::string_view name) {
+  if (!is_real(a.dtype())) fail_at(a.where(), fmt::format("{}: the tensor is not real", name), std::string(name_of(a.dtype())));
+  const Shape shape = a.shape();
+  const std::uint32_t mask = axis_mask(a, axes, name);
+  if (mask == 0) return softmax_last(Arg(reshape(a, Shape{1}), a.where()), kind);
+  const int rank = shape.rank();
+  if (mask == 1u << (rank - 1)) return softmax_last(a, kind);
+  std::vector<int> order;
+  for (const bool wanted : {false, true})
+    for (int i = 0; i < rank; ++i)
+      if (bool(mask >> i & 1) == wanted) order.push_back(i);
+  Shape rows = reduced_shape(shape, mask, false);
+  rows.push_back(reduced_size(shape, mask));
+  const Tensor moved = permute(a, order);
+  const Tensor y = softmax_last(Arg(reshape(Arg(moved, a.where()), rows), a.where()), kind);
+  if (kind == kLogsumexp) return y;
+  std::vector<int> inverse(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i) inverse[std::size_t(order[i])] = int(i);
+  return permute(reshape(y, moved.shape()), inverse);
+}
+
+}  // namespace
+
+Tensor sum_to(const Tensor& t, const Shape& shape, Site where) {
+  const Shape from = t.shape();
+  if (from == shape) return t;
+  const int lead = from.rank() - shape.rank();
+  std::uint32_t mask = 0;
+  for (int i = 0; i < from.rank(); ++i)
+    if (i < lead || (shape[i - lead] == 1 && from[i] != 1)) mask |= 1u << i;
+  const std::int64_t ints[] = {kSum, mask};
+  return record(reduce_op, {t}, {{shape, t.dtype()}}, ints, {}, where);
+}
+
+Tensor sum(Arg a, std::vector<int> axes, bool keep) { return reduce(a, kSum, axis_mask(a, axes, "sum"), keep, "sum"); }
+
+Tensor mean(Arg a, std::vector<int> axes, bool keep) {
+  const std::uint32_t mask = axis_mask(a, axes, "mean");
+  return Arg(reduce(a, kSum, mask, keep, "mean"), a.where()) / double(reduced_size(a.shape(), mask));
+}
+
+Tensor max(Arg a, std::vector<int> axes, bool keep) {
+  const std::uint32_t mask = axis_mask(a, axes, "max");
+  if (reduced_size(a.shape(), mask) == 0 && a.shape().numel() == 0 && reduced_shape(a.shape(), mask, false).numel() > 0)
+    fail_at(a.where(), "max: the maximum of no elements", to_string(a.shape()), "reduce over axes that are not empty");
+  return reduce(a, kMax, mask, keep, "max");
+}
+
+Tensor logsumexp(Arg a, std::vector<int> axes, bool keep) {
+  const Tensor y = over_axes(a, axes, kLogsumexp, "logsumexp");
+  return keep ? reshape(y, reduced_shape(a.shape(), axis_mask(a, axes, "logsumexp"), true)) : reshape(y, reduced_shape(a.shape(), axis_mask(a, axes, "logsumexp"), false));
+}
+
+Tensor softmax(Arg a, std::vector<int> axes) { return reshape(over_axes(a, axes, kSoftmax, "softmax"), a.shape()); }
+Tensor log_softmax(Arg a, std::vector<int> axes) { return reshape(over_axes(a, axes, kLogSoftmax, "log_softmax"), a.shape()); }
+
+}  // namespace weft

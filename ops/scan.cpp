@@ -1,0 +1,715 @@
+// The selective scan of Mamba (SPEC 1.4, 1.5), channel-last. Each part of the work is one batch element and one block of
+// channels, walked in chunks of time; the inner loops run over the channels of the block, so they vectorise for every state
+// size, and nothing of size (b, t, i, n) exists. Forward keeps the state at the start of each chunk; backward computes the
+// states of a chunk again, last chunk first.
+#include <map>
+#include <vector>
+
+#include "jit/diff.h"
+#include "jit/parallel.h"
+#include "jit/rows.h"
+#include "jit/vmath.h"
+#include "ops/check.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+constexpr std::int64_t kTime = 32;           // steps of a chunk
+constexpr std::int64_t kBlockStates = 2048;  // states of a block of channels: with A and the carried gradient they fit in L1
+constexpr std::int64_t kMostState = 256;     // n
+constexpr std::size_t kMostCaptured = 8;     // tensors a hole captures
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Sizes; a block of channels lies inside one group.
+struct Grid {
+  std::int64_t b, t, i, n, groups;
+  std::int64_t chunks() const { return ceil_div(t, kTime); }
+  std::int64_t width() const {  // channels of a block
+    const std::int64_t width = std::min<std::int64_t>(kBlockStates / std::max<std::int64_t>(n, 1), kBlock);
+    return std::max<std::int64_t>(width / 16 * 16, 16);
+  }
+  std::int64_t group_size() const { return groups ? i / groups : 0; }
+  std::int64_t blocks_of_group() const { return ceil_div(group_size(), width()); }
+  std::int64_t blocks() const { return groups * blocks_of_group(); }
+  std::int64_t parts() const { return b * blocks(); }
+};
+
+struct Part {
+  std::int64_t batch, block, group, c, w;  // channels [c, c + w)
+  Part(const Grid& g, std::int64_t index) : batch(index / g.blocks()), block(index % g.blocks()) {
+    group = block / g.blocks_of_group();
+    const std::int64_t first = block % g.blocks_of_group() * g.width();
+    c = group * g.group_size() + first;
+    w = std::min(g.width(), g.group_size() - first);
+  }
+};
+
+// B or C, (b, t, n) or (b, t, g, n): rows of n with a stride for each leading axis.
+struct GroupRows {
+  Operand operand;
+  std::int64_t batch = 0, time = 0, group = 0;
+  GroupRows() = default;
+  explicit GroupRows(const Operand& o) : operand(o), batch(o.strides[0]), time(o.strides[1]) {
+    if (o.rank == 4) group = o.strides[2];
+  }
+};
+GroupRows group_rows(Lowering& l, int i) {
+  const Operand o = l.view(i);
+  return GroupRows(o.dims[o.rank - 1] == 1 || o.strides[o.rank - 1] == 1 ? o : l.dense(i));
+}
+
+// What forward and backward have in common.
+struct Task {
+  Grid grid;
+  Operand u, raw, A, D;
+  GroupRows B, C;
+  Fused delta, out;  // holes
+  bool has_delta, has_out;
+  int root_count = 1;  // of the out hole in backward
+};
+
+// One chunk of one part: operands as T. Buffers belong to the thread.
+template <class T>
+struct Chunk {
+  std::int64_t begin, end;
+  std::vector<const T*> u, raw, B, C;  // rows (w) and (n) of each step
+  std::vector<T> u_buffer, raw_buffer, b_buffer, c_buffer;
+  std::vector<T> delta, du;  // (kTime, w): Delta and Delta u
+
+  explicit Chunk(const Grid& g)
+      : begin(0), end(0), u(kTime), raw(kTime), B(kTime), C(kTime), u_buffer(kTime * g.width()), raw_buffer(u_buffer.size()),
+        b_buffer(kTime * g.n), c_buffer(b_buffer.size()), delta(u_buffer.size()), du(u_buffer.size()) {}
+
+  void load(const Task& task, const Launch& launch, const Part& p, std::int64_t chunk, Runner<T>* hole) {
+    const Grid& g = task.grid;
+    const Rows us(launch, task.u), raws(launch, task.raw);
+    begin = chunk * kTime, end = std::min(g.t, begin + kTime);
+    const auto vector = [&](const GroupRows& x, std::int64_t t, T* buffer) {
+      const std::int64_t offset = p.batch * x.batch + t * x.time + p.group * x.group;
+      return load_row(launch.view(x.operand).data, x.operand.dtype, offset, g.n, buffer);
+    };
+    for (std::int64_t t = begin, k = 0; t < end; ++t, ++k) {
+      const std::int64_t row = p.batch * g.t + t;
+      u[k] = us.read(row, p.c, p.w, u_buffer.data() + k * p.w);
+      raw[k] = raws.read(row, p.c, p.w, raw_buffer.data() + k * p.w);
+      B[k] = vector(task.B, t, b_buffer.data() + k * g.n);
+      C[k] = vector(task.C, t, c_buffer.data() + k * g.n);
+      T* d = delta.data() + k * p.w;
+      if (hole) {
+        const void* value = raw[k];
+        void* result = d;
+        hole->run(row * g.i + p.c, int(p.w), std::span(&value, 1), std::span(&result, 1));
+      } else {
+        std::copy_n(raw[k], p.w, d);
+      }
+      for (std::int64_t c = 0; c < p.w; ++c) du[k * p.w + c] = d[c] * u[k][c];
+    }
+  }
+  std::int64_t steps() const { return end - begin; }
+};
+
+// A (i, n) of the part's channels as (n, w).
+template <class T>
+std::vector<T> transposed(const Launch& launch, const Operand& a, const Part& p, std::int64_t n) {
+  const Rows rows(launch, a);
+  std::vector<T> out(std::size_t(n * p.w)), buffer(static_cast<std::size_t>(n));
+  for (std::int64_t c = 0; c < p.w; ++c) {
+    const T* row = rows.read(p.c + c, 0, n, buffer.data());
+    for (std::int64_t j = 0; j < n; ++j) out[std::size_t(j * p.w + c)] = row[j];
+  }
+  return out;
+}
+
+// ---- inner loops: w channels, n states, matrices (n, w). U states at a time share the loads of a channel's values. --------
+
+// h = exp(Delta A) h + Delta u B;  s += C h.
+template <class T, int U>
+void advance(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A, T* h, T* s) {
+  for (std::int64_t j = 0; j < n; j += U) {
+    const T *a = A + j * w, *b = B + j, *c = C + j;
+    T* x = h + j * w;
+#pragma omp simd
+    for (std::int64_t k = 0; k < w; ++k) {
+      T sum = s[k];
+      for (int q = 0; q < U; ++q) {
+        const T next = vmath::exp(delta[k] * a[q * w + k]) * x[q * w + k] + du[k] * b[q];
+        x[q * w + k] = next;
+        sum += c[q] * next;
+      }
+      s[k] = sum;
+    }
+  }
+}
+
+// The same, keeping exp(Delta A) in `decay` and the new state in `next`.
+template <class T, int U>
+void advance_keeping(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A, const T* h,
+                     T* decay, T* next, T* s) {
+  for (std::int64_t j = 0; j < n; j += U) {
+    const T *a = A + j * w, *b = B + j, *c = C + j, *x = h + j * w;
+    T *keep = decay + j * w, *y = next + j * w;
+#pragma omp simd
+    for (std::int64_t k = 0; k < w; ++k) {
+      T sum = s[k];
+      for (int q = 0; q < U; ++q) {
+        const T e = vmath::exp(delta[k] * a[q * w + k]);
+        const T v = e * x[q * w + k] + du[k] * b[q];
+        keep[q * w + k] = e;
+        y[q * w + k] = v;
+        sum += c[q] * v;
+      }
+      s[k] = sum;
+    }
+  }
+}
+
+// One step back. `carry` holds a_{t+1} Gamma_{t+1} and receives a_t Gamma_t. With Gamma = e C + carry and
+// kappa = h - Delta u B:  gb += Gamma B, gak += Gamma A kappa (w);  dA += Gamma Delta kappa (n, w);  dB = sum of
+// Gamma Delta u, dC = sum of e h over the channels (n).
+template <class T, int U>
+void retreat(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* e, const T* B, const T* C, const T* A,
+             const T* decay, const T* h, T* carry, T* gb, T* gak, T* dA, T* dB, T* dC) {
+  for (std::int64_t j = 0; j < n; j += U) {
+    const T *a = A + j * w, *b = B + j, *c = C + j, *x = h + j * w, *f = decay + j * w;
+    T *g = carry + j * w, *da = dA + j * w;
+    T db0 = 0, db1 = 0, db2 = 0, db3 = 0, dc0 = 0, dc1 = 0, dc2 = 0, dc3 = 0;
+#pragma omp simd reduction(+ : db0, db1, db2, db3, dc0, dc1, dc2, dc3)
+    for (std::int64_t k = 0; k < w; ++k) {
+      T sum_b = gb[k], sum_a = gak[k];
+      const auto state = [&](int q, T& db, T& dc) {
+        const T gamma = e[k] * c[q] + g[q * w + k];
+        const T product = gamma * (x[q * w + k] - du[k] * b[q]);
+        dc += e[k] * x[q * w + k];
+        db += gamma * du[k];
+        sum_b += gamma * b[q];
+        sum_a += product * a[q * w + k];
+        da[q * w + k] += product * delta[k];
+        g[q * w + k] = f[q * w + k] * gamma;
+      };
+      state(0, db0, dc0);
+      if constexpr (U > 1) state(1, db1, dc1);
+      if constexpr (U > 2) state(2, db2, dc2), state(3, db3, dc3);
+      gb[k] = sum_b;
+      gak[k] = sum_a;
+    }
+    const T db[] = {db0, db1, db2, db3}, dc[] = {dc0, dc1, dc2, dc3};
+    for (int q = 0; q < U; ++q) dB[j + q] = db[q], dC[j + q] = dc[q];
+  }
+}
+
+// Calls f with the largest unrolling that divides n.
+template <class F>
+void unrolled(std::int64_t n, F&& f) {
+  if (n % 4 == 0) f(std::integral_constant<int, 4>{});
+  else if (n % 2 == 0) f(std::integral_constant<int, 2>{});
+  else f(std::integral_constant<int, 1>{});
+}
+
+// ---- forward ------------------------------------------------------------------------------------------------------------
+
+// Inputs u, delta (b, t, i), A (i, n), B, C (b, t, n) or (b, t, g, n), D (i), initial (b, i, n), then what the holes capture.
+// Outputs y (b, t, i), h_T (b, i, n), states (b, chunks, n, i) at the start of each chunk.
+enum Input { kU, kDelta, kA, kB, kC, kD, kInitial, kFixed };
+
+// h (n, w) of a part from or to the (b, i, n) operand.
+template <class T>
+void load_state(const Rows& from, const Grid& g, const Part& p, T* h) {
+  std::vector<T> buffer(static_cast<std::size_t>(g.n));
+  for (std::int64_t c = 0; c < p.w; ++c) {
+    const T* row = from ? from.read(p.batch * g.i + p.c + c, 0, g.n, buffer.data()) : nullptr;
+    for (std::int64_t j = 0; j < g.n; ++j) h[j * p.w + c] = row ? row[j] : T(0);
+  }
+}
+template <class T>
+void store_state(const Rows& to, const Grid& g, const Part& p, const T* h) {
+  if (!to) return;
+  std::vector<T> row(static_cast<std::size_t>(g.n));
+  for (std::int64_t c = 0; c < p.w; ++c) {
+    for (std::int64_t j = 0; j < g.n; ++j) row[std::size_t(j)] = h[j * p.w + c];
+    to.write(p.batch * g.i + p.c + c, 0, g.n, row.data());
+  }
+}
+
+template <class T>
+struct ForwardOutputs {
+  Rows y, last, states;
+};
+
+// s (steps, w) of the chunk becomes y: adds D u and evaluates the out hole.
+template <class T>
+void finish_rows(const Task& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y, T* s) {
+  for (std::int64_t k = 0; k < chunk.steps(); ++k, s += p.w) {
+    const std::int64_t row = p.batch * task.grid.t + chunk.begin + k;
+    if (D) for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
+    if (hole) {
+      const void* value = s;
+      void* result = y.target<T>(row, p.c, s);
+      hole->run(row * task.grid.i + p.c, int(p.w), std::span(&value, 1), std::span(&result, 1));
+      y.write(row, p.c, p.w, static_cast<const T*>(result));
+    } else {
+      y.write(row, p.c, p.w, s);
+    }
+  }
+}
+
+template <class T>
+void forward_part(const Task& task, const Launch& launch, const Rows& initial, const ForwardOutputs<T>& outputs,
+                  std::int64_t index) {
+  const Grid& g = task.grid;
+  const Part p(g, index);
+  const std::vector<T> A = transposed<T>(launch, task.A, p, g.n);
+  std::vector<T> h(A.size()), s(std::size_t(kTime * p.w)), d_buffer(std::size_t(p.w));
+  const T* D = task.D ? Rows(launch, task.D).read(0, p.c, p.w, d_buffer.data()) : nullptr;
+  load_state(initial, g, p, h.data());
+  std::unique_ptr<Runner<T>> delta, out;
+  if (task.has_delta) delta = std::make_unique<Runner<T>>(launch, task.delta);
+  if (task.has_out) out = std::make_unique<Runner<T>>(launch, task.out);
+  Chunk<T> chunk(g);
+  for (std::int64_t q = 0; q < g.chunks(); ++q) {
+    chunk.load(task, launch, p, q, delta.get());
+    if (outputs.states)
+      for (std::int64_t j = 0; j < g.n; ++j)
+        outputs.states.write((p.batch * g.chunks() + q) * g.n + j, p.c, p.w, h.data() + j * p.w);
+    std::fill(s.begin(), s.end(), T(0));
+    unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
+      for (std::int64_t k = 0; k < chunk.steps(); ++k)
+        advance<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k], A.data(),
+                      h.data(), s.data() + k * p.w);
+    });
+    if (outputs.y) finish_rows(task, p, chunk, D, out.get(), outputs.y, s.data());
+  }
+  store_state(outputs.last, g, p, h.data());
+}
+
+Grid grid_of(const Lowering& l) {
+  const Shape u = l.shape(kU), b = l.shape(kB);
+  return {u[0], u[1], u[2], l.shape(kA)[1], b.rank() == 4 ? b[2] : 1};
+}
+
+Task task_of(Lowering& l) {
+  Task task;
+  task.grid = grid_of(l);
+  task.u = l.rows(kU);
+  task.raw = l.rows(kDelta);
+  task.A = l.rows(kA);
+  task.D = l.has(kD) ? l.dense(kD) : Operand{};
+  task.B = group_rows(l, kB);
+  task.C = group_rows(l, kC);
+  task.has_delta = l.filled(0);
+  if (task.has_delta) task.delta = l.hole(0, l.shape(kU));
+  return task;
+}
+
+template <class T>
+void lower_forward(Lowering& l) {
+  Task task = task_of(l);
+  task.has_out = l.filled(1);
+  if (task.has_out) task.out = l.hole(1, l.shape(kU));
+  const Operand initial = l.has(kInitial) ? l.rows(kInitial) : Operand{};
+  const Operand y = l.output(0), last = l.output(1), states = l.output(2);
+  l.emit("scan_forward", [=](const Launch& launch) {
+    const ForwardOutputs<T> outputs{Rows(launch, y), Rows(launch, last), Rows(launch, states)};
+    const Rows start(launch, initial);
+    parallel(task.grid.parts(), [&](std::int64_t index) { forward_part<T>(task, launch, start, outputs, index); });
+  });
+}
+
+// ---- backward -----------------------------------------------------------------------------------------------------------
+
+// Inputs as forward's, then states, the gradients of y and of h_T (each may be absent), then what the holes capture.
+// Outputs du, draw (b, t, i), dA, dB, dC, dD, d_initial; then the elementwise gradients of captured tensors.
+// Holes: delta(raw); delta_grad(raw, dDelta) -> draw, ...; out_grad(s, do) -> e, ...
+enum BackwardInput { kStates = kFixed, kG, kGLast };
+enum BackwardOutput { kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial, kElementwise };
+
+struct BackwardTask : Task {
+  Operand states, g, g_last;
+  Fused delta_grad, out_grad;
+  bool has_delta_grad, has_out_grad;
+  // The output of each root beyond the first of delta_grad and out_grad, absent where nobody reads it.
+  std::vector<Operand> delta_roots, out_roots;
+  Operand e_root;  // also the output of the first root of out_grad, if a captured tensor has the same gradient
+  Operand du, draw, d_initial;
+  Operand dB, dC, dA, dD;  // partial sums: (blocks, b, t, n), (b, n, i), (b, i)
+};
+
+// Buffers of one thread for one part.
+template <class T>
+struct BackwardScratch {
+  struct Decay;
+  struct States;
+  T *decay, *states;                          // (kTime, n, w)
+  std::vector<T> A, first;                    // (n, w)
+  std::vector<T> s, e, gb, gak;               // (kTime, w); gb, gak (w)
+  std::vector<T> carry, dA, dD;               // (n, w); (w)
+  std::vector<std::vector<T>> lines;          // (w), one for each root of a hole
+  BackwardScratch(const Grid& g, const Part& p, std::size_t roots)
+      : decay(thread_scratch<T, Decay>(std::size_t(kTime * g.n * p.w))),
+        states(thread_scratch<T, States>(std::size_t(kTime * g.n * p.w))), first(std::size_t(g.n * p.w)),
+        s(std::size_t(kTime * p.w)), e(s.size()), gb(s.size()), gak(s.size()), carry(first.size()), dA(first.size()), dD(std::size_t(p.w)),
+        lines(roots, std::vector<T>(std::size_t(p.w))) {}
+};
+
+// Evaluates a hole of gradients on one row of w elements and stores roots 1, 2, ... ; root 0 goes to `first`.
+template <class T>
+void run_gradients(Runner<T>& hole, const Launch& launch, const std::vector<Operand>& outputs, std::int64_t row,
+                   const Part& p, std::int64_t i, const T* value, const T* upstream, T* first, std::vector<std::vector<T>>& lines) {
+  const void* values[] = {value, upstream};
+  void* results[kMostCaptured + 1];
+  results[0] = first;
+  for (std::size_t r = 0; r < outputs.size(); ++r) results[r + 1] = Rows(launch, outputs[r]).target<T>(row, p.c, lines[r].data());
+  hole.run(row * i + p.c, int(p.w), values, std::span(results, outputs.size() + 1));
+  for (std::size_t r = 0; r < outputs.size(); ++r)
+    Rows(launch, outputs[r]).write(row, p.c, p.w, static_cast<const T*>(results[r + 1]));
+}
+
+// The states and decays of the chunk, s without and then with D u, and from it e = d loss / d s.
+template <class T>
+void recompute(const BackwardTask& task, const Launch& launch, const Part& p, std::int64_t q, const Chunk<T>& chunk, const T* D,
+               Runner<T>* out_grad, BackwardScratch<T>& x) {
+  const Grid& g = task.grid;
+  const Rows kept(launch, task.states), gs(launch, task.g), e_root(launch, task.e_root);
+  const std::int64_t size = g.n * p.w;
+  for (std::int64_t j = 0; j < g.n; ++j) {
+    T* to = x.first.data() + j * p.w;
+    const T* from = kept.read((p.batch * g.chunks() + q) * g.n + j, p.c, p.w, to);
+    if (from != to) std::copy_n(from, p.w, to);
+  }
+  std::fill(x.s.begin(), x.s.end(), T(0));
+  unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
+    for (std::int64_t k = 0; k < chunk.steps(); ++k)
+      advance_keeping<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k], x.A.data(),
+                            k ? x.states + (k - 1) * size : x.first.data(), x.decay + k * size,
+                            x.states + k * size, x.s.data() + k * p.w);
+  });
+  for (std::int64_t k = 0; k < chunk.steps(); ++k) {
+    const std::int64_t row = p.batch * g.t + chunk.begin + k;
+    T *e = x.e.data() + k * p.w, *s = x.s.data() + k * p.w;
+    const T* up = gs ? gs.read(row, p.c, p.w, e) : nullptr;
+    if (!up) std::fill_n(e, p.w, T(0));
+    else if (up != e) std::copy_n(up, p.w, e);
+    if (!out_grad) continue;
+    if (D) for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
+    run_gradients(*out_grad, launch, task.out_roots, row, p, g.i, s, e, e, x.lines);
+    e_root.write(row, p.c, p.w, e);
+  }
+}
+
+// The gradients of the chunk, last step first; dB and dC into their partial sums.
+template <class T>
+void retreat_chunk(const BackwardTask& task, const Launch& launch, const Part& p, const Chunk<T>& chunk, const T* D,
+                   Runner<T>* delta_grad, BackwardScratch<T>& x) {
+  const Grid& g = task.grid;
+  const Rows du(launch, task.du), draw(launch, task.draw);
+  const std::int64_t size = g.n * p.w, sums = ((p.block * g.b + p.batch) * g.t + chunk.begin) * g.n;
+  T *dB = launch.pointer<T>(task.dB) + sums, *dC = launch.pointer<T>(task.dC) + sums;
+  std::fill(x.gb.begin(), x.gb.end(), T(0));
+  std::fill(x.gak.begin(), x.gak.end(), T(0));
+  unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
+    for (std::int64_t k = chunk.steps() - 1; k >= 0; --k) {
+      const std::int64_t at = k * p.w;
+      retreat<T, U>(p.w, g.n, chunk.delta.data() + at, chunk.du.data() + at, x.e.data() + at, chunk.B[k], chunk.C[k], x.A.data(),
+                    x.decay + k * size, x.states + k * size, x.carry.data(), x.gb.data() + at, x.gak.data() + at,
+                    x.dA.data(), dB + k * g.n, dC + k * g.n);
+    }
+  });
+  for (std::int64_t k = 0; k < chunk.steps(); ++k) {
+    const std::int64_t row = p.batch * g.t + chunk.begin + k;
+    const T *u = chunk.u[std::size_t(k)], *e = x.e.data() + k * p.w, *delta = chunk.delta.data() + k * p.w;
+    T *gb = x.gb.data() + k * p.w, *gak = x.gak.data() + k * p.w;  // become du and dDelta
+    for (std::int64_t c = 0; c < p.w; ++c) {
+      gak[c] += u[c] * gb[c];
+      gb[c] = delta[c] * gb[c] + (D ? D[c] * e[c] : T(0));
+      x.dD[std::size_t(c)] += e[c] * u[c];
+    }
+    du.write(row, p.c, p.w, gb);
+    if (delta_grad) run_gradients(*delta_grad, launch, task.delta_roots, row, p, g.i, chunk.raw[std::size_t(k)], gak, gak, x.lines);
+    draw.write(row, p.c, p.w, gak);
+  }
+}
+
+template <class T>
+void backward_part(const BackwardTask& task, const Launch& launch, std::int64_t index) {
+  const Grid& g = task.grid;
+  const Part p(g, index);
+  BackwardScratch<T> x(g, p, std::max(task.delta_roots.size(), task.out_roots.size()));
+  x.A = transposed<T>(launch, task.A, p, g.n);
+  std::vector<T> d_buffer(std::size_t(p.w));
+  const T* D = task.D ? Rows(launch, task.D).read(0, p.c, p.w, d_buffer.data()) : nullptr;
+  std::unique_ptr<Runner<T>> delta, delta_grad, out_grad;
+  if (task.has_delta) delta = std::make_unique<Runner<T>>(launch, task.delta);
+  if (task.has_delta_grad) delta_grad = std::make_unique<Runner<T>>(launch, task.delta_grad);
+  if (task.has_out_grad) out_grad = std::make_unique<Runner<T>>(launch, task.out_grad);
+  load_state(Rows(launch, task.g_last), g, p, x.carry.data());
+  Chunk<T> chunk(g);
+  for (std::int64_t q = g.chunks() - 1; q >= 0; --q) {
+    chunk.load(task, launch, p, q, delta.get());
+    recompute(task, launch, p, q, chunk, D, out_grad.get(), x);
+    retreat_chunk(task, launch, p, chunk, D, delta_grad.get(), x);
+  }
+  store_state(Rows(launch, task.d_initial), g, p, x.carry.data());
+  T* dA = launch.pointer<T>(task.dA) + p.batch * g.n * g.i;
+  for (std::int64_t j = 0; j < g.n; ++j) std::copy_n(x.dA.data() + j * p.w, p.w, dA + j * g.i + p.c);
+  std::copy_n(x.dD.data(), p.w, launch.pointer<T>(task.dD) + p.batch * g.i + p.c);
+}
+
+// dA (i, n) and dD (i): partial sums of the batch elements, in order.
+template <class T>
+void sum_batches(const BackwardTask& task, const Launch& launch, const Operand& dA, const Operand& dD) {
+  const Grid& g = task.grid;
+  std::vector<T> sum(std::size_t(g.n * g.i)), row(std::size_t(std::max(g.n, g.i)));
+  const T *from_a = launch.pointer<T>(task.dA), *from_d = launch.pointer<T>(task.dD);
+  const Rows to_a(launch, dA), to_d(launch, dD);
+  if (to_a) {
+    for (std::int64_t b = 0; b < g.b; ++b)
+      for (std::int64_t k = 0; k < g.n * g.i; ++k) sum[std::size_t(k)] += from_a[b * g.n * g.i + k];
+    for (std::int64_t c = 0; c < g.i; ++c) {
+      for (std::int64_t j = 0; j < g.n; ++j) row[std::size_t(j)] = sum[std::size_t(j * g.i + c)];
+      to_a.write(c, 0, g.n, row.data());
+    }
+  }
+  if (!to_d) return;
+  std::fill(row.begin(), row.end(), T(0));
+  for (std::int64_t b = 0; b < g.b; ++b)
+    for (std::int64_t c = 0; c < g.i; ++c) row[std::size_t(c)] += from_d[b * g.i + c];
+  to_d.write(0, 0, g.i, row.data());
+}
+
+// dB or dC (b, t, [g,] n): partial sums (blocks, b, t, n) of each group's blocks, in order.
+template <class T>
+void sum_blocks(const Grid& g, const Launch& launch, const Operand& partials, const Operand& out) {
+  const Rows to(launch, out);
+  const T* from = launch.pointer<T>(partials);
+  const std::int64_t rows = g.b * g.t, parts = part_count(rows, 256);
+  if (!to) return;
+  parallel(parts, [&](std::int64_t part) {
+    std::vector<T> sum(static_cast<std::size_t>(g.n));
+    const Range range = part_of(rows, parts, part);
+    for (std::int64_t r = range.begin; r < range.end; ++r)
+      for (std::int64_t group = 0; group < g.groups; ++group) {
+        std::fill(sum.begin(), sum.end(), T(0));
+        for (std::int64_t block = 0; block < g.blocks_of_group(); ++block) {
+          const T* more = from + ((group * g.blocks_of_group() + block) * rows + r) * g.n;
+          for (std::int64_t j = 0; j < g.n; ++j) sum[std::size_t(j)] += more[j];
+        }
+        to.write(r * g.groups + group, 0, g.n, sum.data());
+      }
+  });
+}
+
+// Plain ints of the backward op: for each root of delta_grad, then of out_grad, its output, or -1 for none.
+template <class T>
+void lower_backward(Lowering& l) {
+  BackwardTask task;
+  static_cast<Task&>(task) = task_of(l);
+  const Grid& g = task.grid;
+  const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
+  task.states = l.rows(kStates), task.g = optional(kG), task.g_last = optional(kGLast);
+  task.has_delta_grad = l.filled(1), task.has_out_grad = l.filled(2);
+  if (task.has_delta_grad) task.delta_grad = l.hole(1, l.shape(kU));
+  if (task.has_out_grad) task.out_grad = l.hole(2, l.shape(kU));
+  const auto output = [&](std::int64_t k) { return k < 0 ? Operand{} : l.output(int(k)); };
+  const int roots = task.has_delta_grad ? int(task.delta_grad.roots.size()) : 0;
+  for (int r = 1; r < roots; ++r) task.delta_roots.push_back(output(l.integer(r)));
+  for (int r = 1; r < l.integers() - roots; ++r) task.out_roots.push_back(output(l.integer(roots + r)));
+  if (task.has_out_grad) task.e_root = output(l.integer(roots));
+  task.du = l.output(kDu), task.draw = l.output(kDraw), task.d_initial = l.output(kDInitial);
+  const Operand dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD);
+  const auto scratch = [&](std::initializer_list<std::int64_t> dims) {
+    return l.scratch(dtype_of<T>, std::span(dims.begin(), dims.size()));
+  };
+  task.dB = scratch({g.blocks(), g.b, g.t, g.n}), task.dC = scratch({g.blocks(), g.b, g.t, g.n});
+  task.dA = scratch({g.b, g.n, g.i}), task.dD = scratch({g.b, g.i});
+  l.emit("scan_backward", [=](const Launch& launch) {
+    parallel(task.grid.parts(), [&](std::int64_t index) { backward_part<T>(task, launch, index); });
+    sum_batches<T>(task, launch, dA, dD);
+    sum_blocks<T>(task.grid, launch, task.dB, dB);
+    sum_blocks<T>(task.grid, launch, task.dC, dC);
+  });
+}
+
+// ---- ops and gradients ----------------------------------------------------------------------------------------------------
+
+void lower_scan(Lowering& l) {
+  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l); });
+}
+void lower_scan_backward(Lowering& l) {
+  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+}
+void scan_vjp(Vjp& v);
+
+constexpr HoleSpec kHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"}, {"out", 1, "(b, t, i)", 1, true, "none"}};
+constexpr HoleSpec kBackwardHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"},
+                                       {"delta_grad", 2, "(b, t, i)", 1, true, "none"},
+                                       {"out_grad", 2, "(b, t, i)", 1, true, "none"}};
+const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .holes = kHoles});
+const Op& scan_backward_op = register_op({.name = "scan_backward", .lower = lower_scan_backward, .holes = kBackwardHoles});
+
+// The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots, the
+// first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.
+struct HoleGradient {
+  std::vector<Expr> roots;
+  std::vector<int> which;
+};
+
+HoleGradient differentiate(Expr body, const std::vector<bool>& wanted) {
+  std::vector<std::optional<Expr>> inputs(wanted.size() + 1);
+  for (const Expr e : topological(std::span(&body, 1)))  // captured tensors move up one place
+    if (e.op() == ExprOp::input && e.index() > 0 && e.index() <= std::int64_t(wanted.size()))
+      inputs[std::size_t(e.index())] = expr::input(int(e.index()) + 1, e.type());
+  std::vector<int> wrt = {0};
+  for (std::size_t k = 0; k < wanted.size(); ++k)
+    if (wanted[k]) wrt.push_back(int(k) + 2);
+  const std::vector<Expr> all = diff(substitute(body, inputs), expr::input(1), wrt);
+  HoleGradient out{{all[0]}, std::vector<int>(wanted.size(), -1)};
+  for (std::size_t k = 0, at = 1; k < wanted.size(); ++k) {
+    if (!wanted[k]) continue;
+    const Expr root = all[at++];
+    if (root == Expr()) continue;
+    std::size_t r = 0;
+    while (r < out.roots.size() && !(out.roots[r] == root)) ++r;
+    if (r == out.roots.size()) out.roots.push_back(root);
+    out.which[k] = int(r);
+  }
+  return out;
+}
+
+// The same, remembered: a model differentiates the same few bodies at every step.
+const HoleGradient& hole_gradient(Expr body, const std::vector<bool>& wanted) {
+  thread_local std::map<std::pair<std::uint32_t, std::vector<bool>>, HoleGradient> known;
+  const auto key = std::make_pair(body.id(), wanted);
+  const auto found = known.find(key);
+  return found != known.end() ? found->second : known.emplace(key, differentiate(body, wanted)).first->second;
+}
+
+// One hole of the node being differentiated: how it was filled, its derivative, and where each root is stored.
+struct HoleInVjp {
+  Hole filled, gradient;
+  std::vector<int> which, outputs;  // outputs[r] of root r, -1: none
+
+  // Appends to `outs` an output for each root that a captured tensor needs; `first` is the output of root 0, if it has one.
+  HoleInVjp(Vjp& v, int h, const Shape& space, DType real, int first, std::vector<Out>& outs) : filled(v.hole(h)) {
+    if (!filled.filled()) return;
+    std::vector<bool> wanted;
+    for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted.push_back(v.needs(v.hole_input(h, int(k))));
+    const HoleGradient& found = hole_gradient(filled.roots[0], wanted);
+    gradient = {found.roots, filled.captured, filled.constants};
+    which = found.which;
+    outputs.assign(gradient.roots.size(), -1);
+    outputs[0] = first;
+    for (std::size_t k = 0; k < which.size(); ++k) {
+      if (which[k] < 0) continue;
+      const Tensor& c = filled.captured[k];
+      const DType dtype = c.shape() == space ? c.dtype() : real;  // what is summed afterwards is not rounded before
+      int& output = outputs[std::size_t(which[k])];
+      if (output < 0) output = int(outs.size()), outs.push_back({space, dtype});
+      else outs[std::size_t(output)].dtype = widest(outs[std::size_t(output)].dtype, dtype);
+    }
+  }
+  void add(Vjp& v, int h, const Tensor& first_output) const {
+    for (std::size_t k = 0; k < which.size(); ++k) {
+      if (which[k] < 0) continue;
+      const Tensor each = output_of(first_output, outputs[std::size_t(which[k])]);
+      v.add(v.hole_input(h, int(k)), sum_to(each, filled.captured[k].shape(), v.where()));
+    }
+  }
+};
+
+DType state_dtype(const Tensor& u, const ScanOptions& o, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C) {
+  DType dtype = compute_dtype(u, delta, A, B, C, o.D, o.initial);
+  for (const Hole* hole : {&o.delta, &o.out})
+    for (const Tensor& t : hole->captured)
+      if (compute_dtype(t) == DType::f64) dtype = DType::f64;
+  return dtype;
+}
+
+void scan_vjp(Vjp& v) {
+  Tensor in[kFixed];
+  for (int i = 0; i < kFixed; ++i) in[i] = v.input(i);
+  const Shape space = in[kU].shape(), sa = in[kA].shape();
+  const DType real = v.output(2).dtype();
+  std::vector<Out> outs = {{space, in[kU].dtype()},    {space, in[kDelta].dtype()}, {sa, in[kA].dtype()},
+                           {in[kB].shape(), in[kB].dtype()}, {in[kC].shape(), in[kC].dtype()},
+                           {Shape{space[2]}, in[kD] ? in[kD].dtype() : real},
+                           {Shape{space[0], sa[0], sa[1]}, in[kInitial] ? in[kInitial].dtype() : real}};
+  const HoleInVjp delta(v, 0, space, real, kDraw, outs), out(v, 1, space, real, -1, outs);
+  Recorder r(scan_backward_op, v.where());
+  for (int i = 0; i < kInitial; ++i) r.input(in[i]);
+  r.input({}).input(v.output(2)).input(v.grad(0)).input(v.grad(1));
+  r.hole(0, delta.filled, space).hole(1, delta.gradient, space).hole(2, out.gradient, space);
+  for (const int k : delta.outputs) r.integer(k);
+  for (const int k : out.outputs) r.integer(k);
+  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  const Tensor du = r.record();
+  constexpr int kOutputOf[] = {kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial};
+  for (int i = 0; i < kFixed; ++i)
+    if (v.needs(i)) v.add(i, i == kU ? du : output_of(du, kOutputOf[i]));
+  delta.add(v, 0, du);
+  out.add(v, 1, du);
+}
+
+void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const Arg& B, const Arg& C, const ScanOptions& o) {
+  require_real(where, "scan", "u", u);
+  const Shape su = u.shape();
+  if (su.rank() != 3)
+    fail_at(where, "scan: u is not (batch, time, channels)", fmt::format("u {}", to_string(su)), "reshape it");
+  require_shape(where, "scan", "delta", delta, su, "u", u);
+  require_real(where, "scan", "A", A);
+  const Shape sa = A.shape();
+  if (sa.rank() != 2 || sa[0] != su[2] || sa[1] > kMostState)
+    fail_at(where, "scan: A does not fit u", fmt::format("A {}, u {}", to_string(sa), to_string(su)),
+            fmt::format("A is (channels, states) with at most {} states", kMostState));
+  require_real(where, "scan", "B", B);
+  const Shape sb = B.shape();
+  const bool grouped = sb.rank() == 4;
+  if ((sb.rank() != 3 && !grouped) || sb[0] != su[0] || sb[1] != su[1] || sb[-1] != sa[1])
+    fail_at(where, "scan: B does not fit u and A",
+            fmt::format("B {}, u {}, A {}", to_string(sb), to_string(su), to_string(sa)),
+            "B is (batch, time, states) or (batch, time, groups, states)");
+  if (grouped && (sb[2] < 1 || su[2] % sb[2] != 0))
+    fail_at(where, "scan: the channels do not divide into the groups",
+            fmt::format("{} channels, {} groups", su[2], sb[2]), "every group has the same number of channels");
+  require_shape(where, "scan", "C", C, sb, "B", B);
+  if (o.D) require_shape(where, "scan", "D", o.D, Shape{su[2]}, "u", u);
+  if (o.initial) require_shape(where, "scan", "initial", o.initial, Shape{su[0], su[2], sa[1]}, "u", u);
+  for (const Hole* hole : {&o.delta, &o.out})
+    if (hole->roots.size() > 1 || hole->captured.size() > kMostCaptured)
+      fail_at(where, "scan: a hole is one expression of few tensors",
+              fmt::format("{} expressions, {} captured", hole->roots.size(), hole->captured.size()),
+              fmt::format("give one expression that captures at most {} tensors", kMostCaptured));
+}
+
+}  // namespace
+
+Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options) {
+  check_scan(u.where(), u, delta, A, B, C, options);
+  const Shape su = u.shape(), sa = A.shape();
+  const DType real = state_dtype(u, options, delta, A, B, C);
+  Recorder r(scan_op, u.where());
+  r.input(u).input(delta).input(A).input(B).input(C).input(options.D).input(options.initial);
+  r.hole(0, options.delta, su).hole(1, options.out, su);
+  r.out(su, u.dtype()).out(Shape{su[0], sa[0], sa[1]}, real);
+  r.out(Shape{su[0], ceil_div(su[1], kTime), sa[1], sa[0]}, real);
+  const Tensor y = r.record();
+  if (options.last) *options.last = output_of(y, 1);
+  return y;
+}
+
+Hole softplus_bias(Arg bias) {
+  static const Expr body = softplus(expr::input(0) + expr::input(1));
+  return {{body}, {bias.tensor()}, {}};
+}
+
+Hole softplus_hole() {
+  static const Expr body = softplus(expr::input(0));
+  return {{body}, {}, {}};
+}
+
+Hole gate(Arg z) {
+  static const Expr body = expr::input(0) * silu(expr::input(1));
+  return {{body}, {z.tensor()}, {}};
+}
+
+}  // namespace weft

@@ -1,0 +1,221 @@
+#include "optim/adamw.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <string>
+#include <unordered_set>
+#include <utility>
+
+#include "autograd/backward.h"
+#include "autograd/op.h"
+#include "autograd/run.h"
+#include "jit/parallel.h"
+#include "optim/chunks.h"
+#include "optim/clip.h"
+
+namespace weft {
+namespace {
+
+// ---- the op -------------------------------------------------------------------------------------------------------------
+// Inputs: the norm, then the gradient of each row. Ints: position of the flag, then of each row param, m, v, decay.
+
+enum Constant { kLr, kBeta1, kBeta2, kEps, kDecay, kCorrection1, kCorrection2, kClip, kStep, kConstants };
+
+struct Segment {
+  Operand gradient, param, m, v;
+  bool decay;
+};
+
+template <class T>
+struct Factors {
+  T keep, beta1, rest1, beta2, rest2, rate, scale, eps, clip;
+
+  Factors(const double* c, double norm, bool decay)
+      : keep(T(decay ? 1 - c[kLr] * c[kDecay] : 1)),
+        beta1(T(c[kBeta1])),
+        rest1(T(1 - c[kBeta1])),
+        beta2(T(c[kBeta2])),
+        rest2(T(1 - c[kBeta2])),
+        rate(T(c[kLr] / c[kCorrection1])),
+        scale(T(1 / std::sqrt(c[kCorrection2]))),
+        eps(T(c[kEps])),
+        clip(T(c[kClip] > 0 ? std::min(1.0, c[kClip] / (norm + 1e-6)) : 1)) {}
+};
+
+template <class T>
+void update(const Factors<T> f, const T* __restrict g, T* __restrict p, T* __restrict m, T* __restrict v, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T gi = g[i] * f.clip;
+    m[i] = f.beta1 * m[i] + f.rest1 * gi;
+    v[i] = f.beta2 * v[i] + f.rest2 * gi * gi;
+    p[i] = p[i] * f.keep - f.rate * m[i] / (std::sqrt(v[i]) * f.scale + f.eps);
+  }
+}
+
+template <class T>
+void update_chunk(const Launch& launch, const Segment& s, const Chunk& chunk, const double* constants, double norm) {
+  const std::int64_t at = chunk.begin;
+  update<T>({constants, norm, s.decay}, launch.pointer<T>(s.gradient) + at, launch.pointer<T>(s.param) + at,
+            launch.pointer<T>(s.m) + at, launch.pointer<T>(s.v) + at, chunk.end - at);
+}
+
+void lower_adamw(Lowering& l) {
+  const Operand norm = l.dense(0), flag = l.state(int(l.integer(0)));
+  std::vector<Segment> segments;
+  std::vector<std::int64_t> sizes;
+  for (int i = 1, at = 1; i < l.inputs(); ++i, at += 4) {
+    segments.push_back({l.dense(i), l.state(int(l.integer(at))), l.state(int(l.integer(at + 1))),
+                        l.state(int(l.integer(at + 2))), l.integer(at + 3) != 0});
+    sizes.push_back(segments.back().param.numel());
+  }
+  const std::vector<Chunk> chunks = cut_into_chunks(sizes);
+  const int first = l.constant(0);
+  l.emit("adamw", [=](const Launch& launch) {
+    const double* constants = launch.constants + first;
+    const double n = norm.dtype == DType::f64 ? *launch.pointer<double>(norm) : *launch.pointer<float>(norm);
+    std::int64_t& bad = *launch.pointer<std::int64_t>(flag);
+    if (bad == 0 && !std::isfinite(n)) bad = std::int64_t(constants[kStep]);
+    if (bad != 0) return;
+    parallel(std::int64_t(chunks.size()), [&](std::int64_t c) {
+      const Segment& s = segments[chunks[c].segment];
+      if (s.param.dtype == DType::f64) {
+        update_chunk<double>(launch, s, chunks[c], constants, n);
+      } else {
+        update_chunk<float>(launch, s, chunks[c], constants, n);
+      }
+    });
+  });
+}
+
+void adamw_writes(const Tape& tape, NodeId id, std::vector<std::int32_t>& positions) {
+  const auto ints = tape.ints_of(id);
+  positions.push_back(std::int32_t(ints[0]));
+  for (std::size_t at = 1; at < ints.size(); at += 4)
+    for (std::size_t k = 0; k < 3; ++k) positions.push_back(std::int32_t(ints[at + k]));
+}
+
+const Op& adamw_op = register_op({.name = "adamw", .lower = lower_adamw, .writes = adamw_writes});
+
+void check_options(const AdamWOptions& o, Site where) {
+  for (double beta : o.betas)
+    if (!(beta >= 0 && beta < 1)) fail_at(where, "AdamW: betas must lie in [0, 1)", fmt::format("{}", beta));
+  if (!(o.eps >= 0) || !(o.weight_decay >= 0) || !(o.clip_norm >= 0))
+    fail_at(where, "AdamW: eps, weight_decay and clip_norm may not be negative",
+            fmt::format("{}, {}, {}", o.eps, o.weight_decay, o.clip_norm));
+}
+
+}  // namespace
+
+// ---- the optimizer --------------------------------------------------------------------------------------------------------
+
+AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
+    : options_(options), bad_step_(Shape{}, DType::i64, "AdamW bad_step") {
+  check_options(options_, where);
+  std::unordered_set<const StateImpl*> seen;
+  for (Param& p : params) {
+    if (p.dtype() != DType::f32 && p.dtype() != DType::f64)
+      fail_at(where, "AdamW: parameters must be f32 or f64", fmt::format("'{}' is {}", p.name(), name_of(p.dtype())));
+    if (!seen.insert(p.impl().get()).second) continue;  // tied
+    State m(p.shape(), p.dtype(), "m." + p.name()), v(p.shape(), p.dtype(), "v." + p.name());
+    rows_.push_back({std::move(p), std::move(m), std::move(v)});
+  }
+}
+
+void AdamW::step(Site where) {
+  std::vector<Tensor> inputs(1);
+  inputs.reserve(rows_.size() + 1);
+  std::vector<std::int64_t> ints = {state_position(bad_step_)};
+  std::vector<const Row*> updated;
+  for (const Row& row : rows_) {
+    Tensor gradient = take_gradient(row.param);
+    if (!gradient) continue;
+    inputs.push_back(std::move(gradient));
+    updated.push_back(&row);
+    ints.insert(ints.end(), {state_position(row.param), state_position(row.m), state_position(row.v), row.param.decay()});
+  }
+  if (inputs.size() == 1)
+    fail_at(where, "AdamW: no parameter has a gradient", fmt::format("{} parameters", rows_.size()),
+            "call backward(loss) before step(), on a loss that depends on trainable parameters");
+  inputs[0] = grad_norm_ = global_norm(std::span(inputs).subspan(1), where);
+
+  const double t = double(*steps_ + 1);
+  double constants[kConstants];
+  constants[kLr] = options_.lr;
+  constants[kBeta1] = options_.betas[0];
+  constants[kBeta2] = options_.betas[1];
+  constants[kEps] = options_.eps;
+  constants[kDecay] = options_.weight_decay;
+  constants[kCorrection1] = 1 - std::pow(options_.betas[0], t);
+  constants[kCorrection2] = 1 - std::pow(options_.betas[1], t);
+  constants[kClip] = options_.clip_norm;
+  constants[kStep] = t;
+  const Out none{Shape{0}, DType::f32};  // an effect has no value
+  record(adamw_op, inputs, std::span(&none, 1), ints, constants, where);
+  mark_assigned(bad_step_, where);
+  for (const Row* row : updated) mark_assigned(row->param, where), mark_assigned(row->m, where), mark_assigned(row->v, where);
+  on_commit([steps = steps_] { ++*steps; });
+  if (!recording()) flush();
+}
+
+void AdamW::zero_grad() {
+  for (Row& row : rows_) row.param.zero_grad();
+}
+
+std::int64_t AdamW::bad_step() const { return bad_step_.to_host<std::int64_t>()[0]; }
+void AdamW::clear_bad_step() { bad_step_.set<std::int64_t>({0}); }
+
+// ---- checkpoints ------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+HostTensor host_tensor(const State& s) {
+  const auto dims = s.shape().dims();
+  return {s.dtype(), {dims.begin(), dims.end()}, s.bytes()};
+}
+
+HostTensor host_integer(std::int64_t value) { return HostTensor::from<std::int64_t>(DType::i64, {}, std::span(&value, 1)); }
+
+}  // namespace
+
+TensorMap AdamW::state_dict() const {
+  TensorMap tensors;
+  for (const Row& row : rows_)
+    if (!tensors.emplace("m." + row.param.name(), host_tensor(row.m)).second ||
+        !tensors.emplace("v." + row.param.name(), host_tensor(row.v)).second)
+      fail(ErrorKind::usage, "AdamW: two parameters have one name", "'" + row.param.name() + "'",
+           "register them in one module under different names");
+  tensors["step"] = host_integer(*steps_);
+  tensors["bad_step"] = host_integer(bad_step());
+  return tensors;
+}
+
+void AdamW::load_state_dict(const TensorMap& tensors) {
+  std::vector<std::pair<State, const HostTensor*>> values;
+  std::unordered_set<std::string> known = {"step"};
+  std::string problems;
+  const auto want = [&](const std::string& name, const State& s) {
+    known.insert(name);
+    auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      problems += "\n  missing: " + name;
+    } else if (found->second.dtype != s.dtype() || !std::ranges::equal(found->second.shape, s.shape().dims())) {
+      problems += "\n  shape or type of " + name;
+    } else {
+      values.emplace_back(s, &found->second);
+    }
+  };
+  for (const Row& row : rows_) want("m." + row.param.name(), row.m), want("v." + row.param.name(), row.v);
+  want("bad_step", bad_step_);
+  const auto step = tensors.find("step");
+  if (step == tensors.end() || step->second.numel() != 1) problems += "\n  missing: step";
+  for (const auto& [name, tensor] : tensors)
+    if (!known.contains(name)) problems += "\n  unexpected: " + name;
+  if (!problems.empty())
+    fail(ErrorKind::io, "AdamW: the saved state does not fit the parameters", problems, "nothing was loaded");
+  for (auto& [state, tensor] : values) state.set_bytes(tensor->bytes.data());
+  *steps_ = step->second.values<std::int64_t>()[0];
+}
+
+}  // namespace weft

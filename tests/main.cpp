@@ -1,0 +1,60 @@
+// Runs the tests of one file (--file=test_x.cpp), and of those the quick or the slow suites (--speed=quick|slow): a
+// suite is slow when its name begins with Slow.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <string>
+#include <string_view>
+
+namespace {
+
+bool is_slow(std::string_view suite) {  // "SlowX", or "Instance/SlowX" of a TEST_P
+  return suite.starts_with("Slow") || suite.find("/Slow") != std::string_view::npos;
+}
+
+// "" when the file has no tests at all.
+std::string filter_for(std::string_view file, std::string_view speed) {
+  std::string filter;
+  bool known = false;
+  const auto& all = *testing::UnitTest::GetInstance();
+  for (int s = 0; s < all.total_test_suite_count(); ++s) {
+    const auto& suite = *all.GetTestSuite(s);
+    bool right_speed = speed.empty() || is_slow(suite.name()) == (speed == "slow");
+    for (int t = 0; t < suite.total_test_count(); ++t) {
+      const auto& test = *suite.GetTestInfo(t);
+      if (!std::string_view(test.file()).ends_with(file)) continue;
+      known = true;
+      if (right_speed) filter.append(suite.name()).append(".").append(test.name()).append(":");
+    }
+  }
+  return !known ? "" : filter.empty() ? "-*" : filter;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string file, speed;
+  bool chosen = false;
+  testing::InitGoogleTest(&argc, argv);
+  for (int i = 1; i < argc; ++i) {
+    std::string_view word = argv[i];
+    if (word.starts_with("--file=")) {
+      file = "/" + std::string(word.substr(7));
+    } else if (word == "--speed=quick" || word == "--speed=slow") {
+      speed = word.substr(8);
+    } else {
+      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --gtest_...)\n", argv[i]);
+      return 2;
+    }
+    chosen = true;
+  }
+  if (chosen) {
+    std::string filter = filter_for(file, speed);
+    if (filter.empty()) {
+      std::fprintf(stderr, "no test in %s\n", file.c_str());
+      return 1;
+    }
+    testing::GTEST_FLAG(filter) = filter;
+  }
+  return RUN_ALL_TESTS();
+}

@@ -1,0 +1,515 @@
+#include "jit/expr.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "jit/diff.h"
+#include "jit/error.h"
+#include "jit/interval.h"
+#include "jit/order.h"
+#include "random_expr.h"
+
+namespace weft {
+namespace {
+
+using testing::Evaluator;
+using testing::RandomDag;
+
+Expr real_input(int k) { return expr::input(k); }
+Expr integer_input(int k) { return expr::input(k, ExprType::integer); }
+Expr boolean_input(int k) { return expr::input(k, ExprType::boolean); }
+const double kInf = std::numeric_limits<double>::infinity();
+
+template <class V = double>
+V evaluate(Expr e, std::vector<double> inputs) {
+  Evaluator<V> evaluator;
+  for (double x : inputs) evaluator.inputs.push_back({V(x), std::int64_t(x)});
+  return evaluator(e).real;
+}
+
+TEST(Expr, EqualExpressionsAreOneNode) {
+  Expr x = real_input(0), y = real_input(1);
+  EXPECT_EQ(exp(x * y) + x, exp(x * y) + x);
+  EXPECT_EQ(x + y, y + x);
+  EXPECT_EQ(x * y, y * x);
+  EXPECT_EQ(max(x, y), max(y, x));
+  EXPECT_EQ(equal(x, y), equal(y, x));
+  EXPECT_NE(x - y, y - x);
+  EXPECT_NE(x < y, y < x);
+  EXPECT_NE(x / y, y / x);
+  EXPECT_NE(real_input(0), integer_input(0));
+  EXPECT_EQ(x > y, y < x);
+  EXPECT_EQ(x >= y, y <= x);
+}
+
+TEST(Expr, StructuralLiteralsAndSlots) {
+  EXPECT_EQ(Expr(), Expr(0.0));
+  EXPECT_EQ(Expr().id(), 0u);
+  for (double value : {0.0, 1.0, -1.0, 2.0, 0.5}) {
+    EXPECT_EQ(Expr(value).op(), ExprOp::literal);
+    EXPECT_EQ(Expr(value).value(), value);
+  }
+  EXPECT_THROW(Expr(3.0), Error);
+  EXPECT_THROW(Expr(0.1f), Error);
+  ConstantScope outer;
+  Expr minus_zero = -0.0;  // not the literal 0
+  EXPECT_EQ(minus_zero.op(), ExprOp::slot);
+  EXPECT_TRUE(std::signbit(outer.values().at(0)));
+  {
+    ConstantScope inner;
+    EXPECT_EQ(Expr(0.1), expr::slot(0));
+    EXPECT_EQ(Expr(0.1), expr::slot(1)) << "each use is a slot of its own";
+    EXPECT_EQ(inner.values(), (std::vector{0.1, 0.1}));
+  }
+  EXPECT_EQ(Expr(7.0), expr::slot(1)) << "back in the outer scope";
+  EXPECT_EQ(Expr(0.25f), expr::slot(2));
+  EXPECT_EQ(outer.values().size(), 3u);
+}
+
+TEST(Expr, ErrorWithoutScopeSaysWhatToDo) {
+  try {
+    Expr(0.3);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::usage);
+    EXPECT_NE(std::string(error.what()).find("0.3"), std::string::npos);
+    EXPECT_NE(error.parts().hint.find("ConstantScope"), std::string::npos);
+  }
+}
+
+TEST(Expr, IntegerLiteralsAreStructureAndExact) {
+  std::int64_t big = (1ll << 62) + 1;
+  EXPECT_EQ(Expr(big).type(), ExprType::integer);
+  EXPECT_EQ(Expr(big).index(), big);
+  EXPECT_NE(Expr(big), Expr(big - 1));
+  EXPECT_EQ((Expr(big) + Expr(std::int64_t{2})).index(), big + 2);
+  EXPECT_EQ(Expr(3) * real_input(0), real_input(0) * expr::literal(3));
+}
+
+TEST(Expr, FoldsLiterals) {
+  auto literal = [](double v) { return expr::literal(v); };
+  EXPECT_EQ(literal(3) * literal(7), literal(21));
+  EXPECT_EQ(exp(literal(1)), literal(std::exp(1.0)));
+  EXPECT_EQ(pow(literal(2), literal(10)), literal(1024));
+  EXPECT_EQ(Expr(7) / Expr(2), Expr(3));
+  EXPECT_EQ(Expr(-7) / Expr(2), Expr(-3)) << "truncated";
+  EXPECT_EQ(Expr(7) / Expr(0), Expr(0));
+  EXPECT_EQ(Expr(std::numeric_limits<std::int64_t>::max()) + Expr(1), Expr(std::numeric_limits<std::int64_t>::min()));
+  EXPECT_EQ(Expr(std::numeric_limits<std::int64_t>::min()) / Expr(-1), Expr(std::numeric_limits<std::int64_t>::min()));
+  EXPECT_EQ(Expr(3) < Expr(4), expr::boolean(true));
+  EXPECT_EQ(Expr(3) <= literal(2.5), expr::boolean(false));
+  EXPECT_EQ(to_real(Expr(3)), literal(3));
+  EXPECT_EQ(to_integer(literal(-3.7)), Expr(-3));
+  EXPECT_EQ(to_real(expr::boolean(true)), literal(1));
+  EXPECT_EQ(-Expr(), literal(-0.0));
+  EXPECT_NE(-Expr(), Expr());
+  EXPECT_EQ((literal(1) / Expr()).op(), ExprOp::div) << "a non-finite result stays an operation";
+  EXPECT_EQ(log(Expr()).op(), ExprOp::log);
+}
+
+TEST(Expr, Simplifies) {
+  Expr x = real_input(0), y = real_input(1), i = integer_input(2), c = boolean_input(3);
+  for (Expr e : {x + 0.0, 0.0 + x, x - 0.0, x * 1.0, 1.0 * x, x / 1.0, -(-x), -x * -1.0, max(x, x), pow(x, 1.0), x + 0,
+                 where(c, x, x), where(expr::boolean(true), x, y), where(expr::boolean(false), y, x)}) {
+    EXPECT_EQ(e, x) << to_string(e);
+  }
+  EXPECT_EQ(x + -y, x - y);
+  EXPECT_EQ(x - -y, x + y);
+  EXPECT_EQ(-x * -y, x * y);
+  EXPECT_EQ(x / 2.0, x * 0.5);
+  EXPECT_EQ(pow(x, 2.0), x * x);
+  EXPECT_EQ(pow(x, 2), x * x);
+  EXPECT_EQ(where(!c, x, y), where(c, y, x));
+  EXPECT_EQ(!!c, c);
+  EXPECT_EQ(c && c, c);
+  EXPECT_EQ(c && expr::boolean(true), c);
+  EXPECT_EQ(c && expr::boolean(false), expr::boolean(false));
+  EXPECT_EQ(c || expr::boolean(false), c);
+  EXPECT_EQ(c || expr::boolean(true), expr::boolean(true));
+  EXPECT_EQ(i * 0, Expr(0));
+  EXPECT_EQ(i - i, Expr(0));
+  EXPECT_EQ(i <= i, expr::boolean(true));
+  EXPECT_EQ(!(i < 3), Expr(3) <= i);
+  EXPECT_EQ(!equal(x, y), not_equal(x, y));
+}
+
+TEST(Expr, KeepsWhatIeeeKeeps) {
+  Expr x = real_input(0);
+  EXPECT_EQ((x * 0.0).op(), ExprOp::mul) << "x may be infinite";
+  EXPECT_EQ((x - x).op(), ExprOp::sub);
+  EXPECT_EQ((x / x).op(), ExprOp::div);
+  EXPECT_EQ(equal(x, x).op(), ExprOp::eq) << "x may be NaN";
+  EXPECT_EQ((!(x < 1.0)).op(), ExprOp::logical_not);
+}
+
+TEST(Expr, SelectWithAZeroArmMovesOutward) {
+  Expr x = real_input(0), y = real_input(1), c = boolean_input(2);
+  Expr taken = where(c, x, 0.0), not_taken = where(c, 0.0, x);
+  EXPECT_EQ(y * taken, where(c, x * y, 0.0));
+  EXPECT_EQ(not_taken * y, where(c, 0.0, x * y));
+  EXPECT_EQ(-taken, where(c, -x, 0.0));
+  EXPECT_EQ(taken / y, where(c, x / y, 0.0));
+  EXPECT_EQ((y / taken).op(), ExprOp::div);
+  EXPECT_EQ(taken + where(c, 0.0, y), where(c, x, y));
+  EXPECT_EQ(evaluate(log(x) * where(x > 0.0, x, 0.0), {0.0}), 0.0);
+}
+
+TEST(Expr, ConvertsMixedOperands) {
+  Expr x = real_input(0), i = integer_input(1), c = boolean_input(2);
+  EXPECT_EQ(x + i, x + to_real(i));
+  EXPECT_EQ(c * x, to_real(c) * x);
+  EXPECT_EQ((c + c).type(), ExprType::real);
+  EXPECT_EQ((i / 2).type(), ExprType::integer);
+  EXPECT_EQ(exp(i), exp(to_real(i)));
+  EXPECT_EQ((i && c), not_equal(i, 0) && c);
+  EXPECT_EQ(where(c, x, i).type(), ExprType::real);
+  EXPECT_EQ((x < i).arg(1), to_real(i));
+  EXPECT_EQ(abs(i).type(), ExprType::integer);
+  EXPECT_THROW(expr::make(ExprOp::add, x), Error);
+  EXPECT_THROW(expr::make(ExprOp::exp, x, x), Error);
+}
+
+TEST(Expr, ReluKeepsNan) {
+  Expr x = real_input(0);
+  EXPECT_TRUE(std::isnan(evaluate(relu(x), {std::nan("")})));
+  EXPECT_EQ(evaluate(relu(x), {-3.0}), 0.0);
+  EXPECT_EQ(evaluate(relu(x), {3.0}), 3.0);
+}
+
+TEST(Expr, ActivationsHaveTheirValues) {
+  Expr x = real_input(0);
+  for (double v : {-3.0, -0.5, 0.0, 0.7, 4.0}) {
+    double phi = 0.5 * std::erfc(-v / std::sqrt(2.0));
+    EXPECT_NEAR(evaluate(gelu(x), {v}), v * phi, 1e-15);
+    EXPECT_NEAR(evaluate(gelu_tanh(x), {v}), v * phi, 5e-4);
+    EXPECT_NEAR(evaluate(silu(x), {v}), v / (1 + std::exp(-v)), 1e-15);
+    EXPECT_EQ(evaluate(clamp(x, -1.0, 0.5), {v}), std::clamp(v, -1.0, 0.5));
+  }
+}
+
+TEST(Expr, SimplificationKeepsTheValue) {
+  // The same random expression, once on literals (folded away) and once on inputs, and once rebuilt by substitute.
+  std::mt19937 random(1);
+  std::uniform_real_distribution<double> uniform(-3, 3);
+  for (int round = 0; round < 500; ++round) {
+    Expr x = real_input(0), i = integer_input(1);
+    Expr e = to_real(RandomDag(random, {x, i, Expr(0.0), Expr(1.0), Expr(2)}).grow(12));
+    double value = uniform(random);
+    auto integer = std::int64_t(uniform(random));
+    std::optional<Expr> literals[] = {expr::literal(value), Expr(integer)};
+    Evaluator<double> evaluator;
+    evaluator.inputs = {{value, 0}, {0, integer}};
+    double expected = evaluator(e).real, folded = evaluator(substitute(e, literals)).real;
+    if (!std::isfinite(expected)) continue;
+    EXPECT_NEAR(folded, expected, 1e-9 * std::abs(expected)) << to_string(e);
+  }
+}
+
+TEST(Expr, SubstituteAndReplace) {
+  Expr x = real_input(0), y = real_input(1);
+  Expr e = exp(x) * expr::slot(0) + expr::index(0) * y;
+  std::optional<Expr> inputs[] = {std::nullopt, x + x};
+  int slots[] = {5};
+  Expr indices[] = {expr::index(1) + 3};
+  EXPECT_EQ(substitute(e, inputs, slots, indices), exp(x) * expr::slot(5) + (expr::index(1) + 3) * (x + x));
+  EXPECT_EQ(substitute(e, {}), e);
+  std::optional<Expr> integer[] = {expr::index(0)};
+  EXPECT_EQ(substitute(x, integer), to_real(expr::index(0))) << "an input keeps its type";
+  EXPECT_EQ(replace(e, exp(x), y), y * expr::slot(0) + expr::index(0) * y);
+  int moved[] = {4, 5, 6}, torn[] = {4, 6, 5};
+  EXPECT_EQ(substitute(expr::uniform(0, expr::index()), {}, moved), expr::uniform(4, expr::index()));
+  EXPECT_THROW(substitute(expr::uniform(0, expr::index()), {}, torn), Error);
+}
+
+TEST(Expr, Questions) {
+  Expr x = real_input(0), y = real_input(3);
+  Expr roots[] = {exp(x) + y, expr::slot(1) * exp(x)};
+  EXPECT_EQ(input_count(roots), 4);
+  EXPECT_EQ(slot_count(roots), 2);
+  EXPECT_TRUE(uses_input(roots[0], 3));
+  EXPECT_FALSE(uses_input(roots[1], 3));
+  EXPECT_TRUE(uses_op(roots[1], ExprOp::exp));
+  EXPECT_EQ(cost_of(roots).special, 1) << "the shared exp counts once";
+  Expr draw[] = {expr::uniform(2, expr::index())};
+  EXPECT_EQ(slot_count(draw), 5);
+  std::vector<Expr> order = topological(roots);
+  EXPECT_EQ(std::set<std::uint32_t>([&] {
+              std::set<std::uint32_t> ids;
+              for (Expr e : order) ids.insert(e.id());
+              return ids;
+            }())
+                .size(),
+            order.size());
+  Order positions(roots);
+  for (Expr e : order) {
+    for (int i = 0; i < e.arity(); ++i) EXPECT_LT(positions.position(e.arg(i)), positions.position(e));
+  }
+}
+
+TEST(Expr, Text) {
+  Expr x = real_input(0), y = real_input(1);
+  EXPECT_EQ(to_string(silu(x)), "x0*sigmoid(x0)");
+  EXPECT_EQ(to_string((x + y) * x), "x0*(x0 + x1)");
+  EXPECT_EQ(to_string(x - (y - x)), "x0 - (x1 - x0)");
+  EXPECT_EQ(to_string(where(x < y && !boolean_input(2), -x, 2.0)), "select(x0 < x1 && !x2, -x0, 2)");
+  Expr doubling = x + y;
+  for (int i = 0; i < 64; ++i) doubling = doubling * doubling;
+  EXPECT_LT(to_string(doubling).size(), 3000u);
+}
+
+TEST(Expr, DeepChainsDoNotRecurse) {
+  Expr e = real_input(0);
+  for (int i = 0; i < 200'000; ++i) e = tanh(e + 1.0);
+  EXPECT_EQ(topological(std::span(&e, 1)).size(), 400'002u);
+  int zero[] = {0};
+  EXPECT_EQ(diff(e, 1.0, zero).size(), 1u);
+}
+
+TEST(Expr, ThreadsAgreeOnIds) {
+  constexpr int kThreads = 4, kNodes = 20'000;
+  std::vector<std::vector<std::uint32_t>> ids(kThreads);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&ids, t] {
+      for (int i = 0; i < kNodes; ++i) ids[t].push_back((cos(real_input(i % 7)) * Expr(1'000'000 + i)).id());
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (int t = 1; t < kThreads; ++t) EXPECT_EQ(ids[t], ids[0]);
+}
+
+// ---- derivatives ----
+
+// Compares diff with central differences in long double at one point; kinks and overflows are left out.
+// Returns whether there was something to compare.
+bool check_gradient(Expr e, const std::vector<double>& at) {
+  std::vector<int> wrt(at.size());
+  for (std::size_t k = 0; k < at.size(); ++k) wrt[k] = int(k);
+  std::vector<Expr> gradient = diff(e, 1.0, wrt);
+  bool compared = false;
+  if (!(std::abs(evaluate<long double>(e, at)) < 1e6l)) return false;
+  for (std::size_t k = 0; k < at.size(); ++k) {
+    auto slope = [&](long double h) {
+      Evaluator<long double> left, right;
+      for (double x : at) left.inputs.push_back({x, 0}), right.inputs.push_back({x, 0});
+      left.inputs[k].real -= h, right.inputs[k].real += h;
+      return double((right(e).real - left(e).real) / (2 * h));
+    };
+    double coarse = slope(2e-5l), fine = slope(1e-5l), expected = fine + (fine - coarse) / 3;  // Richardson
+    double scale = 1 + std::abs(expected);
+    if (!std::isfinite(expected) || std::abs(coarse - fine) > 1e-4 * scale) continue;
+    compared = true;
+    double got = evaluate<long double>(gradient[k], at);
+    EXPECT_NEAR(got, expected, 1e-6 * scale) << "d/dx" << k << " of " << to_string(e) << " at x0 = " << at[0];
+  }
+  return compared;
+}
+
+TEST(Diff, EveryUnaryOp) {
+  Expr x = real_input(0);
+  for (ExprOp op : testing::kUnaryReal) {
+    int compared = 0;
+    for (double at : {-3.1, -1.7, -0.6, -0.2, 0.3, 0.9, 1.4, 2.2, 3.7}) {
+      compared += check_gradient(expr::make(op, x), {at});
+      check_gradient(square(expr::make(op, x)) * x, {at});
+    }
+    EXPECT_GE(compared, 5) << name_of(op);
+  }
+}
+
+TEST(Diff, EveryBinaryOp) {
+  Expr x = real_input(0), y = real_input(1);
+  for (ExprOp op : testing::kBinaryReal) {
+    int compared = 0;
+    for (double a : {-1.3, 0.4, 2.1}) {
+      for (double b : {-2.2, 0.7, 1.9}) {
+        compared += check_gradient(expr::make(op, x, y), {a, b});
+        check_gradient(expr::make(op, x * y, sin(y)), {a, b});
+      }
+    }
+    EXPECT_GE(compared, 6) << name_of(op);
+  }
+  for (double a : {-1.0, 2.0}) EXPECT_TRUE(check_gradient(where(x < y, exp(x) * y, sin(y) / x), {a, 0.5}));
+}
+
+TEST(Diff, RandomCompositions) {
+  std::mt19937 random(7);
+  std::uniform_real_distribution<double> uniform(-2, 2);
+  int compared = 0;
+  for (int round = 0; round < 400; ++round) {
+    Expr x = real_input(0), y = real_input(1);
+    Expr e = to_real(RandomDag(random, {x, y, x * y, sin(x), Expr(1.0), Expr(2)}).grow(10));
+    compared += check_gradient(e + x * y, {uniform(random), uniform(random)});
+  }
+  EXPECT_GT(compared, 250);
+}
+
+TEST(Diff, Conventions) {
+  Expr x = real_input(0), y = real_input(1);
+  int both[] = {0, 1};
+  auto gradient = [&](Expr e, double a, double b) {
+    std::vector<Expr> g = diff(e, 1.0, both);
+    return std::pair(evaluate(g[0], {a, b}), evaluate(g[1], {a, b}));
+  };
+  using Pair = std::pair<double, double>;
+  EXPECT_EQ(gradient(sqrt(x), 0, 0), Pair(0, 0));
+  EXPECT_EQ(gradient(abs(x), 0, 0), Pair(0, 0));
+  EXPECT_EQ(gradient(max(x, y), 3, 3), Pair(0.5, 0.5));
+  EXPECT_EQ(gradient(min(x, y), 3, 3), Pair(0.5, 0.5));
+  EXPECT_EQ(gradient(min(x, y), 2, 3), Pair(1, 0));
+  EXPECT_EQ(gradient(max(x, y), 2, 3), Pair(0, 1));
+  EXPECT_EQ(gradient(pow(x, y), 0, 0), Pair(0, 0));
+  EXPECT_EQ(gradient(pow(x, y), 0, 2), Pair(0, 0));
+  EXPECT_EQ(gradient(pow(x, y), 0, 1), Pair(1, 0));
+  EXPECT_EQ(gradient(pow(x, y), 0, 0.5), Pair(0, 0));
+  EXPECT_EQ(gradient(pow(x, y), -2, 2), Pair(-4, 0));
+  EXPECT_EQ(gradient(relu(x), 0, 0).first, 0);
+  EXPECT_EQ(diff(floor(x) + sign(y), 1.0, both), (std::vector<Expr>{0.0, 0.0})) << "an exact zero is the literal";
+  EXPECT_EQ(diff(x * 3, 1.0, both)[1], Expr());
+  EXPECT_EQ(diff(sigmoid(x), y, both)[0], y * (sigmoid(x) * (Expr(1.0) - sigmoid(x))));
+  EXPECT_EQ(diff(exp(x), 1.0, both)[0], exp(x));
+  EXPECT_EQ(diff(to_real(to_integer(x)), 1.0, both)[0], Expr());
+  EXPECT_EQ(diff(where(x > 0.0, x * log(x), 0.0), y, both)[0], where(x > 0.0, y * log(x) + y * x / x, 0.0));
+}
+
+// Wherever a value is finite its gradient is: at zeros, tiny, large and branch points.
+template <class V>
+void expect_finite_gradients() {
+  Expr x = real_input(0), y = real_input(1);
+  std::vector<Expr> cases = {square(x),
+                             silu(x),
+                             relu(x),
+                             gelu(x),
+                             gelu_tanh(x),
+                             clamp(x, -1.0, 1.0),
+                             sqrt(x * x),
+                             sqrt(x * x + y * y),
+                             x * sqrt(x),
+                             abs(x) * sqrt(abs(y)),
+                             where(x > 0.0, x * log(x), 0.0),
+                             where(not_equal(y, 0.0), x / y, 0.0),
+                             where(x > 0.0, pow(x, y), 0.0),
+                             where(abs(x) < 1.0, log1p(x), x),
+                             log1p(exp(-abs(x))),
+                             where(x <= 0.0, 0.0, rsqrt(x)),
+                             max(min(x, y), 0.0),
+                             tanh(x) / (abs(y) + 1.0)};
+  for (ExprOp op : testing::kUnaryReal) cases.push_back(expr::make(op, x));
+  for (ExprOp op : testing::kBinaryReal) cases.push_back(expr::make(op, x, y));
+  const double points[] = {0.0, -0.0, 1e-30, -1e-30, 0.5, 1, -1, 2, -2, 89, -89, 1e4, -1e4};
+  int both[] = {0, 1};
+  for (Expr e : cases) {
+    std::vector<Expr> gradient = diff(e, 1.0, both);
+    for (double a : points) {
+      for (double b : points) {
+        if (!std::isfinite(evaluate<V>(e, {a, b}))) continue;
+        for (Expr g : gradient) {
+          long double exact = evaluate<long double>(g, {a, b});
+          if (std::abs(exact) > std::numeric_limits<V>::max()) continue;  // too large for V whatever one does
+          EXPECT_TRUE(std::isfinite(evaluate<V>(g, {a, b})))
+              << to_string(e) << " at " << a << ", " << b << ": " << to_string(g);
+        }
+      }
+    }
+  }
+}
+
+TEST(Diff, FiniteGradientsF64) { expect_finite_gradients<double>(); }
+TEST(Diff, FiniteGradientsF32) { expect_finite_gradients<float>(); }
+
+// ---- intervals ----
+
+TEST(Interval, ClassifiesTilesOfACausalWindow) {
+  Expr i = expr::index(0), j = expr::index(1);
+  Expr mask = i >= j && (i - j < 128 || j < 64);
+  auto tile = [&](double i0, double j0) {
+    Interval ranges[] = {{i0, i0 + 63}, {j0, j0 + 63}};
+    return interval_of(mask, ranges);
+  };
+  EXPECT_TRUE(tile(0, 64).always_false());
+  EXPECT_TRUE(tile(640, 128).always_false());
+  EXPECT_TRUE(tile(640, 0).always_true());
+  EXPECT_TRUE(tile(192, 128).always_true());
+  Interval diagonal = tile(128, 128);
+  EXPECT_FALSE(diagonal.always_true() || diagonal.always_false());
+}
+
+TEST(Interval, Bounds) {
+  Expr i = expr::index(0), x = real_input(0);
+  Interval range[] = {{-3, 7}};
+  auto of = [&](Expr e) { return interval_of(e, range, range); };
+  EXPECT_EQ(of(i * i).high, 49);
+  EXPECT_EQ(of(i * 2 + 1).low, -5);
+  EXPECT_EQ(of(i / 2).low, -1);
+  EXPECT_EQ(of(abs(i)).low, 0);
+  EXPECT_EQ(of(Expr(100) / i).high, 100);
+  EXPECT_TRUE(of(tanh(x) < 2.0).always_true());
+  EXPECT_TRUE(of(exp(x) <= 0.0).always_false());
+  EXPECT_FALSE(of(log(x) <= log(x) + 1.0).always_true()) << "false for a NaN";
+  EXPECT_EQ(interval_of(i, {}).high, kInf);
+  EXPECT_EQ(interval_of(boolean_input(0), {}).high, 1);
+}
+
+TEST(Interval, IsSoundOnRandomExpressions) {
+  std::mt19937 random(3);
+  std::uniform_real_distribution<double> uniform(-4, 4);
+  int narrow = 0;
+  for (int round = 0; round < 1500; ++round) {
+    std::vector<Expr> leaves = {expr::index(0), expr::index(1), real_input(0), boolean_input(1), Expr(2), Expr(0.5)};
+    Expr e = RandomDag(random, leaves).grow(10);
+    auto span = [&](bool integer) {
+      double a = float(uniform(random)), b = float(uniform(random)) * (random() % 3);  // fp32 holds the bounds
+      if (integer) a = std::round(a * 4), b = std::round(b * 4);
+      return Interval{std::min(a, b), std::max(a, b)};
+    };
+    Interval indices[] = {span(true), span(true)}, inputs[] = {span(false), {0, 1}};
+    Interval range = interval_of(e, indices, inputs);
+    narrow += range.high - range.low < kInf && range.high > range.low;
+    for (int sample = 0; sample < 40; ++sample) {
+      auto inside = [&](Interval r) {
+        return std::uniform_real_distribution<double>(r.low, std::nextafter(r.high, kInf))(random);
+      };
+      auto whole = [&](Interval r) {
+        return std::uniform_int_distribution<std::int64_t>(std::int64_t(r.low), std::int64_t(r.high))(random);
+      };
+      auto check = [&]<class V>(Evaluator<V> evaluator) {
+        evaluator.inputs = {{V(inside(inputs[0])), 0}, {0, std::int64_t(random() % 2)}};
+        evaluator.indices = {whole(indices[0]), whole(indices[1])};
+        if (sample == 0)
+          evaluator.inputs[0].real = V(inputs[0].low), evaluator.indices[0] = std::int64_t(indices[0].high);
+        auto value = evaluator(e);
+        double v = e.type() == ExprType::real ? double(value.real) : double(value.integer);
+        if (std::isnan(v)) return;
+        ASSERT_LE(range.low, v) << to_string(e);
+        if (std::isinf(v) && range.high > std::numeric_limits<V>::max()) return;  // overflow beyond a finite bound
+        ASSERT_GE(range.high, v) << to_string(e);
+      };
+      check(Evaluator<double>());
+      check(Evaluator<float>());
+      if (HasFatalFailure()) return;
+    }
+  }
+  EXPECT_GT(narrow, 400) << "bounds that say something";
+}
+
+// ---- errors ----
+
+TEST(Error, SuggestsTheClosestWord) {
+  std::vector<std::string> known = {"kernels", "why", "source", "cache", "plan"};
+  EXPECT_EQ(suggestion("kernel", known), "; did you mean 'kernels'?");
+  EXPECT_EQ(suggestion("sorce", known), "; did you mean 'source'?");
+  EXPECT_EQ(suggestion("zebra", known), "");
+}
+
+TEST(Error, HasFourParts) {
+  Error error(ErrorKind::io, {"file is short", "3 of 8 bytes", "a.cpp:1\nb.cpp:2", "fetch it again"});
+  EXPECT_STREQ(error.what(), "file is short: 3 of 8 bytes\n  at a.cpp:1\n  at b.cpp:2\n  hint: fetch it again");
+  EXPECT_EQ(exit_code(error.kind()), 4);
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,228 @@
+// AdamW, clipping, schedules.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "jit/parallel.h"
+#include "tests/expect_error.h"
+#include "tools/weft.h"
+
+namespace weft {
+namespace {
+
+Param make_param(const std::vector<double>& values, DType dtype = DType::f64) {
+  Param p({std::int64_t(values.size())}, dtype, "p");
+  p.set(values);
+  return p;
+}
+
+// One step with the gradient `g`.
+void step_with(AdamW& opt, Param& p, const std::vector<double>& g) {
+  run([&] {
+    backward(sum(p.read() * Tensor::from(g, p.shape())));
+    opt.step();
+  });
+}
+
+TEST(AdamW, GoldenG7) {
+  Param p = make_param({1});
+  p.set_decay(true);
+  AdamW opt({p}, {.lr = 1e-2, .betas = {0.9, 0.95}, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 0});
+  const double g[] = {0.1, -0.2, 0.3}, expected[] = {0.989000001, 0.991644740276, 0.987269022964};
+  for (int i = 0; i < 3; ++i) {
+    step_with(opt, p, {g[i]});
+    EXPECT_NEAR(p.to_host<double>()[0], expected[i], 1e-11);
+  }
+  EXPECT_EQ(opt.step_count(), 3);
+  EXPECT_EQ(opt.bad_step(), 0);
+}
+
+TEST(AdamW, VectorsDoNotDecayByDefault) {
+  Param vector = make_param({1}), matrix(Shape{1, 1}, DType::f64, "m");
+  matrix.set<double>({1});
+  EXPECT_FALSE(vector.decay());
+  EXPECT_TRUE(matrix.decay());
+  AdamW opt({vector, matrix}, {.lr = 0.1, .weight_decay = 0.5});
+  run([&] {
+    const Tensor zero = Tensor::from(std::vector<double>{0}, {1});
+    backward(sum(vector.read() * zero) + sum(matrix.read() * zero));
+    opt.step();
+  });
+  EXPECT_DOUBLE_EQ(vector.to_host<double>()[0], 1);
+  EXPECT_DOUBLE_EQ(matrix.to_host<double>()[0], 0.95);
+}
+
+TEST(AdamW, ClipsByTheGlobalNorm) {
+  Param a = make_param({0, 0}), b = make_param({0});
+  AdamW opt({a, b}, {.lr = 1, .weight_decay = 0, .clip_norm = 1});
+  const Tensor norm = run([&] {
+    backward(sum(a.read() * Tensor::from(std::vector<double>{2, 3}, {2})) + sum(b.read() * 6.0));
+    opt.step();
+    return opt.grad_norm();
+  });
+  EXPECT_DOUBLE_EQ(norm.item(), 7);
+  // The first step of Adam is lr g / (|g| + eps) whatever the scale; the second moment shows the clipping.
+  EXPECT_NEAR(a.to_host<double>()[1], -1, 1e-6);
+  struct Both : Layer<Both> {
+    Param a, b;
+    Both(Param x, Param y) : a(x), b(y) { add("a", a), add("b", b); }
+  } both(a, b);
+  AdamW named(both.parameters(), {.lr = 1, .weight_decay = 0, .clip_norm = 1});
+  run([&] {
+    backward(sum(a.read() * Tensor::from(std::vector<double>{2, 3}, {2})) + sum(b.read() * 6.0));
+    named.step();
+  });
+  const auto m = named.state_dict().at("m.a").values<double>(), v = named.state_dict().at("v.b").values<double>();
+  EXPECT_NEAR(m[1], 0.1 * 3 / (7 + 1e-6), 1e-12);
+  EXPECT_NEAR(v[0], 0.05 * std::pow(6 / (7 + 1e-6), 2), 1e-12);
+}
+
+TEST(AdamW, ANonFiniteGradientStopsUpdatesUntilCleared) {
+  Param p = make_param({1, 2}, DType::f32);
+  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+  const double inf = std::numeric_limits<double>::infinity();
+  step_with(opt, p, {1, 1});
+  const auto good = p.to_host<float>();
+  const auto gradient = [&](double g) {
+    run([&] {
+      backward(sum(p.read() * Tensor::from(std::vector<float>{float(g), 1}, {2})));
+      opt.step();
+    });
+  };
+  gradient(std::nan(""));
+  EXPECT_EQ(opt.bad_step(), 2);
+  gradient(1);
+  gradient(inf);
+  EXPECT_EQ(opt.bad_step(), 2) << "the first bad step is kept";
+  EXPECT_EQ(p.to_host<float>(), good) << "the weights are those before the bad step";
+  opt.clear_bad_step();
+  gradient(1);
+  EXPECT_NE(p.to_host<float>(), good);
+  EXPECT_EQ(opt.bad_step(), 0);
+  EXPECT_EQ(opt.step_count(), 5);
+}
+
+TEST(AdamW, GradientsAccumulateOverRunsAndWithinOne) {
+  std::vector<std::vector<double>> results;
+  for (int form = 0; form < 3; ++form) {
+    Param p = make_param({1, -2, 3});
+    AdamW opt({p}, {.lr = 0.1});
+    const auto a = [&] { return sum(square(p.read())); };
+    const auto b = [&] { return sum(p.read() * Tensor::from(std::vector<double>{1, 2, 3}, {3})); };
+    if (form == 0) run([&] { backward(a() + b()), opt.step(); });
+    if (form == 1) run([&] { backward(a()), backward(b()), opt.step(); });
+    if (form == 2) {
+      run([&] { backward(a()); });
+      EXPECT_TRUE(p.has_gradient());
+      run([&] { backward(b()), opt.step(); });
+      EXPECT_FALSE(p.has_gradient());
+    }
+    results.push_back(p.to_host<double>());
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_NEAR(results[0][i], results[1][i], 1e-14);
+    EXPECT_NEAR(results[0][i], results[2][i], 1e-14);
+  }
+}
+
+TEST(AdamW, ZeroGradForgets) {
+  Param p = make_param({1});
+  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+  run([&] { backward(sum(p.read() * 5.0)); });
+  EXPECT_EQ(p.gradient<double>()[0], 5);
+  opt.zero_grad();
+  EXPECT_FALSE(p.has_gradient());
+  step_with(opt, p, {1});
+  EXPECT_NEAR(p.to_host<double>()[0], 0.9, 1e-7);
+}
+
+TEST(AdamW, FrozenParamsStayAndNoGradientIsAnError) {
+  Param frozen = make_param({1}), free = make_param({1});
+  frozen.set_trainable(false);
+  AdamW opt({frozen, free}, {.lr = 0.1});
+  run([&] {
+    backward(sum(frozen.read() * free.read()));
+    opt.step();
+  });
+  EXPECT_EQ(frozen.to_host<double>()[0], 1);
+  EXPECT_NE(free.to_host<double>()[0], 1);
+  expect_error(ErrorKind::usage, {"AdamW: no parameter has a gradient", "test_optim.cpp"}, [&] { run([&] { opt.step(); }); });
+  EXPECT_EQ(opt.step_count(), 1) << "a recording that failed has no effect";
+}
+
+TEST(AdamW, WorksOutsideRun) {
+  Param p = make_param({1});
+  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+  Tensor loss = sum(p.read() * 3.0);
+  backward(loss);
+  opt.step();
+  EXPECT_NEAR(p.to_host<double>()[0], 0.9, 1e-7);
+  EXPECT_EQ(opt.step_count(), 1);
+}
+
+TEST(AdamW, ALearningRateThatChangesReplays) {
+  Param p = make_param({1, 2});
+  AdamW opt({p});
+  for (int i = 0; i < 4; ++i) {
+    opt.set_lr(0.1 / (i + 1));
+    run([&] {
+      backward(sum(square(p.read())));
+      opt.step();
+    });
+    EXPECT_EQ(last_run().replayed, i > 0) << i;
+  }
+}
+
+struct Pair : Layer<Pair> {
+  Param w{Shape{40, 3000}}, b{Shape{3000}};
+  Pair() { add("w", w, init::normal(1)), add("b", b, init::normal(1)); }
+  Tensor loss() { return sum(square(w.read() * b.read())); }
+};
+
+TEST(AdamW, CheckpointsGoOnExactly) {
+  const auto train = [](Pair& pair, AdamW& opt, int steps) {
+    for (int i = 0; i < steps; ++i) run([&] { backward(pair.loss()), opt.step(); });
+  };
+  Pair whole, first, second;
+  AdamW a(whole.parameters()), b(first.parameters()), c(second.parameters());
+  train(whole, a, 6);
+  train(first, b, 3);
+  second.load_state_dict(first.state_dict());
+  c.load_state_dict(b.state_dict());
+  EXPECT_EQ(c.step_count(), 3);
+  train(second, c, 3);
+  EXPECT_EQ(whole.state_dict().at("w").bytes, second.state_dict().at("w").bytes);
+  EXPECT_EQ(a.state_dict().at("v.w").bytes, c.state_dict().at("v.w").bytes);
+  TensorMap damaged = b.state_dict();
+  damaged.erase("m.w");
+  EXPECT_THROW(c.load_state_dict(damaged), Error);
+}
+
+TEST(AdamW, ThreadsDoNotChangeABit) {
+  const int before = threads();
+  std::vector<std::vector<float>> values;
+  for (int n : {1, 2, 3}) {
+    set_threads(n);
+    Pair pair;
+    AdamW opt(pair.parameters(), {.clip_norm = 1});
+    for (int i = 0; i < 3; ++i) run([&] { backward(pair.loss()), opt.step(); });
+    values.push_back(pair.w.to_host<float>());
+  }
+  set_threads(before);
+  EXPECT_EQ(values[0], values[1]);
+  EXPECT_EQ(values[0], values[2]);
+}
+
+TEST(Schedule, GoldenG8) {
+  const WarmupCosine lr({.peak = 3e-4, .warmup = 200, .steps = 2200});
+  const std::pair<int, double> golden[] = {{0, 0}, {1, 1.5e-6}, {100, 1.5e-4}, {199, 2.985e-4}, {200, 3e-4},
+                                           {700, 2.5606601718e-4}, {1200, 1.5e-4}, {2199, 1.85055e-10}, {2200, 0}, {9999, 0}};
+  for (const auto& [s, value] : golden) EXPECT_NEAR(lr(s), value, std::max(1e-15, 1e-6 * value)) << s;
+  EXPECT_DOUBLE_EQ(WarmupCosine({.peak = 1, .warmup = 10, .steps = 20, .warmup_offset = 1})(0), 0.1);
+  EXPECT_DOUBLE_EQ(WarmupCosine({.peak = 1, .warmup = 10, .steps = 20, .min = 0.1})(50), 0.1);
+  EXPECT_DOUBLE_EQ(ConstantRate(0.5)(123), 0.5);
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,338 @@
+// The selective scan: golden values (SPEC appendix A, G1), a naive reference with all options in fp64, edge shapes, strided
+// operands, bf16, and the same bits for any number of threads.
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "autograd/backward.h"
+#include "autograd/run.h"
+#include "jit/parallel.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+using Values = std::vector<double>;
+
+Values gen(std::size_t n, double k) {
+  Values v(n);
+  for (std::size_t i = 0; i < n; ++i) v[i] = std::sin(0.37 * double(i + 1) + k);
+  return v;
+}
+
+// (b, c, t) to (b, t, c), or back with the sizes swapped.
+Values swap_last(const Values& v, std::int64_t b, std::int64_t c, std::int64_t t) {
+  Values out(v.size());
+  for (std::int64_t i = 0; i < b; ++i)
+    for (std::int64_t j = 0; j < c; ++j)
+      for (std::int64_t k = 0; k < t; ++k) out[(i * t + k) * c + j] = v[(i * c + j) * t + k];
+  return out;
+}
+
+void expect_near(const Values& got, const Values& expected, double tolerance, const std::string& what) {
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  double scale = 1;
+  for (double e : expected) scale = std::max(scale, std::abs(e));
+  for (std::size_t i = 0; i < got.size(); ++i)
+    ASSERT_NEAR(got[i], expected[i], tolerance * scale) << what << " at " << i;
+}
+
+TEST(Scan, GoldenG1) {
+  const auto from = [](const Values& v, Shape s) { return Tensor::from(v, s); };
+  const Tensor u = from(swap_last(gen(6, .1), 1, 2, 3), {1, 3, 2}), delta = from(swap_last(gen(6, .2), 1, 2, 3), {1, 3, 2});
+  Values a = gen(4, .3);
+  for (double& x : a) x = -std::exp(x);
+  const Tensor A = from(a, {2, 2}), B = from(swap_last(gen(6, .4), 1, 2, 3), {1, 3, 2}),
+               C = from(swap_last(gen(6, .5), 1, 2, 3), {1, 3, 2}), D = from(gen(2, .6), {2}),
+               z = from(swap_last(gen(6, .7), 1, 2, 3), {1, 3, 2}), bias = from(gen(2, .8), {2}),
+               g = from(swap_last(gen(6, .9), 1, 2, 3), {1, 3, 2});
+  Tensor last;
+  const Tensor out = scan(u, delta, A, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z), .last = &last});
+  const std::vector<Tensor> d = grad(out, g, {u, delta, A, B, C, D, bias, z});
+  const auto rows = [](const Tensor& t) { return swap_last(t.to_host<double>(), 1, 3, 2); };
+  const double tol = 1e-8;
+  expect_near(rows(out), {0.88988653, 1.89839549, 2.17392565, 2.25230694, 1.26918499, 0.28569115}, tol, "out");
+  expect_near(last.to_host<double>(), {1.92370896, 0.95448129, 1.35306633, 0.68040565}, tol, "h_T");
+  expect_near(rows(d[0]), {1.90994115, 2.55172565, 2.08020313, 1.55602978, 0.51965679, 0.00836256}, tol, "du");
+  expect_near(rows(d[1]), {0.31310438, 0.62842918, 0.5870856, 0.48688663, 0.15034836, 0.00184431}, tol, "ddelta");
+  expect_near(d[2].to_host<double>(), {0.05899696, 0.01273766, 0.00172086, 0.00181578}, tol, "dA");
+  expect_near(rows(d[3]), {0.99564626, 1.222984, 1.21295287, 1.18030348, 0.90748817, 0.49673918}, tol, "dB");
+  expect_near(rows(d[4]), {0.89154227, 1.16719919, 1.23065632, 1.21996689, 0.99624647, 0.61063514}, tol, "dC");
+  expect_near(d[5].to_host<double>(), {1.40197968, 0.52055163}, tol, "dD");
+  expect_near(d[6].to_host<double>(), {1.52861916, 0.63907931}, tol, "dbias");
+  expect_near(rows(d[7]), {1.21858782, 2.42268933, 2.56552118, 2.37040174, 1.04495132, 0.03081217}, tol, "dz");
+}
+
+struct Case {
+  std::int64_t b, t, i, n, groups;
+  bool skip, bias, softplus, gated, initial, last_gradient;
+};
+
+// Everything the op computes, with gradients of the loss sum(g out) + sum(gh h_T).
+struct Results {
+  Values out, last, du, ddelta, dA, dB, dC, dD, dbias, dz, dinitial;
+};
+
+struct Problem {
+  Case c;
+  Values u, delta, A, B, C, D, bias, z, initial, g, gh;
+  explicit Problem(const Case& k) : c(k) {
+    std::mt19937 random(7);
+    std::normal_distribution<double> normal;
+    const auto draw = [&](std::int64_t n) {
+      Values v(static_cast<std::size_t>(n));
+      for (double& x : v) x = normal(random);
+      return v;
+    };
+    const std::int64_t rows = c.b * c.t;
+    u = draw(rows * c.i), delta = draw(rows * c.i), A = draw(c.i * c.n), B = draw(rows * c.groups * c.n), C = draw(B.size());
+    D = draw(c.i), bias = draw(c.i), z = draw(rows * c.i), initial = draw(c.b * c.i * c.n), g = draw(rows * c.i);
+    gh = draw(initial.size());
+    for (double& a : A) a = -std::exp(0.5 * a);
+    if (!c.softplus) for (double& x : delta) x = std::abs(x);
+  }
+};
+
+double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
+
+// SPEC 1.4 and 1.5 word by word, everything materialised.
+Results naive(const Problem& p) {
+  const Case& c = p.c;
+  const std::int64_t T = c.t, I = c.i, N = c.n;
+  Results r;
+  r.out.resize(p.u.size()), r.du.resize(p.u.size()), r.ddelta.resize(p.u.size()), r.dz.resize(p.u.size());
+  r.dA.resize(p.A.size()), r.dB.resize(p.B.size()), r.dC.resize(p.B.size()), r.dD.resize(p.D.size()), r.dbias.resize(p.D.size());
+  r.last.resize(p.initial.size()), r.dinitial.resize(p.initial.size());
+  for (std::int64_t b = 0; b < c.b; ++b)
+    for (std::int64_t i = 0; i < I; ++i) {
+      const std::int64_t group = i / (I / c.groups);
+      const auto at = [&](std::int64_t t) { return (b * T + t) * I + i; };
+      const auto bc = [&](std::int64_t t, std::int64_t n) { return ((b * T + t) * c.groups + group) * N + n; };
+      Values h((T + 1) * N), delta(T), e(T);
+      for (std::int64_t n = 0; n < N; ++n) h[n] = c.initial ? p.initial[(b * I + i) * N + n] : 0;
+      for (std::int64_t t = 0; t < T; ++t) {
+        const double raw = p.delta[at(t)] + (c.bias ? p.bias[i] : 0);
+        delta[t] = c.softplus ? std::log1p(std::exp(raw)) : raw;
+        double s = c.skip ? p.D[i] * p.u[at(t)] : 0;
+        for (std::int64_t n = 0; n < N; ++n) {
+          h[(t + 1) * N + n] = std::exp(delta[t] * p.A[i * N + n]) * h[t * N + n] + delta[t] * p.B[bc(t, n)] * p.u[at(t)];
+          s += p.C[bc(t, n)] * h[(t + 1) * N + n];
+        }
+        const double q = sigmoid_of(p.z[at(t)]);
+        r.out[at(t)] = c.gated ? s * p.z[at(t)] * q : s;
+        e[t] = c.gated ? p.g[at(t)] * p.z[at(t)] * q : p.g[at(t)];
+        r.dz[at(t)] = p.g[at(t)] * s * q * (1 + p.z[at(t)] * (1 - q));
+      }
+      Values carry(N);
+      for (std::int64_t n = 0; n < N; ++n) {
+        r.last[(b * I + i) * N + n] = h[T * N + n];
+        carry[n] = c.last_gradient ? p.gh[(b * I + i) * N + n] : 0;
+      }
+      for (std::int64_t t = T - 1; t >= 0; --t) {
+        double gb = 0, gak = 0;
+        for (std::int64_t n = 0; n < N; ++n) {
+          const double a = std::exp(delta[t] * p.A[i * N + n]), gamma = e[t] * p.C[bc(t, n)] + carry[n];
+          gb += gamma * p.B[bc(t, n)];
+          gak += gamma * p.A[i * N + n] * a * h[t * N + n];
+          r.dA[i * N + n] += gamma * delta[t] * a * h[t * N + n];
+          r.dC[bc(t, n)] += e[t] * h[(t + 1) * N + n];
+          r.dB[bc(t, n)] += gamma * delta[t] * p.u[at(t)];
+          carry[n] = a * gamma;
+        }
+        r.du[at(t)] = (c.skip ? p.D[i] * e[t] : 0) + delta[t] * gb;
+        const double raw = p.delta[at(t)] + (c.bias ? p.bias[i] : 0);
+        r.ddelta[at(t)] = (p.u[at(t)] * gb + gak) * (c.softplus ? sigmoid_of(raw) : 1);
+        r.dD[i] += e[t] * p.u[at(t)];
+        r.dbias[i] += r.ddelta[at(t)];
+      }
+      for (std::int64_t n = 0; n < N; ++n) r.dinitial[(b * I + i) * N + n] = carry[n];
+    }
+  return r;
+}
+
+Hole plain_bias(Arg bias) {
+  return hole({bias}, [](Expr v, Expr b) { return v + b; });
+}
+
+// The op on tensors of type S; the loss joins what both outputs give.
+template <class S>
+Results weft_results(const Problem& p) {
+  const Case& c = p.c;
+  const auto from = [](const Values& v, Shape s) { return Tensor::from(std::vector<S>(v.begin(), v.end()), s); };
+  const Shape rows{c.b, c.t, c.i}, bc = c.groups > 1 ? Shape{c.b, c.t, c.groups, c.n} : Shape{c.b, c.t, c.n};
+  const Shape state{c.b, c.i, c.n};
+  const Tensor u = from(p.u, rows), delta = from(p.delta, rows), A = from(p.A, {c.i, c.n}), B = from(p.B, bc),
+               C = from(p.C, bc), D = from(p.D, {c.i}), bias = from(p.bias, {c.i}), z = from(p.z, rows),
+               initial = from(p.initial, state), g = from(p.g, rows), gh = from(p.gh, state);
+  ScanOptions options;
+  Tensor last;
+  if (c.skip) options.D = D;
+  if (c.softplus) options.delta = c.bias ? softplus_bias(bias) : softplus_hole();
+  else if (c.bias) options.delta = plain_bias(bias);
+  if (c.gated) options.out = gate(z);
+  if (c.initial) options.initial = initial;
+  options.last = &last;
+  const Tensor out = scan(u, delta, A, B, C, options);
+  Tensor loss = sum(out * g);
+  if (c.last_gradient) loss = loss + sum(last * gh);
+  const std::vector<Tensor> d = grad(loss, {u, delta, A, B, C, D, bias, z, initial});
+  const auto host = [](const Tensor& t) { return t.to_host<double>(); };
+  return {host(out), host(last), host(d[0]), host(d[1]), host(d[2]), host(d[3]), host(d[4]), host(d[5]), host(d[6]), host(d[7]),
+          host(d[8])};
+}
+
+void compare(const Results& got, const Results& expected, const Case& c, double tolerance) {
+  expect_near(got.out, expected.out, tolerance, "out");
+  expect_near(got.last, expected.last, tolerance, "last");
+  expect_near(got.du, expected.du, tolerance, "du");
+  expect_near(got.ddelta, expected.ddelta, tolerance, "ddelta");
+  expect_near(got.dA, expected.dA, tolerance, "dA");
+  expect_near(got.dB, expected.dB, tolerance, "dB");
+  expect_near(got.dC, expected.dC, tolerance, "dC");
+  if (c.skip) expect_near(got.dD, expected.dD, tolerance, "dD");
+  if (c.bias) expect_near(got.dbias, expected.dbias, tolerance, "dbias");
+  if (c.gated) expect_near(got.dz, expected.dz, tolerance, "dz");
+  if (c.initial) expect_near(got.dinitial, expected.dinitial, tolerance, "dinitial");
+}
+
+const Case kCases[] = {
+    {2, 33, 5, 16, 1, true, true, true, true, true, true},      {1, 1, 3, 1, 1, false, false, false, false, false, false},
+    {2, 31, 6, 2, 2, true, false, true, false, false, true},    {3, 100, 4, 8, 2, false, true, false, true, true, false},
+    {1, 33, 300, 16, 1, true, true, true, true, true, true},    {2, 32, 40, 17, 2, true, true, true, true, true, true},
+    {1, 40, 33, 64, 1, true, false, false, true, false, true},  {1, 35, 34, 256, 2, true, true, true, true, true, true},
+    {2, 64, 17, 16, 1, false, true, true, false, true, false},  {1, 1, 20, 16, 1, true, true, true, true, true, true},
+    {1, 65, 600, 4, 2, true, true, true, true, true, true},
+};
+
+TEST(Scan, MatchesNaiveF64) {
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(testing::Message() << "b " << c.b << " t " << c.t << " i " << c.i << " n " << c.n);
+    const Problem p(c);
+    compare(weft_results<double>(p), naive(p), c, 1e-11);
+  }
+}
+
+TEST(Scan, MatchesNaiveF32) {
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(testing::Message() << "b " << c.b << " t " << c.t << " i " << c.i << " n " << c.n);
+    const Problem p(c);
+    compare(weft_results<float>(p), naive(p), c, 3e-5);
+  }
+}
+
+TEST(Scan, NoTime) {  // the state passes through
+  const Problem p({2, 0, 3, 4, 1, true, true, true, true, true, true});
+  const Results got = weft_results<double>(p), expected = naive(p);
+  EXPECT_TRUE(got.out.empty());
+  compare(got, expected, p.c, 0);
+}
+
+TEST(Scan, EmptyBatchAndChannels) {
+  for (const Case& c : {Case{0, 5, 3, 4, 1, true, true, true, true, true, true}, Case{2, 5, 0, 4, 1, true, true, true, true, true, true},
+                        Case{2, 5, 3, 0, 1, true, true, true, true, true, true}}) {
+    const Problem p(c);
+    compare(weft_results<double>(p), naive(p), c, 1e-12);
+  }
+}
+
+TEST(Scan, SameBitsForAnyThreads) {
+  const int before = threads();
+  const Problem p({3, 70, 300, 16, 1, true, true, true, true, true, true});
+  std::vector<Results> results;
+  for (int count : {1, 2, 3}) {
+    set_threads(count);
+    results.push_back(weft_results<float>(p));
+  }
+  set_threads(before);
+  for (const Results& r : results) {
+    EXPECT_EQ(r.out, results[0].out);
+    EXPECT_EQ(r.dA, results[0].dA);
+    EXPECT_EQ(r.dB, results[0].dB);
+    EXPECT_EQ(r.dC, results[0].dC);
+    EXPECT_EQ(r.dbias, results[0].dbias);
+    EXPECT_EQ(r.du, results[0].du);
+  }
+}
+
+// Operands that are slices of a projection give the same values as dense ones, as in a model.
+TEST(Scan, StridedOperands) {
+  const std::int64_t b = 2, t = 37, i = 24, n = 16;
+  const Tensor xz = Tensor::from(gen(std::size_t(b * t * 2 * i), 1), {b, t, 2 * i});
+  const Tensor q = Tensor::from(gen(std::size_t(b * t * (3 + 2 * n)), 2), {b, t, 3 + 2 * n});
+  const Tensor A = Tensor::from(Values(std::size_t(i * n), -0.7), {i, n}), bias = Tensor::from(gen(i, 3), {i});
+  const auto dense = [](const Tensor& x) { return Tensor::from(x.to_host<double>(), x.shape()); };
+  const auto pieces = [&](bool copies) {
+    const Tensor parts[] = {slice(xz, -1, 0, i), slice(xz, -1, i, 2 * i), slice(q, -1, 3, 3 + n), slice(q, -1, 3 + n, 3 + 2 * n)};
+    std::vector<Tensor> out;
+    for (const Tensor& x : parts) out.push_back(copies ? dense(x) : x);
+    const Tensor o = scan(out[0], out[0], A, out[2], out[3], {.delta = softplus_bias(bias), .out = gate(out[1])});
+    const std::vector<Tensor> d = grad(sum(o * o), {out[0], out[1], out[2], out[3]});
+    std::vector<Values> values = {o.to_host<double>()};
+    for (const Tensor& x : d) values.push_back(x.to_host<double>());
+    return values;
+  };
+  EXPECT_EQ(pieces(false), pieces(true));
+}
+
+TEST(Scan, Bf16Storage) {
+  const Problem p({2, 40, 20, 16, 1, true, true, true, true, false, false});
+  const Results expected = naive(p);
+  const auto half = [](const Values& v, Shape s) { return cast(Tensor::from(v, s), DType::bf16); };
+  const auto single = [](const Values& v, Shape s) { return cast(Tensor::from(v, s), DType::f32); };
+  const Shape rows{2, 40, 20};
+  const Tensor u = half(p.u, rows), delta = half(p.delta, rows), z = half(p.z, rows), B = half(p.B, {2, 40, 16}),
+               C = half(p.C, {2, 40, 16}), A = single(p.A, {20, 16}), D = single(p.D, {20}), bias = single(p.bias, {20});
+  const Tensor out = scan(u, delta, A, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z)});
+  EXPECT_EQ(out.dtype(), DType::bf16);
+  const std::vector<Tensor> d = grad(out, half(p.g, rows), {u, delta, A, B, bias, z});
+  EXPECT_EQ(d[0].dtype(), DType::bf16);
+  EXPECT_EQ(d[2].dtype(), DType::f32);
+  EXPECT_EQ(d[4].dtype(), DType::f32);
+  expect_near(out.to_host<double>(), expected.out, 2e-2, "out");
+  expect_near(d[0].to_host<double>(), expected.du, 2e-2, "du");
+  expect_near(d[1].to_host<double>(), expected.ddelta, 2e-2, "ddelta");
+  expect_near(d[2].to_host<double>(), expected.dA, 2e-2, "dA");
+  expect_near(d[3].to_host<double>(), expected.dB, 2e-2, "dB");
+  expect_near(d[4].to_host<double>(), expected.dbias, 2e-2, "dbias");
+  expect_near(d[5].to_host<double>(), expected.dz, 2e-2, "dz");
+}
+
+// A hole of the user's own, whose captured tensors have gradients of several shapes.
+TEST(Scan, OwnHole) {
+  const std::int64_t b = 2, t = 9, i = 3, n = 2;
+  const Shape rows{b, t, i};
+  const Tensor u = Tensor::from(gen(54, 1), rows), raw = Tensor::from(gen(54, 2), rows), A = Tensor::from(Values(6, -0.5), {i, n}),
+               B = Tensor::from(gen(36, 3), {b, t, n}), C = Tensor::from(gen(36, 4), {b, t, n}), scale = Tensor::from(gen(3, 5), {i}),
+               shift = Tensor::from(gen(54, 6), rows), per_time = Tensor::from(gen(9, 7), {t, 1});
+  const auto holed = scan(u, raw, A, B, C, {.out = hole({scale, shift, per_time}, [](Expr s, Expr a, Expr c, Expr p) {
+                                              return tanh(s * a) + c - p * 3.5;
+                                            })});
+  const auto outside = tanh(scan(u, raw, A, B, C) * scale) + shift - per_time * 3.5;
+  const std::vector<Arg> wrt = {u, raw, A, B, C, scale, shift, per_time};
+  const std::vector<Tensor> d = grad(sum(holed * shift), wrt), e = grad(sum(outside * shift), wrt);
+  expect_near(holed.to_host<double>(), outside.to_host<double>(), 1e-12, "out");
+  for (std::size_t k = 0; k < d.size(); ++k) expect_near(d[k].to_host<double>(), e[k].to_host<double>(), 1e-12, std::to_string(k));
+}
+
+TEST(Scan, Errors) {
+  const Tensor u = zeros({2, 5, 4}), A = zeros({4, 3}), B = zeros({2, 5, 3});
+  EXPECT_THROW(scan(u, zeros({2, 5, 3}), A, B, B), Error);
+  EXPECT_THROW(scan(u, u, zeros({5, 3}), B, B), Error);
+  EXPECT_THROW(scan(u, u, A, zeros({2, 5, 2}), B), Error);
+  EXPECT_THROW(scan(u, u, A, zeros({2, 5, 3, 3}), zeros({2, 5, 3, 3})), Error);
+  EXPECT_THROW(scan(u, u, A, B, B, {.D = zeros({3})}), Error);
+  EXPECT_THROW(scan(u, u, A, B, B, {.out = gate(zeros({2, 5, 3}))}), Error);
+  try {
+    scan(u, u, A, B, zeros({2, 4, 3}));
+    FAIL();
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("(2, 4, 3)"), std::string::npos) << text;
+    EXPECT_NE(text.find("test_scan.cpp"), std::string::npos) << text;
+  }
+}
+
+}  // namespace
+}  // namespace weft

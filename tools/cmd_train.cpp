@@ -1,0 +1,75 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <numbers>
+
+#include "autograd/run.h"
+#include "jit/parallel.h"
+#include "tools/commands.h"
+#include "tools/progress.h"
+
+namespace weft {
+namespace {
+
+std::optional<std::filesystem::path> data_file(const TrainCommand& c) {
+  if (!c.data.empty()) return c.data;
+  if (!c.resume.empty()) return saved_data_file(c.resume);
+  return std::nullopt;
+}
+
+Trainer make_trainer(const TrainCommand& c, const Corpus& corpus) {
+  if (c.resume.empty()) return Trainer(corpus, c.train);
+  Trainer trainer = Trainer::resume(c.resume, corpus);
+  if (c.steps_given) trainer.set_steps(c.train.steps);
+  return trainer;
+}
+
+void print_start(const Trainer& trainer, Mamba& model, const Corpus& corpus) {
+  const TrainOptions& o = trainer.options();
+  fmt::print("text: {}, {} bytes, 9/10 to train on\n", corpus.name, corpus.text.size());
+  fmt::print("model: Mamba, {} layers, width {}, state {}, {} parameters\n", o.layers, o.width, o.state,
+             model.config().parameter_count());
+  fmt::print("device: {}, f32, {} threads; {} steps of {} x {} bytes\n", device(), threads(), o.steps, o.batch, o.length);
+  if (trainer.steps_done()) fmt::print("resumed after step {}\n", trainer.steps_done());
+  std::fflush(stdout);
+}
+
+void validate(Trainer& trainer, Progress& progress, std::int64_t batches) {
+  const double loss = trainer.validate(batches);
+  progress.note(fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per byte{}", trainer.steps_done(), loss,
+                            loss / std::numbers::ln2, batches > 0 ? fmt::format(" ({} batches)", batches) : ""));
+}
+
+}  // namespace
+
+int cmd_train(const TrainCommand& c) {
+  use_device(c.device);
+  if (c.threads > 0) set_threads(c.threads);
+  const Corpus corpus = load_corpus(data_file(c));
+  Trainer trainer = make_trainer(c, corpus);
+  const std::string out = c.out.empty() ? c.resume : c.out;
+  print_start(trainer, trainer.model(), corpus);
+
+  const TrainOptions& o = trainer.options();
+  Progress progress(trainer.steps_done(), o.steps, o.batch * o.length);
+  while (trainer.steps_done() < o.steps) {
+    const StepResult result = trainer.step();
+    progress.step(result.step, result.loss, result.lr);
+    if (c.eval_every > 0 && result.step % c.eval_every == 0 && result.step < o.steps) {
+      validate(trainer, progress, c.eval_batches);
+      if (!out.empty()) trainer.save(out);
+      progress.pause();
+    }
+  }
+  validate(trainer, progress, 0);
+  if (!out.empty()) {
+    trainer.save(out);
+    progress.note("saved: " + out);
+  }
+  if (c.sample > 0)
+    fmt::print("sample (temperature {:g}):\n{}\n", c.temperature,
+               printable(trainer.sample(c.prompt, c.sample, c.temperature, c.top_k, o.seed)));
+  return 0;
+}
+
+}  // namespace weft

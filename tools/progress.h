@@ -1,0 +1,40 @@
+// One line that says how a run is doing: rewritten in place on a terminal, printed now and then elsewhere.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace weft {
+
+class Progress {
+ public:
+  Progress(std::int64_t first, std::int64_t total, std::int64_t tokens_per_step);
+  // After each step. Shows the mean loss since the last line that stays.
+  void step(std::int64_t step, double loss, double lr);
+  // A line that stays, such as a validation loss. Time until the next step() does not count as training.
+  void note(const std::string& line);
+  void pause();  // what follows is not training; step() goes on
+
+  double tokens_per_second() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string line(std::int64_t step, double lr) const;
+  void wipe();
+
+  bool terminal_, colour_;
+  std::int64_t first_, total_, tokens_per_step_, every_;
+  double loss_sum_ = 0;
+  std::int64_t losses_ = 0, steps_ = 0, counted_ = 0;
+  double seconds_ = 0, counted_seconds_ = 0;
+  Clock::time_point mark_;
+  bool open_ = false;  // an unfinished line stands on the terminal
+};
+
+std::string format_duration(double seconds);  // "1:05", "2:03:04"
+
+// `text` with control characters other than newline and tab escaped, so that a model's bytes cannot drive a terminal.
+std::string printable(const std::string& text);
+
+}  // namespace weft

@@ -1,0 +1,158 @@
+#include "tools/verify.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "autograd/backward.h"
+#include "autograd/run.h"
+#include "models/mamba.h"
+#include "nn/safetensors.h"
+#include "ops/ops.h"
+#include "optim/adamw.h"
+
+namespace weft {
+namespace {
+
+constexpr double kLogits = 1e-4, kLoss = 1e-5, kGradient = 1e-4, kStep = 1e-4, kStepShare = 0.001;
+
+class Reference {
+ public:
+  explicit Reference(const std::filesystem::path& file) : name_(file.string()), tensors_(read_safetensors(file)) {}
+
+  const HostTensor& operator[](const std::string& name) const {
+    auto found = tensors_.find(name);
+    if (found == tensors_.end())
+      fail(ErrorKind::io, "verify: the reference lacks a tensor", fmt::format("'{}' in {}", name, name_));
+    return found->second;
+  }
+  std::vector<double> values(const std::string& name) const { return (*this)[name].values<double>(); }
+  std::vector<std::int64_t> ids(const std::string& name) const { return (*this)[name].values<std::int64_t>(); }
+  std::int64_t dim(const std::string& name, std::size_t axis) const {
+    const auto& shape = (*this)[name].shape;
+    if (axis >= shape.size()) fail(ErrorKind::io, "verify: a tensor has too few dimensions", fmt::format("'{}' in {}", name, name_));
+    return shape[axis];
+  }
+
+ private:
+  std::string name_;
+  TensorMap tensors_;
+};
+
+// The largest |a - b|; NaN counts as infinite, so does another length.
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double d = std::abs(a[i] - b[i]);
+    largest = std::isnan(d) ? std::numeric_limits<double>::infinity() : std::max(largest, d);
+  }
+  return largest;
+}
+
+double largest(const std::vector<double>& a) {
+  double m = 0;
+  for (double x : a) m = std::max(m, std::abs(x));
+  return m;
+}
+
+struct Verifier {
+  Reference reference;
+  Mamba model;
+  Tensor inputs, labels;  // (b, t), (b, t-1)
+  std::vector<VerifyRow> rows;
+
+  Verifier(const std::filesystem::path& folder, DType dtype)
+      : reference(folder / "reference.safetensors"), model(Mamba::load(folder, dtype)) {
+    const std::int64_t b = reference.dim("input_ids", 0), t = reference.dim("input_ids", 1);
+    inputs = Tensor::from(reference.ids("input_ids"), {b, t});
+    const std::vector<std::int64_t> all = reference.ids("labels");
+    std::vector<std::int64_t> shifted;
+    for (std::int64_t r = 0; r < b; ++r) shifted.insert(shifted.end(), all.begin() + r * t + 1, all.begin() + (r + 1) * t);
+    labels = Tensor::from(shifted, {b, t - 1});
+  }
+
+  void add(std::string what, double error, double tolerance, std::string unit) {
+    rows.push_back({std::move(what), error, tolerance, std::move(unit)});
+  }
+
+  // The mean cross-entropy of the labels shifted by one.
+  Tensor loss_of(const Tensor& logits) { return cross_entropy(slice(logits, 1, 0, logits.dim(1) - 1), labels); }
+
+  void check_gradients() {
+    auto [logits, loss] = run([&] {
+      Tensor l = model(inputs);
+      Tensor mean = loss_of(l);
+      backward(mean);
+      return std::pair(l, mean);
+    });
+    add("logits", largest_difference(logits.to_host<double>(), reference.values("logits")), kLogits, "max |difference|");
+    add("loss", largest_difference({loss.item()}, reference.values("loss")), kLoss, "|difference|");
+    for (NamedParam& p : model.named_parameters()) {
+      const std::vector<double> expected = reference.values("grad." + p.name);
+      const double error = largest_difference(p.param.gradient<double>(), expected) / largest(expected);
+      add("gradient " + p.name, error, kGradient, "of the largest entry");
+      p.param.zero_grad();
+    }
+  }
+
+  void check_steps() {
+    AdamW optimizer(model.parameters(), {.betas = {0.9, 0.95}, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1});
+    const std::vector<double> rates = reference.values("lrs");
+    std::vector<double> losses, norms;
+    for (double rate : rates) {
+      optimizer.set_lr(rate);
+      auto [loss, norm] = run([&] {
+        Tensor mean = loss_of(model(inputs));
+        backward(mean);
+        optimizer.step();
+        return std::pair(mean, optimizer.grad_norm());
+      });
+      losses.push_back(loss.item()), norms.push_back(norm.item());
+    }
+    add(fmt::format("losses of {} steps", rates.size()), largest_difference(losses, reference.values("losses")), kLoss, "max |difference|");
+    const std::vector<double> expected = reference.values("grad_norms");
+    add("gradient norms", largest_difference(norms, expected) / largest(expected), kGradient, "of the largest");
+    check_parameters(rates.size());
+  }
+
+  void check_parameters(std::size_t steps) {
+    double off = 0, all = 0;
+    for (const NamedParam& p : model.named_parameters()) {
+      const std::vector<double> expected = reference.values(fmt::format("step{}.{}", steps, p.name));
+      const std::vector<double> actual = p.param.to_host<double>();
+      all += double(expected.size());
+      for (std::size_t i = 0; i < expected.size(); ++i) off += !(i < actual.size() && std::abs(actual[i] - expected[i]) <= kStep);
+    }
+    add(fmt::format("parameters after {} steps", steps), off / all, kStepShare, fmt::format("share off by more than {}", kStep));
+  }
+
+  // The reference continues the first tokens of the first row: as many of them as `greedy` begins with.
+  void check_greedy() {
+    const std::vector<std::int64_t> expected = reference.ids("greedy"), input = reference.ids("input_ids");
+    constexpr std::int64_t kPrompt = 8;
+    const std::int64_t n = std::int64_t(expected.size());
+    if (n < kPrompt) fail(ErrorKind::io, "verify: the greedy continuation is shorter than its prompt", fmt::format("{} tokens", n));
+    const std::vector<std::int64_t> prompt(input.begin(), input.begin() + kPrompt);
+    const std::vector<std::int64_t> actual = generate(model, prompt, {.tokens = n - kPrompt, .temperature = 0});
+    double wrong = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) wrong += actual[i] != expected[i];
+    add(fmt::format("greedy continuation, {} tokens", n - kPrompt), wrong, 0, "tokens that differ");
+  }
+};
+
+}  // namespace
+
+std::vector<VerifyRow> verify_mamba(const std::filesystem::path& folder, DType dtype) {
+  Verifier verifier(folder, dtype);
+  verifier.check_greedy();  // with the weights as they are in the folder
+  verifier.check_gradients();
+  verifier.check_steps();
+  std::rotate(verifier.rows.begin(), verifier.rows.begin() + 1, verifier.rows.end());
+  return verifier.rows;
+}
+
+}  // namespace weft
