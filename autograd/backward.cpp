@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "autograd/context.h"
 #include "autograd/op.h"
@@ -19,14 +20,26 @@ struct BackwardPass {
     std::int64_t begin = 0, end = 0;
   };
 
+  using Parts = Few<Contribution, 32>;
+
   Tape& t;
   std::vector<std::uint8_t>& wanted;  // nodes through which gradients flow
-  std::vector<std::int32_t> head;     // newest contribution of each node, -1 if none
-  std::vector<Contribution> contributions;
+  std::vector<std::int32_t>& head;    // newest contribution of each node, -1 if none
+  std::vector<Contribution>& contributions;
   std::pair<NodeId, NodeId> range{0, 0};  // the checkpointed range being differentiated
   std::vector<NodeId> clones;             // its nodes, evaluated again
 
-  BackwardPass(Tape& tape, std::vector<std::uint8_t>& w) : t(tape), wanted(w), head(tape.nodes.size(), -1) {}
+  // Buffers are kept from step to step.
+  explicit BackwardPass(Tape& tape) : t(tape), wanted(buffer<std::uint8_t>()), head(buffer<std::int32_t>()), contributions(buffer<Contribution>()) {
+    wanted.assign(t.nodes.size(), 0);
+    head.assign(t.nodes.size(), -1);
+    contributions.clear();
+  }
+  template <class T>
+  static std::vector<T>& buffer() {
+    thread_local std::vector<T> b;
+    return b;
+  }
 
   void contribute(NodeId to, Contribution c) {
     c.next = head[to];
@@ -39,6 +52,7 @@ struct BackwardPass {
   }
 
   Tensor gradient(NodeId id);
+  Tensor sum_of(NodeId id, std::int32_t newest);
   void walk(NodeId from);
   void differentiate(NodeId id);
   void enter(std::pair<NodeId, NodeId> next);
@@ -48,7 +62,7 @@ struct BackwardPass {
 namespace {
 
 // Slices that tile an axis: one join. Sorted by begin; false if they overlap.
-bool tile(std::vector<BackwardPass::Contribution>& parts) {
+bool tile(BackwardPass::Parts& parts) {
   std::sort(parts.begin(), parts.end(), [](auto& a, auto& b) { return a.begin < b.begin; });
   for (std::size_t i = 1; i < parts.size(); ++i)
     if (parts[i].begin < parts[i - 1].end) return false;
@@ -56,8 +70,8 @@ bool tile(std::vector<BackwardPass::Contribution>& parts) {
 }
 
 Tensor join_slices(Tape& t, NodeId id, std::span<const BackwardPass::Contribution> parts) {
-  std::vector<Tensor> tensors;
-  std::vector<std::int64_t> sizes;
+  Few<Tensor, 64> tensors;
+  Few<std::int64_t, 64> sizes;
   std::int64_t at = 0;
   const std::int64_t size = t.nodes[id].dims[parts[0].axis];
   for (const auto& part : parts) {
@@ -68,33 +82,44 @@ Tensor join_slices(Tape& t, NodeId id, std::span<const BackwardPass::Contributio
   }
   if (at < size) tensors.push_back({}), sizes.push_back(size - at);
   if (tensors.size() == 1) return tensors[0];
-  return join(tensors, sizes, parts[0].axis, t.sites[id]);
+  return join(tensors, sizes, parts[0].axis, t.origins[id].where);
 }
 
 }  // namespace
 
 // The sum of what was contributed, oldest first; absent if nothing was.
 Tensor BackwardPass::gradient(NodeId id) {
-  std::int32_t at = head[id];
-  if (at < 0) return {};
-  if (contributions[at].next < 0 && contributions[at].axis < 0) return handle(contributions[at].gradient);
-  std::vector<Contribution> parts;
-  for (; at >= 0; at = contributions[at].next) parts.push_back(contributions[at]);
-  std::reverse(parts.begin(), parts.end());
-  const bool one_axis = std::all_of(parts.begin(), parts.end(), [&](auto& p) { return p.axis >= 0 && p.axis == parts[0].axis; });
+  const std::int32_t newest = head[id];
+  if (newest < 0) return {};
+  if (contributions[newest].next < 0 && contributions[newest].axis < 0) return handle(contributions[newest].gradient);
+  int count = 0;
+  bool one_axis = true;
+  for (std::int32_t at = newest; at >= 0; at = contributions[at].next, ++count)
+    one_axis &= contributions[at].axis >= 0 && contributions[at].axis == contributions[newest].axis;
   Tensor total;
-  if (one_axis && tile(parts)) {
-    total = join_slices(t, id, parts);
-  } else {
-    for (const Contribution& part : parts) {
-      const Tensor g = part.axis < 0 ? handle(part.gradient) : join_slices(t, id, std::span(&part, 1));
-      total = total ? add(total, g, t.sites[id]) : g;
-    }
+  Parts parts;
+  if (one_axis && count <= 32) {
+    for (std::int32_t at = newest; at >= 0; at = contributions[at].next) parts.push_back(contributions[at]);
+    if (tile(parts)) total = join_slices(t, id, parts);
   }
+  if (!total) total = sum_of(id, newest);
   head[id] = std::int32_t(contributions.size());
   contributions.push_back({total.node(), -1});
   return total;
 }
+
+Tensor BackwardPass::sum_of(NodeId id, std::int32_t newest) {
+  const Contribution part = contributions[newest];  // by value: recording may add contributions
+  const Tensor before = part.next < 0 ? Tensor{} : sum_of(id, part.next);
+  const Tensor g = part.axis < 0 ? handle(part.gradient) : join_slices(t, id, std::span(&part, 1));
+  return before ? add(before, g, t.origins[id].where) : g;
+}
+
+namespace {
+bool same_shape(const Node& a, const Node& b) {
+  return a.rank == b.rank && std::memcmp(a.dims, b.dims, sizeof a.dims) == 0;
+}
+}  // namespace
 
 void BackwardPass::enter(std::pair<NodeId, NodeId> next) {
   range = {0, 0};
@@ -119,18 +144,18 @@ void BackwardPass::enter(std::pair<NodeId, NodeId> next) {
       const std::vector<std::int64_t> own_ints(ints.begin(), ints.end());
       const double* c = t.constants.data() + node.first_constant;
       const std::vector<double> own_constants(c, c + node.constants);
-      clone = t.record(t.op(id), inputs, outs, own_ints, own_constants, t.sites[id]);
+      clone = t.record(t.op(id), inputs, outs, own_ints, own_constants, t.origins[id].where);
     }
   }
   range = next;
 }
 
 void BackwardPass::collect_param(NodeId id) {
-  const auto& impl = t.states[std::size_t(t.ints_of(id)[0])];
+  StateImpl* impl = t.states[std::size_t(t.ints_of(id)[0])];
   if (!impl->parameter || !impl->trainable) return;
   Tensor g = gradient(id);
   if (impl->gradient_epoch == t.epoch) {
-    g = add(handle(impl->gradient_node), g, t.sites[id]);
+    g = add(handle(impl->gradient_node), g, t.origins[id].where);
   } else {
     impl->gradient_epoch = t.epoch;
     t.gradients.push_back(impl);
@@ -145,16 +170,16 @@ void BackwardPass::differentiate(NodeId id) {
     op.vjp(vjp);
     return;
   }
-  const Tensor upstream = gradient(id);
-  Tensor inputs[16];
+  const NodeId upstream = gradient(id).node();
   const int n = t.nodes[id].inputs;
-  for (int k = 0; k < n; ++k) inputs[k] = handle(value(t.inputs_of(id)[k]));
-  const Tensor output = handle(value(id));
+  Few<NodeId, 16> inputs;
+  for (const NodeId input : t.inputs_of(id)) inputs.push_back(value(input));
   for (int k = 0; k < n; ++k) {
     const NodeId input = t.inputs_of(id)[k];
     if (!wanted[input]) continue;
-    const Tensor g = pointwise_gradient(t, id, k, {inputs, std::size_t(n)}, output, upstream);
-    if (g) contribute(input, {sum_to(g, t.shape(input), t.sites[id]).node(), -1});
+    const NodeId g = pointwise_gradient(t, id, k, inputs, value(id), upstream);
+    if (g == Tape::kNone) continue;
+    contribute(input, {same_shape(t.nodes[g], t.nodes[input]) ? g : sum_to(handle(g), t.shape(input), t.origins[id].where).node(), -1});
   }
 }
 
@@ -171,7 +196,7 @@ void BackwardPass::walk(NodeId from) {
     if (op == state_op().id || op == input_op().id || op == output_op().id) continue;
     while (ranges > 0 && t.checkpoints[ranges - 1].first > id) --ranges;
     const bool inside = ranges > 0 && id < t.checkpoints[ranges - 1].second;
-    t.frame = t.frame_of[id];  // a gradient belongs to the module of its value
+    t.frame = t.origins[id].frame;  // a gradient belongs to the module of its value
     if (inside && range != t.checkpoints[ranges - 1]) enter(t.checkpoints[ranges - 1]);
     differentiate(id);
   }
@@ -193,11 +218,12 @@ bool Vjp::needs(int i) const {
   return id != Tape::kNone && pass_.wanted[id] && is_real(pass_.t.nodes[id].dtype);
 }
 void Vjp::add(int i, const Tensor& gradient) {
-  const NodeId id = pass_.t.inputs_of(node_)[i];
-  if (gradient.shape() != pass_.t.shape(id))
+  const Tape& t = pass_.t;
+  const NodeId id = t.inputs_of(node_)[i], g = gradient.node();
+  if (!same_shape(t.nodes[g], t.nodes[id]))
     fail_at(where(), fmt::format("{}: its gradient rule gave input {} the wrong shape", pass_.t.op(node_).name, i),
             fmt::format("{} for {}", to_string(gradient.shape()), to_string(pass_.t.shape(id))));
-  pass_.contribute(id, {convert(gradient, pass_.t.nodes[id].dtype, where()).node(), -1});
+  pass_.contribute(id, {t.nodes[g].dtype == t.nodes[id].dtype ? g : convert(gradient, t.nodes[id].dtype, where()).node(), -1});
 }
 void Vjp::add_slice(int i, int axis, std::int64_t begin, std::int64_t end, const Tensor& gradient) {
   const NodeId id = pass_.t.inputs_of(node_)[i];
@@ -206,16 +232,15 @@ void Vjp::add_slice(int i, int axis, std::int64_t begin, std::int64_t end, const
 std::int64_t Vjp::integer(int j) const { return plain_ints(pass_.t, node_)[std::size_t(j)]; }
 int Vjp::integers() const { return int(plain_ints(pass_.t, node_).size()); }
 double Vjp::constant(int j) const { return pass_.t.constants[pass_.t.nodes[node_].first_constant + std::uint32_t(j)]; }
-Site Vjp::where() const { return pass_.t.sites[node_]; }
+Site Vjp::where() const { return pass_.t.origins[node_].where; }
 int Vjp::hole_input(int h, int k) const { return hole_of(pass_.t, node_, h).first_input + k; }
 
 Hole Vjp::hole(int h) const {
   const HoleView view = hole_of(pass_.t, node_, h);
   Hole out;
-  const int slots = slot_count(view.roots);
   out.roots = view.roots;
   for (int k = 0; k < view.captured; ++k) out.captured.push_back(input(view.first_input + k));
-  for (int k = 0; k < slots; ++k) out.constants.push_back(constant(view.first_slot + k));
+  for (int k = 0; k < view.slots; ++k) out.constants.push_back(constant(view.first_slot + k));
   return out;
 }
 
@@ -233,7 +258,9 @@ void check_loss(const Arg& loss, std::string_view what) {
 std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, const std::vector<Arg>& wrt, Site where) {
   Tape& t = tape();
   const NodeId root = output.node(where);
-  std::vector<std::uint8_t> wanted(t.nodes.size(), 0), cut(t.nodes.size(), 0);  // cut: depends on x, but no gradient flows
+  BackwardPass pass(t);
+  std::vector<std::uint8_t>& wanted = pass.wanted;
+  std::vector<std::uint8_t> cut(t.nodes.size(), 0);  // cut: depends on x, but no gradient flows
   for (const Arg& x : wrt) wanted[x.tensor().node(where)] = 1;
   for (NodeId id = 0; id <= root; ++id) {
     const bool flows = t.op(id).vjp && !t.nodes[id].has(Node::stopped);
@@ -247,7 +274,6 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
     fail_at(where, "grad: no gradient flows from here", t.name(root) + " depends on the tensors only through no_grad, detach or a gradient",
             "second derivatives are not supported; differentiate a value recorded with gradients on");
   const NoGrad off;
-  BackwardPass pass(t, wanted);
   pass.contribute(root, {upstream.node(where), -1});
   pass.walk(root);
   std::vector<Tensor> out;
@@ -267,14 +293,13 @@ void backward(Arg loss) {
   if (!t.nodes[root].has(Node::requires_grad))
     fail_at(loss.where(), "backward: the loss does not depend on a trainable parameter", t.name(root),
             "check for no_grad, detach, frozen parameters, or a loss that was already run");
-  std::vector<std::uint8_t> wanted(t.nodes.size());
-  for (NodeId id = 0; id <= root; ++id) wanted[id] = t.nodes[id].has(Node::requires_grad);
+  BackwardPass pass(t);
+  for (NodeId id = 0; id <= root; ++id) pass.wanted[id] = t.nodes[id].has(Node::requires_grad);
   const NoGrad off;
-  BackwardPass pass(t, wanted);
   pass.contribute(root, {constant(1, loss.shape(), loss.dtype(), loss.where()).node(), -1});
   pass.walk(root);
   for (NodeId id = root + 1; id-- > 0;)
-    if (wanted[id] && t.nodes[id].op == state_op().id && pass.head[id] >= 0) pass.collect_param(id);
+    if (pass.head[id] >= 0 && t.nodes[id].op == state_op().id) pass.collect_param(id);
 }
 
 std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt) {
@@ -310,7 +335,7 @@ Tensor take_gradient(const Param& param) {
 void keep_gradients() {
   Tape& t = tape();
   const NoGrad off;
-  for (const auto& impl : t.gradients) {
+  for (StateImpl* impl : t.gradients) {
     if (impl->gradient_epoch != t.epoch) continue;
     impl->gradient_epoch = 0;
     const bool pending = impl->pending && impl->zeroed_epoch != t.epoch;
@@ -325,8 +350,8 @@ void keep_gradients() {
   }
 }
 
-NoGrad::NoGrad() : before_(context().gradients) { context().gradients = false; }
-NoGrad::~NoGrad() { context().gradients = before_; }
+NoGrad::NoGrad() : before_(detail::gradients_on) { detail::gradients_on = false; }
+NoGrad::~NoGrad() { detail::gradients_on = before_; }
 
 Checkpoint::Checkpoint() : outer_(!context().checkpointing) {
   if (!outer_) return;  // the outermost range covers this one

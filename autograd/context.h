@@ -13,10 +13,10 @@
 namespace weft {
 
 struct Context {
+  ~Context() { detail::active_tape = nullptr; }
+
   Tape step;     // inside run
   Tape pending;  // outside
-  Tape* tape = &pending;
-  bool gradients = true;
   bool checkpointing = false;
   int hold = 0;  // > 0: `pending` must not be flushed now (gradients are being recorded by node)
   Rng default_rng;
@@ -25,19 +25,37 @@ struct Context {
   const Plan* last_plan = nullptr;  // owned by `plans`, where it is the most recent
   RunStats stats;
 
-  bool recording() const { return tape == &step; }
+  Tape* tape() const { return detail::active_tape; }
+  void use(Tape& t) {
+    detail::active_tape = &t;
+    detail::active_epoch = t.epoch;
+  }
+  bool recording() const { return detail::active_tape == &step; }
 };
 
-Context& context();
+Context& context();  // of this thread
 
-// Housekeeping of the tape outside `run`, before an op is recorded: it is flushed when it has become long, and forgotten when
-// nothing on it can be asked for any more.
-void before_record();
+// A State that a recording names is going away: what is pending runs first; a step being recorded cannot be run any more.
+void state_dies(StateImpl& state);
 
 // Adds gradients that nobody consumed to the Params' gradient States; called when a recording ends.
 void keep_gradients();
 
+namespace detail {
+void keep_house(Tape& t);
+Tensor kept_handle(Tape& t, NodeId id);
+}  // namespace detail
+
+// Before an op is recorded outside `run`: the tape is flushed when it has become long, and forgotten when nothing on it can be
+// asked for any more.
+inline void before_record() {
+  if (Tape& t = tape(); t.eager) detail::keep_house(t);
+}
+
 // A handle of node `id` of the active tape; outside `run` one whose value is kept when the tape is flushed.
-Tensor handle(NodeId id);
+inline Tensor handle(NodeId id) {
+  Tape& t = tape();
+  return t.eager ? detail::kept_handle(t, id) : Tensor(t.epoch, id);
+}
 
 }  // namespace weft

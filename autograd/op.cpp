@@ -11,27 +11,22 @@
 namespace weft {
 namespace {
 
-struct Registry {
-  std::deque<Op> ops;
-  std::vector<const Op*> list;
-};
-
-Registry& registry() {
-  static Registry r;
-  return r;
+std::deque<Op>& storage() {
+  static std::deque<Op> ops;
+  return ops;
 }
 
 }  // namespace
 
 const Op& register_op(Op op) {
-  Registry& r = registry();
-  op.id = std::uint16_t(r.ops.size());
-  r.ops.push_back(op);
-  r.list.push_back(&r.ops.back());
-  return r.ops.back();
+  std::deque<Op>& ops = storage();
+  if (ops.size() == std::size(detail::op_table)) fail(ErrorKind::usage, "register_op: too many ops", std::string(op.name));
+  op.id = std::uint16_t(ops.size());
+  ops.push_back(op);
+  return *(detail::op_table[op.id] = &ops.back());
 }
 
-const std::vector<const Op*>& registered_ops() { return registry().list; }
+std::span<const Op* const> registered_ops() { return {detail::op_table, storage().size()}; }
 
 Tensor record(const Op& op, std::span<const Tensor> inputs, std::span<const Out> outputs,
               std::span<const std::int64_t> ints, std::span<const double> constants, Site where) {
@@ -59,10 +54,10 @@ void fail_at(Site where, std::string what, std::string numbers, std::string hint
 }
 
 // ---- holes ----------------------------------------------------------------------------------------------------------
-// Ints of a hole: [roots, captured, first_input, first_slot, root ids...].
+// Ints of a hole: [roots, captured, first_input, first_slot, slots, root ids...].
 
 namespace {
-constexpr int kHoleHeader = 4;
+constexpr int kHoleHeader = 5;
 
 // Where the ints of hole h begin; h == number of holes gives the first plain int.
 std::size_t hole_begin(std::span<const std::int64_t> ints, int h) {
@@ -73,8 +68,10 @@ std::size_t hole_begin(std::span<const std::int64_t> ints, int h) {
 
 }  // namespace
 
+Recorder::Recorder(const Op& op, Site where) : op_(op), where_(where) { before_record(); }
+
 Recorder& Recorder::input(const Tensor& t) {
-  inputs_.push_back(t);
+  inputs_.push_back(t ? t.node(where_) : Tape::kNone);
   return *this;
 }
 
@@ -92,15 +89,11 @@ Recorder& Recorder::hole(int h, const Hole& filled, const Shape& space) {
       fail_at(where_, fmt::format("{}: hole '{}' gives no gradient to what it captures", op_.name, spec.name),
               fmt::format("captured {} requires a gradient", k), "detach() it, or apply the function outside the op");
   }
-  const int allowed = spec.values + int(filled.captured.size());
-  if (input_count(filled.roots) > allowed)
-    fail_at(where_, fmt::format("{}: hole '{}' reads an input that it was not given", op_.name, spec.name),
-            fmt::format("input {} of {}", input_count(filled.roots) - 1, allowed));
-  ints_.insert(ints_.end(), {std::int64_t(filled.roots.size()), std::int64_t(filled.captured.size()),
-                             std::int64_t(inputs_.size()), std::int64_t(constants_.size())});
+  for (const std::size_t header : {filled.roots.size(), filled.captured.size(), inputs_.size(), constants_.size(), filled.constants.size()})
+    ints_.push_back(std::int64_t(header));
   for (const Expr root : filled.roots) ints_.push_back(root.id());
-  inputs_.insert(inputs_.end(), filled.captured.begin(), filled.captured.end());
-  constants_.insert(constants_.end(), filled.constants.begin(), filled.constants.end());
+  for (const Tensor& c : filled.captured) input(c);
+  for (const double c : filled.constants) constants_.push_back(c);
   return *this;
 }
 
@@ -114,12 +107,12 @@ Recorder& Recorder::constant(double value) {
   return *this;
 }
 
-Recorder& Recorder::out(Shape shape, DType dtype) {
+Recorder& Recorder::out(const Shape& shape, DType dtype) {
   outs_.push_back({shape, dtype});
   return *this;
 }
 
-Tensor Recorder::record() { return weft::record(op_, inputs_, outs_, ints_, constants_, where_); }
+Tensor Recorder::record() { return handle(tape().record(op_, inputs_, outs_, ints_, constants_, where_)); }
 
 // ---- holes of a recorded node ------------------------------------------------------------------------------------------
 
@@ -130,12 +123,14 @@ HoleView hole_of(const Tape& tape, NodeId id, int h) {
   view.captured = int(ints[1]);
   view.first_input = int(ints[2]);
   view.first_slot = int(ints[3]);
+  view.slots = int(ints[4]);
   return view;
 }
 
 std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id) {
   const auto ints = tape.ints_of(id);
-  return ints.subspan(hole_begin(ints, int(tape.op(id).holes.size())));
+  const std::size_t holes = tape.op(id).holes.size();
+  return holes == 0 ? ints : ints.subspan(hole_begin(ints, int(holes)));
 }
 
 }  // namespace weft

@@ -14,6 +14,7 @@
 #include "autograd/tape.h"
 #include "autograd/tensor.h"
 #include "jit/expr.h"
+#include "jit/few.h"
 #include "jit/skeleton.h"
 
 namespace weft {
@@ -39,7 +40,7 @@ struct Op {
 };
 
 const Op& register_op(Op op);  // at static initialisation, once an op
-const std::vector<const Op*>& registered_ops();
+std::span<const Op* const> registered_ops();
 
 // Records `op` on the active tape and returns output 0 (output k: `output_of(first, k)`). Absent tensors are allowed where
 // the op expects them.
@@ -57,9 +58,9 @@ Tensor output_of(const Tensor& first, int k);
 
 // A hole as a user fills it: body(values..., captured...) with captured tensors broadcast to the hole's space.
 struct Hole {
-  std::vector<Expr> roots;       // usually one
-  std::vector<Tensor> captured;  // input `values + k` of the roots
-  std::vector<double> constants; // slots of the roots
+  Few<Expr, 10> roots;         // usually one
+  Few<Tensor, 8> captured;     // input `values + k` of the roots
+  Few<double, 16> constants;   // slots of the roots
   bool filled() const { return !roots.empty(); }
 };
 
@@ -96,32 +97,32 @@ Hole hole(std::initializer_list<Arg> captured, F body) {
 }
 
 // Collects the inputs, ints and constants of an op with holes. Layout: for hole h of op.holes, the ints begin with
-// [roots, captured, first_input, first_slot, root ids...]; plain ints are added after all holes.
+// [roots, captured, first_input, first_slot, slots, root ids...]; plain ints are added after all holes.
 class Recorder {
  public:
-  Recorder(const Op& op, Site where) : op_(op), where_(where) {}
+  Recorder(const Op& op, Site where);
   Recorder& input(const Tensor& t);              // may be absent
   // Enforces the contract: `space` is the hole's shape; captured tensors must broadcast to it.
   Recorder& hole(int h, const Hole& hole, const Shape& space);  // in the order of op.holes, an unfilled one too
   Recorder& integer(std::int64_t value);
   Recorder& constant(double value);
-  Recorder& out(Shape shape, DType dtype);
+  Recorder& out(const Shape& shape, DType dtype);
   Tensor record();
 
  private:
   const Op& op_;
   Site where_;
-  std::vector<Tensor> inputs_;
-  std::vector<std::int64_t> ints_;
-  std::vector<double> constants_;
-  std::vector<Out> outs_;
+  Few<NodeId, 32> inputs_;
+  Few<std::int64_t, 64> ints_;
+  Few<double, 32> constants_;
+  Few<Out, 24> outs_;
   int holes_ = 0;
 };
 
 // A hole of a recorded node: its roots, and where its captured inputs and slots begin among the node's.
 struct HoleView {
-  std::vector<Expr> roots;
-  int captured = 0, first_input = 0, first_slot = 0;
+  Few<Expr, 10> roots;
+  int captured = 0, first_input = 0, first_slot = 0, slots = 0;
 };
 HoleView hole_of(const Tape& tape, NodeId id, int h);
 std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id);  // those after the holes

@@ -22,8 +22,6 @@ struct PlannedKernel {
   Kernel run;
   KernelRecord record;
   std::string where;           // call site and frames, for errors
-  std::vector<int> reads;      // slots
-  std::vector<int> writes;
   std::vector<Operand> outputs;  // what WEFT_CHECK=nan looks at
   bool writes_state = false;
 };
@@ -42,10 +40,9 @@ struct Plan {
   std::vector<PlannedKernel> kernels;
   std::vector<Slot> slots;
   std::vector<Out> results;      // what the step returns
-  std::vector<int> result_slots;
   std::size_t arena_bytes = 0;
-  std::vector<std::byte*> addresses;  // of each slot; inputs and results are bound at every run
-  std::uint64_t arena_generation = 0;
+  std::vector<std::byte*> addresses;  // of each slot
+  std::vector<int> moving;            // slots bound at every run: inputs and results
 };
 
 // Plans the recording. `results` are nodes of the recording whose values the caller wants (dense).
@@ -71,6 +68,7 @@ class PlanCache {
     std::vector<std::int64_t> ints;
     std::vector<std::uint64_t> states;
     std::uint8_t switches;
+    bool matches(const Tape& tape, const std::vector<NodeId>& wanted) const;
   };
   struct Entry {
     std::uint64_t hash;
@@ -83,7 +81,6 @@ class PlanCache {
   std::unordered_multimap<std::uint64_t, std::list<Entry>::iterator> index_;
   Arena arena_;
   std::uint64_t hash_ = 0;  // of the last find
-  std::vector<std::uint64_t> states_;
   std::vector<std::int64_t> missed_ints_;
   std::size_t missed_nodes_ = 0, missed_at_ = 0;
   int misses_ = 0;

@@ -1,12 +1,15 @@
 #include "autograd/pointwise.h"
 
 #include <algorithm>
+#include <array>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
 
 #include "autograd/context.h"
 #include "jit/diff.h"
+#include "jit/few.h"
 
 namespace weft {
 namespace {
@@ -27,6 +30,7 @@ Names& names() {
 struct Derivative {
   Expr body;
   bool zero = false, identity = false;
+  int inputs = 0;  // of the node that was differentiated
   std::vector<int> uses, slots;
 };
 
@@ -57,18 +61,22 @@ Derivative compact(Expr body) {
 }
 
 const Derivative& derivative(Expr body, int k, int inputs) {
-  thread_local std::unordered_map<std::uint64_t, Derivative> cache;
-  const std::uint64_t key = (std::uint64_t(body.id()) << 16) | std::uint64_t(k << 8) | std::uint64_t(inputs);
-  const auto [it, fresh] = cache.try_emplace(key);
-  if (!fresh) return it->second;
+  // By expression, then input.
+  thread_local std::vector<std::unique_ptr<std::array<std::unique_ptr<Derivative>, 16>>> cache;
+  if (body.id() >= cache.size()) cache.resize(body.id() + 1);
+  auto& of_body = cache[body.id()];
+  if (!of_body) of_body = std::make_unique<std::array<std::unique_ptr<Derivative>, 16>>();
+  std::unique_ptr<Derivative>& known = (*of_body)[std::size_t(k)];
+  if (known && known->inputs == inputs) return *known;
   const Expr upstream = expr::input(inputs);
   Expr g = diff(body, upstream, std::span(&k, 1))[0];
   // A function of the node's own value reads that value; the scheduler decides whether to store or recompute it.
   if (body.arity() > 0) g = replace(g, body, expr::input(inputs + 1));
-  it->second = compact(g);
-  it->second.zero = g == expr::literal(0);
-  it->second.identity = g == upstream;
-  return it->second;
+  known = std::make_unique<Derivative>(compact(g));
+  known->inputs = inputs;
+  known->zero = g == expr::literal(0);
+  known->identity = g == upstream;
+  return *known;
 }
 
 // "silu" -> "silu_grad", looked up once a name.
@@ -147,22 +155,22 @@ Tensor constant(double value, const Shape& shape, DType dtype, Site where) {
   return record_body(name, body, {}, std::span(&value, body.op() == ExprOp::literal ? 0 : 1), shape, dtype, where);
 }
 
-Tensor pointwise_gradient(Tape& t, NodeId id, int k, std::span<const Tensor> inputs, const Tensor& output,
-                          const Tensor& upstream) {
+NodeId pointwise_gradient(Tape& t, NodeId id, int k, std::span<const NodeId> inputs, NodeId output, NodeId upstream) {
+  const DType dtype = t.nodes[inputs[k]].dtype;
+  if (!is_real(dtype)) return Tape::kNone;
   const Derivative& d = derivative(pointwise_body(t, id), k, int(inputs.size()));
-  const DType dtype = inputs[k].dtype();
-  const Site where = t.sites[id];
-  if (d.zero || !is_real(dtype)) return {};
-  if (d.identity) return convert(upstream, dtype, where);
-  Tensor operands[16];  // record_pointwise allows fewer
-  std::vector<double> constants(d.slots.size());
-  for (std::size_t i = 0; i < d.uses.size(); ++i) {
-    const std::size_t use = std::size_t(d.uses[i]);
-    operands[i] = use < inputs.size() ? inputs[use] : use == inputs.size() ? upstream : output;
+  if (d.zero) return Tape::kNone;
+  if (d.identity) return convert(handle(upstream), dtype, t.origins[id].where).node();
+  Few<NodeId, 16> operands;
+  Few<double, 48> constants;
+  for (const int use : d.uses) {
+    const auto u = std::size_t(use);
+    operands.push_back(u < inputs.size() ? inputs[u] : u == inputs.size() ? upstream : output);
   }
-  for (std::size_t i = 0; i < d.slots.size(); ++i)
-    constants[i] = t.constants[t.nodes[id].first_constant + std::size_t(d.slots[i])];
-  return record_body(gradient_name(t.ints_of(id)[1]), d.body, {operands, d.uses.size()}, constants, t.shape(id), dtype, where);
+  for (const int slot : d.slots) constants.push_back(t.constants[t.nodes[id].first_constant + std::size_t(slot)]);
+  const std::int64_t ints[] = {d.body.id(), gradient_name(t.ints_of(id)[1])};
+  const Out out{t.shape(id), dtype};
+  return t.record(pointwise_op(), operands, {&out, 1}, ints, constants, t.origins[id].where);
 }
 
 }  // namespace weft

@@ -34,9 +34,8 @@ Tensor convert(const Tensor& a, DType dtype, Site where);      // a itself if it
 Tensor copy(const Tensor& a, DType dtype, Site where);         // a node of its own: results and assigns are written by it
 Tensor constant(double value, const Shape& shape, DType dtype, Site where);
 
-// The gradient of the pointwise node `id` by its k-th input, given that of its result; absent if it is zero. Has the
-// node's shape and the input's dtype.
-Tensor pointwise_gradient(Tape& tape, NodeId id, int k, std::span<const Tensor> inputs, const Tensor& output,
-                          const Tensor& upstream);
+// The gradient of the pointwise node `id` by its k-th input, given the nodes of its inputs, its value and its upstream
+// gradient; kNone if it is zero. Has the node's shape and the input's dtype.
+NodeId pointwise_gradient(Tape& tape, NodeId id, int k, std::span<const NodeId> inputs, NodeId output, NodeId upstream);
 
 }  // namespace weft

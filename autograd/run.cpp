@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <unordered_map>
 
@@ -27,7 +28,7 @@ struct Results {
   std::size_t add(const Tensor& value) {
     const NodeId id = value.node();
     const auto [it, fresh] = of.try_emplace(id, nodes.size());
-    if (fresh) nodes.push_back(copy(value, value.dtype(), tape().sites[id]).node());
+    if (fresh) nodes.push_back(copy(value, value.dtype(), tape().origins[id].where).node());
     return it->second;
   }
 };
@@ -61,8 +62,8 @@ Recording::Recording(Site where) {
   if (c.recording()) fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
   flush();
   c.step.clear();
-  c.tape = &c.step;
-  c.gradients = true;
+  c.use(c.step);
+  detail::gradients_on = true;
   record_start = Clock::now();
 }
 
@@ -70,8 +71,8 @@ Recording::~Recording() {
   if (!open_) return;
   Context& c = context();
   c.step.clear();
-  c.tape = &c.pending;
-  c.gradients = true;
+  c.use(c.pending);
+  detail::gradients_on = true;
   c.checkpointing = false;
   c.hold = 0;
 }
@@ -88,11 +89,14 @@ void Recording::finish(std::vector<Tensor*>& results) {
       if (*r && !(r->value() && r->value()->data && r->value()->epoch != t.epoch)) wanted.emplace_back(r, copies.add(*r));
   }
   c.stats.record_seconds = seconds_since(record_start);
+  if (std::find(t.states.begin(), t.states.end(), nullptr) != t.states.end())
+    fail(ErrorKind::usage, "run: a state was destroyed while the step that uses it was being recorded", {},
+         "keep models, parameters and caches alive until run returns");
   const std::vector<Tensor> values = execute(t, copies.nodes);
   commit(t);
   for (auto& [tensor, index] : wanted) *tensor = values[index];
   t.clear();
-  c.tape = &c.pending;
+  c.use(c.pending);
   open_ = false;
 }
 
@@ -138,10 +142,22 @@ void flush() {
   else t.clear();
 }
 
-void before_record() {
+void state_dies(StateImpl& state) {
+  if (!detail::active_tape) return;  // the thread is ending
   Context& c = context();
-  if (c.tape == &c.step || c.hold > 0) return;
-  Tape& t = c.pending;
+  if (state.position_epoch == c.step.epoch) {
+    c.step.states[std::size_t(state.position)] = nullptr;
+  } else if (state.position_epoch == c.pending.epoch && !c.recording()) {
+    try {
+      flush();
+    } catch (const Error&) {  // the tape is cleared, its handles are dead
+    }
+    c.pending.clear();
+  }
+}
+
+void detail::keep_house(Tape& t) {
+  if (context().hold > 0) return;
   if (t.retained && !differentiable(t)) t.clear();
   if (t.nodes.size() >= kPendingNodes && t.nodes.size() % kPendingNodes < 64 && t.frame < 0 && !differentiable(t)) flush();
 }

@@ -643,11 +643,15 @@ Fused Lowering::hole(int h, const Shape& space) {
   const int values = scheduler_.t_.op(node_).holes[std::size_t(h)].values;
   Fused fused;
   fused.values = values;
-  fused.roots = view.roots;
+  fused.roots.assign(view.roots.begin(), view.roots.end());
   for (int k = 0; k < view.captured; ++k) {
     fused.leaves.push_back(broadcast_to(this->view(view.first_input + k), space.dims()));
   }
-  for (int k = 0; k < slot_count(view.roots); ++k) fused.constants.push_back(constant(view.first_slot + k));
+  if (input_count(fused.roots) > values + view.captured)
+    fail(ErrorKind::usage, fmt::format("{}: hole '{}' reads an input that it was not given", scheduler_.t_.op(node_).name,
+                                       scheduler_.t_.op(node_).holes[std::size_t(h)].name),
+         fmt::format("input {} of {}", input_count(fused.roots) - 1, values + view.captured));
+  for (int k = 0; k < view.slots; ++k) fused.constants.push_back(constant(view.first_slot + k));
   fused.program = Program(fused.roots);
   return fused;
 }

@@ -1,21 +1,16 @@
 #include "autograd/shape.h"
 
-#include <algorithm>
-
 #include "jit/error.h"
 
 namespace weft {
 
-Shape::Shape(std::span<const std::int64_t> dims) {
-  if (dims.size() > kMaxRank)
-    fail(ErrorKind::usage, "shape: too many dimensions", std::to_string(dims.size()) + ", at most " + std::to_string(kMaxRank),
-         "merge axes with reshape");
-  rank_ = std::int8_t(dims.size());
-  std::copy(dims.begin(), dims.end(), dims_.begin());
+void Shape::fail_rank(std::size_t rank) {
+  fail(ErrorKind::usage, "shape: too many dimensions", std::to_string(rank) + ", at most " + std::to_string(kMaxRank),
+       "merge axes with reshape");
 }
 
 void Shape::push_back(std::int64_t dim) {
-  if (rank_ == kMaxRank) fail(ErrorKind::usage, "shape: too many dimensions", to_string(*this), "merge axes with reshape");
+  if (rank_ == kMaxRank) fail_rank(kMaxRank + 1);
   dims_[rank_++] = dim;
 }
 

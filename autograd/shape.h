@@ -15,7 +15,11 @@ class Shape {
  public:
   Shape() = default;  // a scalar: rank 0, one element
   Shape(std::initializer_list<std::int64_t> dims) : Shape(std::span(dims.begin(), dims.size())) {}
-  explicit Shape(std::span<const std::int64_t> dims);
+  explicit Shape(std::span<const std::int64_t> dims) {
+    if (dims.size() > kMaxRank) fail_rank(dims.size());
+    rank_ = std::int8_t(dims.size());
+    for (std::size_t i = 0; i < dims.size(); ++i) dims_[i] = dims[i];
+  }
 
   int rank() const { return rank_; }
   std::int64_t operator[](int i) const { return dims_[i < 0 ? i + rank_ : i]; }  // negative: from the end
@@ -34,6 +38,7 @@ class Shape {
   bool operator==(const Shape&) const = default;
 
  private:
+  [[noreturn]] static void fail_rank(std::size_t rank);
   std::int8_t rank_ = 0;
   std::array<std::int64_t, kMaxRank> dims_{};
 };

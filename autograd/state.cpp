@@ -59,12 +59,15 @@ const Op& assign_op() {
   return op;
 }
 
-StateImpl::StateImpl(Shape s, DType d, std::string n) : id(next_id()), name(std::move(n)), shape(s), dtype(d) {
+StateImpl::StateImpl(Shape s, DType d, std::string n) : id(next_id()), dtype(d), shape(s), name(std::move(n)) {
   data = allocate(bytes_of(*this), "state '" + name + "' " + to_string(s));
   std::memset(data, 0, bytes_of(*this));
 }
 
-StateImpl::~StateImpl() { deallocate(data); }
+StateImpl::~StateImpl() {
+  if (position_epoch != 0) state_dies(*this);
+  deallocate(data);
+}
 
 State::State(Shape shape, DType dtype, std::string name)
     : impl_(std::make_shared<StateImpl>(shape, dtype, std::move(name))) {}
@@ -77,10 +80,10 @@ Tensor State::read(Site where) const {
     const std::int64_t position = state_position(*this);
     const Out out{impl_->shape, impl_->dtype};
     const NodeId id = t.record(state_op(), {}, {&out, 1}, {&position, 1}, {}, where);
-    if (impl_->parameter && impl_->trainable && context().gradients) t.nodes[id].flags |= Node::requires_grad;
+    if (impl_->parameter && impl_->trainable && detail::gradients_on) t.nodes[id].flags |= Node::requires_grad;
     impl_->read_epoch = t.epoch;
     impl_->read_node = id;
-  } else if (impl_->parameter && impl_->trainable && context().gradients) {
+  } else if (impl_->parameter && impl_->trainable && detail::gradients_on) {
     // Read before under NoGrad: the leaf may be shared, its users decide by their own flags.
     t.nodes[impl_->read_node].flags = Node::requires_grad;
   }

@@ -14,22 +14,22 @@
 namespace weft {
 
 struct StateImpl {
+  // What recording touches comes first, in one cache line: caches of the recording that the epoch names.
   std::uint64_t id = 0;  // unique in the process; part of plan keys
-  std::string name;      // for errors; the full module path once a module owns it
-  Shape shape;
-  DType dtype = DType::f32;
-  std::byte* data = nullptr;
+  std::uint64_t read_epoch = 0, assigned_epoch = 0, position_epoch = 0, gradient_epoch = 0, zeroed_epoch = 0;
+  NodeId read_node = 0;        // reads this State
+  std::int32_t position = -1;  // in Tape::states
+  NodeId gradient_node = 0;    // this recording's gradient, not yet consumed
   bool parameter = false;
   bool trainable = true;  // a frozen parameter takes no gradient
   bool decay = true;      // takes part in weight decay (SPEC 10)
-  // The gradient of backward calls that no optimizer has consumed yet.
+  bool pending = false;   // `gradient` holds a gradient of earlier runs that no optimizer has consumed
+
+  DType dtype = DType::f32;
+  Shape shape;
+  std::byte* data = nullptr;
   std::shared_ptr<StateImpl> gradient;
-  bool pending = false;
-  // Caches of the tape being recorded: the node that reads this State, and whether it was assigned in this epoch.
-  std::uint64_t read_epoch = 0, assigned_epoch = 0, gradient_epoch = 0, zeroed_epoch = 0;
-  NodeId read_node = 0, gradient_node = 0;  // gradient_node: this epoch's gradient, not yet consumed
-  std::int32_t position = -1;               // in Tape::states, valid in position_epoch
-  std::uint64_t position_epoch = 0;
+  std::string name;  // for errors; the full module path once a module owns it
 
   StateImpl(Shape shape, DType dtype, std::string name);
   ~StateImpl();

@@ -20,7 +20,7 @@ std::uint64_t next_epoch() {
 template <class T>
 std::uint32_t append(std::vector<T>& to, std::span<const T> what) {
   const auto first = std::uint32_t(to.size());
-  to.insert(to.end(), what.begin(), what.end());
+  for (const T& x : what) to.push_back(x);
   return first;
 }
 
@@ -35,10 +35,17 @@ std::string line_of(Site site) { return fmt::format("{}:{}", file_name(site.file
 
 NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span<const Out> outputs,
                     std::span<const std::int64_t> node_ints, std::span<const double> node_constants, Site where) {
-  const Context& c = context();
   const auto id = NodeId(nodes.size());
-  Node node;
+  std::uint8_t flags = 0;
+  if (!detail::gradients_on) {
+    flags = Node::stopped;
+  } else if (op.vjp) {
+    for (const NodeId input : node_inputs)
+      if (input != kNone && nodes[input].has(Node::requires_grad)) flags = Node::requires_grad;
+  }
+  Node& node = nodes.emplace_back();
   node.op = op.id;
+  node.flags = flags;
   node.outputs = std::uint8_t(outputs.size());
   node.inputs = std::uint16_t(node_inputs.size());
   node.ints = std::uint16_t(node_ints.size());
@@ -46,29 +53,18 @@ NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span
   node.first_input = append(inputs, node_inputs);
   node.first_int = append(ints, node_ints);
   node.first_constant = append(constants, node_constants);
-  if (!c.gradients) {
-    node.flags = Node::stopped;
-  } else if (op.vjp) {
-    for (const NodeId input : node_inputs)
-      if (input != kNone && nodes[input].has(Node::requires_grad)) node.flags = Node::requires_grad;
-  }
-  for (std::size_t k = 0; k < outputs.size(); ++k) {
-    const Out& out = outputs[k];
-    node.dtype = out.dtype;
-    node.rank = std::uint8_t(out.shape.rank());
-    std::copy_n(out.shape.begin(), out.shape.rank(), node.dims);
-    std::fill(node.dims + node.rank, node.dims + kMaxRank, 0);
-    if (k == 1) {  // a further output: a node without operands of its own but its first output
-      node.op = output_op().id;
-      node.inputs = 1;
-      node.ints = node.constants = 0;
-      node.first_input = std::uint32_t(inputs.size());
-      node.outputs = 1;
-      inputs.push_back(id);
-    }
-    nodes.push_back(node);
-    sites.push_back(where);
-    frame_of.push_back(frame);
+  node.set(outputs[0]);
+  origins.push_back({where, frame});
+  for (std::size_t k = 1; k < outputs.size(); ++k) {  // a further output has one operand: the first
+    Node& other = nodes.emplace_back();
+    other.op = output_op().id;
+    other.flags = flags;
+    other.inputs = 1;
+    other.first_input = append(inputs, std::span(&id, 1));
+    other.first_int = std::uint32_t(ints.size());
+    other.first_constant = std::uint32_t(constants.size());
+    other.set(outputs[k]);
+    origins.push_back({where, frame});
   }
   return id;
 }
@@ -78,8 +74,7 @@ void Tape::clear() {
   inputs.clear();
   ints.clear();
   constants.clear();
-  sites.clear();
-  frame_of.clear();
+  origins.clear();
   frames.clear();
   frame = -1;
   bound.clear();
@@ -87,14 +82,14 @@ void Tape::clear() {
   retained = false;
   root_draws = 0;
   states.clear();
+  state_ids.clear();
   gradients.clear();
   checkpoints.clear();
   draws.clear();
   commits.clear();
   epoch = next_epoch();
+  if (this == detail::active_tape) detail::active_epoch = epoch;
 }
-
-const Op& Tape::op(NodeId id) const { return *registered_ops()[nodes[id].op]; }
 
 std::string Tape::where(Site site, int f) const {
   std::string out = line_of(site);
@@ -103,16 +98,16 @@ std::string Tape::where(Site site, int f) const {
   return out;
 }
 
-std::string Tape::where(NodeId id) const { return where(sites[id], frame_of[id]); }
+std::string Tape::where(NodeId id) const { return where(origins[id].where, origins[id].frame); }
 
 std::string Tape::name(NodeId id) const {
   const Node& node = nodes[id];
   const std::string what(node.op == pointwise_op().id ? pointwise_name(*this, id) : op(id).name);
-  const int f = frame_of[id];
+  const int f = origins[id].frame;
   return f < 0 || frames[f].path->empty() ? what : *frames[f].path + ": " + what;
 }
 
-Tape& tape() { return *context().tape; }
+Tape& detail::first_tape() { return *context().tape(); }
 
 std::int32_t open_frame(const std::string* path, Site where, const Tensor& input) {
   Tape& t = tape();
@@ -137,7 +132,8 @@ std::int32_t state_position(const State& state) {
   if (impl.position_epoch != t.epoch) {
     impl.position_epoch = t.epoch;
     impl.position = std::int32_t(t.states.size());
-    t.states.push_back(state.impl());
+    t.states.push_back(&impl);
+    t.state_ids.push_back(impl.id);
   }
   return impl.position;
 }
@@ -157,8 +153,10 @@ void on_commit(std::function<void()> f) { tape().commits.push_back(std::move(f))
 Context& context() {
   thread_local std::unique_ptr<Context> c = [] {
     auto fresh = std::make_unique<Context>();
+    fresh->pending.eager = true;
     fresh->pending.clear();
     fresh->step.clear();
+    fresh->use(fresh->pending);
     return fresh;
   }();
   return *c;

@@ -2,6 +2,7 @@
 // node holds no address and no float.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -23,6 +24,12 @@ struct Op;
 class Rng;
 struct StateImpl;
 
+// An output to be recorded: its shape and storage type.
+struct Out {
+  Shape shape;
+  DType dtype = DType::f32;
+};
+
 struct Node {
   enum Flag : std::uint8_t { requires_grad = 1, stopped = 2 };  // stopped: recorded under NoGrad
   std::uint16_t op = 0;  // Op::id
@@ -39,14 +46,19 @@ struct Node {
   std::int64_t dims[kMaxRank] = {};
 
   Shape shape() const { return Shape(std::span(dims, rank)); }
+  void set(const Out& out) {
+    dtype = out.dtype;
+    rank = std::uint8_t(out.shape.rank());
+    std::copy_n(out.shape.begin(), rank, dims);
+  }
   bool has(Flag flag) const { return flags & flag; }
 };
 static_assert(sizeof(Node) == 72 && std::is_trivially_copyable_v<Node>, "keys compare the bytes of nodes");
 
-// An output to be recorded: its shape and storage type.
-struct Out {
-  Shape shape;
-  DType dtype = DType::f32;
+// Where a node was recorded: its call site and the module call it belongs to (-1: none).
+struct Origin {
+  Site where;
+  std::int32_t frame;
 };
 
 // A module call: which module, from where. Frames form a tree; `draws` numbers the random draws made directly in one.
@@ -59,6 +71,10 @@ struct Frame {
   NodeId input = 0, output = 0;  // what `tap` gives; kNone if the call takes or gives no tensor
 };
 
+namespace detail {
+inline constinit const Op* op_table[512] = {};  // by Op::id, filled at static initialisation
+}
+
 // Everything recorded since the epoch began. Plain data: backward, schedule and plan read it.
 struct Tape {
   static constexpr NodeId kNone = ~NodeId(0);
@@ -67,8 +83,7 @@ struct Tape {
   std::vector<NodeId> inputs;
   std::vector<std::int64_t> ints;
   std::vector<double> constants;  // the step's constants block; not part of the key
-  std::vector<Site> sites;        // of each node
-  std::vector<std::int32_t> frame_of;
+  std::vector<Origin> origins;    // of each node
   std::vector<Frame> frames;
   std::int32_t frame = -1;  // innermost open frame
   std::uint64_t epoch = 0;  // unique to this recording; a handle of another epoch is dead
@@ -76,9 +91,11 @@ struct Tape {
 
   std::vector<Tensor> bound;   // values that `input` nodes stand for
   std::vector<Tensor> kept;    // outside run: handles of every node, to know which are held elsewhere
+  bool eager = false;          // the tape outside run
   bool retained = false;       // outside run: executed, but kept because a live value may still be differentiated
-  std::vector<std::shared_ptr<StateImpl>> states;  // states that nodes name by their position here
-  std::vector<std::shared_ptr<StateImpl>> gradients;  // Params with a gradient of this recording not yet consumed
+  std::vector<StateImpl*> states;        // that nodes name by their position here; see ~StateImpl
+  std::vector<std::uint64_t> state_ids;  // of each, part of the key
+  std::vector<StateImpl*> gradients;  // Params with a gradient of this recording not yet consumed
   std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
   std::vector<Rng*> draws;                             // generators that advance when the run commits
   std::vector<std::function<void()>> commits;          // host effects of recording, in order
@@ -89,7 +106,7 @@ struct Tape {
                 std::span<const std::int64_t> ints, std::span<const double> constants, Site where);
   void clear();  // forgets everything, keeps capacity, begins a new epoch
 
-  const Op& op(NodeId id) const;
+  const Op& op(NodeId id) const { return *detail::op_table[nodes[id].op]; }
   std::span<const NodeId> inputs_of(NodeId id) const {
     return {inputs.data() + nodes[id].first_input, nodes[id].inputs};
   }
@@ -103,7 +120,12 @@ struct Tape {
 
 // ---- the tape in use on this thread ---------------------------------------------------------------------------------
 
-Tape& tape();
+namespace detail {
+inline constinit thread_local Tape* active_tape = nullptr;
+inline constinit thread_local bool gradients_on = true;  // NoGrad
+Tape& first_tape();
+}  // namespace detail
+inline Tape& tape() { return detail::active_tape ? *detail::active_tape : detail::first_tape(); }
 
 // A module call: opened with its path (a pointer that stays valid) and first tensor argument, closed with its result.
 std::int32_t open_frame(const std::string* path, Site where, const Tensor& input);
@@ -117,5 +139,10 @@ void mark_assigned(const State& state, Site where);
 
 // f runs when the recording has been executed; an exception before that drops it.
 void on_commit(std::function<void()> f);
+
+// ---- what tensor.h declares -------------------------------------------------------------------------------------------
+
+inline Shape Tensor::shape() const { return value_ ? value_->shape : tape().nodes[node()].shape(); }
+inline DType Tensor::dtype() const { return value_ ? value_->dtype : tape().nodes[node()].dtype; }
 
 }  // namespace weft

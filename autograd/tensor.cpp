@@ -77,7 +77,7 @@ template Tensor Tensor::from(const std::vector<std::int32_t>&, Shape, Site);
 template Tensor Tensor::from(const std::vector<std::int64_t>&, Shape, Site);
 template Tensor Tensor::from(const std::vector<std::uint8_t>&, Shape, Site);
 
-NodeId Tensor::node(Site where) const {
+NodeId Tensor::resolve(Site where) const {
   Tape& t = tape();
   if (value_) {
     if (value_->epoch == t.epoch) return value_->node;
@@ -87,16 +87,6 @@ NodeId Tensor::node(Site where) const {
   if (epoch_ == t.epoch) return node_;
   if (epoch_ == 0) fail_at(where, "tensor: an absent tensor was used", {}, "assign a value to it first");
   fail_dead(where);
-}
-
-Shape Tensor::shape() const {
-  if (value_) return value_->shape;
-  return tape().nodes[node()].shape();
-}
-
-DType Tensor::dtype() const {
-  if (value_) return value_->dtype;
-  return tape().nodes[node()].dtype;
 }
 
 bool Tensor::requires_grad() const {
@@ -142,10 +132,7 @@ Arg::Arg(const Scalar& scalar, Site where) : where_(where) {
   tensor_ = record_body(name, body, {}, {&value, 1}, Shape{}, DType::f32, where);
 }
 
-Tensor handle(NodeId id) {
-  Context& c = context();
-  Tape& t = *c.tape;
-  if (c.recording()) return Tensor(t.epoch, id);
+Tensor detail::kept_handle(Tape& t, NodeId id) {
   t.kept.resize(t.nodes.size());
   if (!t.kept[id]) {
     auto* v = new Value;

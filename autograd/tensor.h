@@ -17,6 +17,10 @@ namespace weft {
 using NodeId = std::uint32_t;
 using Site = std::source_location;
 
+namespace detail {
+inline constinit thread_local std::uint64_t active_epoch = 0;  // of the tape in use on this thread
+}
+
 // Memory of a value that outlives its tape, shared by handles. Before it is computed `data` is null and (epoch, node)
 // say where it is pending.
 struct Value {
@@ -71,7 +75,10 @@ class Tensor {
   const std::byte* bytes(Site where = Site::current()) const;
 
   // For the tape.
-  NodeId node(Site where = Site::current()) const;  // on the active tape; imports a returned value; an error if dead
+  // On the active tape; imports a returned value; an error if dead.
+  NodeId node(Site where = Site::current()) const {
+    return epoch_ == detail::active_epoch && !value_ && epoch_ != 0 ? node_ : resolve(where);
+  }
   Value* value() const { return value_; }
   std::uint64_t epoch() const { return epoch_; }
   NodeId raw_node() const { return node_; }
@@ -81,6 +88,7 @@ class Tensor {
     if (value_) value_->references.fetch_add(1, std::memory_order_relaxed);
   }
   void release();
+  NodeId resolve(Site where) const;
   std::uint64_t epoch_ = 0;
   NodeId node_ = 0;
   Value* value_ = nullptr;
@@ -122,3 +130,5 @@ class Scalar {
 };
 
 }  // namespace weft
+
+#include "autograd/tape.h"  // defines what is inline here

@@ -23,7 +23,8 @@ enum class ExprOp : std::uint8_t {
   literal,  // structural constant `value`, identical in every use (table ops only)
   slot,     // k-th constant of the node (real)
   index,    // k-th coordinate of the hole; in a pointwise kernel index 0 is the linear element (integer)
-  // real or integer arithmetic
+  // real or integer arithmetic. min and max keep a NaN of either side; integers wrap, and their quotient is truncated,
+  // and 0 where the divisor is 0
   add, sub, mul, div, neg, min, max, pow,
   // comparisons and logic: boolean
   eq, ne, lt, le, logical_and, logical_or, logical_not,
@@ -31,7 +32,7 @@ enum class ExprOp : std::uint8_t {
   select,
   // real functions
   exp, log, log1p, expm1, sqrt, rsqrt, tanh, sigmoid, softplus, erf, abs, sign, floor, sin, cos,
-  // conversions
+  // conversions; to_integer truncates and saturates, NaN becomes the smallest integer (as cvt.rzi.s64 does)
   to_real, to_integer,
   // Philox uniform in (0, 1): uniform(slot k, element): the raw bits of slots k, k+1, k+2 hold seed, tick and site
   uniform,
@@ -127,7 +128,7 @@ Expr to_real(Expr a);
 Expr to_integer(Expr a);
 Expr square(Expr a);
 Expr silu(Expr a);       // a sigmoid(a)
-Expr relu(Expr a);       // max(a, 0)
+Expr relu(Expr a);       // max(a, 0), with derivative 0 at 0
 Expr gelu(Expr a);       // a Phi(a), by erf
 Expr gelu_tanh(Expr a);  // the tanh approximation
 Expr clamp(Expr a, Expr low, Expr high);

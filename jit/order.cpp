@@ -264,8 +264,8 @@ Text node_text(Expr e, std::span<const Text* const> args) {
   if (auto infix = infix_of(e.op())) {
     return {operand(0, infix->binding) + std::string(infix->sign) + operand(1, infix->binding + 1), infix->binding};
   }
-  if (e.op() == Op::neg) return {"-" + operand(0, kPrefix), kPrefix};
-  if (e.op() == Op::logical_not) return {"!" + operand(0, kPrefix), kPrefix};
+  if (e.op() == Op::neg) return {fmt::format("-{}", operand(0, kPrefix)), kPrefix};
+  if (e.op() == Op::logical_not) return {fmt::format("!{}", operand(0, kPrefix)), kPrefix};
   std::string text(name_of(e.op()));
   text += "(";
   if (e.op() == Op::uniform) text += fmt::format("c{}, ", e.index());

@@ -16,23 +16,28 @@ namespace detail {
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-inline std::int32_t bits(float x) { return std::bit_cast<std::int32_t>(x); }
-inline float from_bits(std::int32_t u) { return std::bit_cast<float>(u); }
+// Unsigned, as the bits of a NaN or an infinity may wrap on the way to a result that is not used.
+inline std::uint32_t bits(float x) { return std::bit_cast<std::uint32_t>(x); }
+inline float from_bits(std::uint32_t u) { return std::bit_cast<float>(u); }
 
-// x = n ln 2 + r with |r| <= ln 2 / 2, for |x| < 2^20; n as float and, in the low bits of a float's bits, as integer.
+// The bits of 2^e for the e that takes x / 2^e to [3/4, 3/2), less those of 1; and e itself.
+inline std::uint32_t exponent_bits(float x) { return (bits(x) - bits(0.75f)) & 0xff800000u; }
+inline float exponent_value(std::uint32_t exponent) { return float(std::int32_t(exponent)) * 0x1p-23f; }
+
+// x = exponent * ln 2 + r with |r| <= ln 2 / 2, for |x| < 2^20.
 struct Reduced {
-  float n, r;
-  std::int32_t exponent;  // n, right for |n| < 2^22
+  float r;
+  std::int32_t exponent;
 };
 inline Reduced reduce_ln2(float x) {
   constexpr float kRound = 0x1.8p23f;                            // adding it leaves the nearest integer in the low bits
   constexpr float kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f;  // ln 2; n * kHigh is exact
   float shifted = x * std::numbers::log2e_v<float> + kRound;
   float n = shifted - kRound;
-  return {n, x - n * kHigh - n * kLow, bits(shifted) - bits(kRound)};
+  return {x - n * kHigh - n * kLow, std::int32_t(bits(shifted) - bits(kRound))};
 }
 
-inline float power_of_two(std::int32_t n) { return from_bits((n + 127) << 23); }  // -126 <= n <= 127
+inline float power_of_two(std::int32_t n) { return from_bits((std::uint32_t(n) + 127u) << 23); }  // -126 <= n <= 127
 
 // log(1 + m) + i ln 2 for m in [-1/4, 1/2]. Minimax polynomial by N. Juffa.
 inline float log1p_reduced(float m, float i) {
@@ -53,10 +58,10 @@ inline float log1p_reduced(float m, float i) {
 
 // log(1 + x) for finite x > -1. 1 + x = 2^e (1 + m) is never rounded: m = 2^-e x + (2^-e - 1).
 inline float log1p_finite(float x) {
-  std::int32_t exponent = (bits(1.0f + x) - bits(0.75f)) & std::int32_t(0xff800000);
+  std::uint32_t exponent = exponent_bits(1.0f + x);
   float shrunk = from_bits(bits(x) - exponent);          // 2^-e x
   float one = 0.25f * from_bits(bits(4.0f) - exponent);  // 2^-e, also for e = 128
-  return log1p_reduced(shrunk + (one - 1.0f), float(exponent) * 0x1p-23f);
+  return log1p_reduced(shrunk + (one - 1.0f), exponent_value(exponent));
 }
 
 }  // namespace detail
@@ -69,7 +74,7 @@ inline double max(double a, double b) { return a > b || a != a ? a : b; }
 inline float exp(float x) {
   x = x < -104.0f ? -104.0f : x;  // exp(-104) is 0, exp(89) infinite; a NaN passes
   x = x > 89.0f ? 89.0f : x;
-  auto [n, r, exponent] = detail::reduce_ln2(x);
+  auto [r, exponent] = detail::reduce_ln2(x);
   float p = 1.37805939e-3f;  // N. Juffa's minimax polynomial
   p = p * r + 8.37312452e-3f;
   p = p * r + 4.16695364e-2f;
@@ -84,7 +89,7 @@ inline float exp(float x) {
 inline float expm1(float x) {
   float clamped = x < -18.0f ? -18.0f : x;  // -1 to the last bit
   clamped = clamped > 89.0f ? 89.0f : clamped;
-  auto [n, r, exponent] = detail::reduce_ln2(clamped);
+  auto [r, exponent] = detail::reduce_ln2(clamped);
   float p = 1.98423862e-4f;
   p = p * r + 1.39340147e-3f;
   p = p * r + 8.33332818e-3f;
@@ -100,9 +105,9 @@ inline float expm1(float x) {
 inline float log(float x) {
   bool small = x < std::numeric_limits<float>::min();
   float normal = small ? x * 0x1p23f : x;
-  std::int32_t exponent = (detail::bits(normal) - detail::bits(0.75f)) & std::int32_t(0xff800000);
+  std::uint32_t exponent = detail::exponent_bits(normal);
   float m = detail::from_bits(detail::bits(normal) - exponent) - 1.0f;
-  float y = detail::log1p_reduced(m, float(exponent) * 0x1p-23f - (small ? 23.0f : 0.0f));
+  float y = detail::log1p_reduced(m, detail::exponent_value(exponent) - (small ? 23.0f : 0.0f));
   y = x < detail::kInf ? y : x;  // infinity and NaN
   y = x == 0.0f ? -detail::kInf : y;
   return x < 0.0f ? detail::kNan : y;

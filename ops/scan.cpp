@@ -2,7 +2,8 @@
 // channels, walked in chunks of time; the inner loops run over the channels of the block, so they vectorise for every state
 // size, and nothing of size (b, t, i, n) exists. Forward keeps the state at the start of each chunk; backward computes the
 // states of a chunk again, last chunk first.
-#include <map>
+#include <algorithm>
+#include <unordered_map>
 #include <vector>
 
 #include "jit/diff.h"
@@ -550,55 +551,57 @@ const Op& scan_backward_op = register_op({.name = "scan_backward", .lower = lowe
 // The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots, the
 // first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.
 struct HoleGradient {
-  std::vector<Expr> roots;
-  std::vector<int> which;
+  Few<Expr, 10> roots;
+  Few<int, 8> which;
 };
 
-HoleGradient differentiate(Expr body, const std::vector<bool>& wanted) {
-  std::vector<std::optional<Expr>> inputs(wanted.size() + 1);
+// Bit k of `wanted`: the gradient by captured tensor k.
+HoleGradient differentiate(Expr body, std::size_t captured, std::uint32_t wanted) {
+  std::vector<std::optional<Expr>> inputs(captured + 1);
   for (const Expr e : topological(std::span(&body, 1)))  // captured tensors move up one place
-    if (e.op() == ExprOp::input && e.index() > 0 && e.index() <= std::int64_t(wanted.size()))
+    if (e.op() == ExprOp::input && e.index() > 0 && e.index() <= std::int64_t(captured))
       inputs[std::size_t(e.index())] = expr::input(int(e.index()) + 1, e.type());
   std::vector<int> wrt = {0};
-  for (std::size_t k = 0; k < wanted.size(); ++k)
-    if (wanted[k]) wrt.push_back(int(k) + 2);
+  for (std::size_t k = 0; k < captured; ++k)
+    if (wanted >> k & 1) wrt.push_back(int(k) + 2);
   const std::vector<Expr> all = diff(substitute(body, inputs), expr::input(1), wrt);
-  HoleGradient out{{all[0]}, std::vector<int>(wanted.size(), -1)};
-  for (std::size_t k = 0, at = 1; k < wanted.size(); ++k) {
-    if (!wanted[k]) continue;
-    const Expr root = all[at++];
-    if (root == Expr()) continue;
-    std::size_t r = 0;
-    while (r < out.roots.size() && !(out.roots[r] == root)) ++r;
-    if (r == out.roots.size()) out.roots.push_back(root);
-    out.which[k] = int(r);
+  HoleGradient out{{all[0]}, {}};
+  for (std::size_t k = 0, at = 1; k < captured; ++k) {
+    int root = -1;
+    if (const Expr e = wanted >> k & 1 ? all[at++] : Expr(); !(e == Expr())) {
+      root = int(std::find(out.roots.begin(), out.roots.end(), e) - out.roots.begin());
+      if (root == int(out.roots.size())) out.roots.push_back(e);
+    }
+    out.which.push_back(root);
   }
   return out;
 }
 
 // The same, remembered: a model differentiates the same few bodies at every step.
-const HoleGradient& hole_gradient(Expr body, const std::vector<bool>& wanted) {
-  thread_local std::map<std::pair<std::uint32_t, std::vector<bool>>, HoleGradient> known;
-  const auto key = std::make_pair(body.id(), wanted);
+const HoleGradient& hole_gradient(Expr body, std::size_t captured, std::uint32_t wanted) {
+  thread_local std::unordered_map<std::uint64_t, HoleGradient> known;
+  const std::uint64_t key = std::uint64_t(body.id()) << 16 | wanted << 8 | captured;
   const auto found = known.find(key);
-  return found != known.end() ? found->second : known.emplace(key, differentiate(body, wanted)).first->second;
+  return found != known.end() ? found->second : known.emplace(key, differentiate(body, captured, wanted)).first->second;
 }
 
-// One hole of the node being differentiated: how it was filled, its derivative, and where each root is stored.
+using Outs = Few<Out, 24>;
+
+// One hole of the node being differentiated: its derivative, and where each root is stored.
 struct HoleInVjp {
-  Hole filled, gradient;
-  std::vector<int> which, outputs;  // outputs[r] of root r, -1: none
+  Hole gradient;         // captures what the hole captures
+  Few<int, 8> which;     // root of each captured tensor
+  Few<int, 10> outputs;  // outputs[r] of root r, -1: none
 
   // Appends to `outs` an output for each root that a captured tensor needs; `first` is the output of root 0, if it has one.
-  HoleInVjp(Vjp& v, int h, const Shape& space, DType real, int first, std::vector<Out>& outs) : filled(v.hole(h)) {
+  HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) {
     if (!filled.filled()) return;
-    std::vector<bool> wanted;
-    for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted.push_back(v.needs(v.hole_input(h, int(k))));
-    const HoleGradient& found = hole_gradient(filled.roots[0], wanted);
+    std::uint32_t wanted = 0;
+    for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
+    const HoleGradient& found = hole_gradient(filled.roots[0], filled.captured.size(), wanted);
     gradient = {found.roots, filled.captured, filled.constants};
     which = found.which;
-    outputs.assign(gradient.roots.size(), -1);
-    outputs[0] = first;
+    for (std::size_t r = 0; r < gradient.roots.size(); ++r) outputs.push_back(r == 0 ? first : -1);
     for (std::size_t k = 0; k < which.size(); ++k) {
       if (which[k] < 0) continue;
       const Tensor& c = filled.captured[k];
@@ -612,7 +615,7 @@ struct HoleInVjp {
     for (std::size_t k = 0; k < which.size(); ++k) {
       if (which[k] < 0) continue;
       const Tensor each = output_of(first_output, outputs[std::size_t(which[k])]);
-      v.add(v.hole_input(h, int(k)), sum_to(each, filled.captured[k].shape(), v.where()));
+      v.add(v.hole_input(h, int(k)), sum_to(each, gradient.captured[k].shape(), v.where()));
     }
   }
 };
@@ -630,15 +633,16 @@ void scan_vjp(Vjp& v) {
   for (int i = 0; i < kFixed; ++i) in[i] = v.input(i);
   const Shape space = in[kU].shape(), sa = in[kA].shape();
   const DType real = v.output(2).dtype();
-  std::vector<Out> outs = {{space, in[kU].dtype()},    {space, in[kDelta].dtype()}, {sa, in[kA].dtype()},
+  Outs outs = {{space, in[kU].dtype()},    {space, in[kDelta].dtype()}, {sa, in[kA].dtype()},
                            {in[kB].shape(), in[kB].dtype()}, {in[kC].shape(), in[kC].dtype()},
                            {Shape{space[2]}, in[kD] ? in[kD].dtype() : real},
                            {Shape{space[0], sa[0], sa[1]}, in[kInitial] ? in[kInitial].dtype() : real}};
-  const HoleInVjp delta(v, 0, space, real, kDraw, outs), out(v, 1, space, real, -1, outs);
+  const Hole filled = v.hole(0);
+  const HoleInVjp delta(v, 0, filled, space, real, kDraw, outs), out(v, 1, v.hole(1), space, real, -1, outs);
   Recorder r(scan_backward_op, v.where());
   for (int i = 0; i < kInitial; ++i) r.input(in[i]);
   r.input({}).input(v.output(2)).input(v.grad(0)).input(v.grad(1));
-  r.hole(0, delta.filled, space).hole(1, delta.gradient, space).hole(2, out.gradient, space);
+  r.hole(0, filled, space).hole(1, delta.gradient, space).hole(2, out.gradient, space);
   for (const int k : delta.outputs) r.integer(k);
   for (const int k : out.outputs) r.integer(k);
   for (const Out& o : outs) r.out(o.shape, o.dtype);

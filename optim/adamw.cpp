@@ -127,7 +127,9 @@ void AdamW::step(Site where) {
   std::vector<Tensor> inputs(1);
   inputs.reserve(rows_.size() + 1);
   std::vector<std::int64_t> ints = {state_position(bad_step_)};
+  ints.reserve(1 + 4 * rows_.size());
   std::vector<const Row*> updated;
+  updated.reserve(rows_.size());
   for (const Row& row : rows_) {
     Tensor gradient = take_gradient(row.param);
     if (!gradient) continue;

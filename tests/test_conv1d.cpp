@@ -168,7 +168,7 @@ TEST(Conv1d, Errors) {
   EXPECT_THROW(conv1d(zeros({2, 5}), zeros({5, 4})), Error);
   EXPECT_THROW(conv1d(zeros({2, 5, 3}), zeros({4, 4})), Error);
   EXPECT_THROW(conv1d(zeros({2, 5, 3}), zeros({3, 4}), zeros({4})), Error);
-  EXPECT_THROW(conv1d(zeros({2, 5, 3}), zeros({3, 4}), {}, {.initial = zeros({2, 4, 3})}), Error);
+  EXPECT_THROW(conv1d(zeros({2, 5, 3}), zeros({3, 4}), Tensor{}, {.initial = zeros({2, 4, 3})}), Error);
 }
 
 }  // namespace

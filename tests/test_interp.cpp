@@ -220,6 +220,29 @@ TEST(Interp, FusedPairs) {
   check(to_real(a < b) + where(a < b, c, b), [](double x, double y, double z) { return (x < y) + (x < y ? z : y); });
 }
 
+TEST(Interp, IntegerDivision) {
+  constexpr Int kMin = std::numeric_limits<Int>::min(), kMax = std::numeric_limits<Int>::max();
+  Expr quotient = expr::input(0, ExprType::integer) / expr::input(1, ExprType::integer);
+  Program program(std::span(&quotient, 1));
+  Program::State<float> state(program, nullptr);
+  auto check = [&](const std::vector<Int>& values) {
+    for (Int divisor : values) {
+      std::vector<Int> divisors(values.size(), divisor), got(values.size());
+      const void* inputs[] = {values.data(), divisors.data()};
+      void* output = got.data();
+      state.run(inputs, &output, int(values.size()));
+      for (std::size_t j = 0; j < values.size(); ++j) {
+        Int want = divisor == 0 ? 0 : values[j] == kMin && divisor == -1 ? kMin : values[j] / divisor;
+        EXPECT_EQ(got[j], want) << values[j] << " / " << divisor;
+      }
+    }
+  };
+  check({0, 1, -1, 7, -7, 1000, (1 << 30) - 1, -(1 << 30)});
+  for (Int edge : {1ll << 30, 1ll << 31, 1ll << 32})
+    check({edge, -1, 1, 0}), check({-edge, -1, 1, 0}), check({edge - 1, -1});
+  check({0, 1, -1, 7, -7, 0x80000000, -0x80000000ll, kMin, kMax, (1ll << 53) + 1});
+}
+
 TEST(Interp, AnInputHasOneType) {
   Expr roots[] = {expr::input(0) + 1.0, expr::input(0, ExprType::integer) + 1};
   EXPECT_THROW(Program{roots}, Error);

@@ -35,9 +35,9 @@ void print_start(const Trainer& trainer, Mamba& model, const Corpus& corpus) {
 }
 
 void validate(Trainer& trainer, Progress& progress, std::int64_t batches) {
-  const double loss = trainer.validate(batches);
-  progress.note(fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per byte{}", trainer.steps_done(), loss,
-                            loss / std::numbers::ln2, batches > 0 ? fmt::format(" ({} batches)", batches) : ""));
+  const Validation v = trainer.validate(batches);
+  progress.note(fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per byte ({} bytes)", trainer.steps_done(), v.loss,
+                            v.loss / std::numbers::ln2, v.bytes));
 }
 
 }  // namespace
@@ -61,7 +61,7 @@ int cmd_train(const TrainCommand& c) {
       progress.pause();
     }
   }
-  validate(trainer, progress, 0);
+  validate(trainer, progress, c.eval_batches);
   if (!out.empty()) {
     trainer.save(out);
     progress.note("saved: " + out);

@@ -53,7 +53,7 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
   sub->add_option("--clip", o.clip, "Largest norm of the gradient; 0: no clipping");
   sub->add_option("--seed", o.seed, "Seed of the weights, the batches and the sample");
   sub->add_option("--eval-every", c.eval_every, "Steps between validations (and checkpoints); 0: at the end only");
-  sub->add_option("--eval-batches", c.eval_batches, "Batches of such a validation; 0: the whole validation part");
+  sub->add_option("--eval-batches", c.eval_batches, "Batches of a validation; 0: the whole validation part");
   sub->add_option("--prompt", c.prompt, "What the sample at the end begins with")->default_str("a new line");
   sub->add_option("--sample", c.sample, "Bytes of the sample at the end; 0: none");
   sub->add_option("--temperature", c.temperature, "Temperature of the sample; 0: always the most probable byte");

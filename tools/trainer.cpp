@@ -117,19 +117,20 @@ StepResult Trainer::step() {
   return result;
 }
 
-double Trainer::validate(std::int64_t batches) {
+Validation Trainer::validate(std::int64_t batches) {
   const Evaluating scope(model_);
   const std::int64_t all = data_.validation_batches();
   const auto record = [&](const TokenBatch& batch) {
     return no_grad([&] { return cross_entropy(model_(batch.inputs), batch.targets, {.reduction = Reduction::sum}); });
   };
-  double loss = 0, count = 0;
+  double loss = 0;
+  std::int64_t bytes = 0;
   for (std::int64_t b = 0; b < (batches > 0 ? std::min(batches, all) : all); ++b) {
     const ByteBatches::Batch batch = data_.validation(b);
     loss += run(record, to_tensors(batch, data_.options())).item();
-    count += double(batch.counted);
+    bytes += batch.counted;
   }
-  return loss / count;
+  return {loss / double(bytes), bytes};
 }
 
 std::string Trainer::sample(const std::string& prompt, std::int64_t bytes, double temperature, std::int64_t top_k,

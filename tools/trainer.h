@@ -44,6 +44,11 @@ struct StepResult {
   double lr;
 };
 
+struct Validation {
+  double loss;         // mean cross-entropy of a byte, in nats
+  std::int64_t bytes;  // it is the mean of
+};
+
 class Trainer {
  public:
   Trainer(const Corpus& corpus, TrainOptions options);
@@ -55,8 +60,8 @@ class Trainer {
   const TrainOptions& options() const { return options_; }
   void set_steps(std::int64_t steps);  // the end of the schedule
 
-  // Mean cross-entropy of a byte of the validation part, in nats, over its first `batches` batches (all: 0).
-  double validate(std::int64_t batches = 0);
+  // Of the validation part, over its first `batches` batches (all: 0).
+  Validation validate(std::int64_t batches = 0);
   std::string sample(const std::string& prompt, std::int64_t bytes, double temperature, std::int64_t top_k, std::uint64_t seed);
 
   // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, state.json. Every file is replaced

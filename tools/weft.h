@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "autograd/backward.h"
+#include "autograd/check.h"
 #include "autograd/op.h"
 #include "autograd/random.h"
 #include "autograd/run.h"
