@@ -257,11 +257,17 @@ void check_loss(const Arg& loss, std::string_view what) {
 
 std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, const std::vector<Arg>& wrt, Site where) {
   Tape& t = tape();
-  const NodeId root = output.node(where);
+  // Before anything is sized by the tape: a value from outside becomes a node when it is first asked for.
+  const NodeId root = output.node(where), seed = upstream.node(where);
+  std::vector<NodeId> targets;
+  for (const Arg& x : wrt) targets.push_back(x.tensor().node(where));
+  if (&t.op(root) == &input_op() && std::find(targets.begin(), targets.end(), root) == targets.end())
+    fail_at(where, "grad: the value has no history", t.name(root) + " was computed by an earlier run",
+            "record it and its gradient in one step, or ask for the gradient before the value");
   BackwardPass pass(t);
   std::vector<std::uint8_t>& wanted = pass.wanted;
-  std::vector<std::uint8_t> cut(t.nodes.size(), 0);  // cut: depends on x, but no gradient flows
-  for (const Arg& x : wrt) wanted[x.tensor().node(where)] = 1;
+  std::vector<std::uint8_t> cut(t.nodes.size(), 0);  // depends on a target, but no gradient flows
+  for (const NodeId x : targets) wanted[x] = 1;
   for (NodeId id = 0; id <= root; ++id) {
     const bool flows = t.op(id).vjp && !t.nodes[id].has(Node::stopped);
     for (const NodeId input : t.inputs_of(id)) {
@@ -274,12 +280,12 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
     fail_at(where, "grad: no gradient flows from here", t.name(root) + " depends on the tensors only through no_grad, detach or a gradient",
             "second derivatives are not supported; differentiate a value recorded with gradients on");
   const NoGrad off;
-  pass.contribute(root, {upstream.node(where), -1});
+  pass.contribute(root, {seed, -1});
   pass.walk(root);
   std::vector<Tensor> out;
-  for (const Arg& x : wrt) {
-    const Tensor g = pass.gradient(x.tensor().node(where));
-    out.push_back(g ? g : constant(0, x.shape(), x.dtype(), where));
+  for (std::size_t i = 0; i < wrt.size(); ++i) {
+    const Tensor g = pass.gradient(targets[i]);
+    out.push_back(g ? g : constant(0, wrt[i].shape(), wrt[i].dtype(), where));
   }
   return out;
 }

@@ -92,7 +92,7 @@ Hole hole(std::initializer_list<Arg> captured, F body) {
   Hole h;
   h.roots = {detail::call_hole<1>(body, captured.size())};
   for (const Arg& c : captured) h.captured.push_back(c.tensor());
-  h.constants = scope.values();
+  h.constants.append(scope.values());
   return h;
 }
 

@@ -118,6 +118,7 @@ template std::vector<double> Tensor::to_host(Site) const;
 template std::vector<std::int64_t> Tensor::to_host(Site) const;
 
 double Tensor::item(Site where) const {
+  if (dead()) fail_dead(where);
   if (const Shape s = shape(); s.numel() != 1)
     fail_at(where, "item: the tensor has not one element", to_string(s), "reduce it first, or use to_host()");
   return to_host<double>(where)[0];

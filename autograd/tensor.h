@@ -75,6 +75,7 @@ class Tensor {
   const std::byte* bytes(Site where = Site::current()) const;
 
   // For the tape.
+  bool dead() const { return !value_ && epoch_ != 0 && epoch_ != detail::active_epoch; }
   // On the active tape; imports a returned value; an error if dead.
   NodeId node(Site where = Site::current()) const {
     return epoch_ == detail::active_epoch && !value_ && epoch_ != 0 ? node_ : resolve(where);
@@ -101,8 +102,8 @@ class Scalar;
 // error names a line of the user's file.
 class Arg {
  public:
-  Arg(const Tensor& tensor, Site where = Site::current()) : tensor_(tensor), where_(where) {}
-  Arg(Tensor&& tensor, Site where = Site::current()) : tensor_(std::move(tensor)), where_(where) {}
+  Arg(const Tensor& tensor, Site where = Site::current()) : tensor_(tensor), where_(where) { check(); }
+  Arg(Tensor&& tensor, Site where = Site::current()) : tensor_(std::move(tensor)), where_(where) { check(); }
   Arg(const State& state, Site where = Site::current());    // reads the state (a Param: its fp32 master)
   Arg(const Scalar& scalar, Site where = Site::current());  // an fp32 scalar that may change every step at no cost
   explicit operator bool() const { return bool(tensor_); }
@@ -113,6 +114,9 @@ class Arg {
   DType dtype() const { return tensor_.dtype(); }
 
  private:
+  void check() const {  // a dead handle is reported here, where the caller's line is known
+    if (tensor_.dead()) tensor_.node(where_);
+  }
   Tensor tensor_;
   Site where_;
 };

@@ -31,9 +31,13 @@ struct Task {
   double smooth(const Launch& launch) const { return smoothed ? launch.constants[smoothing] : 0; }
 };
 
-// log(sum(exp(x))) of a row x (v).
+// log(sum(exp(x))) of a row x (v), as top + log_sum: the loss keeps its digits however large the logits are.
 template <class T>
-T log_sum_exp(const T* x, std::int64_t v) {
+struct LogSumExp {
+  T top, log_sum;
+};
+template <class T>
+LogSumExp<T> log_sum_exp(const T* x, std::int64_t v) {
   T top = -std::numeric_limits<T>::infinity();
 #pragma omp simd reduction(max : top)
   for (std::int64_t j = 0; j < v; ++j) top = x[j] > top ? x[j] : top;
@@ -41,14 +45,15 @@ T log_sum_exp(const T* x, std::int64_t v) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t j = 0; j < v; ++j) sum += vmath::exp(x[j] - top);
-  return top + std::log(sum);
+  return {top, std::log(sum)};
 }
 
+// sum(top - x) of a row x (v).
 template <class T>
-T row_sum(const T* x, std::int64_t v) {
+T distance_sum(const T* x, std::int64_t v, T top) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (std::int64_t j = 0; j < v; ++j) sum += x[j];
+  for (std::int64_t j = 0; j < v; ++j) sum += top - x[j];
   return sum;
 }
 
@@ -70,15 +75,15 @@ void lower_forward(Lowering& l) {
       SourceRows<T> logits(launch, task.logits, task.v);
       const Range range = part_of(task.rows, task.parts, part);
       for (std::int64_t r = range.begin; r < range.end; ++r) {
-        T sum = 0;
+        LogSumExp<T> sum{0, 0};
         loss[r] = 0;
         if (labels[r] != task.ignore) {
           const T* x = logits.read(r);
           sum = log_sum_exp(x, task.v);
-          loss[r] = sum - (1 - e) * x[labels[r]];
-          if (task.smoothed) loss[r] -= e / T(task.v) * row_sum(x, task.v);
+          loss[r] = sum.log_sum + (1 - e) * (sum.top - x[labels[r]]);
+          if (task.smoothed) loss[r] += e / T(task.v) * distance_sum(x, task.v, sum.top);
         }
-        if (lse) lse[r] = sum;
+        if (lse) lse[r] = sum.top + sum.log_sum;
       }
     });
     std::int64_t valid = 0;

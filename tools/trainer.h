@@ -17,15 +17,15 @@ namespace weft {
 
 // The defaults give the best text in about two minutes on two slow cores.
 struct TrainOptions {
-  std::int64_t steps = 400;
-  std::int64_t batch = 16;    // windows a step
+  std::int64_t steps = 1500;
+  std::int64_t batch = 8;     // windows a step
   std::int64_t length = 128;  // bytes a window
-  std::int64_t width = 160;
+  std::int64_t width = 128;
   std::int64_t layers = 4;
   std::int64_t state = 16;
   double lr = 4e-3;  // at its peak
   double min_lr = 1e-5;
-  std::int64_t warmup = 20;  // steps
+  std::int64_t warmup = 50;  // steps
   double weight_decay = 0.1;
   double clip = 1.0;
   std::uint64_t seed = 1;
