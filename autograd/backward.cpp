@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <list>
 
 #include "autograd/context.h"
 #include "autograd/op.h"
@@ -28,9 +29,13 @@ struct BackwardPass {
   std::vector<Contribution>& contributions;
   std::pair<NodeId, NodeId> range{0, 0};  // the checkpointed range being differentiated
   std::vector<NodeId> clones;             // its nodes, evaluated again
+  NodeId first_new;                       // the nodes that this pass records begin here;
+  std::vector<NodeId>& sources;           // each belongs to this node
 
   // Buffers are kept from step to step.
-  explicit BackwardPass(Tape& tape) : t(tape), wanted(buffer<std::uint8_t>()), head(buffer<std::int32_t>()), contributions(buffer<Contribution>()) {
+  explicit BackwardPass(Tape& tape) : t(tape), wanted(buffer<std::uint8_t>()), head(buffer<std::int32_t>()), contributions(buffer<Contribution>()),
+        first_new(NodeId(tape.nodes.size())), sources(buffer<NodeId>()) {
+    sources.clear();
     wanted.assign(t.nodes.size(), 0);
     head.assign(t.nodes.size(), -1);
     contributions.clear();
@@ -40,6 +45,8 @@ struct BackwardPass {
     thread_local std::vector<T> b;
     return b;
   }
+
+  void attribute(NodeId source) { sources.resize(t.nodes.size() - first_new, source); }
 
   void contribute(NodeId to, Contribution c) {
     c.next = head[to];
@@ -142,9 +149,8 @@ void BackwardPass::enter(std::pair<NodeId, NodeId> next) {
       for (NodeId k = 0; k < node.outputs; ++k) outs.push_back({t.nodes[id + k].shape(), t.nodes[id + k].dtype});
       const auto ints = t.ints_of(id);
       const std::vector<std::int64_t> own_ints(ints.begin(), ints.end());
-      const double* c = t.constants.data() + node.first_constant;
-      const std::vector<double> own_constants(c, c + node.constants);
-      clone = t.record(t.op(id), inputs, outs, own_ints, own_constants, t.origins[id].where);
+      const std::span<const double> constants(t.constants.data() + node.first_constant, node.constants);
+      clone = t.record(t.op(id), inputs, outs, own_ints, constants, t.origins[id].where);
     }
   }
   range = next;
@@ -199,6 +205,7 @@ void BackwardPass::walk(NodeId from) {
     t.frame = t.origins[id].frame;  // a gradient belongs to the module of its value
     if (inside && range != t.checkpoints[ranges - 1]) enter(t.checkpoints[ranges - 1]);
     differentiate(id);
+    attribute(id);
   }
   t.frame = frame;
   --context().hold;
@@ -231,7 +238,10 @@ void Vjp::add_slice(int i, int axis, std::int64_t begin, std::int64_t end, const
 }
 std::int64_t Vjp::integer(int j) const { return plain_ints(pass_.t, node_)[std::size_t(j)]; }
 int Vjp::integers() const { return int(plain_ints(pass_.t, node_).size()); }
-double Vjp::constant(int j) const { return pass_.t.constants[pass_.t.nodes[node_].first_constant + std::uint32_t(j)]; }
+std::span<const double> Vjp::constants() const {
+  const Node& node = pass_.t.nodes[node_];
+  return {pass_.t.constants.data() + node.first_constant, node.constants};
+}
 Site Vjp::where() const { return pass_.t.origins[node_].where; }
 int Vjp::hole_input(int h, int k) const { return hole_of(pass_.t, node_, h).first_input + k; }
 
@@ -292,6 +302,74 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
 
 }  // namespace
 
+namespace {
+
+// What backward appends is a function of what was recorded before. It is remembered with the recording it belongs to, and
+// copied when a step records the same again: the rules of the ops run once a plan, not once a step.
+struct RememberedBackward {
+  std::vector<Node> before, appended;
+  std::vector<NodeId> before_inputs, appended_inputs, sources;
+  std::vector<std::int64_t> before_ints, appended_ints;
+  std::vector<std::pair<NodeId, NodeId>> checkpoints;
+  NodeId root;
+  struct Gradient {
+    std::int32_t state;  // position of the Param
+    NodeId node;
+  };
+  std::vector<Gradient> gradients;
+
+  bool fits(const Tape& t, NodeId r) const {
+    auto same = [](const auto& a, const auto& b) {
+      return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0);
+    };
+    return r == root && same(before, t.nodes) && same(before_inputs, t.inputs) && same(before_ints, t.ints) &&
+           checkpoints == t.checkpoints;
+  }
+  void append_to(Tape& t) const {
+    t.nodes.insert(t.nodes.end(), appended.begin(), appended.end());
+    t.inputs.insert(t.inputs.end(), appended_inputs.begin(), appended_inputs.end());
+    t.ints.insert(t.ints.end(), appended_ints.begin(), appended_ints.end());
+    for (const NodeId source : sources) t.origins.push_back(Origin(t.origins[source]));
+    for (const Gradient& g : gradients) {
+      StateImpl* impl = t.states[std::size_t(g.state)];
+      impl->gradient_epoch = t.epoch;
+      impl->gradient_node = g.node;
+      t.gradients.push_back(impl);
+    }
+  }
+};
+
+constexpr std::size_t kRemembered = 8;
+std::list<RememberedBackward>& remembered() {
+  thread_local std::list<RememberedBackward> list;  // most recent first
+  return list;
+}
+
+void record_backward(Tape& t, const Arg& loss, NodeId root) {
+  BackwardPass pass(t);
+  for (NodeId id = 0; id <= root; ++id) pass.wanted[id] = t.nodes[id].has(Node::requires_grad);
+  const NoGrad off;
+  const std::size_t inputs = t.inputs.size(), ints = t.ints.size(), constants = t.constants.size();
+  const bool first = t.gradients.empty();  // a second backward adds to the gradients of the first
+  pass.contribute(root, {constant(1, loss.shape(), loss.dtype(), loss.where()).node(), -1});
+  pass.attribute(root);
+  pass.walk(root);
+  for (NodeId id = root + 1; id-- > 0;)
+    if (pass.head[id] >= 0 && t.nodes[id].op == state_op().id) pass.collect_param(id), pass.attribute(id);
+  if (t.eager || !first || t.constants.size() != constants) return;  // constants of its own would have to be made again
+  const auto n = std::ptrdiff_t(pass.first_new), i = std::ptrdiff_t(inputs), k = std::ptrdiff_t(ints);
+  RememberedBackward r{{t.nodes.begin(), t.nodes.begin() + n},   {t.nodes.begin() + n, t.nodes.end()},
+                       {t.inputs.begin(), t.inputs.begin() + i}, {t.inputs.begin() + i, t.inputs.end()},
+                       pass.sources,
+                       {t.ints.begin(), t.ints.begin() + k},     {t.ints.begin() + k, t.ints.end()},
+                       t.checkpoints,                            root, {}};
+  for (const StateImpl* impl : t.gradients) r.gradients.push_back({impl->position, impl->gradient_node});
+  remembered().push_front(std::move(r));
+  if (remembered().size() > kRemembered) remembered().pop_back();
+}
+
+}  // namespace
+
 void backward(Arg loss) {
   check_loss(loss, "backward");
   Tape& t = tape();
@@ -299,13 +377,13 @@ void backward(Arg loss) {
   if (!t.nodes[root].has(Node::requires_grad))
     fail_at(loss.where(), "backward: the loss does not depend on a trainable parameter", t.name(root),
             "check for no_grad, detach, frozen parameters, or a loss that was already run");
-  BackwardPass pass(t);
-  for (NodeId id = 0; id <= root; ++id) pass.wanted[id] = t.nodes[id].has(Node::requires_grad);
-  const NoGrad off;
-  pass.contribute(root, {constant(1, loss.shape(), loss.dtype(), loss.where()).node(), -1});
-  pass.walk(root);
-  for (NodeId id = root + 1; id-- > 0;)
-    if (pass.head[id] >= 0 && t.nodes[id].op == state_op().id) pass.collect_param(id);
+  std::list<RememberedBackward>& known = remembered();
+  const auto found = t.eager || !t.gradients.empty()
+                         ? known.end()
+                         : std::find_if(known.begin(), known.end(), [&](const auto& r) { return r.fits(t, root); });
+  if (found == known.end()) return record_backward(t, loss, root);
+  found->append_to(t);
+  known.splice(known.begin(), known, found);
 }
 
 std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt) {

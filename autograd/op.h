@@ -143,7 +143,8 @@ class Vjp {
   void add_slice(int i, int axis, std::int64_t begin, std::int64_t end, const Tensor& gradient);
   std::int64_t integer(int j) const;        // plain ints, after the holes
   int integers() const;
-  double constant(int j) const;             // of the node, all of them
+  double constant(int j) const { return constants()[std::size_t(j)]; }
+  std::span<const double> constants() const;  // of the node, all of them; gradient nodes that are given these share them
   Hole hole(int h) const;                   // as it was filled
   int hole_input(int h, int k) const;       // which input captured tensor k of hole h is
   Site where() const;

@@ -27,36 +27,28 @@ Names& names() {
 }
 
 // d(body)/d(input k) with its operands made dense: the inputs of the gradient node are uses[i] of [inputs..., upstream, output].
+// Its slots are those of the node that is differentiated.
 struct Derivative {
   Expr body;
   bool zero = false, identity = false;
   int inputs = 0;  // of the node that was differentiated
-  std::vector<int> uses, slots;
+  std::vector<int> uses;
 };
 
-// Renumbers the inputs and slots of `body` to those it uses.
+// Renumbers the inputs of `body` to those it uses.
 Derivative compact(Expr body) {
   Derivative d;
   const auto nodes = topological(std::span(&body, 1));
-  for (const Expr e : nodes) {
+  for (const Expr e : nodes)
     if (e.op() == ExprOp::input) d.uses.push_back(int(e.index()));
-    if (e.op() == ExprOp::slot) d.slots.push_back(int(e.index()));
-    if (e.op() == ExprOp::uniform)
-      for (int k = 0; k < 3; ++k) d.slots.push_back(int(e.index()) + k);
-  }
-  for (auto* list : {&d.uses, &d.slots}) {
-    std::sort(list->begin(), list->end());
-    list->erase(std::unique(list->begin(), list->end()), list->end());
-  }
+  std::sort(d.uses.begin(), d.uses.end());
   std::vector<std::optional<Expr>> inputs(d.uses.empty() ? 0 : std::size_t(d.uses.back()) + 1);
   for (const Expr e : nodes)
     if (e.op() == ExprOp::input) {
       const auto at = std::lower_bound(d.uses.begin(), d.uses.end(), int(e.index())) - d.uses.begin();
       inputs[std::size_t(e.index())] = expr::input(int(at), e.type());
     }
-  std::vector<int> slots(d.slots.empty() ? 0 : std::size_t(d.slots.back()) + 1);
-  for (std::size_t i = 0; i < d.slots.size(); ++i) slots[std::size_t(d.slots[i])] = int(i);
-  d.body = substitute(body, inputs, slots);
+  d.body = substitute(body, inputs);
   return d;
 }
 
@@ -162,12 +154,12 @@ NodeId pointwise_gradient(Tape& t, NodeId id, int k, std::span<const NodeId> inp
   if (d.zero) return Tape::kNone;
   if (d.identity) return convert(handle(upstream), dtype, t.origins[id].where).node();
   Few<NodeId, 16> operands;
-  Few<double, 48> constants;
   for (const int use : d.uses) {
     const auto u = std::size_t(use);
     operands.push_back(u < inputs.size() ? inputs[u] : u == inputs.size() ? upstream : output);
   }
-  for (const int slot : d.slots) constants.push_back(t.constants[t.nodes[id].first_constant + std::size_t(slot)]);
+  const Node& node = t.nodes[id];
+  const std::span<const double> constants(t.constants.data() + node.first_constant, node.constants);
   const std::int64_t ints[] = {d.body.id(), gradient_name(t.ints_of(id)[1])};
   const Out out{t.shape(id), dtype};
   return t.record(pointwise_op(), operands, {&out, 1}, ints, constants, t.origins[id].where);

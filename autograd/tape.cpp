@@ -52,7 +52,9 @@ NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span
   node.constants = std::uint16_t(node_constants.size());
   node.first_input = append(inputs, node_inputs);
   node.first_int = append(ints, node_ints);
-  node.first_constant = append(constants, node_constants);
+  const double* block = constants.data();
+  const bool own = !node_constants.empty() && node_constants.data() >= block && node_constants.data() < block + constants.size();
+  node.first_constant = own ? std::uint32_t(node_constants.data() - block) : append(constants, node_constants);
   node.set(outputs[0]);
   origins.push_back({where, frame});
   for (std::size_t k = 1; k < outputs.size(); ++k) {  // a further output has one operand: the first

@@ -101,7 +101,8 @@ struct Tape {
   std::vector<std::function<void()>> commits;          // host effects of recording, in order
 
   // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does,
-  // gradients are on and the op has a vjp. Further outputs get the ids that follow.
+  // gradients are on and the op has a vjp. Further outputs get the ids that follow. Constants that lie in the tape's own block
+  // (a gradient uses those of its node) are shared, not copied.
   NodeId record(const Op& op, std::span<const NodeId> inputs, std::span<const Out> outputs,
                 std::span<const std::int64_t> ints, std::span<const double> constants, Site where);
   void clear();  // forgets everything, keeps capacity, begins a new epoch

@@ -34,8 +34,10 @@ Cut cut_of(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch) {
   const auto target = std::int64_t(std::clamp(flops / kPartFlops, 1.0, double(kMostParts)));
   Cut cut{m, n, k, 1, 1, 1};
   while (batch * cut.tiles() < target && std::max(cut.rows, cut.columns) >= 2 * kLeastTile) {
-    if (cut.rows >= cut.columns) cut.rows = ceil_div(ceil_div(cut.rows, 2), 16) * 16;
-    else cut.columns = ceil_div(ceil_div(cut.columns, 2), 16) * 16;
+    if (cut.rows >= cut.columns)
+      cut.rows = ceil_div(ceil_div(cut.rows, 2), 16) * 16;
+    else
+      cut.columns = ceil_div(ceil_div(cut.columns, 2), 16) * 16;
     cut.row_parts = ceil_div(m, cut.rows);
     cut.column_parts = ceil_div(n, cut.columns);
   }
@@ -51,8 +53,8 @@ Cut cut_of(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch) {
 
 CBLAS_TRANSPOSE flag(bool transposed) { return transposed ? CblasTrans : CblasNoTrans; }
 
-void blas_gemm(bool ta, bool tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b, int ldb, float beta,
-               float* c, int ldc) {
+void blas_gemm(bool ta, bool tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b, int ldb,
+               float beta, float* c, int ldc) {
   cblas_sgemm(CblasRowMajor, flag(ta), flag(tb), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 void blas_gemm(bool ta, bool tb, int m, int n, int k, double alpha, const double* a, int lda, const double* b, int ldb,
@@ -63,8 +65,8 @@ void blas_gemv(bool transposed, int rows, int columns, float alpha, const float*
                float beta, float* y, int incy) {
   cblas_sgemv(CblasRowMajor, flag(transposed), rows, columns, alpha, a, lda, x, incx, beta, y, incy);
 }
-void blas_gemv(bool transposed, int rows, int columns, double alpha, const double* a, int lda, const double* x, int incx,
-               double beta, double* y, int incy) {
+void blas_gemv(bool transposed, int rows, int columns, double alpha, const double* a, int lda, const double* x,
+               int incx, double beta, double* y, int incy) {
   cblas_dgemv(CblasRowMajor, flag(transposed), rows, columns, alpha, a, lda, x, incx, beta, y, incy);
 }
 
@@ -104,8 +106,10 @@ Stored<T> converted(const GemmInput& m, std::int64_t row, std::int64_t column, s
     for (std::int64_t i = 0; i < rows; ++i) {
       const S* line = reinterpret_cast<const S*>(from.data) + (row + i) * from.row_stride + column * from.col_stride;
       T* to = panel + i * columns;
-      if (from.col_stride == 1) for (std::int64_t j = 0; j < columns; ++j) to[j] = T(line[j]);
-      else for (std::int64_t j = 0; j < columns; ++j) to[j] = T(line[j * from.col_stride]);
+      if (from.col_stride == 1)
+        for (std::int64_t j = 0; j < columns; ++j) to[j] = T(line[j]);
+      else
+        for (std::int64_t j = 0; j < columns; ++j) to[j] = T(line[j * from.col_stride]);
     }
   });
   return {panel, int(std::max<std::int64_t>(columns, 1)), transposed};
@@ -130,10 +134,14 @@ void multiply(const Tile& t, const GemmInput& a, const GemmInput& b, T alpha, T 
   T* panel_b = direct_b ? nullptr : thread_scratch<T, PanelB>(std::size_t(t.columns * step));
   for (std::int64_t from = t.k_begin; from < t.k_end; from += step) {
     const std::int64_t depth = std::min(step, t.k_end - from);
-    if (!direct_a) sa = converted(a, t.row, from, t.rows, depth, panel_a);
-    else in_place(a, t.row, from, t.rows, depth, &sa);
-    if (!direct_b) sb = converted(b, from, t.column, depth, t.columns, panel_b);
-    else in_place(b, from, t.column, depth, t.columns, &sb);
+    if (!direct_a)
+      sa = converted(a, t.row, from, t.rows, depth, panel_a);
+    else
+      in_place(a, t.row, from, t.rows, depth, &sa);
+    if (!direct_b)
+      sb = converted(b, from, t.column, depth, t.columns, panel_b);
+    else
+      in_place(b, from, t.column, depth, t.columns, &sb);
     if (t.rows == 1)  // y = B^T a: the matrix is read once, without packing
       blas_gemv(!sb.transposed, int(sb.transposed ? t.columns : depth), int(sb.transposed ? depth : t.columns), alpha,
                 sb.data, sb.ld, sa.data, sa.transposed ? sa.ld : 1, beta, c, 1);
@@ -141,8 +149,8 @@ void multiply(const Tile& t, const GemmInput& a, const GemmInput& b, T alpha, T 
       blas_gemv(sa.transposed, int(sa.transposed ? depth : t.rows), int(sa.transposed ? t.rows : depth), alpha, sa.data,
                 sa.ld, sb.data, sb.transposed ? 1 : sb.ld, beta, c, int(ldc));
     else
-      blas_gemm(sa.transposed, sb.transposed, int(t.rows), int(t.columns), int(depth), alpha, sa.data, sa.ld, sb.data, sb.ld,
-                beta, c, int(ldc));
+      blas_gemm(sa.transposed, sb.transposed, int(t.rows), int(t.columns), int(depth), alpha, sa.data, sa.ld, sb.data,
+                sb.ld, beta, c, int(ldc));
     beta = 1;
   }
 }
@@ -168,7 +176,8 @@ void seed(const Tile& t, const GemmOutput& c, const GemmOptions& options, T* to,
 
 // One tile over all of k, or, with partials, over a part of it.
 template <class T>
-void compute_tile(const Tile& t, const GemmInput& a, const GemmInput& b, const GemmOutput& c, const GemmOptions& options) {
+void compute_tile(const Tile& t, const GemmInput& a, const GemmInput& b, const GemmOutput& c,
+                  const GemmOptions& options) {
   struct TileScratch;
   const bool direct = c.dtype == dtype_of<T>;
   T* to = direct ? reinterpret_cast<T*>(c.data) + t.row * c.row_stride + t.column
@@ -187,7 +196,9 @@ Tile tile_of(const Cut& cut, std::int64_t m, std::int64_t n, std::int64_t k, std
   return {row, std::min(cut.rows, m - row), column, std::min(cut.columns, n - column), 0, k};
 }
 
-std::byte* at(std::byte* data, DType dtype, std::int64_t offset) { return data + offset * std::int64_t(size_of(dtype)); }
+std::byte* at(std::byte* data, DType dtype, std::int64_t offset) {
+  return data + offset * std::int64_t(size_of(dtype));
+}
 const std::byte* at(const std::byte* data, DType dtype, std::int64_t offset) {
   return data + offset * std::int64_t(size_of(dtype));
 }
@@ -214,8 +225,8 @@ void add_partials(const T* partials, std::int64_t parts, std::int64_t m, std::in
 }  // namespace
 
 template <class T>
-void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k, const GemmInput& a,
-                  const GemmInput& b, const GemmOutput& c, const GemmOptions& options) {
+void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k,
+                  const GemmInput& a, const GemmInput& b, const GemmOutput& c, const GemmOptions& options) {
   static const bool once = (openblas_set_num_threads(1), true);
   static_cast<void>(once);
   const auto count = std::int64_t(batch.size());
@@ -270,13 +281,13 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const GemmInput& a, co
   gemm_batched<T>(std::span(&zero, 1), m, n, k, a, b, c, options);
 }
 
-template void gemm<float>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&, const GemmOutput&,
-                          const GemmOptions&);
-template void gemm<double>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&, const GemmOutput&,
-                           const GemmOptions&);
-template void gemm_batched<float>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t, const GemmInput&,
-                                  const GemmInput&, const GemmOutput&, const GemmOptions&);
-template void gemm_batched<double>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t, const GemmInput&,
-                                   const GemmInput&, const GemmOutput&, const GemmOptions&);
+template void gemm<float>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&,
+                          const GemmOutput&, const GemmOptions&);
+template void gemm<double>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&,
+                           const GemmOutput&, const GemmOptions&);
+template void gemm_batched<float>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t,
+                                  const GemmInput&, const GemmInput&, const GemmOutput&, const GemmOptions&);
+template void gemm_batched<double>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t,
+                                   const GemmInput&, const GemmInput&, const GemmOutput&, const GemmOptions&);
 
 }  // namespace weft

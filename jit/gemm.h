@@ -10,8 +10,8 @@
 
 namespace weft {
 
-// A matrix read with any strides (elements). It is used in place when its dtype is the compute type and one of the strides
-// is 1; else panels of it are converted.
+// A matrix read with any strides (elements). It is used in place when its dtype is the compute type and one of the
+// strides is 1; else panels of it are converted.
 struct GemmInput {
   const std::byte* data = nullptr;
   DType dtype = DType::f32;
@@ -43,7 +43,7 @@ struct GemmOffsets {
   std::int64_t a, b, c;
 };
 template <class T>
-void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k, const GemmInput& a,
-                  const GemmInput& b, const GemmOutput& c, const GemmOptions& options = {});
+void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k,
+                  const GemmInput& a, const GemmInput& b, const GemmOutput& c, const GemmOptions& options = {});
 
 }  // namespace weft

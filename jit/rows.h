@@ -35,8 +35,10 @@ void store_row(std::byte* data, DType dtype, std::int64_t offset, std::int64_t n
     S* to = reinterpret_cast<S*>(data) + offset;
     if (static_cast<const void*>(to) == static_cast<const void*>(values)) return;
     for (std::int64_t i = 0; i < n; ++i) {
-      if constexpr (std::is_same_v<S, bf16>) to[i] = bf16(float(values[i]));
-      else to[i] = S(values[i]);
+      if constexpr (std::is_same_v<S, bf16>)
+        to[i] = bf16(float(values[i]));
+      else
+        to[i] = S(values[i]);
     }
   });
 }
@@ -80,8 +82,10 @@ class SourceRows {
     const bool plain = fused.leaves.size() == 1 && fused.roots.size() == 1 && fused.values == 0 &&
                        fused.roots[0].op() == ExprOp::input && fused.leaves[0].rows() &&
                        (fused.leaves[0].rank == 0 || fused.leaves[0].dims[fused.leaves[0].rank - 1] == width);
-    if (plain && is_real(fused.leaves[0].dtype)) rows_ = Rows(launch, fused.leaves[0]);
-    else runner_ = std::make_unique<Runner<T>>(launch, fused);
+    if (plain && is_real(fused.leaves[0].dtype))
+      rows_ = Rows(launch, fused.leaves[0]);
+    else
+      runner_ = std::make_unique<Runner<T>>(launch, fused);
     if (!plain || rows_.dtype != dtype_of<T>) buffer_.resize(width);
   }
   // Row r (width), valid until the next call.
@@ -123,6 +127,8 @@ inline std::int64_t part_count(std::int64_t n, std::int64_t grain, std::int64_t 
 struct Range {
   std::int64_t begin, end;
 };
-inline Range part_of(std::int64_t n, std::int64_t parts, std::int64_t p) { return {n * p / parts, n * (p + 1) / parts}; }
+inline Range part_of(std::int64_t n, std::int64_t parts, std::int64_t p) {
+  return {n * p / parts, n * (p + 1) / parts};
+}
 
 }  // namespace weft

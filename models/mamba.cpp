@@ -34,7 +34,8 @@ MambaConfig checked(MambaConfig config) {
 
 }  // namespace
 
-// ---- mixer ------------------------------------------------------------------------------------------------------------
+// ---- mixer
+// ------------------------------------------------------------------------------------------------------------
 
 MambaCache::MambaCache(const MambaConfig& c, std::int64_t b) : batch(b) {
   for (std::int64_t l = 0; l < c.layers; ++l) {
@@ -100,7 +101,8 @@ Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
   return out_proj_(o);
 }
 
-// ---- block ------------------------------------------------------------------------------------------------------------
+// ---- block
+// ------------------------------------------------------------------------------------------------------------
 
 MambaBlock::MambaBlock(const MambaConfig& c)
     : compute_(c.compute()), norm_(c.width, {.eps = c.eps, .dtype = c.dtype}), mixer_(c) {
@@ -114,7 +116,8 @@ Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
   return x + mixer_(h, cache, use);
 }
 
-// ---- model ------------------------------------------------------------------------------------------------------------
+// ---- model
+// ------------------------------------------------------------------------------------------------------------
 
 Mamba::Mamba(MambaConfig config)
     : config_(checked(std::move(config))),
@@ -182,7 +185,8 @@ std::vector<GumbelMask> Mamba::masks() {
   return masks;
 }
 
-// ---- checkpoints ------------------------------------------------------------------------------------------------------
+// ---- checkpoints
+// ------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -205,8 +209,8 @@ void Mamba::load_weights(TensorMap tensors) {
     const auto head = tensors.find(std::string(kHead)), embedding = tensors.find(std::string(kEmbeddings));
     if (head != tensors.end() && embedding != tensors.end()) {
       if (head->second.bytes != embedding->second.bytes)
-        fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them", std::string(kHead),
-             "set tie_word_embeddings (tie_embeddings) to false");
+        fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them",
+             std::string(kHead), "set tie_word_embeddings (tie_embeddings) to false");
       tensors.erase(head);
     }
   }
@@ -239,7 +243,8 @@ void Mamba::save(const std::filesystem::path& folder, CheckpointNames names) con
   write_file(folder / "config.json", std::as_bytes(std::span(text)));
 }
 
-// ---- generation -------------------------------------------------------------------------------------------------------
+// ---- generation
+// -------------------------------------------------------------------------------------------------------
 
 std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>& prompt, GenerateOptions options) {
   const std::int64_t vocab = model.config().vocab;
@@ -258,7 +263,8 @@ std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>
                                        Tensor::from(std::vector<std::int64_t>{ids.back()}, {1, 1}));
     const std::vector<float> values = logits.to_host<float>();
     const double u = (double(philox(options.seed, 0, std::uint64_t(n), 0)) + 0.5) * 0x1p-32;
-    ids.push_back(sample(std::span(values).first(std::size_t(vocab)), options.temperature, options.top_k, u));  // no padded ids
+    ids.push_back(
+        sample(std::span(values).first(std::size_t(vocab)), options.temperature, options.top_k, u));  // no padded ids
   }
   return ids;
 }

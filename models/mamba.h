@@ -1,4 +1,5 @@
-// Mamba-1 language model (SPEC 1). Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v vocabulary.
+// Mamba-1 language model (SPEC 1). Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v
+// vocabulary.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,11 @@ struct MambaCache {
   std::vector<MambaLayerCache> layers;
 };
 
-enum class CacheUse { none, fill, go_on };  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
+enum class CacheUse {
+  none,
+  fill,
+  go_on
+};  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
 
 // x (b, t, d) -> (b, t, d)
 class MambaMixer : public Layer<MambaMixer> {
@@ -67,7 +72,8 @@ class Mamba : public Layer<Mamba> {
 
   // ids (b, t), integers in [0, v) -> logits (b, t, v)
   Tensor forward(const Tensor& ids);
-  // Logits (b, v) after the last of the ids (b, t), t >= 1, which stand at the beginning of a text, or where the cache is.
+  // Logits (b, v) after the last of the ids (b, t), t >= 1, which stand at the beginning of a text, or where the cache
+  // is.
   Tensor prefill(Arg ids, const MambaCache& cache);
   Tensor step(Arg ids, const MambaCache& cache);
 
@@ -75,7 +81,8 @@ class Mamba : public Layer<Mamba> {
   MambaBlock& block(std::int64_t layer) { return blocks_.at(std::size_t(layer)); }
   std::vector<GumbelMask> masks();  // of all layers
 
-  // A folder as `save_pretrained` writes it: config.json in either form, model.safetensors or shards, names of either form.
+  // A folder as `save_pretrained` writes it: config.json in either form, model.safetensors or shards, names of either
+  // form.
   static Mamba load(const std::filesystem::path& folder, DType dtype = DType::f32);
   void load_weights(TensorMap tensors);  // names of either form; strict
   TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const;

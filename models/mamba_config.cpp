@@ -16,12 +16,38 @@ namespace {
 using nlohmann::json;
 
 // Keys that say nothing about the mathematics.
-const std::vector<std::string> kIgnored = {
-    "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version",
-    "use_cache", "use_mambapy", "use_associative_scan", "model_type", "_name_or_path", "_attn_implementation_autoset",
-    "fused_add_norm", "return_dict", "output_hidden_states", "output_attentions", "auto_map", "task_specific_params",
-    "problem_type", "id2label", "label2id", "is_decoder", "is_encoder_decoder", "gradient_checkpointing", "n_positions",
-    "type_vocab_size", "chunk_size_feed_forward", "pruned_heads", "tie_encoder_decoder", "use_bfloat16", "torchscript"};
+const std::vector<std::string> kIgnored = {"architectures",
+                                           "bos_token_id",
+                                           "eos_token_id",
+                                           "pad_token_id",
+                                           "dtype",
+                                           "torch_dtype",
+                                           "transformers_version",
+                                           "use_cache",
+                                           "use_mambapy",
+                                           "use_associative_scan",
+                                           "model_type",
+                                           "_name_or_path",
+                                           "_attn_implementation_autoset",
+                                           "fused_add_norm",
+                                           "return_dict",
+                                           "output_hidden_states",
+                                           "output_attentions",
+                                           "auto_map",
+                                           "task_specific_params",
+                                           "problem_type",
+                                           "id2label",
+                                           "label2id",
+                                           "is_decoder",
+                                           "is_encoder_decoder",
+                                           "gradient_checkpointing",
+                                           "n_positions",
+                                           "type_vocab_size",
+                                           "chunk_size_feed_forward",
+                                           "pruned_heads",
+                                           "tie_encoder_decoder",
+                                           "use_bfloat16",
+                                           "torchscript"};
 
 // One JSON object, read key by key; every key asked for is known, every other one is an error at the end.
 class Reader {
@@ -66,7 +92,8 @@ class Reader {
   // A key that may have one value only.
   void require(const std::string& key, const json& value) {
     const json* j = find(key);
-    if (j && *j != value) bad("this model has no such feature", fmt::format("{} = {}; only {} is supported", key, j->dump(), value.dump()));
+    if (j && *j != value)
+      bad("this model has no such feature", fmt::format("{} = {}; only {} is supported", key, j->dump(), value.dump()));
   }
   // A key that repeats another one.
   void same(const std::string& key, std::int64_t value) {
@@ -89,7 +116,8 @@ class Reader {
     std::string unknown;
     int count = 0;
     for (const auto& [key, value] : object_.items())
-      if (!known_.contains(key)) ++count, unknown += (count > 1 ? ", " : "") + fmt::format("'{}'{}", key, suggestion(key, words));
+      if (!known_.contains(key))
+        ++count, unknown += (count > 1 ? ", " : "") + fmt::format("'{}'{}", key, suggestion(key, words));
     if (count) bad(count == 1 ? "unknown key" : "unknown keys", unknown);
   }
 
@@ -196,7 +224,8 @@ void MambaConfig::check() const {
   positive("vocab", vocab), positive("width", width), positive("layers", layers), positive("state", state);
   positive("conv", conv), positive("inner", inner_width()), positive("rank", dt_rank());
   positive("vocab_padding", vocab_padding);
-  if (!problems.empty()) fail(ErrorKind::usage, "MambaConfig: sizes must be positive", problems, "set width, layers and vocab");
+  if (!problems.empty())
+    fail(ErrorKind::usage, "MambaConfig: sizes must be positive", problems, "set width, layers and vocab");
   if (state > 256) fail(ErrorKind::usage, "MambaConfig: a state of at most 256 is supported", fmt::format("{}", state));
   if (!(dt_min > 0 && dt_min <= dt_max && dt_floor > 0))
     fail(ErrorKind::usage, "MambaConfig: 0 < dt_min <= dt_max and 0 < dt_floor must hold",
@@ -208,7 +237,8 @@ void MambaConfig::check() const {
 
 MambaConfig mamba_config_from_json(const json& object, std::string_view name) {
   Reader r(object, std::string(name));
-  const bool hugging_face = object.contains("hidden_size") || object.contains("num_hidden_layers") || !object.contains("d_model");
+  const bool hugging_face =
+      object.contains("hidden_size") || object.contains("num_hidden_layers") || !object.contains("d_model");
   r.require("model_type", "mamba");
   r.require("rms_norm", true);
   r.require("d_intermediate", 0);

@@ -20,7 +20,8 @@ std::int64_t sample(std::span<const float> logits, double temperature, std::int6
   });
   std::vector<double> weights(k);
   for (std::size_t j = 0; j < k; ++j)
-    weights[j] = std::exp((double(logits[std::size_t(order[j])]) - double(logits[std::size_t(order[0])])) / temperature);
+    weights[j] =
+        std::exp((double(logits[std::size_t(order[j])]) - double(logits[std::size_t(order[0])])) / temperature);
   double left = u * std::accumulate(weights.begin(), weights.end(), 0.0);
   for (std::size_t j = 0; j < k; ++j)
     if ((left -= weights[j]) < 0) return order[j];

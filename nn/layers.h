@@ -1,5 +1,5 @@
-// Layers. Shapes: "..." any leading axes. Every use of the weight of a Linear or Conv1d goes through its weight_function(),
-// which applies the mask.
+// Layers. Shapes: "..." any leading axes. Every use of the weight of a Linear or Conv1d goes through its
+// weight_function(), which applies the mask.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@
 
 namespace weft {
 
-// ---- masks (SPEC 6) ---------------------------------------------------------------------------------------------------
+// ---- masks (SPEC 6)
+// ---------------------------------------------------------------------------------------------------
 
 struct MaskOptions {
   double temperature = 0.5;
@@ -26,10 +27,10 @@ struct MaskOptions {
 class GumbelMask : public Module {
  public:
   GumbelMask(Shape weight, DType dtype, MaskOptions options);
-  Tensor sample() const;                    // the shape of the weight, values in [0, 1]
+  Tensor sample() const;                                            // the shape of the weight, values in [0, 1]
   Tensor penalty(double weight = 1e-5, double target = 0.3) const;  // weight |(1 - mean sigmoid(l)) - target|, a scalar
-  double expected_sparsity() const;         // 1 - mean sigmoid(l); on the host
-  double realised_sparsity() const;         // the fraction of zeros in evaluation; on the host
+  double expected_sparsity() const;                                 // 1 - mean sigmoid(l); on the host
+  double realised_sparsity() const;                                 // the fraction of zeros in evaluation; on the host
   const Param& logits() const;
   void set_temperature(double temperature);
 
@@ -40,7 +41,8 @@ class GumbelMask : public Module {
 
 Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight = 1e-5, double target = 0.3);  // their sum
 
-// ---- layers -----------------------------------------------------------------------------------------------------------
+// ---- layers
+// -----------------------------------------------------------------------------------------------------------
 
 struct LinearOptions {
   bool bias = true;
@@ -53,11 +55,11 @@ struct LinearOptions {
 class Linear : public Layer<Linear> {
  public:
   Linear(std::int64_t in, std::int64_t out, LinearOptions options = {});
-  Tensor forward(const Tensor& x);              // (..., in) -> (..., out), in x's dtype
-  Tensor weight_function(DType dtype) const;    // (out, in), masked, in `dtype`
+  Tensor forward(const Tensor& x);            // (..., in) -> (..., out), in x's dtype
+  Tensor weight_function(DType dtype) const;  // (out, in), masked, in `dtype`
   const Param& weight() const;
-  const Param& bias() const;                    // absent if there is none
-  void mask(MaskOptions options);               // from now on; the bias is not masked
+  const Param& bias() const;       // absent if there is none
+  void mask(MaskOptions options);  // from now on; the bias is not masked
   const std::optional<GumbelMask>& mask() const { return *mask_; }
 
  private:

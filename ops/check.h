@@ -19,7 +19,8 @@ inline std::string describe(const Tensor& t) {
 inline void require_real(Site where, std::string_view op, std::string_view name, const Tensor& t) {
   if (!t) fail_at(where, fmt::format("{}: {} is absent", op, name), {}, "pass a tensor");
   if (!is_real(t.dtype()))
-    fail_at(where, fmt::format("{}: {} is not real", op, name), fmt::format("{} {}", name, describe(t)), "cast() it to f32");
+    fail_at(where, fmt::format("{}: {} is not real", op, name), fmt::format("{} {}", name, describe(t)),
+            "cast() it to f32");
 }
 
 inline void require_integer(Site where, std::string_view op, std::string_view name, const Tensor& t) {
@@ -48,8 +49,10 @@ DType compute_dtype(const T&... operands) {
 // Calls f(T{}) with the type the kernels of this node compute in.
 template <class F>
 void in_compute_type(const Lowering& lowering, F&& f) {
-  if (lowering.in_double()) f(double{});
-  else f(float{});
+  if (lowering.in_double())
+    f(double{});
+  else
+    f(float{});
 }
 
 }  // namespace weft

@@ -1,5 +1,5 @@
-// Causal depthwise convolution over time, channel-last, with optional SiLU (SPEC 3). Cut into chunks of time and blocks of
-// channels; the loops run over neighbouring channels.
+// Causal depthwise convolution over time, channel-last, with optional SiLU (SPEC 3). Cut into chunks of time and blocks
+// of channels; the loops run over neighbouring channels.
 #include <vector>
 
 #include "jit/parallel.h"
@@ -47,10 +47,11 @@ class Window {
   std::vector<const T*> rows_;
 };
 
-// The inputs at times [begin - (w-1), end): x (b, t, d), before time 0 `initial` (b, w-1, d) or zeros. `buffer` has room
-// for all of them, `zeros` for one.
+// The inputs at times [begin - (w-1), end): x (b, t, d), before time 0 `initial` (b, w-1, d) or zeros. `buffer` has
+// room for all of them, `zeros` for one.
 template <class T>
-Window<T> inputs(const Grid& g, const Part& p, std::int64_t end, const Rows& x, const Rows& initial, T* buffer, const T* zeros) {
+Window<T> inputs(const Grid& g, const Part& p, std::int64_t end, const Rows& x, const Rows& initial, T* buffer,
+                 const T* zeros) {
   const std::int64_t first = p.begin - (g.w - 1);
   Window<T> window(first, end - first);
   for (std::int64_t t = first; t < end; ++t, buffer += p.n)
@@ -102,8 +103,8 @@ void silu_row(T* x, std::int64_t n) {
   for (std::int64_t c = 0; c < n; ++c) x[c] = x[c] / (1 + vmath::exp(-x[c]));
 }
 
-// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); ints [silu, last]. Outputs y (b, t, d) and, if `last`,
-// the last inputs (b, w-1, d).
+// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); ints [silu, last]. Outputs y (b, t, d) and, if
+// `last`, the last inputs (b, w-1, d).
 template <class T>
 void lower_forward(Lowering& l) {
   const Operand x = l.rows(0), weight = l.dense(1), bias = l.has(2) ? l.dense(2) : Operand{};
@@ -111,33 +112,36 @@ void lower_forward(Lowering& l) {
   const Operand last = l.integer(1) ? l.output(1) : Operand{};
   const Grid grid{x.dims[0], x.dims[1], x.dims[2], weight.dims[1]};
   const bool silu = l.integer(0) != 0;
-  if (out) l.emit(silu ? "conv1d__silu" : "conv1d", [=](const Launch& launch) {
-    const Rows xs(launch, x), ws(launch, weight), bs(launch, bias), starts(launch, initial), to(launch, out);
-    parallel(grid.parts(), [&](std::int64_t index) {
-      const Part p(grid, index);
-      std::vector<T> buffer(std::size_t((kTime + grid.w) * p.n)), zeros(p.n), line(p.n), bias_line(p.n);
-      const std::vector<T> w = transposed<T>(grid, p, ws);
-      const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
-      const Window<T> window = inputs(grid, p, p.end, xs, starts, buffer.data(), zeros.data());
-      for (std::int64_t t = p.begin; t < p.end; ++t) {
-        const std::int64_t row = p.batch * grid.t + t;
-        T* y = to.target<T>(row, p.c, line.data());
-        taps(grid.w, window.at(t - grid.w + 1), 1, w.data(), start, p.n, y);
-        if (silu) silu_row(y, p.n);
-        to.write(row, p.c, p.n, y);
+  if (out)
+    l.emit(silu ? "conv1d__silu" : "conv1d", [=](const Launch& launch) {
+      const Rows xs(launch, x), ws(launch, weight), bs(launch, bias), starts(launch, initial), to(launch, out);
+      parallel(grid.parts(), [&](std::int64_t index) {
+        const Part p(grid, index);
+        std::vector<T> buffer(std::size_t((kTime + grid.w) * p.n)), zeros(p.n), line(p.n), bias_line(p.n);
+        const std::vector<T> w = transposed<T>(grid, p, ws);
+        const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
+        const Window<T> window = inputs(grid, p, p.end, xs, starts, buffer.data(), zeros.data());
+        for (std::int64_t t = p.begin; t < p.end; ++t) {
+          const std::int64_t row = p.batch * grid.t + t;
+          T* y = to.target<T>(row, p.c, line.data());
+          taps(grid.w, window.at(t - grid.w + 1), 1, w.data(), start, p.n, y);
+          if (silu) silu_row(y, p.n);
+          to.write(row, p.c, p.n, y);
+        }
+      });
+    });
+  if (last)
+    l.emit("conv1d__last", [=](const Launch& launch) {
+      const Rows xs(launch, x), starts(launch, initial), to(launch, last);
+      std::vector<T> buffer(grid.d), zeros(grid.d);
+      for (std::int64_t i = 0; i < grid.b * (grid.w - 1); ++i) {
+        const std::int64_t batch = i / (grid.w - 1), t = grid.t + i % (grid.w - 1) - (grid.w - 1);
+        to.write(i, 0, grid.d,
+                 t >= 0   ? xs.read(batch * grid.t + t, 0, grid.d, buffer.data())
+                 : starts ? starts.read(batch * (grid.w - 1) + t + grid.w - 1, 0, grid.d, buffer.data())
+                          : zeros.data());
       }
     });
-  });
-  if (last) l.emit("conv1d__last", [=](const Launch& launch) {
-    const Rows xs(launch, x), starts(launch, initial), to(launch, last);
-    std::vector<T> buffer(grid.d), zeros(grid.d);
-    for (std::int64_t i = 0; i < grid.b * (grid.w - 1); ++i) {
-      const std::int64_t batch = i / (grid.w - 1), t = grid.t + i % (grid.w - 1) - (grid.w - 1);
-      to.write(i, 0, grid.d, t >= 0   ? xs.read(batch * grid.t + t, 0, grid.d, buffer.data())
-                             : starts ? starts.read(batch * (grid.w - 1) + t + grid.w - 1, 0, grid.d, buffer.data())
-                                      : zeros.data());
-    }
-  });
 }
 
 // The operands of the backward kernel; see lower_backward.
@@ -193,8 +197,8 @@ void weight_sums(const Grid& g, const Part& p, const Window<T>& window, const T*
 
 // The gradient of the input at time s, s >= 1 - w: sum over j of w[j] e_{s + w - 1 - j}, plus what came through `last`.
 template <class T>
-void input_gradient(const BackwardTask& task, const Part& p, std::int64_t s, const Window<T>& e, const std::vector<T>& w,
-                    const Rows& g_last, T* buffer, T* out) {
+void input_gradient(const BackwardTask& task, const Part& p, std::int64_t s, const Window<T>& e,
+                    const std::vector<T>& w, const Rows& g_last, T* buffer, T* out) {
   const Grid& g = task.grid;
   taps(g.w, e.at(s + g.w - 1), -1, w.data(), static_cast<const T*>(nullptr), p.n, out);
   const std::int64_t kept = s - (g.t - (g.w - 1));
@@ -210,8 +214,8 @@ void backward_part(const BackwardTask& task, const Launch& launch, std::int64_t 
   const Rows xs(launch, task.x), ws(launch, task.weight), starts(launch, task.initial), g_last(launch, task.g_last);
   const Rows dx(launch, task.dx), d_initial(launch, task.d_initial);
   const std::int64_t end = std::min(g.t, p.end + g.w - 1), first = p.begin == 0 ? 1 - g.w : p.begin;
-  std::vector<T> buffer(std::size_t((kTime + 2 * g.w) * p.n)), e(std::size_t((kTime + g.w) * p.n)), zeros(p.n), line(p.n),
-      line2(p.n);
+  std::vector<T> buffer(std::size_t((kTime + 2 * g.w) * p.n)), e(std::size_t((kTime + g.w) * p.n)), zeros(p.n),
+      line(p.n), line2(p.n);
   const std::vector<T> w = transposed<T>(g, p, ws);
   const Window<T> x = inputs(g, p, end, xs, starts, buffer.data(), zeros.data());
   upstream(task, launch, p, end, x, w, e.data());
@@ -257,13 +261,13 @@ void pass_through(const Launch& launch, const BackwardTask& task) {
     to.write(i, 0, task.grid.d, from ? from.read(i, 0, task.grid.d, line.data()) : line.data());
 }
 
-// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); ints [silu]. Outputs dx, dw,
-// db, d_initial.
+// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); ints [silu]. Outputs dx,
+// dw, db, d_initial.
 template <class T>
 void lower_backward(Lowering& l) {
   const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
-  BackwardTask task{l.rows(0), l.dense(1), optional(2), optional(3), optional(4), optional(5), l.output(0), l.output(3), {}, {},
-                    l.integer(0) != 0};
+  BackwardTask task{l.rows(0),   l.dense(1),  optional(2), optional(3), optional(4),      optional(5),
+                    l.output(0), l.output(3), {},          {},          l.integer(0) != 0};
   const Operand dw = l.output(1), db = l.output(2);
   const Grid grid{task.x.dims[0], task.x.dims[1], task.x.dims[2], task.weight.dims[1]};
   task.grid = grid;
@@ -293,12 +297,13 @@ void conv1d_vjp(Vjp& v) {
   const Shape sx = x.shape(), sw = weight.shape();
   const Shape state{sx[0], sw[1] - 1, sx[2]};
   const std::int64_t ints[] = {v.integer(0)};
-  const Tensor dx = record(conv1d_backward_op, {x, weight, bias, initial, v.grad(0), v.integer(1) ? v.grad(1) : Tensor{}},
-                           {{sx, x.dtype()},
-                            {sw, weight.dtype()},
-                            {Shape{sw[0]}, bias ? bias.dtype() : weight.dtype()},
-                            {state, initial ? initial.dtype() : x.dtype()}},
-                           ints, {}, v.where());
+  const Tensor dx =
+      record(conv1d_backward_op, {x, weight, bias, initial, v.grad(0), v.integer(1) ? v.grad(1) : Tensor{}},
+             {{sx, x.dtype()},
+              {sw, weight.dtype()},
+              {Shape{sw[0]}, bias ? bias.dtype() : weight.dtype()},
+              {state, initial ? initial.dtype() : x.dtype()}},
+             ints, {}, v.where());
   for (int i = 0; i < 4; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
 }

@@ -25,9 +25,16 @@ struct Task {
   bool smoothed;
   int smoothing;
   explicit Task(Lowering& l)
-      : logits(l.source(0)), labels(l.view(1)), shape(l.shape(1)), rows(shape.numel()), v(l.shape(0)[-1]),
+      : logits(l.source(0)),
+        labels(l.view(1)),
+        shape(l.shape(1)),
+        rows(shape.numel()),
+        v(l.shape(0)[-1]),
         parts(part_count(rows, std::max<std::int64_t>(1, kPartElements / std::max<std::int64_t>(v, 1)), 1024)),
-        ignore(l.integer(1)), reduction(Reduction(l.integer(0))), smoothed(l.integer(2) != 0), smoothing(l.constant(0)) {}
+        ignore(l.integer(1)),
+        reduction(Reduction(l.integer(0))),
+        smoothed(l.integer(2) != 0),
+        smoothing(l.constant(0)) {}
   double smooth(const Launch& launch) const { return smoothed ? launch.constants[smoothing] : 0; }
 };
 
@@ -41,7 +48,8 @@ LogSumExp<T> log_sum_exp(const T* x, std::int64_t v) {
   T top = -std::numeric_limits<T>::infinity();
 #pragma omp simd reduction(max : top)
   for (std::int64_t j = 0; j < v; ++j) top = x[j] > top ? x[j] : top;
-  if (!(std::abs(top) < std::numeric_limits<T>::infinity())) top = 0;  // the sum is then 0, infinite or NaN, as it should be
+  if (!(std::abs(top) < std::numeric_limits<T>::infinity()))
+    top = 0;  // the sum is then 0, infinite or NaN, as it should be
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t j = 0; j < v; ++j) sum += vmath::exp(x[j] - top);
@@ -57,8 +65,8 @@ T distance_sum(const T* x, std::int64_t v, T top) {
   return sum;
 }
 
-// Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows); the factor of the gradient (),
-// 1 / valid labels for the mean.
+// Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows); the factor of the
+// gradient (), 1 / valid labels for the mean.
 template <class T>
 void lower_forward(Lowering& l) {
   const Task task(l);
@@ -91,8 +99,10 @@ void lower_forward(Lowering& l) {
     for (std::int64_t r = 0; r < task.rows; ++r) valid += labels[r] != task.ignore, total += loss[r];
     const double scale = task.reduction != Reduction::mean ? 1 : valid ? 1 / double(valid) : 0;
     const T mean = T(total * scale), scaled = T(scale);
-    if (task.reduction == Reduction::none) Rows(launch, out).write(0, 0, task.rows, loss);
-    else Rows(launch, out).write(0, 0, 1, &mean);
+    if (task.reduction == Reduction::none)
+      Rows(launch, out).write(0, 0, task.rows, loss);
+    else
+      Rows(launch, out).write(0, 0, 1, &mean);
     Rows(launch, factor).write(0, 0, 1, &scaled);
   });
 }
@@ -141,8 +151,11 @@ void lower_cross_entropy_backward(Lowering& l) {
 
 void cross_entropy_vjp(Vjp& v);
 
-const Op& cross_entropy_op = register_op(
-    {.name = "cross_entropy", .vjp = cross_entropy_vjp, .lower = lower_cross_entropy, .prologues = 0b1, .dense_outputs = true});
+const Op& cross_entropy_op = register_op({.name = "cross_entropy",
+                                          .vjp = cross_entropy_vjp,
+                                          .lower = lower_cross_entropy,
+                                          .prologues = 0b1,
+                                          .dense_outputs = true});
 const Op& cross_entropy_backward_op =
     register_op({.name = "cross_entropy_backward", .lower = lower_cross_entropy_backward, .prologues = 0b1});
 
@@ -150,9 +163,8 @@ void cross_entropy_vjp(Vjp& v) {
   const Tensor g = v.grad(), logits = v.input(0);
   if (!g || !v.needs(0)) return;
   const std::int64_t ints[] = {v.integer(0), v.integer(1), v.integer(2)};
-  const double constants[] = {v.constant(0)};
-  v.add(0, record(cross_entropy_backward_op, {logits, v.input(1), g, v.output(1), v.output(2)}, {{logits.shape(), logits.dtype()}},
-                  ints, constants, v.where()));
+  v.add(0, record(cross_entropy_backward_op, {logits, v.input(1), g, v.output(1), v.output(2)},
+                  {{logits.shape(), logits.dtype()}}, ints, v.constants(), v.where()));
 }
 
 }  // namespace
@@ -171,9 +183,10 @@ Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options) {
   const DType real = compute_dtype(logits.tensor());
   const std::int64_t ints[] = {std::int64_t(options.reduction), options.ignore_index, options.label_smoothing != 0};
   const double constants[] = {options.label_smoothing};
-  return record(cross_entropy_op, {logits, labels},
-                {{options.reduction == Reduction::none ? rows : Shape{}, real}, {Shape{rows.numel()}, real}, {Shape{}, real}}, ints,
-                constants, where);
+  return record(
+      cross_entropy_op, {logits, labels},
+      {{options.reduction == Reduction::none ? rows : Shape{}, real}, {Shape{rows.numel()}, real}, {Shape{}, real}},
+      ints, constants, where);
 }
 
 }  // namespace weft

@@ -1,4 +1,5 @@
-// Rows of a table by id. The gradient gives each id's row to one owner, which adds its occurrences in order of position.
+// Rows of a table by id. The gradient gives each id's row to one owner, which adds its occurrences in order of
+// position.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -28,7 +29,8 @@ void lower_embedding(Lowering& l) {
     const std::byte* from = launch.view(weight).data;
     std::byte* to = launch.view(out).data;
     const std::int64_t item = std::int64_t(size_of(weight.dtype)), count = std::int64_t(rows.size());
-    const std::int64_t parts = part_count(count, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(d * item, 1)));
+    const std::int64_t parts =
+        part_count(count, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(d * item, 1)));
     const std::int64_t from_stride = weight.row_stride() * item, to_stride = out.row_stride() * item;
     parallel(parts, [&](std::int64_t part) {
       const Range range = part_of(count, parts, part);
@@ -59,7 +61,8 @@ void lower_backward(Lowering& l) {
   l.emit("embedding_backward", [=](const Launch& launch) {
     const Sorted sorted(read_labels(launch, ids), v);
     const Rows from(launch, g), to(launch, out);
-    const std::int64_t parts = part_count(v, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(4 * d, 1)), 1024);
+    const std::int64_t parts =
+        part_count(v, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(4 * d, 1)), 1024);
     parallel(parts, [&](std::int64_t part) {
       std::vector<T> buffer(d), sum(d);
       const Range range = part_of(v, parts, part);
@@ -88,7 +91,8 @@ const Op& embedding_backward_op = register_op({.name = "embedding_backward", .lo
 void embedding_vjp(Vjp& v) {
   if (!v.needs(0)) return;
   const Tensor weight = v.input(0);
-  v.add(0, record(embedding_backward_op, {v.input(1), v.grad()}, {{weight.shape(), weight.dtype()}}, {}, {}, v.where()));
+  v.add(0,
+        record(embedding_backward_op, {v.input(1), v.grad()}, {{weight.shape(), weight.dtype()}}, {}, {}, v.where()));
 }
 
 }  // namespace
@@ -99,7 +103,8 @@ Tensor embedding(Arg weight, Arg ids) {
   const Shape table = weight.shape();
   if (table.rank() != 2)
     fail_at(weight.where(), "embedding: the weight is not a table",
-            fmt::format("weight {}, ids {}", to_string(table), to_string(ids.shape())), "its shape is (vocabulary, width)");
+            fmt::format("weight {}, ids {}", to_string(table), to_string(ids.shape())),
+            "its shape is (vocabulary, width)");
   Shape shape = ids.shape();
   if (shape.rank() == kMaxRank)
     fail_at(weight.where(), "embedding: too many axes", fmt::format("ids {}", to_string(shape)), "flatten the ids");

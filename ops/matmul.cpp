@@ -1,5 +1,5 @@
-// Products of matrices. Transposition and the flattening of leading axes are flags of one node, so a layer records one node
-// forward and one for each gradient.
+// Products of matrices. Transposition and the flattening of leading axes are flags of one node, so a layer records one
+// node forward and one for each gradient.
 #include <vector>
 
 #include "jit/gemm.h"
@@ -9,7 +9,7 @@
 namespace weft {
 namespace {
 
-// ---- kernels ----------------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------------------------
 
 GemmInput matrix(const Launch& launch, const Operand& o, std::int64_t row_stride, std::int64_t col_stride) {
   return {launch.view(o).data, o.dtype, row_stride, col_stride};
@@ -85,7 +85,8 @@ void lower_matmul(Lowering& l) {
   const Shape batch(std::span(out.dims.data(), std::size_t(out.rank - 2)));
   const std::vector<std::int64_t> in_a = batch_offsets(a, batch), in_b = batch_offsets(b, batch);
   std::vector<GemmOffsets> offsets;
-  for (std::size_t e = 0; e < in_a.size(); ++e) offsets.push_back({in_a[e], in_b[e], std::int64_t(e) * m * out.row_stride()});
+  for (std::size_t e = 0; e < in_a.size(); ++e)
+    offsets.push_back({in_a[e], in_b[e], std::int64_t(e) * m * out.row_stride()});
   const auto stored = [](const Launch& launch, const Operand& o, bool transposed) {
     const GemmInput x = matrix(launch, o, o.strides[o.rank - 2], o.strides[o.rank - 1]);
     return transposed ? x.transposed() : x;
@@ -97,7 +98,7 @@ void lower_matmul(Lowering& l) {
   });
 }
 
-// ---- ops and gradients ------------------------------------------------------------------------------------------------
+// ---- ops and gradients --------------------------------------------------------------------------------------------
 
 void linear_vjp(Vjp& v);
 void matmul_vjp(Vjp& v);
@@ -171,9 +172,10 @@ Tensor matmul(Arg a, Arg b) {
     fail_at(a.where(), "matmul: operands need at least two axes", both("a", sa, "b", sb),
             "reshape a vector to (1, k) or (k, 1), or use sum(a * b) for an inner product");
   if (sa[-1] != sb[-2])
-    fail_at(a.where(), "matmul: inner dimensions differ",
-            fmt::format("{}: {} against {}", both("a", sa, "b", sb), sa[-1], sb[-2]),
-            sa[-1] == sb[-1] ? "transpose b: matmul(a, transpose(b))" : "transpose an operand, or check the layer's width");
+    fail_at(
+        a.where(), "matmul: inner dimensions differ",
+        fmt::format("{}: {} against {}", both("a", sa, "b", sb), sa[-1], sb[-2]),
+        sa[-1] == sb[-1] ? "transpose b: matmul(a, transpose(b))" : "transpose an operand, or check the layer's width");
   Shape batch;
   if (!broadcast_shapes(sa.first(sa.rank() - 2), sb.first(sb.rank() - 2), &batch))
     fail_at(a.where(), "matmul: leading axes do not broadcast", both("a", sa, "b", sb),
@@ -192,7 +194,8 @@ Tensor linear(Arg x, Arg weight, Arg bias) {
   if (sx.rank() < 1 || sx[-1] != sw[1])
     fail_at(x.where(), "linear: the last axis of x is not the weight's input width",
             fmt::format("{}: {} against {}", both("x", sx, "weight", sw), sx.rank() ? sx[-1] : 1, sw[1]),
-            sx.rank() && sx[-1] == sw[0] ? "the weight is (out, in): transpose it, or use matmul" : "check the layer's width");
+            sx.rank() && sx[-1] == sw[0] ? "the weight is (out, in): transpose it, or use matmul"
+                                         : "check the layer's width");
   if (bias) require_shape(x.where(), "linear", "bias", bias, Shape{sw[0]}, "weight", weight);
   return record_linear(x, weight, bias, true, widest(x.dtype(), weight.dtype()), x.where());
 }

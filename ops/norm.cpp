@@ -1,5 +1,5 @@
-// RMS norm and layer norm over the last axis (SPEC 0.3): y = (x - mean) r w + b, with mean = 0 for the RMS norm. The forward
-// kernel keeps each row's mean and r for the backward kernel.
+// RMS norm and layer norm over the last axis (SPEC 0.3): y = (x - mean) r w + b, with mean = 0 for the RMS norm. The
+// forward kernel keeps each row's mean and r for the backward kernel.
 #include <cmath>
 #include <vector>
 
@@ -71,19 +71,23 @@ void lower_forward(Lowering& l, std::string name) {
         const T mean = T(s.mean), r = T(s.r), both[] = {mean, r};
         kept.write(row, 0, 2, both);
         T* y = to.template target<T>(row, 0, buffer.data());
-        if (w.empty()) for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r;
-        else for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r * w[j];
-        if (!b.empty()) for (std::int64_t j = 0; j < n; ++j) y[j] += b[j];
+        if (w.empty())
+          for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r;
+        else
+          for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r * w[j];
+        if (!b.empty())
+          for (std::int64_t j = 0; j < n; ++j) y[j] += b[j];
         to.write(row, 0, n, y);
       }
     });
   });
 }
 
-// One row of the backward pass: dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; adds dy xh to dw
-// and dy to db (each n, null if not wanted). All rows are (n).
+// One row of the backward pass: dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; adds dy xh to
+// dw and dy to db (each n, null if not wanted). All rows are (n).
 template <class T>
-void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T r, bool centered, T* dx, T* dw, T* db) {
+void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T r, bool centered, T* dx, T* dw,
+                  T* db) {
   T sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
   for (std::int64_t j = 0; j < n; ++j) {
@@ -92,8 +96,10 @@ void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T
     dot += g * (x[j] - mean);
   }
   const T shift = centered ? sum / T(n) : T(0), slope = dot * r / T(n);
-  if (dw) for (std::int64_t j = 0; j < n; ++j) dw[j] += dy[j] * (x[j] - mean) * r;
-  if (db) for (std::int64_t j = 0; j < n; ++j) db[j] += dy[j];
+  if (dw)
+    for (std::int64_t j = 0; j < n; ++j) dw[j] += dy[j] * (x[j] - mean) * r;
+  if (db)
+    for (std::int64_t j = 0; j < n; ++j) db[j] += dy[j];
   if (dx)  // last: it may be written over dy's buffer
     for (std::int64_t j = 0; j < n; ++j) dx[j] = r * ((w ? dy[j] * w[j] : dy[j]) - shift - (x[j] - mean) * r * slope);
 }
@@ -120,7 +126,8 @@ void lower_backward(Lowering& l) {
   const bool centered = l.integer(0) != 0;
   const std::int64_t n = l.shape(0)[-1], rows = l.shape(0).first(l.shape(0).rank() - 1).numel();
   const std::int64_t parts = row_parts(rows, n), dims[] = {parts, n};
-  const Operand dw_parts = dw ? l.scratch(dtype_of<T>, dims) : Operand{}, db_parts = db ? l.scratch(dtype_of<T>, dims) : Operand{};
+  const Operand dw_parts = dw ? l.scratch(dtype_of<T>, dims) : Operand{},
+                db_parts = db ? l.scratch(dtype_of<T>, dims) : Operand{};
   l.emit("norm_backward", [=](const Launch& launch) {
     const std::vector<T> w = whole<T>(launch, weight, n);
     const Rows to(launch, out), kept(launch, stats);
@@ -136,7 +143,8 @@ void lower_backward(Lowering& l) {
         T pair[2];
         const T* s = kept.read(row, 0, 2, pair);
         T* dx = to ? to.template target<T>(row, 0, buffer.data()) : nullptr;
-        backward_row(n, xs.read(row), gs.read(row), w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_part, db_part);
+        backward_row(n, xs.read(row), gs.read(row), w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_part,
+                     db_part);
         to.write(row, 0, n, dx);
       }
     });
@@ -158,7 +166,8 @@ void lower_norm_backward(Lowering& l) {
 void norm_vjp(Vjp& v);
 
 const Op& rms_norm_op = register_op({.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .prologues = 0b1});
-const Op& layer_norm_op = register_op({.name = "layer_norm", .vjp = norm_vjp, .lower = lower_layer_norm, .prologues = 0b1});
+const Op& layer_norm_op =
+    register_op({.name = "layer_norm", .vjp = norm_vjp, .lower = lower_layer_norm, .prologues = 0b1});
 const Op& norm_backward_op = register_op({.name = "norm_backward", .lower = lower_norm_backward, .prologues = 0b11});
 
 void norm_vjp(Vjp& v) {
@@ -188,13 +197,16 @@ Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight,
   const Shape stats{shape.first(shape.rank() - 1).numel(), 2};
   const std::int64_t ints[] = {centered};
   const double constants[] = {eps};
-  return record(op, {x, weight, bias}, {{shape, x.dtype()}, {stats, compute_dtype(x.tensor(), weight.tensor(), bias.tensor())}},
-                ints, constants, where);
+  return record(op, {x, weight, bias},
+                {{shape, x.dtype()}, {stats, compute_dtype(x.tensor(), weight.tensor(), bias.tensor())}}, ints,
+                constants, where);
 }
 
 }  // namespace
 
 Tensor rms_norm(Arg x, Arg weight, double eps) { return record_norm(rms_norm_op, false, x, weight, Tensor{}, eps); }
-Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps) { return record_norm(layer_norm_op, true, x, weight, bias, eps); }
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps) {
+  return record_norm(layer_norm_op, true, x, weight, bias, eps);
+}
 
 }  // namespace weft

@@ -1,7 +1,7 @@
-// The selective scan of Mamba (SPEC 1.4, 1.5), channel-last. Each part of the work is one batch element and one block of
-// channels, walked in chunks of time; the inner loops run over the channels of the block, so they vectorise for every state
-// size, and nothing of size (b, t, i, n) exists. Forward keeps the state at the start of each chunk; backward computes the
-// states of a chunk again, last chunk first.
+// The selective scan of Mamba (SPEC 1.4, 1.5), channel-last. Each part of the work is one batch element and one block
+// of channels, walked in chunks of time; the inner loops run over the channels of the block, so they vectorise for
+// every state size, and nothing of size (b, t, i, n) exists. Forward keeps the state at the start of each chunk;
+// backward computes the states of a chunk again, last chunk first.
 #include <algorithm>
 #include <bit>
 #include <numbers>
@@ -18,10 +18,10 @@
 namespace weft {
 namespace {
 
-constexpr std::int64_t kTime = 32;           // steps of a chunk
-constexpr std::int64_t kBlockStates = 2048;  // states of a block of channels: with A and the carried gradient they fit in L1
-constexpr std::int64_t kMostState = 256;     // n
-constexpr std::size_t kMostCaptured = 8;     // tensors a hole captures
+constexpr std::int64_t kTime = 32;  // steps of a chunk
+constexpr std::int64_t kBlockStates = 2048;  // of a block of channels: with A and the carried gradient they fit in L1
+constexpr std::int64_t kMostState = 256;  // n
+constexpr std::size_t kMostCaptured = 8;  // tensors a hole captures
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -69,7 +69,7 @@ struct Task {
   Operand u, raw, A, D;
   GroupRows B, C;
   Fused delta, out;  // holes
-  bool has_delta, has_out;
+  bool has_delta = false, has_out = false;
   int root_count = 1;  // of the out hole in backward
 };
 
@@ -82,10 +82,21 @@ struct Chunk {
   std::vector<T> delta, du;  // (kTime, w): Delta and Delta u
 
   explicit Chunk(const Grid& g)
-      : begin(0), end(0), u(kTime), raw(kTime), B(kTime), C(kTime), u_buffer(kTime * g.width()), raw_buffer(u_buffer.size()),
-        b_buffer(kTime * g.n), c_buffer(b_buffer.size()), delta(u_buffer.size()), du(u_buffer.size()) {}
+      : begin(0),
+        end(0),
+        u(kTime),
+        raw(kTime),
+        B(kTime),
+        C(kTime),
+        u_buffer(kTime * g.width()),
+        raw_buffer(u_buffer.size()),
+        b_buffer(kTime * g.n),
+        c_buffer(b_buffer.size()),
+        delta(u_buffer.size()),
+        du(u_buffer.size()) {}
 
-  void load(const Task& task, const Launch& launch, const Part& p, std::int64_t chunk, std::int64_t following, Runner<T>* hole) {
+  void load(const Task& task, const Launch& launch, const Part& p, std::int64_t chunk, std::int64_t following,
+            Runner<T>* hole) {
     const Grid& g = task.grid;
     const Rows us(launch, task.u), raws(launch, task.raw);
     prefetch(us, g, p, following);
@@ -137,9 +148,10 @@ std::vector<T> transposed(const Launch& launch, const Operand& a, const Part& p,
   return out;
 }
 
-// ---- inner loops: w channels, n states, matrices (n, w). U states at a time share the loads of a channel's values. --------
+// ---- inner loops: w channels, n states, matrices (n, w); U states at a time share the loads of a channel ----------
 
-// exp for |x| < 1e12 in 15 instructions, against vmath's 21: clamped as an integer, 0 below e^-87.7 and infinite above e^88.3.
+// exp for |x| < 1e12 in 15 instructions, against vmath's 21: clamped as an integer, 0 below e^-87.7 and infinite above
+// e^88.3.
 inline float fast_exp(float x) {
   constexpr float kRound = 0x1.8p23f, kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f;  // as in vmath::exp
   constexpr std::int32_t kZero = std::bit_cast<std::int32_t>(kRound);
@@ -159,7 +171,8 @@ inline double fast_exp(double x) { return vmath::exp(x); }
 
 // h = exp(Delta A) h + Delta u B;  s += C h.
 template <class T, int U>
-void advance(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A, T* h, T* s) {
+void advance(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A, T* h,
+             T* s) {
   for (std::int64_t j = 0; j < n; j += U) {
     const T *a = A + j * w, *b = B + j, *c = C + j;
     T* x = h + j * w;
@@ -178,8 +191,8 @@ void advance(std::int64_t w, std::int64_t n, const T* delta, const T* du, const 
 
 // The same, keeping exp(Delta A) in `decay` and the new state in `next`.
 template <class T, int U>
-void advance_keeping(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A, const T* h,
-                     T* decay, T* next, T* s) {
+void advance_keeping(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A,
+                     const T* h, T* decay, T* next, T* s) {
   for (std::int64_t j = 0; j < n; j += U) {
     const T *a = A + j * w, *b = B + j, *c = C + j, *x = h + j * w;
     T *keep = decay + j * w, *y = next + j * w;
@@ -202,8 +215,8 @@ void advance_keeping(std::int64_t w, std::int64_t n, const T* delta, const T* du
 // kappa = h - Delta u B:  gb += Gamma B, gak += Gamma A kappa (w);  dA += Gamma Delta kappa (n, w);  dB = sum of
 // Gamma Delta u, dC = sum of e h over the channels (n).
 template <class T, int U>
-void retreat(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* e, const T* B, const T* C, const T* A,
-             const T* decay, const T* h, T* carry, T* gb, T* gak, T* dA, T* dB, T* dC) {
+void retreat(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* e, const T* B, const T* C,
+             const T* A, const T* decay, const T* h, T* carry, T* gb, T* gak, T* dA, T* dB, T* dC) {
   for (std::int64_t j = 0; j < n; j += U) {
     const T *a = A + j * w, *b = B + j, *c = C + j, *x = h + j * w, *f = decay + j * w;
     T *g = carry + j * w, *da = dA + j * w;
@@ -235,15 +248,18 @@ void retreat(std::int64_t w, std::int64_t n, const T* delta, const T* du, const 
 // Calls f with the largest unrolling that divides n.
 template <class F>
 void unrolled(std::int64_t n, F&& f) {
-  if (n % 4 == 0) f(std::integral_constant<int, 4>{});
-  else if (n % 2 == 0) f(std::integral_constant<int, 2>{});
-  else f(std::integral_constant<int, 1>{});
+  if (n % 4 == 0)
+    f(std::integral_constant<int, 4>{});
+  else if (n % 2 == 0)
+    f(std::integral_constant<int, 2>{});
+  else
+    f(std::integral_constant<int, 1>{});
 }
 
-// ---- forward ------------------------------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------------------------
 
-// Inputs u, delta (b, t, i), A (i, n), B, C (b, t, n) or (b, t, g, n), D (i), initial (b, i, n), then what the holes capture.
-// Outputs y (b, t, i), h_T (b, i, n), states (b, chunks, n, i) at the start of each chunk.
+// Inputs u, delta (b, t, i), A (i, n), B, C (b, t, n) or (b, t, g, n), D (i), initial (b, i, n), then what the holes
+// capture. Outputs y (b, t, i), h_T (b, i, n), states (b, chunks, n, i) at the start of each chunk.
 enum Input { kU, kDelta, kA, kB, kC, kD, kInitial, kFixed };
 
 // h (n, w) of a part from or to the (b, i, n) operand.
@@ -272,10 +288,12 @@ struct ForwardOutputs {
 
 // s (steps, w) of the chunk becomes y: adds D u and evaluates the out hole.
 template <class T>
-void finish_rows(const Task& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y, T* s) {
+void finish_rows(const Task& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y,
+                 T* s) {
   for (std::int64_t k = 0; k < chunk.steps(); ++k, s += p.w) {
     const std::int64_t row = p.batch * task.grid.t + chunk.begin + k;
-    if (D) for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
+    if (D)
+      for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
     if (hole) {
       const void* value = s;
       void* result = y.target<T>(row, p.c, s);
@@ -308,8 +326,8 @@ void forward_part(const Task& task, const Launch& launch, const Rows& initial, c
     std::fill(s.begin(), s.end(), T(0));
     unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
       for (std::int64_t k = 0; k < chunk.steps(); ++k)
-        advance<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k], A.data(),
-                      h.data(), s.data() + k * p.w);
+        advance<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k],
+                      A.data(), h.data(), s.data() + k * p.w);
     });
     if (outputs.y) finish_rows(task, p, chunk, D, out.get(), outputs.y, s.data());
   }
@@ -349,7 +367,7 @@ void lower_forward(Lowering& l) {
   });
 }
 
-// ---- backward -----------------------------------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------------------------
 
 // Inputs as forward's, then states, the gradients of y and of h_T (each may be absent), then what the holes capture.
 // Outputs du, draw (b, t, i), dA, dB, dC, dD, d_initial; then the elementwise gradients of captured tensors.
@@ -360,7 +378,7 @@ enum BackwardOutput { kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial, kElementwise };
 struct BackwardTask : Task {
   Operand states, g, g_last;
   Fused delta_grad, out_grad;
-  bool has_delta_grad, has_out_grad;
+  bool has_delta_grad = false, has_out_grad = false;
   // The output of each root beyond the first of delta_grad and out_grad, absent where nobody reads it.
   std::vector<Operand> delta_roots, out_roots;
   Operand e_root;  // also the output of the first root of out_grad, if a captured tensor has the same gradient
@@ -373,26 +391,35 @@ template <class T>
 struct BackwardScratch {
   struct Decay;
   struct States;
-  T *decay, *states;                          // (kTime, n, w)
-  std::vector<T> A, first;                    // (n, w)
-  std::vector<T> s, e, gb, gak;               // (kTime, w); gb, gak (w)
-  std::vector<T> carry, dA, dD;               // (n, w); (w)
-  std::vector<std::vector<T>> lines;          // (w), one for each root of a hole
+  T *decay, *states;                  // (kTime, n, w)
+  std::vector<T> A, first;            // (n, w)
+  std::vector<T> s, e, gb, gak;       // (kTime, w); gb, gak (w)
+  std::vector<T> carry, dA, dD;       // (n, w); (w)
+  std::vector<std::vector<T>> lines;  // (w), one for each root of a hole
   BackwardScratch(const Grid& g, const Part& p, std::size_t roots)
       : decay(thread_scratch<T, Decay>(std::size_t(kTime * g.n * p.w))),
-        states(thread_scratch<T, States>(std::size_t(kTime * g.n * p.w))), first(std::size_t(g.n * p.w)),
-        s(std::size_t(kTime * p.w)), e(s.size()), gb(s.size()), gak(s.size()), carry(first.size()), dA(first.size()), dD(std::size_t(p.w)),
+        states(thread_scratch<T, States>(std::size_t(kTime * g.n * p.w))),
+        first(std::size_t(g.n * p.w)),
+        s(std::size_t(kTime * p.w)),
+        e(s.size()),
+        gb(s.size()),
+        gak(s.size()),
+        carry(first.size()),
+        dA(first.size()),
+        dD(std::size_t(p.w)),
         lines(roots, std::vector<T>(std::size_t(p.w))) {}
 };
 
 // Evaluates a hole of gradients on one row of w elements and stores roots 1, 2, ... ; root 0 goes to `first`.
 template <class T>
 void run_gradients(Runner<T>& hole, const Launch& launch, const std::vector<Operand>& outputs, std::int64_t row,
-                   const Part& p, std::int64_t i, const T* value, const T* upstream, T* first, std::vector<std::vector<T>>& lines) {
+                   const Part& p, std::int64_t i, const T* value, const T* upstream, T* first,
+                   std::vector<std::vector<T>>& lines) {
   const void* values[] = {value, upstream};
   void* results[kMostCaptured + 1];
   results[0] = first;
-  for (std::size_t r = 0; r < outputs.size(); ++r) results[r + 1] = Rows(launch, outputs[r]).target<T>(row, p.c, lines[r].data());
+  for (std::size_t r = 0; r < outputs.size(); ++r)
+    results[r + 1] = Rows(launch, outputs[r]).target<T>(row, p.c, lines[r].data());
   hole.run(row * i + p.c, int(p.w), values, std::span(results, outputs.size() + 1));
   for (std::size_t r = 0; r < outputs.size(); ++r)
     Rows(launch, outputs[r]).write(row, p.c, p.w, static_cast<const T*>(results[r + 1]));
@@ -400,8 +427,8 @@ void run_gradients(Runner<T>& hole, const Launch& launch, const std::vector<Oper
 
 // The states and decays of the chunk, s without and then with D u, and from it e = d loss / d s.
 template <class T>
-void recompute(const BackwardTask& task, const Launch& launch, const Part& p, std::int64_t q, const Chunk<T>& chunk, const T* D,
-               Runner<T>* out_grad, BackwardScratch<T>& x) {
+void recompute(const BackwardTask& task, const Launch& launch, const Part& p, std::int64_t q, const Chunk<T>& chunk,
+               const T* D, Runner<T>* out_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
   const Rows kept(launch, task.states), gs(launch, task.g), e_root(launch, task.e_root);
   const std::int64_t size = g.n * p.w;
@@ -413,18 +440,21 @@ void recompute(const BackwardTask& task, const Launch& launch, const Part& p, st
   std::fill(x.s.begin(), x.s.end(), T(0));
   unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
     for (std::int64_t k = 0; k < chunk.steps(); ++k)
-      advance_keeping<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k], x.A.data(),
-                            k ? x.states + (k - 1) * size : x.first.data(), x.decay + k * size,
+      advance_keeping<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k],
+                            x.A.data(), k ? x.states + (k - 1) * size : x.first.data(), x.decay + k * size,
                             x.states + k * size, x.s.data() + k * p.w);
   });
   for (std::int64_t k = 0; k < chunk.steps(); ++k) {
     const std::int64_t row = p.batch * g.t + chunk.begin + k;
     T *e = x.e.data() + k * p.w, *s = x.s.data() + k * p.w;
     const T* up = gs ? gs.read(row, p.c, p.w, e) : nullptr;
-    if (!up) std::fill_n(e, p.w, T(0));
-    else if (up != e) std::copy_n(up, p.w, e);
+    if (!up)
+      std::fill_n(e, p.w, T(0));
+    else if (up != e)
+      std::copy_n(up, p.w, e);
     if (!out_grad) continue;
-    if (D) for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
+    if (D)
+      for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
     run_gradients(*out_grad, launch, task.out_roots, row, p, g.i, s, e, e, x.lines);
     e_root.write(row, p.c, p.w, e);
   }
@@ -443,9 +473,9 @@ void retreat_chunk(const BackwardTask& task, const Launch& launch, const Part& p
   unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
     for (std::int64_t k = chunk.steps() - 1; k >= 0; --k) {
       const std::int64_t at = k * p.w;
-      retreat<T, U>(p.w, g.n, chunk.delta.data() + at, chunk.du.data() + at, x.e.data() + at, chunk.B[k], chunk.C[k], x.A.data(),
-                    x.decay + k * size, x.states + k * size, x.carry.data(), x.gb.data() + at, x.gak.data() + at,
-                    x.dA.data(), dB + k * g.n, dC + k * g.n);
+      retreat<T, U>(p.w, g.n, chunk.delta.data() + at, chunk.du.data() + at, x.e.data() + at, chunk.B[k], chunk.C[k],
+                    x.A.data(), x.decay + k * size, x.states + k * size, x.carry.data(), x.gb.data() + at,
+                    x.gak.data() + at, x.dA.data(), dB + k * g.n, dC + k * g.n);
     }
   });
   for (std::int64_t k = 0; k < chunk.steps(); ++k) {
@@ -458,7 +488,8 @@ void retreat_chunk(const BackwardTask& task, const Launch& launch, const Part& p
       x.dD[std::size_t(c)] += e[c] * u[c];
     }
     du.write(row, p.c, p.w, gb);
-    if (delta_grad) run_gradients(*delta_grad, launch, task.delta_roots, row, p, g.i, chunk.raw[std::size_t(k)], gak, gak, x.lines);
+    if (delta_grad)
+      run_gradients(*delta_grad, launch, task.delta_roots, row, p, g.i, chunk.raw[std::size_t(k)], gak, gak, x.lines);
     draw.write(row, p.c, p.w, gak);
   }
 }
@@ -564,7 +595,7 @@ void lower_backward(Lowering& l) {
   });
 }
 
-// ---- ops and gradients ----------------------------------------------------------------------------------------------------
+// ---- ops and gradients --------------------------------------------------------------------------------------------
 
 void lower_scan(Lowering& l) {
   in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l); });
@@ -579,10 +610,11 @@ constexpr HoleSpec kBackwardHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"
                                        {"delta_grad", 2, "(b, t, i)", 1, true, "none"},
                                        {"out_grad", 2, "(b, t, i)", 1, true, "none"}};
 const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .holes = kHoles});
-const Op& scan_backward_op = register_op({.name = "scan_backward", .lower = lower_scan_backward, .holes = kBackwardHoles});
+const Op& scan_backward_op =
+    register_op({.name = "scan_backward", .lower = lower_scan_backward, .holes = kBackwardHoles});
 
-// The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots, the
-// first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.
+// The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots,
+// the first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.
 struct HoleGradient {
   Few<Expr, 10> roots;
   Few<int, 8> which;
@@ -626,11 +658,13 @@ struct HoleInVjp {
   Few<int, 8> which;     // root of each captured tensor
   Few<int, 10> outputs;  // outputs[r] of root r, -1: none
 
-  // Appends to `outs` an output for each root that a captured tensor needs; `first` is the output of root 0, if it has one.
+  // Appends to `outs` an output for each root that a captured tensor needs; `first` is the output of root 0, if it has
+  // one.
   HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) {
     if (!filled.filled()) return;
     std::uint32_t wanted = 0;
-    for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
+    for (std::size_t k = 0; k < filled.captured.size(); ++k)
+      wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
     const HoleGradient& found = hole_gradient(filled.roots[0], filled.captured.size(), wanted);
     gradient = {found.roots, filled.captured, filled.constants};
     which = found.which;
@@ -640,8 +674,10 @@ struct HoleInVjp {
       const Tensor& c = filled.captured[k];
       const DType dtype = c.shape() == space ? c.dtype() : real;  // what is summed afterwards is not rounded before
       int& output = outputs[std::size_t(which[k])];
-      if (output < 0) output = int(outs.size()), outs.push_back({space, dtype});
-      else outs[std::size_t(output)].dtype = widest(outs[std::size_t(output)].dtype, dtype);
+      if (output < 0)
+        output = int(outs.size()), outs.push_back({space, dtype});
+      else
+        outs[std::size_t(output)].dtype = widest(outs[std::size_t(output)].dtype, dtype);
     }
   }
   void add(Vjp& v, int h, const Tensor& first_output) const {
@@ -653,7 +689,8 @@ struct HoleInVjp {
   }
 };
 
-DType state_dtype(const Tensor& u, const ScanOptions& o, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C) {
+DType state_dtype(const Tensor& u, const ScanOptions& o, const Tensor& delta, const Tensor& A, const Tensor& B,
+                  const Tensor& C) {
   DType dtype = compute_dtype(u, delta, A, B, C, o.D, o.initial);
   for (const Hole* hole : {&o.delta, &o.out})
     for (const Tensor& t : hole->captured)
@@ -666,10 +703,13 @@ void scan_vjp(Vjp& v) {
   for (int i = 0; i < kFixed; ++i) in[i] = v.input(i);
   const Shape space = in[kU].shape(), sa = in[kA].shape();
   const DType real = v.output(2).dtype();
-  Outs outs = {{space, in[kU].dtype()},    {space, in[kDelta].dtype()}, {sa, in[kA].dtype()},
-                           {in[kB].shape(), in[kB].dtype()}, {in[kC].shape(), in[kC].dtype()},
-                           {Shape{space[2]}, in[kD] ? in[kD].dtype() : real},
-                           {Shape{space[0], sa[0], sa[1]}, in[kInitial] ? in[kInitial].dtype() : real}};
+  Outs outs = {{space, in[kU].dtype()},
+               {space, in[kDelta].dtype()},
+               {sa, in[kA].dtype()},
+               {in[kB].shape(), in[kB].dtype()},
+               {in[kC].shape(), in[kC].dtype()},
+               {Shape{space[2]}, in[kD] ? in[kD].dtype() : real},
+               {Shape{space[0], sa[0], sa[1]}, in[kInitial] ? in[kInitial].dtype() : real}};
   const Hole filled = v.hole(0);
   const HoleInVjp delta(v, 0, filled, space, real, kDraw, outs), out(v, 1, v.hole(1), space, real, -1, outs);
   Recorder r(scan_backward_op, v.where());
@@ -687,7 +727,8 @@ void scan_vjp(Vjp& v) {
   out.add(v, 1, du);
 }
 
-void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const Arg& B, const Arg& C, const ScanOptions& o) {
+void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const Arg& B, const Arg& C,
+                const ScanOptions& o) {
   require_real(where, "scan", "u", u);
   const Shape su = u.shape();
   if (su.rank() != 3)

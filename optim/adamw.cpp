@@ -17,8 +17,9 @@
 namespace weft {
 namespace {
 
-// ---- the op -------------------------------------------------------------------------------------------------------------
-// Inputs: the norm, then the gradient of each row. Ints: position of the flag, then of each row param, m, v, decay.
+// ---- the op
+// ------------------------------------------------------------------------------------------------------------- Inputs:
+// the norm, then the gradient of each row. Ints: position of the flag, then of each row param, m, v, decay.
 
 enum Constant { kLr, kBeta1, kBeta2, kEps, kDecay, kCorrection1, kCorrection2, kClip, kStep, kConstants };
 
@@ -44,7 +45,8 @@ struct Factors {
 };
 
 template <class T>
-void update(const Factors<T> f, const T* __restrict g, T* __restrict p, T* __restrict m, T* __restrict v, std::int64_t n) {
+void update(const Factors<T> f, const T* __restrict g, T* __restrict p, T* __restrict m, T* __restrict v,
+            std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const T gi = g[i] * f.clip;
@@ -108,7 +110,8 @@ void check_options(const AdamWOptions& o, Site where) {
 
 }  // namespace
 
-// ---- the optimizer --------------------------------------------------------------------------------------------------------
+// ---- the optimizer
+// --------------------------------------------------------------------------------------------------------
 
 AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
     : options_(options), bad_step_(Shape{}, DType::i64, "AdamW bad_step") {
@@ -135,7 +138,8 @@ void AdamW::step(Site where) {
     if (!gradient) continue;
     inputs.push_back(std::move(gradient));
     updated.push_back(&row);
-    ints.insert(ints.end(), {state_position(row.param), state_position(row.m), state_position(row.v), row.param.decay()});
+    ints.insert(ints.end(),
+                {state_position(row.param), state_position(row.m), state_position(row.v), row.param.decay()});
   }
   if (inputs.size() == 1)
     fail_at(where, "AdamW: no parameter has a gradient", fmt::format("{} parameters", rows_.size()),
@@ -156,7 +160,8 @@ void AdamW::step(Site where) {
   const Out none{Shape{0}, DType::f32};  // an effect has no value
   record(adamw_op, inputs, std::span(&none, 1), ints, constants, where);
   mark_assigned(bad_step_, where);
-  for (const Row* row : updated) mark_assigned(row->param, where), mark_assigned(row->m, where), mark_assigned(row->v, where);
+  for (const Row* row : updated)
+    mark_assigned(row->param, where), mark_assigned(row->m, where), mark_assigned(row->v, where);
   on_commit([steps = steps_] { ++*steps; });
   if (!recording()) flush();
 }
@@ -168,7 +173,8 @@ void AdamW::zero_grad() {
 std::int64_t AdamW::bad_step() const { return bad_step_.to_host<std::int64_t>()[0]; }
 void AdamW::clear_bad_step() { bad_step_.set<std::int64_t>({0}); }
 
-// ---- checkpoints ------------------------------------------------------------------------------------------------------------
+// ---- checkpoints
+// ------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -177,7 +183,9 @@ HostTensor host_tensor(const State& s) {
   return {s.dtype(), {dims.begin(), dims.end()}, s.bytes()};
 }
 
-HostTensor host_integer(std::int64_t value) { return HostTensor::from<std::int64_t>(DType::i64, {}, std::span(&value, 1)); }
+HostTensor host_integer(std::int64_t value) {
+  return HostTensor::from<std::int64_t>(DType::i64, {}, std::span(&value, 1));
+}
 
 }  // namespace
 

@@ -20,26 +20,27 @@ struct AdamWOptions {
   double clip_norm = 1.0;     // of the gradients' global norm; 0: no clipping
 };
 
-// p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
-// with g scaled by min(1, clip_norm / (norm + 1e-6)). Parameters are f32 or f64; moments have their type.
+// p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) +
+// eps) with g scaled by min(1, clip_norm / (norm + 1e-6)). Parameters are f32 or f64; moments have their type.
 class AdamW {
  public:
   explicit AdamW(std::vector<Param> params, AdamWOptions options = {}, Site where = Site::current());
 
-  // Records the update with the gradients of this step's backward and of earlier, pending ones; params without a gradient are
-  // left as they are. Outside `run` it is executed at once. Errors: no param has a gradient.
+  // Records the update with the gradients of this step's backward and of earlier, pending ones; params without a
+  // gradient are left as they are. Outside `run` it is executed at once. Errors: no param has a gradient.
   void step(Site where = Site::current());
   void zero_grad();  // forgets pending gradients
 
   double lr() const { return options_.lr; }
-  void set_lr(double lr) { options_.lr = lr; }  // from the next step() on; costs nothing
+  void set_lr(double lr) { options_.lr = lr; }         // from the next step() on; costs nothing
   std::int64_t step_count() const { return *steps_; }  // steps executed
 
-  // The global norm of the gradients before clipping, a scalar; of the last step() recorded, so return it from the step.
+  // The global norm of the gradients before clipping, a scalar; of the last step() recorded, so return it from the
+  // step.
   Tensor grad_norm() const { return grad_norm_; }
 
-  // The first step (from 1) whose gradient norm was not finite; 0: none. From that step on nothing is updated until it is
-  // cleared. Read it between steps.
+  // The first step (from 1) whose gradient norm was not finite; 0: none. From that step on nothing is updated until it
+  // is cleared. Read it between steps.
   std::int64_t bad_step() const;
   void clear_bad_step();
 

@@ -13,7 +13,8 @@ struct WarmupCosineOptions {
   int warmup_offset = 0;    // 1: the first step has peak / warmup instead of 0
 };
 
-// s < warmup: peak (s + offset) / warmup; then min + (peak - min)/2 (1 + cos(pi min(1, (s - warmup) / (steps - warmup)))).
+// s < warmup: peak (s + offset) / warmup; then min + (peak - min)/2 (1 + cos(pi min(1, (s - warmup) / (steps -
+// warmup)))).
 class WarmupCosine {
  public:
   explicit WarmupCosine(WarmupCosineOptions options);

@@ -34,14 +34,17 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
   return d;
 }
 
-// ---- sizes ------------------------------------------------------------------------------------------------------------
+// ---- sizes
+// ------------------------------------------------------------------------------------------------------------
 
 TEST(Mamba, ParameterCountsOfThePublishedModels) {  // SPEC 1.11
-  const struct { std::int64_t layers, width, total; } models[] = {{24, 768, 129135360},
-                                                                  {48, 1024, 371516416},
-                                                                  {48, 1536, 793204224},
-                                                                  {48, 2048, 1372178432},
-                                                                  {64, 2560, 2768345600}};
+  const struct {
+    std::int64_t layers, width, total;
+  } models[] = {{24, 768, 129135360},
+                {48, 1024, 371516416},
+                {48, 1536, 793204224},
+                {48, 2048, 1372178432},
+                {64, 2560, 2768345600}};
   for (const auto& m : models) {
     const MambaConfig c{.vocab = 50277, .width = m.width, .layers = m.layers, .vocab_padding = 8};
     EXPECT_EQ(c.parameter_count(), m.total) << m.width;
@@ -62,7 +65,8 @@ TEST(Mamba, InitialValuesAndDecay) {
     const auto values = p.param.to_host<double>();
     double largest = 0;
     for (double v : values) largest = std::max(largest, std::abs(v));
-    const bool matrix = p.name.ends_with("proj.weight") || p.name.ends_with("conv1d.weight") || p.name.ends_with("embeddings.weight");
+    const bool matrix =
+        p.name.ends_with("proj.weight") || p.name.ends_with("conv1d.weight") || p.name.ends_with("embeddings.weight");
     EXPECT_EQ(p.param.decay(), matrix) << p.name;
     if (p.name.ends_with("A_log")) {
       EXPECT_NEAR(values[9], std::log(2), 1e-6);
@@ -81,12 +85,14 @@ TEST(Mamba, InitialValuesAndDecay) {
   }
 }
 
-// ---- configurations ---------------------------------------------------------------------------------------------------
+// ---- configurations
+// ---------------------------------------------------------------------------------------------------
 
 const char* const kOriginal = R"({"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": true,
   "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8})";
 // The published conversions repeat the sizes under both names.
-const char* const kPublished = R"({"architectures": ["MambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4, "d_inner": 1536,
+const char* const kPublished =
+    R"({"architectures": ["MambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4, "d_inner": 1536,
   "d_model": 768, "eos_token_id": 0, "expand": 2, "fused_add_norm": true, "hidden_act": "silu", "hidden_size": 768,
   "initializer_range": 0.1, "intermediate_size": 1536, "layer_norm_epsilon": 1e-05, "model_type": "mamba", "n_layer": 24,
   "num_hidden_layers": 24, "pad_token_id": 0, "pad_vocab_size_multiple": 8, "rescale_prenorm_residual": false,
@@ -129,7 +135,8 @@ TEST(MambaConfig, MissingSizesWrongTypesAndOtherModelsAreErrors) {
   json j = to_hugging_face(small());
   j.erase("state_size"), j.erase("hidden_size");
   expect_error(ErrorKind::io, {"size keys are missing: hidden_size, state_size"}, [&] { mamba_config_from_json(j); });
-  expect_error(ErrorKind::io, {"n_layer, vocab_size"}, [&] { mamba_config_from_json(json::parse(R"({"d_model": 8})")); });
+  expect_error(ErrorKind::io, {"n_layer, vocab_size"},
+               [&] { mamba_config_from_json(json::parse(R"({"d_model": 8})")); });
   expect_error(ErrorKind::io, {"hidden_size"}, [&] { mamba_config_from_json(json::object()); });
   const auto with = [](const char* key, const json& value, const char* words) {
     json k = to_hugging_face(small());
@@ -144,7 +151,8 @@ TEST(MambaConfig, MissingSizesWrongTypesAndOtherModelsAreErrors) {
   with("d_intermediate", 64, "d_intermediate = 64");
 }
 
-// ---- checkpoints ------------------------------------------------------------------------------------------------------
+// ---- checkpoints
+// ------------------------------------------------------------------------------------------------------
 
 std::vector<double> logits_of(Mamba& model, const std::vector<std::int64_t>& ids) {
   return run([&] { return model(Tensor::from(ids, {1, std::int64_t(ids.size())})); }).to_host<double>();
@@ -180,15 +188,16 @@ TEST(MambaCheckpoint, ATiedHeadThatDiffersIsAnError) {
   expect_error(ErrorKind::io, {"the head differs from the embedding"}, [&] { model.load_weights(tensors); });
 }
 
-// ---- the mathematics --------------------------------------------------------------------------------------------------
+// ---- the mathematics
+// --------------------------------------------------------------------------------------------------
 
 // One sequence on the host in double, step by step as SPEC 1.8 says, from the weights by name.
 std::vector<double> reference_logits(const Mamba& model, const std::vector<std::int64_t>& ids) {
   const MambaConfig& c = model.config();
   std::map<std::string, std::vector<double>> w;
   for (const auto& [name, tensor] : model.state_dict()) w[name] = tensor.values<double>();
-  const auto d = std::size_t(c.width), inner = std::size_t(c.inner_width()), n = std::size_t(c.state), width = std::size_t(c.conv),
-             rank = std::size_t(c.dt_rank()), rows = std::size_t(c.rows());
+  const auto d = std::size_t(c.width), inner = std::size_t(c.inner_width()), n = std::size_t(c.state),
+             width = std::size_t(c.conv), rank = std::size_t(c.dt_rank()), rows = std::size_t(c.rows());
   const auto product = [](const std::vector<double>& weight, const double* x, std::size_t out, std::size_t in) {
     std::vector<double> y(out);
     for (std::size_t o = 0; o < out; ++o)
@@ -237,7 +246,8 @@ std::vector<double> reference_logits(const Mamba& model, const std::vector<std::
       const auto y = product(w[m + "out_proj.weight"], o.data(), d, inner);
       for (std::size_t i = 0; i < d; ++i) x[i] += y[i] + (c.bias ? w[m + "out_proj.bias"][i] : 0);
     }
-    const auto head = product(c.tie ? table : w["lm_head.weight"], norm(x, w["backbone.norm_f.weight"]).data(), rows, d);
+    const auto head =
+        product(c.tie ? table : w["lm_head.weight"], norm(x, w["backbone.norm_f.weight"]).data(), rows, d);
     logits.insert(logits.end(), head.begin(), head.end());
   }
   return logits;
@@ -264,7 +274,8 @@ TEST(Mamba, PrefillThenStepsEqualsPrefill) {
     const auto ids = some_ids(2 * kLength);
     const auto part = [&](std::int64_t from, std::int64_t to) {
       std::vector<std::int64_t> values;
-      for (std::int64_t b = 0; b < 2; ++b) values.insert(values.end(), ids.begin() + b * kLength + from, ids.begin() + b * kLength + to);
+      for (std::int64_t b = 0; b < 2; ++b)
+        values.insert(values.end(), ids.begin() + b * kLength + from, ids.begin() + b * kLength + to);
       return Tensor::from(values, {2, to - from});
     };
     const auto all = run([&] { return slice(model(part(0, kLength)), 1, kLength - 1, kLength); }).to_host<double>();
@@ -279,7 +290,8 @@ TEST(Mamba, PrefillThenStepsEqualsPrefill) {
       EXPECT_LT(largest_difference(logits, at_once), 1e-5) << "k = " << k << ", conv width " << width;
     }
     run([&] { return model.prefill(part(0, 3), cache); });  // several tokens a step
-    EXPECT_LT(largest_difference(run([&] { return model.step(part(3, kLength), cache); }).to_host<double>(), at_once), 1e-5);
+    EXPECT_LT(largest_difference(run([&] { return model.step(part(3, kLength), cache); }).to_host<double>(), at_once),
+              1e-5);
   }
 }
 
@@ -302,7 +314,8 @@ TEST(Mamba, IsCausalAndItsRowsIndependent) {
 TEST(Mamba, GenerationIsSeededAndChecksItsPrompt) {
   Mamba model(small());
   const std::vector<std::int64_t> prompt = {1, 2, 3};
-  const auto a = generate(model, prompt, {.tokens = 20, .seed = 1}), b = generate(model, prompt, {.tokens = 20, .seed = 1}),
+  const auto a = generate(model, prompt, {.tokens = 20, .seed = 1}),
+             b = generate(model, prompt, {.tokens = 20, .seed = 1}),
              c = generate(model, prompt, {.tokens = 20, .seed = 2});
   EXPECT_EQ(a.size(), 23u);
   EXPECT_EQ(a, b);

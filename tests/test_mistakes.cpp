@@ -18,7 +18,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// ---- in a program that uses the library -------------------------------------------------------------------------------
+// ---- in a program that uses the library
+// -------------------------------------------------------------------------------
 
 struct Mistake {
   const char* name;
@@ -37,19 +38,28 @@ struct Mlp : Layer<Mlp> {
 
 std::vector<Mistake> mistakes() {
   return {
-      {"matmul of shapes that do not fit", 2,
+      {"matmul of shapes that do not fit",
+       2,
        {"matmul: inner dimensions differ", "(8, 512)", "(256, 4)", "512 against 256", "test_mistakes.cpp", "hint: "},
-       [] { matmul(tensor({8, 512}), tensor({256, 4})); }},
-      {"linear with the wrong width, in a module", 2,
-       {"linear: the last axis of x is not the weight's input width", "(2, 5)", "(8, 4)", "in up called at", "test_mistakes.cpp"},
+       [] {
+         matmul(tensor({8, 512}), tensor({256, 4}));
+       }},
+      {"linear with the wrong width, in a module",
+       2,
+       {"linear: the last axis of x is not the weight's input width", "(2, 5)", "(8, 4)", "in up called at",
+        "test_mistakes.cpp"},
        [] {
          Mlp mlp;
          run([&] { return mlp(tensor({2, 5})); });
        }},
-      {"shapes that do not broadcast", 2,
+      {"shapes that do not broadcast",
+       2,
        {"the shapes do not broadcast", "(3, 4)", "(5,)", "test_mistakes.cpp"},
-       [] { tensor({3, 4}) + tensor({5}); }},
-      {"a handle that outlived its step", 2,
+       [] {
+         tensor({3, 4}) + tensor({5});
+       }},
+      {"a handle that outlived its step",
+       2,
        {"tensor: this handle is dead", "return the tensor from the step function", "test_mistakes.cpp"},
        [] {
          Tensor kept;
@@ -59,77 +69,109 @@ std::vector<Mistake> mistakes() {
          });
          kept + 1.0;
        }},
-      {"item inside run", 2,
+      {"item inside run",
+       2,
        {"tensor: a value was asked for inside run", "test_mistakes.cpp"},
        [] { run([] { return tensor({}) * tensor({}).item(); }); }},
-      {"run inside run", 2,
+      {"run inside run",
+       2,
        {"run: called inside run", "call the inner step's function directly"},
        [] { run([] { run([] { return tensor({1}); }); }); }},
-      {"two assigns to one State", 2,
-       {"assign: state 'counter' is written twice in one step", "combine the values and assign once", "test_mistakes.cpp"},
+      {"two assigns to one State",
+       2,
+       {"assign: state 'counter' is written twice in one step", "combine the values and assign once",
+        "test_mistakes.cpp"},
        [] {
          State s({2}, DType::f32, "counter");
          run([&] { assign(s, tensor({2})), assign(s, tensor({2})); });
        }},
-      {"a State read on the host inside run", 2,
+      {"a State read on the host inside run",
+       2,
        {"state 'counter' was accessed from the host inside run"},
        [] {
          State s({2}, DType::f32, "counter");
          run([&] { s.to_host<float>(); });
        }},
-      {"backward of something that is no loss", 2,
+      {"backward of something that is no loss",
+       2,
        {"backward: the loss is not one real number", "(2, 3)", "test_mistakes.cpp"},
        [] {
          Param w({2, 3});
          run([&] { backward(w.read() * 2.0); });
        }},
-      {"backward of a loss without parameters", 2,
+      {"backward of a loss without parameters",
+       2,
        {"backward: the loss does not depend on a trainable parameter"},
        [] { run([] { backward(sum(tensor({3}))); }); }},
-      {"step without backward", 2,
+      {"step without backward",
+       2,
        {"AdamW: no parameter has a gradient", "call backward(loss) before step()", "test_mistakes.cpp"},
        [] {
          AdamW opt({Param({2})});
          run([&] { opt.step(); });
        }},
-      {"a token id beyond the vocabulary", 2,
+      {"a token id beyond the vocabulary",
+       2,
        {"out of range", "300", "vocabulary 256"},
        [] {
          Embedding table(256, 4);
          run([&] { return table(Tensor::from(std::vector<std::int64_t>{1, 300}, {2})); });
        }},
-      {"a prompt beyond the vocabulary", 2,
+      {"a prompt beyond the vocabulary",
+       2,
        {"generate: a token id is out of range", "id 256, vocabulary 256", "hint: "},
        [] {
          Mamba model({.vocab = 256, .width = 8, .layers = 1, .state = 2});
          generate(model, {65, 256});
        }},
       {"item of many elements", 2, {"item: the tensor has not one element", "(2,)"}, [] { tensor({2}).item(); }},
-      {"a slice out of range", 2, {"slice: out of range", "[2, 9) of axis 0 of (4,)"}, [] { slice(tensor({4}), 0, 2, 9); }},
-      {"a missing file", 4, {"/nowhere/model.safetensors", "No such file"}, [] { read_safetensors("/nowhere/model.safetensors"); }},
-      {"a truncated safetensors file", 4, {"model.safetensors"}, [] {
+      {"a slice out of range",
+       2,
+       {"slice: out of range", "[2, 9) of axis 0 of (4,)"},
+       [] { slice(tensor({4}), 0, 2, 9); }},
+      {"a missing file",
+       4,
+       {"/nowhere/model.safetensors", "No such file"},
+       [] { read_safetensors("/nowhere/model.safetensors"); }},
+      {"a truncated safetensors file",
+       4,
+       {"model.safetensors"},
+       [] {
          const TempFolder folder;
          Mamba model({.vocab = 8, .width = 8, .layers = 1, .state = 2});
          model.save(folder.path());
          fs::resize_file(folder / "model.safetensors", fs::file_size(folder / "model.safetensors") - 9);
          Mamba::load(folder.path());
        }},
-      {"an unknown configuration key", 4, {"unknown key", "'vocab_sise'; did you mean 'vocab_size'?"}, [] {
+      {"an unknown configuration key",
+       4,
+       {"unknown key", "'vocab_sise'; did you mean 'vocab_size'?"},
+       [] {
          nlohmann::json j = to_hugging_face({.width = 8, .layers = 1});
          j["vocab_sise"] = 4;
          mamba_config_from_json(j);
        }},
-      {"a missing configuration key", 4, {"size keys are missing: num_hidden_layers"}, [] {
+      {"a missing configuration key",
+       4,
+       {"size keys are missing: num_hidden_layers"},
+       [] {
          nlohmann::json j = to_hugging_face({.width = 8, .layers = 1});
          j.erase("num_hidden_layers");
          mamba_config_from_json(j);
        }},
-      {"weights of another model", 4, {"load: the tensors do not fit the model", "missing: bias (3,)", "nothing was loaded"}, [] {
-         Linear(4, 3).load_state_dict(Linear(4, 3, {.bias = false}).state_dict());
-       }},
+      {"weights of another model",
+       4,
+       {"load: the tensors do not fit the model", "missing: bias (3,)", "nothing was loaded"},
+       [] { Linear(4, 3).load_state_dict(Linear(4, 3, {.bias = false}).state_dict()); }},
       {"an unknown device", 2, {"unknown device 'tpu'"}, [] { use_device("tpu"); }},
-      {"a device this version lacks", 3, {"device 'cuda' is not available", "cpu device only"}, [] { use_device("cuda"); }},
-      {"a word WEFT_LOG does not know", 2, {"WEFT_LOG: unknown word 'kernals'; did you mean 'kernels'?"}, [] {
+      {"a device this version lacks",
+       3,
+       {"device 'cuda' is not available", "cpu device only"},
+       [] { use_device("cuda"); }},
+      {"a word WEFT_LOG does not know",
+       2,
+       {"WEFT_LOG: unknown word 'kernals'; did you mean 'kernels'?"},
+       [] {
          ::setenv("WEFT_LOG", "why,kernals", 1);
          try {
            read_settings();
@@ -151,13 +193,15 @@ TEST(Mistakes, OfTheLibrary) {
     } catch (const Error& e) {
       const std::string text = e.what();
       EXPECT_EQ(exit_code(e.kind()), mistake.code) << text;
-      for (const std::string& word : mistake.words) EXPECT_NE(text.find(word), std::string::npos) << "no \"" << word << "\" in: " << text;
+      for (const std::string& word : mistake.words)
+        EXPECT_NE(text.find(word), std::string::npos) << "no \"" << word << "\" in: " << text;
     }
     EXPECT_EQ(run([] { return tensor({}) + 1.0; }).item(), 2) << "the next step works";
   }
 }
 
-// ---- on the command line ------------------------------------------------------------------------------------------------
+// ---- on the command line
+// ------------------------------------------------------------------------------------------------
 
 struct Outcome {
   int code;
@@ -216,7 +260,8 @@ TEST_F(Program, Mistakes) {
     SCOPED_TRACE(c.arguments);
     const Outcome outcome = weft_program(c.arguments);
     EXPECT_EQ(outcome.code, c.code) << outcome.text;
-    for (const std::string& word : c.words) EXPECT_NE(outcome.text.find(word), std::string::npos) << "no \"" << word << "\" in: " << outcome.text;
+    for (const std::string& word : c.words)
+      EXPECT_NE(outcome.text.find(word), std::string::npos) << "no \"" << word << "\" in: " << outcome.text;
   }
 }
 
@@ -228,7 +273,8 @@ TEST_F(Program, EveryOptionHasHelpAndADefault) {
     for (std::string line; std::getline(lines, line);) {
       if (!line.starts_with("  --")) continue;
       EXPECT_NE(line.find('='), std::string::npos) << "no default: " << line;
-      EXPECT_NE(line.find_first_not_of(' ', std::min(line.find("  ", 4), line.size())), std::string::npos) << "no help: " << line;
+      EXPECT_NE(line.find_first_not_of(' ', std::min(line.find("  ", 4), line.size())), std::string::npos)
+          << "no help: " << line;
     }
   }
   EXPECT_EQ(weft_program("--version").code, 0);
@@ -244,10 +290,12 @@ TEST_F(Program, TrainsSavesResumesAndSamples) {
                              " --steps 6 --batch 2 --length 16 --width 16 --layers 1 --state 4 --sample 20 --warmup 2 ";
   const Outcome whole = weft_program("train " + common + "--out " + (folder / "a").string());
   EXPECT_EQ(whole.code, 0) << whole.text;
-  for (const char* word : {"step 6/6", "loss ", "tokens/s", "left", "validation loss", "bits per byte", "saved: ", "sample"})
+  for (const char* word :
+       {"step 6/6", "loss ", "tokens/s", "left", "validation loss", "bits per byte", "saved: ", "sample"})
     EXPECT_NE(whole.text.find(word), std::string::npos) << word << "\n" << whole.text;
   EXPECT_EQ(whole.text.find('\x1b'), std::string::npos) << "no colours outside a terminal";
-  const Outcome again = weft_program("train --resume " + (folder / "a").string() + " --steps 8 --sample 0 --out " + (folder / "b").string());
+  const Outcome again = weft_program("train --resume " + (folder / "a").string() + " --steps 8 --sample 0 --out " +
+                                     (folder / "b").string());
   EXPECT_EQ(again.code, 0) << again.text;
   EXPECT_NE(again.text.find("resumed after step 6"), std::string::npos) << again.text;
   EXPECT_TRUE(fs::exists(folder / "b/state.json"));
@@ -256,8 +304,9 @@ TEST_F(Program, TrainsSavesResumesAndSamples) {
 TEST_F(Program, ATrainingThatFailsNamesTheStepAndExitsWith1) {
   const TempFolder folder;
   folder.write("text.txt", std::string(2000, 'x') + std::string(2000, 'y'));
-  const Outcome outcome = weft_program("train --data " + (folder / "text.txt").string() +
-                                       " --steps 300 --batch 2 --length 16 --width 16 --layers 1 --lr 1e30 --warmup 1 --clip 0");
+  const Outcome outcome =
+      weft_program("train --data " + (folder / "text.txt").string() +
+                   " --steps 300 --batch 2 --length 16 --width 16 --layers 1 --lr 1e30 --warmup 1 --clip 0");
   EXPECT_EQ(outcome.code, 1) << outcome.text;
   EXPECT_NE(outcome.text.find("gave a value that is not finite"), std::string::npos) << outcome.text;
 }
@@ -268,7 +317,8 @@ TEST_F(Program, VerifyPassesAndFails) {
   EXPECT_EQ(good.code, 0) << good.text;
   EXPECT_NE(good.text.find("checks passed"), std::string::npos) << good.text;
   const TempFolder folder;
-  for (const char* file : {"config.json", "model.safetensors", "reference.safetensors"}) fs::copy(golden / file, folder / file);
+  for (const char* file : {"config.json", "model.safetensors", "reference.safetensors"})
+    fs::copy(golden / file, folder / file);
   TensorMap weights = read_safetensors(folder / "model.safetensors");
   weights.at("backbone.norm_f.weight").bytes[2] ^= std::byte(0x40);
   write_safetensors(folder / "model.safetensors", weights);

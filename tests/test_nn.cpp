@@ -117,8 +117,8 @@ TEST(Module, LoadingListsAllProblemsAndChangesNothing) {
   bad["layers.1.up.bias"].bytes.assign(24, std::byte(1));
   expect_error(ErrorKind::io,
                {"4 problems", "missing: layers.0.up.weight (6, 4)", "unexpected: layers.9.up.weight (6, 4)",
-                           "shape of norm.weight: the file has (2, 2), the model (4,)",
-                           "type of layers.0.up.bias: the file has i64, the model f32"},
+                "shape of norm.weight: the file has (2, 2), the model (4,)",
+                "type of layers.0.up.bias: the file has i64, the model f32"},
                [&] { net.load_state_dict(bad); });
   EXPECT_EQ(net.state_dict().at("layers.1.up.bias").bytes, good.at("layers.1.up.bias").bytes);
 }
@@ -185,8 +185,8 @@ TEST(Init, HasTheMomentsItSays) {
 }
 
 // y = x W^T + b on the host.
-std::vector<double> linear_reference(const std::vector<double>& x, const std::vector<double>& w, const std::vector<double>& b,
-                                     std::size_t in) {
+std::vector<double> linear_reference(const std::vector<double>& x, const std::vector<double>& w,
+                                     const std::vector<double>& b, std::size_t in) {
   const std::size_t out = b.size(), rows = x.size() / in;
   std::vector<double> y(rows * out);
   for (std::size_t r = 0; r < rows; ++r)
@@ -202,7 +202,8 @@ TEST(Layers, LinearIsItsFormula) {
   const Tensor x = Tensor::from(ramp(20), {2, 2, 5});
   const Tensor y = run([&] { return layer(x); });
   EXPECT_EQ(y.shape(), (Shape{2, 2, 3}));
-  const auto expected = linear_reference(x.to_host<double>(), layer.weight().to_host<double>(), layer.bias().to_host<double>(), 5);
+  const auto expected =
+      linear_reference(x.to_host<double>(), layer.weight().to_host<double>(), layer.bias().to_host<double>(), 5);
   const auto actual = y.to_host<double>();
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(actual[i], expected[i], 1e-6);
   EXPECT_FALSE(Linear(2, 2, {.bias = false}).bias());

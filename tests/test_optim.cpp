@@ -147,7 +147,8 @@ TEST(AdamW, FrozenParamsStayAndNoGradientIsAnError) {
   });
   EXPECT_EQ(frozen.to_host<double>()[0], 1);
   EXPECT_NE(free.to_host<double>()[0], 1);
-  expect_error(ErrorKind::usage, {"AdamW: no parameter has a gradient", "test_optim.cpp"}, [&] { run([&] { opt.step(); }); });
+  expect_error(ErrorKind::usage, {"AdamW: no parameter has a gradient", "test_optim.cpp"},
+               [&] { run([&] { opt.step(); }); });
   EXPECT_EQ(opt.step_count(), 1) << "a recording that failed has no effect";
 }
 
@@ -216,8 +217,9 @@ TEST(AdamW, ThreadsDoNotChangeABit) {
 
 TEST(Schedule, GoldenG8) {
   const WarmupCosine lr({.peak = 3e-4, .warmup = 200, .steps = 2200});
-  const std::pair<int, double> golden[] = {{0, 0}, {1, 1.5e-6}, {100, 1.5e-4}, {199, 2.985e-4}, {200, 3e-4},
-                                           {700, 2.5606601718e-4}, {1200, 1.5e-4}, {2199, 1.85055e-10}, {2200, 0}, {9999, 0}};
+  const std::pair<int, double> golden[] = {
+      {0, 0},         {1, 1.5e-6},         {100, 1.5e-4}, {199, 2.985e-4}, {200, 3e-4}, {700, 2.5606601718e-4},
+      {1200, 1.5e-4}, {2199, 1.85055e-10}, {2200, 0},     {9999, 0}};
   for (const auto& [s, value] : golden) EXPECT_NEAR(lr(s), value, std::max(1e-15, 1e-6 * value)) << s;
   EXPECT_DOUBLE_EQ(WarmupCosine({.peak = 1, .warmup = 10, .steps = 20, .warmup_offset = 1})(0), 0.1);
   EXPECT_DOUBLE_EQ(WarmupCosine({.peak = 1, .warmup = 10, .steps = 20, .min = 0.1})(50), 0.1);

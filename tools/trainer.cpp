@@ -28,7 +28,8 @@ void check_options(const TrainOptions& o) {
   if (o.steps < 1) fail(ErrorKind::usage, "train: at least one step is needed", fmt::format("steps {}", o.steps));
   if (!(o.lr > 0) || !(o.min_lr >= 0) || o.warmup < 0 || !(o.weight_decay >= 0) || !(o.clip >= 0))
     fail(ErrorKind::usage, "train: lr must be positive; min_lr, warmup, weight_decay and clip may not be negative",
-         fmt::format("lr {}, min_lr {}, warmup {}, weight_decay {}, clip {}", o.lr, o.min_lr, o.warmup, o.weight_decay, o.clip));
+         fmt::format("lr {}, min_lr {}, warmup {}, weight_decay {}, clip {}", o.lr, o.min_lr, o.warmup, o.weight_decay,
+                     o.clip));
 }
 
 Mamba make_model(const MambaConfig& config, Rng& rng) {
@@ -39,9 +40,12 @@ Mamba make_model(const MambaConfig& config, Rng& rng) {
 }
 
 json to_json(const TrainOptions& o) {
-  return {{"steps", o.steps}, {"batch", o.batch}, {"length", o.length}, {"width", o.width}, {"layers", o.layers},
-          {"state", o.state}, {"lr", o.lr}, {"min_lr", o.min_lr}, {"warmup", o.warmup},
-          {"weight_decay", o.weight_decay}, {"clip", o.clip}, {"seed", o.seed}};
+  return {{"steps", o.steps},   {"batch", o.batch},
+          {"length", o.length}, {"width", o.width},
+          {"layers", o.layers}, {"state", o.state},
+          {"lr", o.lr},         {"min_lr", o.min_lr},
+          {"warmup", o.warmup}, {"weight_decay", o.weight_decay},
+          {"clip", o.clip},     {"seed", o.seed}};
 }
 
 TrainOptions options_from(const json& j) {
@@ -97,7 +101,8 @@ void Trainer::set_steps(std::int64_t steps) {
 StepResult Trainer::step() {
   UseRng use(*rng_);
   const TrainOptions& o = options_;
-  const WarmupCosine rate({.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
+  const WarmupCosine rate(
+      {.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
   const std::int64_t done = data_.position();
   optimizer_.set_lr(rate(done));
   const auto record = [&](const TokenBatch& batch) {
@@ -138,7 +143,8 @@ std::string Trainer::sample(const std::string& prompt, std::int64_t bytes, doubl
   std::vector<std::int64_t> ids;
   for (unsigned char c : prompt.empty() ? "\n" : prompt) ids.push_back(c);
   std::string text;
-  for (std::int64_t id : generate(model_, ids, {.tokens = bytes, .temperature = temperature, .top_k = top_k, .seed = seed}))
+  for (std::int64_t id :
+       generate(model_, ids, {.tokens = bytes, .temperature = temperature, .top_k = top_k, .seed = seed}))
     text.push_back(char(id));
   return text;
 }
@@ -168,7 +174,8 @@ Trainer Trainer::resume(const fs::path& folder, const Corpus& corpus) {
   std::uint64_t seed = 0, tick = 0;
   std::string hash;
   try {
-    if (state.at("format") != 1) fail(ErrorKind::io, "resume: state.json is of another version of weft", state.at("format").dump());
+    if (state.at("format") != 1)
+      fail(ErrorKind::io, "resume: state.json is of another version of weft", state.at("format").dump());
     options = options_from(state.at("options"));
     state.at("step").get_to(step);
     state.at("rng").at("seed").get_to(seed), state.at("rng").at("tick").get_to(tick);
@@ -178,7 +185,8 @@ Trainer Trainer::resume(const fs::path& folder, const Corpus& corpus) {
   }
   Trainer trainer(corpus, options, mamba_config_from_json(read_json(config_file), config_file));
   if (hash != fmt::format("{:016x}", trainer.text_hash_))
-    fail(ErrorKind::io, "resume: the text is not the one that training began with", corpus.name, "give the same file with --data");
+    fail(ErrorKind::io, "resume: the text is not the one that training began with", corpus.name,
+         "give the same file with --data");
   trainer.model_.load_weights(read_part(folder / "model.safetensors", step));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", step));
   trainer.data_.seek(step);

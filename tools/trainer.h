@@ -53,8 +53,8 @@ class Trainer {
  public:
   Trainer(const Corpus& corpus, TrainOptions options);
 
-  // One step on the next batch. Errors (ErrorKind::training): loss or gradient norm is not finite; the weights are those
-  // before that step.
+  // One step on the next batch. Errors (ErrorKind::training): loss or gradient norm is not finite; the weights are
+  // those before that step.
   StepResult step();
   std::int64_t steps_done() const { return data_.position(); }
   const TrainOptions& options() const { return options_; }
@@ -62,10 +62,11 @@ class Trainer {
 
   // Of the validation part, over its first `batches` batches (all: 0).
   Validation validate(std::int64_t batches = 0);
-  std::string sample(const std::string& prompt, std::int64_t bytes, double temperature, std::int64_t top_k, std::uint64_t seed);
+  std::string sample(const std::string& prompt, std::int64_t bytes, double temperature, std::int64_t top_k,
+                     std::uint64_t seed);
 
-  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, state.json. Every file is replaced
-  // atomically; a folder whose files belong to different steps is refused by `resume`.
+  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, state.json. Every file is
+  // replaced atomically; a folder whose files belong to different steps is refused by `resume`.
   void save(const std::filesystem::path& folder) const;
   // Goes on as if training had not been interrupted, bit for bit. `corpus` must be the same text.
   static Trainer resume(const std::filesystem::path& folder, const Corpus& corpus);

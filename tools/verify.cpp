@@ -33,7 +33,8 @@ class Reference {
   std::vector<std::int64_t> ids(const std::string& name) const { return (*this)[name].values<std::int64_t>(); }
   std::int64_t dim(const std::string& name, std::size_t axis) const {
     const auto& shape = (*this)[name].shape;
-    if (axis >= shape.size()) fail(ErrorKind::io, "verify: a tensor has too few dimensions", fmt::format("'{}' in {}", name, name_));
+    if (axis >= shape.size())
+      fail(ErrorKind::io, "verify: a tensor has too few dimensions", fmt::format("'{}' in {}", name, name_));
     return shape[axis];
   }
 
@@ -71,7 +72,8 @@ struct Verifier {
     inputs = Tensor::from(reference.ids("input_ids"), {b, t});
     const std::vector<std::int64_t> all = reference.ids("labels");
     std::vector<std::int64_t> shifted;
-    for (std::int64_t r = 0; r < b; ++r) shifted.insert(shifted.end(), all.begin() + r * t + 1, all.begin() + (r + 1) * t);
+    for (std::int64_t r = 0; r < b; ++r)
+      shifted.insert(shifted.end(), all.begin() + r * t + 1, all.begin() + (r + 1) * t);
     labels = Tensor::from(shifted, {b, t - 1});
   }
 
@@ -89,7 +91,8 @@ struct Verifier {
       backward(mean);
       return std::pair(l, mean);
     });
-    add("logits", largest_difference(logits.to_host<double>(), reference.values("logits")), kLogits, "max |difference|");
+    add("logits", largest_difference(logits.to_host<double>(), reference.values("logits")), kLogits,
+        "max |difference|");
     add("loss", largest_difference({loss.item()}, reference.values("loss")), kLoss, "|difference|");
     for (NamedParam& p : model.named_parameters()) {
       const std::vector<double> expected = reference.values("grad." + p.name);
@@ -113,7 +116,8 @@ struct Verifier {
       });
       losses.push_back(loss.item()), norms.push_back(norm.item());
     }
-    add(fmt::format("losses of {} steps", rates.size()), largest_difference(losses, reference.values("losses")), kLoss, "max |difference|");
+    add(fmt::format("losses of {} steps", rates.size()), largest_difference(losses, reference.values("losses")), kLoss,
+        "max |difference|");
     const std::vector<double> expected = reference.values("grad_norms");
     add("gradient norms", largest_difference(norms, expected) / largest(expected), kGradient, "of the largest");
     check_parameters(rates.size());
@@ -125,9 +129,11 @@ struct Verifier {
       const std::vector<double> expected = reference.values(fmt::format("step{}.{}", steps, p.name));
       const std::vector<double> actual = p.param.to_host<double>();
       all += double(expected.size());
-      for (std::size_t i = 0; i < expected.size(); ++i) off += !(i < actual.size() && std::abs(actual[i] - expected[i]) <= kStep);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        off += !(i < actual.size() && std::abs(actual[i] - expected[i]) <= kStep);
     }
-    add(fmt::format("parameters after {} steps", steps), off / all, kStepShare, fmt::format("share off by more than {}", kStep));
+    add(fmt::format("parameters after {} steps", steps), off / all, kStepShare,
+        fmt::format("share off by more than {}", kStep));
   }
 
   // The reference continues the first tokens of the first row: as many of them as `greedy` begins with.
@@ -135,7 +141,8 @@ struct Verifier {
     const std::vector<std::int64_t> expected = reference.ids("greedy"), input = reference.ids("input_ids");
     constexpr std::int64_t kPrompt = 8;
     const std::int64_t n = std::int64_t(expected.size());
-    if (n < kPrompt) fail(ErrorKind::io, "verify: the greedy continuation is shorter than its prompt", fmt::format("{} tokens", n));
+    if (n < kPrompt)
+      fail(ErrorKind::io, "verify: the greedy continuation is shorter than its prompt", fmt::format("{} tokens", n));
     const std::vector<std::int64_t> prompt(input.begin(), input.begin() + kPrompt);
     const std::vector<std::int64_t> actual = generate(model, prompt, {.tokens = n - kPrompt, .temperature = 0});
     double wrong = 0;

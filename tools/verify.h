@@ -10,16 +10,17 @@
 namespace weft {
 
 struct VerifyRow {
-  std::string what;    // "gradient backbone.norm_f.weight"
-  double error;        // measured, in the units of the tolerance
+  std::string what;  // "gradient backbone.norm_f.weight"
+  double error;      // measured, in the units of the tolerance
   double tolerance;
-  std::string unit;    // "max |difference|", "of the largest entry", ...
+  std::string unit;                                   // "max |difference|", "of the largest entry", ...
   bool passed() const { return error <= tolerance; }  // false for NaN
 };
 
-// FOLDER has config.json, model.safetensors and reference.safetensors with input_ids, labels (b, t), logits (b, t, v), loss,
-// grad.NAME, losses, grad_norms, lrs (steps), step3.NAME and greedy (1, n). Tolerances: logits 1e-4, losses 1e-5, gradients
-// 1e-4 of the largest entry, 99.9 % of the parameter entries after the steps within 1e-4, greedy tokens equal.
+// FOLDER has config.json, model.safetensors and reference.safetensors with input_ids, labels (b, t), logits (b, t, v),
+// loss, grad.NAME, losses, grad_norms, lrs (steps), step3.NAME and greedy (1, n). Tolerances: logits 1e-4, losses 1e-5,
+// gradients 1e-4 of the largest entry, 99.9 % of the parameter entries after the steps within 1e-4, greedy tokens
+// equal.
 std::vector<VerifyRow> verify_mamba(const std::filesystem::path& folder, DType dtype = DType::f32);
 
 }  // namespace weft
