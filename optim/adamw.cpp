@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <unordered_set>
@@ -17,9 +18,11 @@
 namespace weft {
 namespace {
 
-// ---- the op
-// ------------------------------------------------------------------------------------------------------------- Inputs:
-// the norm, then the gradient of each row. Ints: position of the flag, then of each row param, m, v, decay.
+// ---- the op -----------------------------------------------------------------------------------------------------------------
+// Inputs: the norm, then the gradient of each row. Ints: position of the flag and of the moments, then of each row the param's
+// position, the offset of its moments, and whether it decays.
+
+constexpr std::size_t kRowInts = 3;
 
 enum Constant { kLr, kBeta1, kBeta2, kEps, kDecay, kCorrection1, kCorrection2, kClip, kStep, kConstants };
 
@@ -67,9 +70,12 @@ void lower_adamw(Lowering& l) {
   const Operand norm = l.dense(0), flag = l.state(int(l.integer(0)));
   std::vector<Segment> segments;
   std::vector<std::int64_t> sizes;
-  for (int i = 1, at = 1; i < l.inputs(); ++i, at += 4) {
-    segments.push_back({l.dense(i), l.state(int(l.integer(at))), l.state(int(l.integer(at + 1))),
-                        l.state(int(l.integer(at + 2))), l.integer(at + 3) != 0});
+  Operand m = l.state(l.integer(1)), v = m;
+  const std::int64_t all = m.dims[1];
+  for (int i = 1, at = 2; i < l.inputs(); ++i, at += int(kRowInts)) {
+    m.offset = l.integer(at + 1);
+    v.offset = all + m.offset;
+    segments.push_back({l.dense(i), l.state(l.integer(at)), m, v, l.integer(at + 2) != 0});
     sizes.push_back(segments.back().param.numel());
   }
   const std::vector<Chunk> chunks = cut_into_chunks(sizes);
@@ -93,9 +99,8 @@ void lower_adamw(Lowering& l) {
 
 void adamw_writes(const Tape& tape, NodeId id, std::vector<std::int32_t>& positions) {
   const auto ints = tape.ints_of(id);
-  positions.push_back(std::int32_t(ints[0]));
-  for (std::size_t at = 1; at < ints.size(); at += 4)
-    for (std::size_t k = 0; k < 3; ++k) positions.push_back(std::int32_t(ints[at + k]));
+  positions.insert(positions.end(), {std::int32_t(ints[0]), std::int32_t(ints[1])});
+  for (std::size_t at = 2; at < ints.size(); at += kRowInts) positions.push_back(std::int32_t(ints[at]));
 }
 
 const Op& adamw_op = register_op({.name = "adamw", .lower = lower_adamw, .writes = adamw_writes});
@@ -121,16 +126,21 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
     if (p.dtype() != DType::f32 && p.dtype() != DType::f64)
       fail_at(where, "AdamW: parameters must be f32 or f64", fmt::format("'{}' is {}", p.name(), name_of(p.dtype())));
     if (!seen.insert(p.impl().get()).second) continue;  // tied
-    State m(p.shape(), p.dtype(), "m." + p.name()), v(p.shape(), p.dtype(), "v." + p.name());
-    rows_.push_back({std::move(p), std::move(m), std::move(v)});
+    if (!rows_.empty() && p.dtype() != rows_[0].param.dtype())
+      fail_at(where, "AdamW: the parameters must have one type",
+              fmt::format("'{}' is {}, '{}' is {}", rows_[0].param.name(), name_of(rows_[0].param.dtype()), p.name(), name_of(p.dtype())),
+              "use an optimizer for each type");
+    rows_.push_back({p, size_});
+    size_ += p.shape().numel();
   }
+  moments_ = State({2, size_}, rows_.empty() ? DType::f32 : rows_[0].param.dtype(), "AdamW moments");
 }
 
 void AdamW::step(Site where) {
   std::vector<Tensor> inputs(1);
   inputs.reserve(rows_.size() + 1);
-  std::vector<std::int64_t> ints = {state_position(bad_step_)};
-  ints.reserve(1 + 4 * rows_.size());
+  std::vector<std::int64_t> ints = {state_position(bad_step_), state_position(moments_)};
+  ints.reserve(2 + kRowInts * rows_.size());
   std::vector<const Row*> updated;
   updated.reserve(rows_.size());
   for (const Row& row : rows_) {
@@ -138,8 +148,8 @@ void AdamW::step(Site where) {
     if (!gradient) continue;
     inputs.push_back(std::move(gradient));
     updated.push_back(&row);
-    ints.insert(ints.end(),
-                {state_position(row.param), state_position(row.m), state_position(row.v), row.param.decay()});
+    for (const std::int64_t k : {std::int64_t(state_position(row.param)), row.offset, std::int64_t(row.param.decay())})
+      ints.push_back(k);
   }
   if (inputs.size() == 1)
     fail_at(where, "AdamW: no parameter has a gradient", fmt::format("{} parameters", rows_.size()),
@@ -160,8 +170,8 @@ void AdamW::step(Site where) {
   const Out none{Shape{0}, DType::f32};  // an effect has no value
   record(adamw_op, inputs, std::span(&none, 1), ints, constants, where);
   mark_assigned(bad_step_, where);
-  for (const Row* row : updated)
-    mark_assigned(row->param, where), mark_assigned(row->m, where), mark_assigned(row->v, where);
+  mark_assigned(moments_, where);
+  for (const Row* row : updated) mark_assigned(row->param, where);
   on_commit([steps = steps_] { ++*steps; });
   if (!recording()) flush();
 }
@@ -178,11 +188,6 @@ void AdamW::clear_bad_step() { bad_step_.set<std::int64_t>({0}); }
 
 namespace {
 
-HostTensor host_tensor(const State& s) {
-  const auto dims = s.shape().dims();
-  return {s.dtype(), {dims.begin(), dims.end()}, s.bytes()};
-}
-
 HostTensor host_integer(std::int64_t value) {
   return HostTensor::from<std::int64_t>(DType::i64, {}, std::span(&value, 1));
 }
@@ -191,40 +196,50 @@ HostTensor host_integer(std::int64_t value) {
 
 TensorMap AdamW::state_dict() const {
   TensorMap tensors;
+  const std::vector<std::byte> all = moments_.bytes();
+  const auto width = std::int64_t(size_of(moments_.dtype()));
   for (const Row& row : rows_)
-    if (!tensors.emplace("m." + row.param.name(), host_tensor(row.m)).second ||
-        !tensors.emplace("v." + row.param.name(), host_tensor(row.v)).second)
-      fail(ErrorKind::usage, "AdamW: two parameters have one name", "'" + row.param.name() + "'",
-           "register them in one module under different names");
+    for (const int moment : {0, 1}) {
+      const auto dims = row.param.shape().dims();
+      const auto begin = all.begin() + (moment * size_ + row.offset) * width;
+      HostTensor t{moments_.dtype(), {dims.begin(), dims.end()}, {begin, begin + row.param.shape().numel() * width}};
+      if (!tensors.emplace((moment ? "v." : "m.") + row.param.name(), std::move(t)).second)
+        fail(ErrorKind::usage, "AdamW: two parameters have one name", "'" + row.param.name() + "'",
+             "register them in one module under different names");
+    }
   tensors["step"] = host_integer(*steps_);
   tensors["bad_step"] = host_integer(bad_step());
   return tensors;
 }
 
 void AdamW::load_state_dict(const TensorMap& tensors) {
-  std::vector<std::pair<State, const HostTensor*>> values;
-  std::unordered_set<std::string> known = {"step"};
+  std::unordered_set<std::string> known = {"step", "bad_step"};
   std::string problems;
-  const auto want = [&](const std::string& name, const State& s) {
-    known.insert(name);
-    auto found = tensors.find(name);
-    if (found == tensors.end()) {
-      problems += "\n  missing: " + name;
-    } else if (found->second.dtype != s.dtype() || !std::ranges::equal(found->second.shape, s.shape().dims())) {
-      problems += "\n  shape or type of " + name;
-    } else {
-      values.emplace_back(s, &found->second);
+  std::vector<std::byte> all = moments_.bytes();
+  const auto width = std::int64_t(size_of(moments_.dtype()));
+  for (const Row& row : rows_)
+    for (const int moment : {0, 1}) {
+      const std::string name = (moment ? "v." : "m.") + row.param.name();
+      known.insert(name);
+      const auto found = tensors.find(name);
+      if (found == tensors.end()) {
+        problems += "\n  missing: " + name;
+      } else if (found->second.dtype != moments_.dtype() || !std::ranges::equal(found->second.shape, row.param.shape().dims())) {
+        problems += "\n  shape or type of " + name;
+      } else {
+        std::ranges::copy(found->second.bytes, all.begin() + (moment * size_ + row.offset) * width);
+      }
     }
-  };
-  for (const Row& row : rows_) want("m." + row.param.name(), row.m), want("v." + row.param.name(), row.v);
-  want("bad_step", bad_step_);
+  const auto bad = tensors.find("bad_step");
+  if (bad == tensors.end() || bad->second.dtype != DType::i64 || bad->second.numel() != 1) problems += "\n  missing: bad_step";
   const auto step = tensors.find("step");
   if (step == tensors.end() || step->second.numel() != 1) problems += "\n  missing: step";
   for (const auto& [name, tensor] : tensors)
     if (!known.contains(name)) problems += "\n  unexpected: " + name;
   if (!problems.empty())
     fail(ErrorKind::io, "AdamW: the saved state does not fit the parameters", problems, "nothing was loaded");
-  for (auto& [state, tensor] : values) state.set_bytes(tensor->bytes.data());
+  moments_.set_bytes(all.data());
+  bad_step_.set_bytes(bad->second.bytes.data());
   *steps_ = step->second.values<std::int64_t>()[0];
 }
 

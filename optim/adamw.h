@@ -21,7 +21,7 @@ struct AdamWOptions {
 };
 
 // p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) +
-// eps) with g scaled by min(1, clip_norm / (norm + 1e-6)). Parameters are f32 or f64; moments have their type.
+// eps) with g scaled by min(1, clip_norm / (norm + 1e-6)). Parameters are all f32 or all f64; the moments of all lie in one State.
 class AdamW {
  public:
   explicit AdamW(std::vector<Param> params, AdamWOptions options = {}, Site where = Site::current());
@@ -51,9 +51,11 @@ class AdamW {
  private:
   struct Row {
     Param param;
-    State m, v;
+    std::int64_t offset;  // of its moments
   };
   std::vector<Row> rows_;
+  std::int64_t size_ = 0;  // elements of all parameters
+  State moments_;          // (2, size_): m, then v
   AdamWOptions options_;
   State bad_step_;  // i64 scalar, written by the update
   std::shared_ptr<std::int64_t> steps_ = std::make_shared<std::int64_t>(0);
