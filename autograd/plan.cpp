@@ -82,27 +82,26 @@ void PlanCache::clear() {
   entries_.clear();
 }
 
-// An integer is structure: one that changes every step makes every step a new plan. Three misses in a row that differ in one
-// integer at the same place are named.
+// An integer is structure: one that changes every step makes every step a new plan. Three misses in a row in which nothing but
+// one integer at the same place is new are named.
 void PlanCache::note_miss(const Tape& tape) {
-  const bool comparable = tape.ints.size() == missed_ints_.size() && tape.nodes.size() == missed_nodes_;
   std::size_t differences = 0, at = 0;
-  if (comparable)
+  if (same_bytes(tape.nodes, missed_nodes_) && tape.ints.size() == missed_ints_.size())
     for (std::size_t i = 0; i < tape.ints.size(); ++i)
       if (tape.ints[i] != missed_ints_[i]) ++differences, at = i;
-  misses_ = comparable && differences == 1 && (misses_ == 0 || at == missed_at_) ? misses_ + 1 : 0;
+  misses_ = differences == 1 && (misses_ == 0 || at == missed_at_) ? misses_ + 1 : 0;
+  if (misses_ == 3)
+    for (NodeId id = 0; id < tape.nodes.size(); ++id) {
+      const Node& n = tape.nodes[id];
+      if (at >= n.first_int && at < std::size_t(n.first_int) + n.ints)
+        fmt::print(stderr,
+                   "weft: an integer changes every step, so every step is planned anew: {} {}\n"
+                   "      its integer {} was {} and is {}; pass what changes as a Scalar or a tensor\n",
+                   tape.name(id), tape.where(id), at - n.first_int, missed_ints_[at], tape.ints[at]);
+    }
   missed_at_ = at;
   missed_ints_ = tape.ints;
-  missed_nodes_ = tape.nodes.size();
-  if (misses_ != 3) return;
-  for (NodeId id = 0; id < tape.nodes.size(); ++id) {
-    const Node& n = tape.nodes[id];
-    if (at >= n.first_int && at < std::size_t(n.first_int) + n.ints)
-      fmt::print(stderr,
-                 "weft: an integer changes every step, so every step is planned anew: {} at {}\n"
-                 "      its integer {} was {} last; pass what changes as a Scalar or a tensor\n",
-                 tape.name(id), tape.where(id), at - n.first_int, tape.ints[at]);
-  }
+  missed_nodes_ = tape.nodes;
 }
 
 // ---- execution ----------------------------------------------------------------------------------------------------------

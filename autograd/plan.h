@@ -81,8 +81,9 @@ class PlanCache {
   std::unordered_multimap<std::uint64_t, std::list<Entry>::iterator> index_;
   Arena arena_;
   std::uint64_t hash_ = 0;  // of the last find
-  std::vector<std::int64_t> missed_ints_;
-  std::size_t missed_nodes_ = 0, missed_at_ = 0;
+  std::vector<std::int64_t> missed_ints_;  // of the last miss
+  std::vector<Node> missed_nodes_;
+  std::size_t missed_at_ = 0;
   int misses_ = 0;
 };
 

@@ -94,9 +94,9 @@ void Tape::clear() {
 }
 
 std::string Tape::where(Site site, int f) const {
-  std::string out = line_of(site);
+  std::string out = "at " + line_of(site);
   for (; f >= 0; f = frames[f].parent)
-    out += fmt::format("\n  in {} called at {}", frames[f].path->empty() ? "the model" : *frames[f].path, line_of(frames[f].where));
+    out += fmt::format("\nin {}, called at {}", frames[f].path->empty() ? "the model" : *frames[f].path, line_of(frames[f].where));
   return out;
 }
 

@@ -114,7 +114,7 @@ struct Tape {
   std::span<const std::int64_t> ints_of(NodeId id) const { return {ints.data() + nodes[id].first_int, nodes[id].ints}; }
   Shape shape(NodeId id) const { return nodes[id].shape(); }
 
-  std::string where(NodeId id) const;              // "file:line (op)" and each frame outward, a line each
+  std::string where(NodeId id) const;              // "at file:line", then each frame outward, a line each
   std::string where(Site site, int frame) const;
   std::string name(NodeId id) const;               // "layers.3.mixer: matmul"
 };

@@ -12,7 +12,7 @@ std::string message(const ErrorParts& parts) {
   if (!parts.numbers.empty()) text += ": " + parts.numbers;
   for (std::size_t begin = 0; begin < parts.where.size();) {
     std::size_t end = std::min(parts.where.find('\n', begin), parts.where.size());
-    text += "\n  at " + parts.where.substr(begin, end - begin);
+    text += "\n  " + parts.where.substr(begin, end - begin);
     begin = end + 1;
   }
   if (!parts.hint.empty()) text += "\n  hint: " + parts.hint;

@@ -506,8 +506,8 @@ TEST(Error, SuggestsTheClosestWord) {
 }
 
 TEST(Error, HasFourParts) {
-  Error error(ErrorKind::io, {"file is short", "3 of 8 bytes", "a.cpp:1\nb.cpp:2", "fetch it again"});
-  EXPECT_STREQ(error.what(), "file is short: 3 of 8 bytes\n  at a.cpp:1\n  at b.cpp:2\n  hint: fetch it again");
+  Error error(ErrorKind::io, {"file is short", "3 of 8 bytes", "at a.cpp:1\nin up, called at b.cpp:2", "fetch it again"});
+  EXPECT_STREQ(error.what(), "file is short: 3 of 8 bytes\n  at a.cpp:1\n  in up, called at b.cpp:2\n  hint: fetch it again");
   EXPECT_EQ(exit_code(error.kind()), 4);
 }
 

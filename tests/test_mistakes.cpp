@@ -46,7 +46,7 @@ std::vector<Mistake> mistakes() {
        }},
       {"linear with the wrong width, in a module",
        2,
-       {"linear: the last axis of x is not the weight's input width", "(2, 5)", "(8, 4)", "in up called at",
+       {"linear: the last axis of x is not the weight's input width", "(2, 5)", "(8, 4)", "in up, called at",
         "test_mistakes.cpp"},
        [] {
          Mlp mlp;

@@ -97,6 +97,19 @@ TEST(Run, ReplaysByKeyAndBakesNoFloat) {
   EXPECT_TRUE(last_run().replayed);
 }
 
+TEST(Run, AnIntegerThatChangesEveryStepIsNamed) {
+  const Tensor x = Tensor::from(Floats(40, 1.f), {40});
+  testing::internal::CaptureStderr();
+  for (int i = 0; i < 6; ++i) run([&] { return sum(slice(x, 0, i, i + 3)) * 1.5; });
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("slice"), std::string::npos) << said;
+  EXPECT_NE(said.find("test_tape.cpp"), std::string::npos) << said;
+  EXPECT_NE(said.find("was 2 and is 3"), std::string::npos) << said;
+  testing::internal::CaptureStderr();
+  for (int i = 1; i < 6; ++i) run([&] { return sum(slice(x, 0, 0, i)) * 1.5; });  // other shapes: no reproach
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
 TEST(Run, AnotherShapeIsAnotherPlan) {
   auto step = [](const Tensor& x) { return sum(x * 2.5); };
   EXPECT_FLOAT_EQ(float(run(step, vec({1, 2})).item()), 7.5f);

@@ -1,0 +1,98 @@
+// What an op's `lower` sees of the scheduler: operands, holes, scratch memory, and where its kernels go.
+#include <fmt/format.h>
+
+#include "autograd/op.h"
+#include "autograd/schedule.h"
+
+namespace weft {
+
+const Node& Lowering::node() const { return scheduler_.t_.nodes[node_]; }
+int Lowering::inputs() const { return node().inputs; }
+bool Lowering::has(int i) const { return scheduler_.t_.inputs_of(node_)[std::size_t(i)] != Tape::kNone; }
+Shape Lowering::shape(int i) const { return scheduler_.t_.shape(scheduler_.t_.inputs_of(node_)[std::size_t(i)]); }
+DType Lowering::dtype(int i) const { return scheduler_.t_.nodes[scheduler_.t_.inputs_of(node_)[std::size_t(i)]].dtype; }
+std::int64_t Lowering::integer(int j) const { return plain_ints(scheduler_.t_, node_)[std::size_t(j)]; }
+int Lowering::integers() const { return int(plain_ints(scheduler_.t_, node_).size()); }
+int Lowering::constant(int j) const { return int(node().first_constant) + j; }
+bool Lowering::wants(int k) const { return scheduler_.read_[node_ + NodeId(k)]; }
+bool Lowering::in_double() const { return scheduler_.in_double(node_); }
+
+Operand Lowering::view(int i) {
+  if (!has(i)) return {};
+  const Operand o = scheduler_.where(scheduler_.t_.inputs_of(node_)[std::size_t(i)]);
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::rows(int i) {
+  Operand o = view(i);
+  if (!o || o.rows()) return o;
+  o = scheduler_.copied(o, node_);
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::dense(int i) {
+  Operand o = view(i);
+  if (!o || o.contiguous()) return o;
+  o = scheduler_.copied(o, node_);
+  scheduler_.touch(o);
+  return o;
+}
+
+Fused Lowering::source(int i) {
+  Scheduler& s = scheduler_;
+  const NodeId input = s.t_.inputs_of(node_)[std::size_t(i)];
+  const bool inlined = s.is_pointwise(input) && !s.stored_[input];
+  const Expr e = inlined ? s.expr_[input] : expr::input(int(input), expr_type(s.t_.nodes[input].dtype));
+  return s.fused_over({is_real(s.t_.nodes[input].dtype) ? to_real(e) : e}, s.t_.shape(input));
+}
+
+Operand Lowering::output(int k) {
+  const Operand o = scheduler_.operand_[node_ + NodeId(k)];
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::scratch(DType dtype, std::span<const std::int64_t> dims) {
+  const Operand o = scheduler_.new_value(Shape(dims), dtype, node_);
+  scheduler_.touch(o);
+  return o;
+}
+
+Operand Lowering::state(std::int64_t position) {
+  const StateImpl& impl = *scheduler_.t_.states[std::size_t(position)];
+  int& known = scheduler_.state_slot_[std::size_t(position)];
+  const std::size_t bytes = std::size_t(impl.shape.numel()) * size_of(impl.dtype);
+  if (known < 0) known = scheduler_.new_slot(Slot::state, bytes, int(position), impl.name);
+  return dense_operand(known, impl.dtype, impl.shape.dims());
+}
+
+bool Lowering::filled(int h) const { return !hole_of(scheduler_.t_, node_, h).roots.empty(); }
+
+Fused Lowering::hole(int h, const Shape& space) {
+  const HoleView view = hole_of(scheduler_.t_, node_, h);
+  const int values = scheduler_.t_.op(node_).holes[std::size_t(h)].values;
+  Fused fused;
+  fused.values = values;
+  fused.roots.assign(view.roots.begin(), view.roots.end());
+  for (int k = 0; k < view.captured; ++k) {
+    fused.leaves.push_back(broadcast_to(this->view(view.first_input + k), space.dims()));
+  }
+  if (input_count(fused.roots) > values + view.captured)
+    fail(ErrorKind::usage, fmt::format("{}: hole '{}' reads an input that it was not given", scheduler_.t_.op(node_).name,
+                                       scheduler_.t_.op(node_).holes[std::size_t(h)].name),
+         fmt::format("input {} of {}", input_count(fused.roots) - 1, values + view.captured));
+  for (int k = 0; k < view.slots; ++k) fused.constants.push_back(constant(view.first_slot + k));
+  fused.program = Program(fused.roots);
+  return fused;
+}
+
+void Lowering::emit(std::string name, Kernel kernel) {
+  std::vector<Operand> outputs;
+  for (int k = 0; k < node().outputs; ++k)
+    if (const Operand o = scheduler_.operand_[node_ + NodeId(k)]) outputs.push_back(o);
+  scheduler_.emit(std::move(name), node_, std::move(kernel), std::move(outputs), {});
+}
+
+}  // namespace weft
