@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <span>
 #include <string>
@@ -20,6 +21,10 @@ class Shape {
     rank_ = std::int8_t(dims.size());
     for (std::size_t i = 0; i < dims.size(); ++i) dims_[i] = dims[i];
   }
+
+  // All kMaxRank sizes, those beyond the rank 0: how nodes hold them.
+  Shape(const std::int64_t* padded, int rank) : rank_(std::int8_t(rank)) { std::memcpy(dims_.data(), padded, sizeof dims_); }
+  const std::int64_t* padded() const { return dims_.data(); }
 
   int rank() const { return rank_; }
   std::int64_t operator[](int i) const { return dims_[i < 0 ? i + rank_ : i]; }  // negative: from the end

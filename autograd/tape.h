@@ -2,7 +2,6 @@
 // node holds no address and no float.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -45,11 +44,11 @@ struct Node {
   std::uint32_t first_constant = 0;
   std::int64_t dims[kMaxRank] = {};
 
-  Shape shape() const { return Shape(std::span(dims, rank)); }
+  Shape shape() const { return Shape(dims, rank); }
   void set(const Out& out) {
     dtype = out.dtype;
     rank = std::uint8_t(out.shape.rank());
-    std::copy_n(out.shape.begin(), rank, dims);
+    std::memcpy(dims, out.shape.padded(), sizeof dims);
   }
   bool has(Flag flag) const { return flags & flag; }
 };
