@@ -38,6 +38,9 @@ Context& context();  // of this thread
 // A State that a recording names is going away: what is pending runs first; a step being recorded cannot be run any more.
 void state_dies(StateImpl& state);
 
+// An error if a State that the recording names has died since.
+void check_states(const Tape& t);
+
 // Adds gradients that nobody consumed to the Params' gradient States; called when a recording ends.
 void keep_gradients();
 

@@ -80,6 +80,7 @@ Recording::~Recording() {
 void Recording::finish(std::vector<Tensor*>& results) {
   Context& c = context();
   Tape& t = c.step;
+  check_states(t);
   keep_gradients();
   Results copies;
   std::vector<std::pair<Tensor*, std::size_t>> wanted;
@@ -89,9 +90,6 @@ void Recording::finish(std::vector<Tensor*>& results) {
       if (*r && !(r->value() && r->value()->data && r->value()->epoch != t.epoch)) wanted.emplace_back(r, copies.add(*r));
   }
   c.stats.record_seconds = seconds_since(record_start);
-  if (std::find(t.states.begin(), t.states.end(), nullptr) != t.states.end())
-    fail(ErrorKind::usage, "run: a state was destroyed while the step that uses it was being recorded", {},
-         "keep models, parameters and caches alive until run returns");
   const std::vector<Tensor> values = execute(t, copies.nodes);
   commit(t);
   for (auto& [tensor, index] : wanted) *tensor = values[index];
@@ -154,6 +152,12 @@ void state_dies(StateImpl& state) {
     }
     c.pending.clear();
   }
+}
+
+void check_states(const Tape& t) {
+  if (std::find(t.states.begin(), t.states.end(), nullptr) != t.states.end())
+    fail(ErrorKind::usage, "run: a state was destroyed while the step that uses it was being recorded", {},
+         "keep models, parameters and caches alive until run returns");
 }
 
 void detail::keep_house(Tape& t) {

@@ -241,6 +241,19 @@ TEST(Backward, GradOfAnyTensorAndDetach) {
   EXPECT_EQ(g[2].to_host<float>(), Floats({0}));
 }
 
+TEST(Backward, AParamThatDiesInsideTheStepIsAnError) {
+  for (const bool before_backward : {true, false})
+    expect_error(ErrorKind::usage, {"destroyed", "alive until run returns"}, [&] {
+      run([&] {
+        auto w = std::make_unique<Param>(Shape{2}, DType::f32, "w");
+        const Tensor loss = sum(square(*w));
+        if (before_backward) w.reset();
+        backward(loss);
+        w.reset();
+      });
+    });
+}
+
 TEST(Backward, NoGradAndFrozen) {
   Param w({2}, DType::f32, "w"), frozen({2}, DType::f32, "frozen");
   frozen.set_trainable(false);
