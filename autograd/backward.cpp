@@ -21,8 +21,6 @@ struct BackwardPass {
     std::int64_t begin = 0, end = 0;
   };
 
-  using Parts = Few<Contribution, 32>;
-
   Tape& t;
   std::vector<std::uint8_t>& wanted;  // nodes through which gradients flow
   std::vector<std::int32_t>& head;    // newest contribution of each node, -1 if none
@@ -59,7 +57,6 @@ struct BackwardPass {
   }
 
   Tensor gradient(NodeId id);
-  Tensor sum_of(NodeId id, std::int32_t newest);
   void walk(NodeId from);
   void differentiate(NodeId id);
   void enter(std::pair<NodeId, NodeId> next);
@@ -69,7 +66,7 @@ struct BackwardPass {
 namespace {
 
 // Slices that tile an axis: one join. Sorted by begin; false if they overlap.
-bool tile(BackwardPass::Parts& parts) {
+bool tile(std::vector<BackwardPass::Contribution>& parts) {
   std::sort(parts.begin(), parts.end(), [](auto& a, auto& b) { return a.begin < b.begin; });
   for (std::size_t i = 1; i < parts.size(); ++i)
     if (parts[i].begin < parts[i - 1].end) return false;
@@ -77,8 +74,8 @@ bool tile(BackwardPass::Parts& parts) {
 }
 
 Tensor join_slices(Tape& t, NodeId id, std::span<const BackwardPass::Contribution> parts) {
-  Few<Tensor, 64> tensors;
-  Few<std::int64_t, 64> sizes;
+  std::vector<Tensor> tensors;
+  std::vector<std::int64_t> sizes;
   std::int64_t at = 0;
   const std::int64_t size = t.nodes[id].dims[parts[0].axis];
   for (const auto& part : parts) {
@@ -96,30 +93,25 @@ Tensor join_slices(Tape& t, NodeId id, std::span<const BackwardPass::Contributio
 
 // The sum of what was contributed, oldest first; absent if nothing was.
 Tensor BackwardPass::gradient(NodeId id) {
-  const std::int32_t newest = head[id];
-  if (newest < 0) return {};
-  if (contributions[newest].next < 0 && contributions[newest].axis < 0) return handle(contributions[newest].gradient);
-  int count = 0;
-  bool one_axis = true;
-  for (std::int32_t at = newest; at >= 0; at = contributions[at].next, ++count)
-    one_axis &= contributions[at].axis >= 0 && contributions[at].axis == contributions[newest].axis;
+  std::int32_t at = head[id];
+  if (at < 0) return {};
+  if (contributions[at].next < 0 && contributions[at].axis < 0) return handle(contributions[at].gradient);
+  std::vector<Contribution> parts;
+  for (; at >= 0; at = contributions[at].next) parts.push_back(contributions[at]);
+  std::reverse(parts.begin(), parts.end());
+  const bool one_axis = std::all_of(parts.begin(), parts.end(), [&](auto& p) { return p.axis >= 0 && p.axis == parts[0].axis; });
   Tensor total;
-  Parts parts;
-  if (one_axis && count <= 32) {
-    for (std::int32_t at = newest; at >= 0; at = contributions[at].next) parts.push_back(contributions[at]);
-    if (tile(parts)) total = join_slices(t, id, parts);
+  if (one_axis && tile(parts)) {
+    total = join_slices(t, id, parts);
+  } else {
+    for (const Contribution& part : parts) {
+      const Tensor g = part.axis < 0 ? handle(part.gradient) : join_slices(t, id, std::span(&part, 1));
+      total = total ? add(total, g, t.origins[id].where) : g;
+    }
   }
-  if (!total) total = sum_of(id, newest);
   head[id] = std::int32_t(contributions.size());
   contributions.push_back({total.node(), -1});
   return total;
-}
-
-Tensor BackwardPass::sum_of(NodeId id, std::int32_t newest) {
-  const Contribution part = contributions[newest];  // by value: recording may add contributions
-  const Tensor before = part.next < 0 ? Tensor{} : sum_of(id, part.next);
-  const Tensor g = part.axis < 0 ? handle(part.gradient) : join_slices(t, id, std::span(&part, 1));
-  return before ? add(before, g, t.origins[id].where) : g;
 }
 
 namespace {
