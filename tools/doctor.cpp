@@ -4,12 +4,13 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <thread>
 
 #include "autograd/run.h"
+#include "jit/cache.h"
+#include "jit/compiler.h"
+#include "jit/driver.h"
 #include "jit/parallel.h"
 
 namespace weft {
@@ -51,34 +52,103 @@ std::string compiler() {
 #endif
 }
 
-std::string cache_folder() {
-  if (const char* own = std::getenv("WEFT_CACHE"); own && *own) return std::string(own) + " (WEFT_CACHE)";
-  if (const char* xdg = std::getenv("XDG_CACHE_HOME"); xdg && *xdg) return std::string(xdg) + "/weft";
-  const char* home = std::getenv("HOME");
-  return std::string(home && *home ? home : ".") + "/.cache/weft";
-}
-
 // The first of the names that the dynamic loader finds.
 std::string find_library(std::initializer_list<const char*> names) {
   for (const char* name : names)
-    if (dlopen(name, RTLD_LAZY | RTLD_LOCAL)) return std::string("found: ") + name;  // stays open: the program ends soon
+    if (dlopen(name, RTLD_LAZY | RTLD_LOCAL))
+      return std::string("found: ") + name;  // stays open: the program ends soon
   return "not found";
+}
+
+using Findings = std::vector<std::pair<std::string, std::string>>;
+
+// What is missing and the line that installs it.
+void report_missing(Findings& findings, const char* heading, CudaLibrary library) {
+  findings.emplace_back(heading, *missing_library(library));
+  findings.emplace_back("", install_line(library));
+}
+
+// A version as CUDA counts: 13000 is 13.0.
+std::string dotted(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
+
+std::string describe_device(const Driver& driver, int ordinal) {
+  cu::CUdevice device_id = 0;
+  char name[256] = "";
+  int major = 0, minor = 0;
+  std::size_t bytes = 0;
+  cuda_check(driver, driver.cuDeviceGet(&device_id, ordinal), "cuDeviceGet");
+  cuda_check(driver, driver.cuDeviceGetName(name, sizeof name, device_id), "cuDeviceGetName");
+  cuda_check(driver, driver.cuDeviceTotalMem(&bytes, device_id), "cuDeviceTotalMem");
+  driver.cuDeviceGetAttribute(&major, cu::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device_id);
+  driver.cuDeviceGetAttribute(&minor, cu::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device_id);
+  std::string text =
+      fmt::format("{}, compute capability {}.{}, {:.1f} GiB", name, major, minor, double(bytes) / (1 << 30));
+  return text + (major < 8 ? "; weft needs 8.0 or later" : ", kernels for " + target_of(major, minor));
+}
+
+int driver_version() {
+  int version = 0;
+  if (has_cuda_driver()) cuda_driver().cuDriverGetVersion(&version);
+  return version;
+}
+
+void examine_driver(Findings& findings) {
+  if (!has_cuda_driver()) return report_missing(findings, "CUDA driver", CudaLibrary::driver);
+  findings.emplace_back("CUDA driver",
+                        fmt::format("of CUDA {}: {}", dotted(driver_version()), library_path(CudaLibrary::driver)));
+  if (const auto problem = missing_cuda_device()) return void(findings.emplace_back("CUDA devices", *problem));
+  int count = 0;
+  cuda_driver().cuDeviceGetCount(&count);
+  for (int i = 0; i < count; ++i)
+    findings.emplace_back(fmt::format("CUDA device {}", i), describe_device(cuda_driver(), i));
+}
+
+// A driver runs the code of later libraries of its own major version alone.
+void warn_of_driver(Findings& findings, int major, const char* wheel) {
+  const int driver = driver_version() / 1000;
+  if (driver != 0 && major > driver)
+    findings.emplace_back(
+        "", fmt::format("newer than the driver, which may refuse its code: pip install {}-cu{}", wheel, driver));
+}
+
+void examine_nvrtc(Findings& findings) {
+  if (missing_library(CudaLibrary::nvrtc)) return report_missing(findings, "NVRTC", CudaLibrary::nvrtc);
+  findings.emplace_back("NVRTC", fmt::format("{}: {} (the oldest supported is {})", dotted(nvrtc_version()),
+                                             library_path(CudaLibrary::nvrtc), dotted(kOldestNvrtc)));
+  warn_of_driver(findings, nvrtc_version() / 1000, "nvidia-cuda-nvrtc");
+}
+
+void examine_cublas(Findings& findings) {
+  if (missing_library(CudaLibrary::cublas_lt)) return report_missing(findings, "cuBLASLt", CudaLibrary::cublas_lt);
+  const std::size_t version = cublas_lt().cublasLtGetVersion();  // 120804 is 12.8.4
+  findings.emplace_back("cuBLASLt",
+                        fmt::format("{}.{}.{}: {} (the oldest supported is 12.0)", version / 10000, version / 100 % 100,
+                                    version % 100, library_path(CudaLibrary::cublas_lt)));
+  warn_of_driver(findings, int(version / 10000), "nvidia-cublas");
+}
+
+std::string describe_cache() {
+  const CacheState state = cache_state();
+  if (!state.problem.empty()) return fmt::format("not used: {} {}", state.folder, state.problem);
+  return fmt::format("{}: {} kernels, {:.1f} MB", state.folder, state.entries, double(state.bytes) / 1e6);
 }
 
 }  // namespace
 
-std::vector<std::pair<std::string, std::string>> examine_machine() {
-  return {{"CPU", fmt::format("{}, {} hardware threads", cpu_name(), std::thread::hardware_concurrency())},
-          {"built with", fmt::format("{}, for{}", compiler(), vector_extensions())},
-          {"threads", fmt::format("{} (OMP_NUM_THREADS)", threads())},
-          {"BLAS", fmt::format("{}, core {}", openblas_get_config(), openblas_get_corename())},
-          {"device in use", device()},
-          {"devices of this version", "cpu only; it does not use a GPU even where the libraries below are found"},
-          {"CUDA driver", find_library({"libcuda.so.1"})},
-          {"NVRTC", find_library({"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"})},
-          {"cuBLASLt", find_library({"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11", "libcublasLt.so"})},
-          {"NCCL", find_library({"libnccl.so.2"})},
-          {"kernel cache", cache_folder() + " (not used by the cpu device)"}};
+Findings examine_machine() {
+  Findings findings = {
+      {"CPU", fmt::format("{}, {} hardware threads", cpu_name(), std::thread::hardware_concurrency())},
+      {"built with", fmt::format("{}, for{}", compiler(), vector_extensions())},
+      {"threads", fmt::format("{} (OMP_NUM_THREADS)", threads())},
+      {"BLAS", fmt::format("{}, core {}", openblas_get_config(), openblas_get_corename())},
+      {"device in use", std::string(name_of(device()))},
+      {"devices of this version", "cpu, cuda, emu (the CUDA kernels on an interpreter, without a GPU)"}};
+  examine_driver(findings);
+  examine_nvrtc(findings);
+  examine_cublas(findings);
+  findings.emplace_back("NCCL", find_library({"libnccl.so.2"}));
+  findings.emplace_back("kernel cache", describe_cache());
+  return findings;
 }
 
 }  // namespace weft
