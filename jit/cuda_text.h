@@ -1,0 +1,107 @@
+// CUDA kernels as text. A kernel is a hand-written skeleton (a .cuh file of ops/ or jit/, embedded in the library) behind a
+// generated head: the compute type, static facts, the struct of arguments, and the functions that its holes are filled with.
+//
+// What a skeleton sees, besides jit/prelude.cuh:
+//   real                    float, or double where an operand is f64: everything is computed in it
+//   index                   int, or i64 where an operand has 2^31 elements or more
+//   KERNEL                  the name of its __global__ function: extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS)
+//   PARAMETERS              const __grid_constant__ Args a
+//   a.x, has_x              a pointer argument and whether it is present (constexpr bool)
+//   a.n                     an integer argument (i64 in memory)
+//   a.eps()                 a constant of the step, as real
+//   N                       a defined fact (constexpr int)
+//   source<V>(a, row, col, x)   an emitted Fused: V neighbouring elements of row `row` from column `col` on
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "jit/skeleton.h"
+
+namespace weft {
+
+// What a kernel is launched with: 8 bytes each, in the order of the struct `Args`.
+struct CudaArg {
+  enum Kind : std::uint8_t {
+    pointer,    // address of slot `slot` plus `value` bytes
+    integer,    // `value`
+    constants,  // address of the step's constants block
+    status,     // address of the device's status words (see raise in prelude.cuh)
+    table,      // address of tables[value] in device memory
+  } kind = integer;
+  int slot = -1;
+  std::int64_t value = 0;
+};
+
+// A kernel that can be compiled (text) and launched (the rest).
+struct CudaKernel {
+  std::string name;  // of the __global__ function: "rms_norm__3f9c1a"
+  std::string text;  // complete, but for the prelude, which every kernel begins with
+  std::vector<CudaArg> args;
+  std::vector<std::vector<CudaArg>> tables;  // words of tables: pointers and integers
+  std::array<unsigned, 3> grid{1, 1, 1}, block{1, 1, 1};
+  unsigned shared = 0;  // bytes of dynamic shared memory
+  int registers = 0;    // at most so many a thread are expected; 0: no budget
+  double bytes = 0;     // read and written, at least: for rooflines; 0: unknown
+  double flops = 0;
+};
+
+class CudaText {
+ public:
+  CudaText(std::string name, bool in_double);
+
+  // Arguments. An absent operand is a null pointer; `has_NAME` tells.
+  CudaText& pointer(std::string_view name, const Operand& operand);
+  CudaText& rows(std::string_view name, const Operand& operand);  // and NAME_row: elements between its rows
+  CudaText& integer(std::string_view name, std::int64_t value);
+  CudaText& constant(std::string_view name, int position);        // in Launch::constants: a.NAME()
+  CudaText& table(std::string_view name, std::vector<CudaArg> words);  // const i64* NAME
+  // Facts that are part of the text.
+  CudaText& define(std::string_view name, std::int64_t value);    // constexpr int
+  CudaText& type(std::string_view name, DType dtype);             // using NAME = bf16;
+  // The function NAME<V>(a, row, col, [const real (&value)[V],...] real (&root)[V], ...) over the space `dims`. V > 1 needs
+  // vector_width() >= V and a column that V divides. Roots that are integers or booleans have arrays of i64 and bool.
+  CudaText& fused(std::string_view name, const Fused& fused, std::span<const std::int64_t> dims);
+  // A pointer argument NAME and a function NAME_at(a, row): the element where row `row` of `operand` begins, whatever its
+  // leading strides.
+  CudaText& strided(std::string_view name, const Operand& operand);
+  CudaText& budget(int registers) { return kernel_.registers = registers, *this; }
+  CudaText& traffic(double bytes, double flops = 0) { return kernel_.bytes = bytes, kernel_.flops = flops, *this; }
+
+  // The skeleton, and the shape of the launch. `file` is a path in the source tree: "ops/norm.cuh".
+  CudaKernel launch(std::string_view file, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared = 0);
+  // The same with a text at hand.
+  CudaKernel launch_text(std::string_view body, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared = 0);
+
+ private:
+  void extent(const Operand& operand);
+  void member(std::string_view type, std::string_view name, CudaArg arg);
+  std::string offset_of(std::string_view name, const Operand& operand, bool& decomposes);
+
+  CudaKernel kernel_;
+  std::string members_, facts_, functions_;
+  bool in_double_, wide_ = false;  // wide: 64-bit indices
+};
+
+// The largest V of 8, 4, 2, 1 such that V neighbouring columns of every operand over the space `dims` can be read as aligned
+// vectors (or are broadcast along the columns), and V divides the columns.
+int vector_width(std::span<const std::int64_t> dims, std::span<const Operand> operands);
+int vector_width(std::span<const std::int64_t> dims, std::span<const Fused* const> sources, std::span<const Operand> operands);
+
+// The pointwise kernel: `fused` over the space `dims`, root k stored to outputs[k].
+CudaKernel pointwise_cuda(std::string name, const Fused& fused, std::span<const Operand> outputs,
+                          std::span<const std::int64_t> dims, bool in_double);
+
+std::string_view cuda_type(DType dtype);  // "bf16"
+
+// An embedded file: "jit/prelude.cuh", "ops/norm.cuh". An internal error if there is none.
+std::string_view embedded_text(std::string_view file);
+
+// What NVRTC is given: prelude and kernel.
+std::string complete_text(const CudaKernel& kernel);
+
+}  // namespace weft
