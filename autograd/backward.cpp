@@ -266,6 +266,7 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
   if (&t.op(root) == &input_op() && std::find(targets.begin(), targets.end(), root) == targets.end())
     fail_at(where, "grad: the value has no history", t.name(root) + " was computed by an earlier run",
             "record it and its gradient in one step, or ask for the gradient before the value");
+  t.first_gradient = std::min(t.first_gradient, NodeId(t.nodes.size()));
   BackwardPass pass(t);
   std::vector<std::uint8_t>& wanted = pass.wanted;
   std::vector<std::uint8_t> cut(t.nodes.size(), 0);  // depends on a target, but no gradient flows
@@ -370,6 +371,7 @@ void backward(Arg loss) {
   if (!t.nodes[root].has(Node::requires_grad))
     fail_at(loss.where(), "backward: the loss does not depend on a trainable parameter", t.name(root),
             "check for no_grad, detach, frozen parameters, or a loss that was already run");
+  t.first_gradient = std::min(t.first_gradient, NodeId(t.nodes.size()));
   std::list<RememberedBackward>& known = remembered();
   const auto found = t.eager || !t.gradients.empty()
                          ? known.end()

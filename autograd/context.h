@@ -7,6 +7,7 @@
 #include "autograd/plan.h"
 #include "autograd/random.h"
 #include "autograd/run.h"
+#include "autograd/settings.h"
 #include "autograd/state.h"
 #include "autograd/tape.h"
 
@@ -15,6 +16,7 @@ namespace weft {
 struct Context {
   ~Context() { detail::active_tape = nullptr; }
 
+  Device device = settings().device;
   Tape step;     // inside run
   Tape pending;  // outside
   bool checkpointing = false;

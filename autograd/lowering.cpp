@@ -88,11 +88,45 @@ Fused Lowering::hole(int h, const Shape& space) {
   return fused;
 }
 
-void Lowering::emit(std::string name, Kernel kernel) {
+void Lowering::emit_planned(std::string name, PlannedKernel kernel) {
   std::vector<Operand> outputs;
   for (int k = 0; k < node().outputs; ++k)
     if (const Operand o = scheduler_.operand_[node_ + NodeId(k)]) outputs.push_back(o);
   scheduler_.emit(std::move(name), node_, std::move(kernel), std::move(outputs), {});
+}
+
+void Lowering::emit(std::string name, Kernel kernel) {
+  PlannedKernel k;
+  k.run = std::move(kernel);
+  emit_planned(std::move(name), std::move(k));
+}
+
+void Lowering::emit(CudaKernel kernel) {
+  PlannedKernel k;
+  std::string name = kernel.name;
+  k.cuda = std::make_shared<const CudaKernel>(std::move(kernel));
+  emit_planned(std::move(name), std::move(k));
+}
+
+void Lowering::emit(std::string name, const GemmCall& call) {
+  PlannedKernel k;
+  k.gemm = call;
+  emit_planned(std::move(name), std::move(k));
+}
+
+void Lowering::emit_pointwise(std::string name, const Fused& source, const Operand& to) {
+  const Shape space(std::span(to.dims.data(), std::size_t(to.rank)));
+  scheduler_.emit_pointwise(std::move(name), node_, source, {to}, space, in_double(), {});
+}
+
+Operand Lowering::view_as(int i, DType dtype) {
+  const Operand o = view(i);
+  if (!o || o.dtype == dtype) return o;
+  const NodeId input = scheduler_.t_.inputs_of(node_)[std::size_t(i)];
+  Operand& copy = scheduler_.converted_[{input, dtype}];
+  if (!copy) copy = scheduler_.copied(o, input, dtype);
+  scheduler_.touch(copy);
+  return copy;
 }
 
 }  // namespace weft

@@ -13,8 +13,10 @@
 
 #include "autograd/tape.h"
 #include "autograd/tensor.h"
+#include "jit/cuda_text.h"
 #include "jit/expr.h"
 #include "jit/few.h"
+#include "jit/gemm_cuda.h"
 #include "jit/skeleton.h"
 
 namespace weft {
@@ -26,6 +28,7 @@ struct Op {
   std::string_view name;
   void (*vjp)(Vjp&) = nullptr;         // null: no gradient flows through
   void (*lower)(Lowering&) = nullptr;  // null: a pointwise op, a view or a leaf, which the scheduler handles itself
+  void (*cuda)(Lowering&) = nullptr;   // the same for a GPU: emits CudaKernels and GemmCalls
   // View ops: the operand of the result in terms of the base's, or an absent operand if strides cannot express it (the
   // scheduler then copies the base to dense memory and asks again).
   Operand (*view)(const Tape&, NodeId, const Operand& base) = nullptr;
@@ -196,9 +199,19 @@ class Lowering {
   // Every operand asked for by this node stays valid during all its kernels.
   void emit(std::string name, Kernel kernel);
 
+  // On a GPU.
+  CudaText text(std::string name) const { return {std::move(name), in_double()}; }
+  void emit(CudaKernel kernel);
+  void emit(std::string name, const GemmCall& call);
+  // Sets `to` to `source` evaluated over its dims, by a pointwise kernel.
+  void emit_pointwise(std::string name, const Fused& source, const Operand& to);
+  // Input i in memory as `dtype`: itself, or a dense copy that all readers of the plan share.
+  Operand view_as(int i, DType dtype);
+
  private:
   friend class Scheduler;
   Lowering(class Scheduler& scheduler, NodeId node) : scheduler_(scheduler), node_(node) {}
+  void emit_planned(std::string name, struct PlannedKernel kernel);
   class Scheduler& scheduler_;
   NodeId node_;
 };

@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "autograd/context.h"
+#include "autograd/gpu_plan.h"
 #include "autograd/settings.h"
 #include "jit/parallel.h"
 
@@ -23,7 +24,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 std::uint8_t switches() {
   const Settings& s = settings();
-  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2);
+  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2 | int(device()) << 3);
 }
 
 template <class T>
@@ -37,6 +38,9 @@ bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 }  // namespace
+
+Plan::Plan() = default;
+Plan::~Plan() = default;
 
 bool PlanCache::Key::matches(const Tape& tape, const std::vector<NodeId>& wanted) const {
   return switches == weft::switches() && same_bytes(nodes, tape.nodes) && same_bytes(inputs, tape.inputs) &&
@@ -112,14 +116,46 @@ Tensor make_result(const Out& out) {
   auto* v = new Value;
   v->dtype = out.dtype;
   v->shape = out.shape;
-  v->data.reset(new std::byte[std::max<std::size_t>(std::size_t(out.shape.numel()) * size_of(out.dtype), 1)]);
+  v->memory = std::make_shared<Memory>(Device::cpu, std::size_t(out.shape.numel()) * size_of(out.dtype), "a result");
   return Tensor(v);
 }
 
-void check_finite(const PlannedKernel& kernel, const Launch& launch) {
+// The values that are alive where most bytes are, largest first: what a person can do something about.
+std::string largest_values(const Plan& plan) {
+  std::size_t most = 0;
+  int peak = 0;
+  for (int k = 0; k < int(plan.kernels.size()); ++k) {
+    std::size_t bytes = 0;
+    for (const Slot& s : plan.slots)
+      if (s.kind == Slot::arena && s.first <= k && k <= s.last) bytes += s.bytes;
+    if (bytes > most) most = bytes, peak = k;
+  }
+  std::vector<const Slot*> alive;
+  for (const Slot& s : plan.slots)
+    if (s.kind == Slot::arena && s.first <= peak && peak <= s.last) alive.push_back(&s);
+  std::stable_sort(alive.begin(), alive.end(), [](const Slot* a, const Slot* b) { return a->bytes > b->bytes; });
+  std::string out = fmt::format("{:.2f} GB of values; the largest when kernel {} of {} runs:", double(plan.arena_bytes) / 1e9, peak + 1,
+                                plan.kernels.size());
+  for (std::size_t i = 0; i < std::min<std::size_t>(5, alive.size()); ++i)
+    out += fmt::format("\n    {:9.1f} MB  {} {}", double(alive[i]->bytes) / 1e6, alive[i]->name, alive[i]->where);
+  return out;
+}
+
+}  // namespace
+
+void check_finite(const Plan& plan, const PlannedKernel& kernel, Device where) {
+  const Launch launch{plan.addresses.data(), nullptr};
   for (const Operand& o : kernel.outputs) {
-    if (!o || !is_real(o.dtype)) continue;
-    const View view = launch.view(o);
+    if (!o || !is_real(o.dtype) || o.numel() == 0) continue;
+    View view = launch.view(o);
+    std::vector<std::byte> fetched;
+    if (is_gpu(where)) {
+      std::int64_t extent = 1;
+      for (int i = 0; i < o.rank; ++i) extent += (o.dims[std::size_t(i)] - 1) * o.strides[std::size_t(i)];
+      fetched.resize(std::size_t(extent) * size_of(o.dtype));
+      Gpu::of(where).read(fetched.data(), view.data, fetched.size());
+      view.data = fetched.data();
+    }
     double buffer[kBlock];
     for (std::int64_t first = 0; first < view.numel(); first += kBlock) {
       const int n = int(std::min<std::int64_t>(kBlock, view.numel() - first));
@@ -132,6 +168,8 @@ void check_finite(const PlannedKernel& kernel, const Launch& launch) {
     }
   }
 }
+
+namespace {
 
 // Values with an allocation of their own: made before their first kernel and freed after their last.
 struct SplitMemory {
@@ -167,14 +205,15 @@ void bind_slots(Plan& plan, const Tape& tape, const std::vector<Tensor>& results
     for (std::size_t s = 0; s < plan.slots.size(); ++s) {
       const Slot& slot = plan.slots[s];
       if (slot.kind == Slot::arena) plan.addresses[s] = split ? nullptr : arena.base() + slot.offset;
-      else if (slot.kind == Slot::state) plan.addresses[s] = tape.states[std::size_t(slot.index)]->data;
+      else if (slot.kind == Slot::state) plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data();
       else plan.moving.push_back(int(s));
     }
   }
   for (const int s : plan.moving) {
     const Slot& slot = plan.slots[std::size_t(s)];
     const Tensor& value = slot.kind == Slot::input ? tape.bound[std::size_t(slot.index)] : results[std::size_t(slot.index)];
-    plan.addresses[std::size_t(s)] = value.value()->data.get();
+    const Value& v = *value.value();  // one that was computed elsewhere is read from its copy on the host
+    plan.addresses[std::size_t(s)] = const_cast<std::byte*>(v.memory->host()) + v.offset;
   }
 }
 
@@ -189,7 +228,7 @@ void launch_all(Plan& plan, const Tape& tape) {
     if (memory) memory->before(int(k));
     try {
       kernel.run(launch);
-      if (s.check_nan) check_finite(kernel, launch);
+      if (s.check_nan) check_finite(plan, kernel, Device::cpu);
     } catch (const Error& e) {
       ErrorParts parts = e.parts();
       if (parts.where.empty()) parts.where = kernel.where;
@@ -199,6 +238,15 @@ void launch_all(Plan& plan, const Tape& tape) {
     wrote |= kernel.writes_state;
     if (memory) memory->after(int(k));
   }
+}
+
+// A State lives on the device that was in use when it was made.
+void check_devices(const Tape& tape, Device device) {
+  for (const StateImpl* s : tape.states)
+    if (s->memory.device() != device)
+      fail(ErrorKind::usage, fmt::format("state '{}' lives on another device than the step", s->name),
+           fmt::format("{} against {}", name_of(s->memory.device()), name_of(device)),
+           "call use_device before models, parameters and caches are made");
 }
 
 void log_plan(const Plan& plan) {
@@ -224,23 +272,47 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
   stats.plan_seconds = 0;
   if (!plan) {
     const auto planning = Clock::now();
-    plan = c.plans.insert(tape, results, schedule(tape, results));
+    plan = c.plans.insert(tape, results, schedule(tape, results, c.device));
     stats.plan_seconds = seconds_since(planning);
     log_plan(*plan);
   }
-  std::vector<Tensor> values;
-  for (const Out& out : plan->results) values.push_back(make_result(out));
-  bind_slots(*plan, tape, values, c.plans.arena());
   c.last_plan = plan;
-  stats.lookup_seconds = seconds_since(start) - stats.plan_seconds;
-  start = Clock::now();
-  launch_all(*plan, tape);
+  std::vector<Tensor> values;
+  if (is_gpu(c.device)) {
+    check_devices(tape, c.device);
+    if (!plan->gpu) plan->gpu = std::make_unique<GpuPlan>(*plan, tape, c.device);
+    stats.lookup_seconds = seconds_since(start) - stats.plan_seconds;
+    start = Clock::now();
+    try {
+      values = plan->gpu->run(*plan, tape, c.plans.arena(), c.plans.io());
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::device) throw;
+      ErrorParts parts = e.parts();
+      parts.numbers += "\n  " + largest_values(*plan);
+      throw Error(e.kind(), parts);
+    }
+    stats.graph = plan->gpu->graph();
+  } else {
+    check_devices(tape, c.device);
+    for (const Out& out : plan->results) values.push_back(make_result(out));
+    bind_slots(*plan, tape, values, c.plans.arena());
+    stats.graph = false;
+    stats.lookup_seconds = seconds_since(start) - stats.plan_seconds;
+    start = Clock::now();
+    launch_all(*plan, tape);
+  }
   stats.kernel_seconds = seconds_since(start);
   stats.nodes = int(tape.nodes.size());
   stats.kernels = int(plan->kernels.size());
   stats.arena_bytes = plan->arena_bytes;
   stats.plans = c.plans.size();
   return values;
+}
+
+std::vector<double> time_last_plan(const std::vector<int>& cuts, int repeats) {
+  const Context& c = context();
+  if (!c.last_plan || !c.last_plan->gpu) fail(ErrorKind::usage, "time_last_plan: the last run was not on a GPU", {}, "use_device(\"cuda\")");
+  return c.last_plan->gpu->time(*c.last_plan, cuts, repeats);
 }
 
 std::vector<KernelRecord> last_kernels() {

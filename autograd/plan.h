@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -19,7 +20,9 @@
 namespace weft {
 
 struct PlannedKernel {
-  Kernel run;
+  Kernel run;                              // on the CPU
+  std::shared_ptr<const CudaKernel> cuda;  // on a GPU: one of these two
+  std::optional<GemmCall> gemm;
   KernelRecord record;
   std::string where;           // call site and frames, for errors
   std::vector<Operand> outputs;  // what WEFT_CHECK=nan looks at
@@ -34,22 +37,31 @@ struct Slot {
   int first = -1, last = -1;  // kernels between which an arena value lives
   std::size_t offset = 0;     // in the arena
   std::string name;           // "layers.0.mixer: matmul"
+  std::string where;          // its call site
 };
 
+class GpuPlan;
+
 struct Plan {
+  Plan();
+  ~Plan();
   std::vector<PlannedKernel> kernels;
   std::vector<Slot> slots;
   std::vector<Out> results;      // what the step returns
   std::size_t arena_bytes = 0;
   std::vector<std::byte*> addresses;  // of each slot
   std::vector<int> moving;            // slots bound at every run: inputs and results
+  std::unique_ptr<GpuPlan> gpu;       // on a GPU: how it is launched
 };
 
 // Plans the recording. `results` are nodes of the recording whose values the caller wants (dense).
-std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results);
+std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, Device device);
 
 // Finds or makes the plan of `tape`, executes it and returns the results' values.
 std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results);
+
+// An error naming the kernel's op if one of its outputs holds a non-finite value.
+void check_finite(const Plan& plan, const PlannedKernel& kernel, Device where);
 
 class PlanCache {
  public:
@@ -58,7 +70,8 @@ class PlanCache {
   Plan* insert(const Tape& tape, const std::vector<NodeId>& results, std::unique_ptr<Plan> plan);
   std::size_t size() const { return entries_.size(); }
   void clear();
-  Arena& arena() { return arena_; }
+  Arena& io() { return io_[std::size_t(device())]; }
+  Arena& arena() { return arenas_[std::size_t(device())]; }
 
  private:
   static constexpr std::size_t kCapacity = 64;  // least recently used plans beyond it are dropped
@@ -79,7 +92,8 @@ class PlanCache {
 
   std::list<Entry> entries_;  // most recent first
   std::unordered_multimap<std::uint64_t, std::list<Entry>::iterator> index_;
-  Arena arena_;
+  Arena io_[3] = {Arena(Device::cpu), Arena(Device::cuda), Arena(Device::emu)};
+  Arena arenas_[3] = {Arena(Device::cpu), Arena(Device::cuda), Arena(Device::emu)};
   std::uint64_t hash_ = 0;  // of the last find
   std::vector<std::int64_t> missed_ints_;  // of the last miss
   std::vector<Node> missed_nodes_;

@@ -10,6 +10,7 @@
 #include "autograd/context.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
+#include "jit/gpu.h"
 
 namespace weft {
 namespace {
@@ -53,6 +54,17 @@ bool has_effects(const Tape& t) {
   return false;
 }
 
+// A GPU and the libraries that its kernels need. A GPU that lacks them is worth a line.
+bool gpu_is_usable() {
+  if (missing_cuda_device()) return false;
+  for (const CudaLibrary library : {CudaLibrary::nvrtc, CudaLibrary::cublas_lt})
+    if (const auto missing = missing_library(library)) {
+      fmt::print(stderr, "weft: there is a GPU, but {}; computing on the CPU\n      {}\n", *missing, install_line(library));
+      return false;
+    }
+  return true;
+}
+
 }  // namespace
 
 namespace detail {
@@ -87,7 +99,7 @@ void Recording::finish(std::vector<Tensor*>& results) {
   {
     const NoGrad off;
     for (Tensor* r : results)
-      if (*r && !(r->value() && r->value()->data && r->value()->epoch != t.epoch)) wanted.emplace_back(r, copies.add(*r));
+      if (*r && !(r->value() && r->value()->memory && r->value()->epoch != t.epoch)) wanted.emplace_back(r, copies.add(*r));
   }
   c.stats.record_seconds = seconds_since(record_start);
   const std::vector<Tensor> values = execute(t, copies.nodes);
@@ -96,6 +108,16 @@ void Recording::finish(std::vector<Tensor*>& results) {
   t.clear();
   c.use(c.pending);
   open_ = false;
+}
+
+std::unique_ptr<Plan> Recording::plan(Device device, std::vector<Tensor*>& results) {
+  Tape& t = context().step;
+  keep_gradients();
+  Results copies;
+  const NoGrad off;
+  for (Tensor* r : results)
+    if (*r) copies.add(*r);
+  return schedule(t, copies.nodes, device);
 }
 
 }  // namespace detail
@@ -117,7 +139,7 @@ void flush() {
     const std::size_t live = t.kept.size();
     for (NodeId id = 0; id < live; ++id) {
       const Tensor value = t.kept[id];
-      if (value && value.value()->references.load() > 2 && !value.value()->data) wanted.emplace_back(value, copies.add(value));
+      if (value && value.value()->references.load() > 2 && !value.value()->memory) wanted.emplace_back(value, copies.add(value));
     }
     --c.hold;
   }
@@ -133,7 +155,10 @@ void flush() {
     }
   }
   commit(t);
-  for (auto& [tensor, index] : wanted) tensor.value()->data = std::move(values[index].value()->data);
+  for (auto& [tensor, index] : wanted) {
+    tensor.value()->memory = values[index].value()->memory;
+    tensor.value()->offset = values[index].value()->offset;
+  }
   wanted.clear();
   // A forward pass whose loss was printed before backward() keeps its tape; its values are computed again then.
   if (!effects && differentiable(t)) t.retained = true;
@@ -169,14 +194,22 @@ void detail::keep_house(Tape& t) {
 const RunStats& last_run() { return context().stats; }
 
 void use_device(std::string_view name, Site where) {
-  if (name == "auto" || name == "cpu") return;
-  if (name == "cuda" || name == "emu")
-    throw Error(ErrorKind::device, {fmt::format("device '{}' is not available", name), "this version of weft has the cpu device only",
-                                    tape().where(where, -1), "use --device cpu or auto"});
-  throw Error(ErrorKind::usage, {fmt::format("unknown device '{}'{}", name, suggestion(name, {"auto", "cpu", "cuda", "emu"})), {},
-                                 tape().where(where, -1), "use auto or cpu"});
+  if (recording())
+    fail_at(where, "use_device: called inside run", "a step runs on one device", "choose the device before the step");
+  Device chosen = Device::cpu;
+  if (name == "cuda" || (name == "auto" && gpu_is_usable())) {
+    chosen = Device::cuda;
+  } else if (name == "emu") {
+    chosen = Device::emu;
+  } else if (name != "auto" && name != "cpu") {
+    throw Error(ErrorKind::usage, {fmt::format("unknown device '{}'{}", name, suggestion(name, {"auto", "cpu", "cuda", "emu"})), {},
+                                   tape().where(where, -1), "use auto, cpu, cuda or emu"});
+  }
+  if (is_gpu(chosen)) Gpu::of(chosen);  // says what is missing
+  flush();
+  context().device = chosen;
 }
 
-std::string device() { return "cpu"; }
+Device device() { return context().device; }
 
 }  // namespace weft

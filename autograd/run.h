@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -15,9 +16,12 @@
 
 namespace weft {
 
-// "auto" (cuda if there is one, else cpu), "cpu". Errors (ErrorKind::device) say what is missing.
+struct Plan;  // autograd/plan.h
+
+// "auto" (cuda if there is one, else cpu), "cpu", "cuda", "emu" (the CUDA path on weft's own interpreter of PTX). States live
+// on the device in use when they are made. Errors (ErrorKind::device) say what is missing.
 void use_device(std::string_view name, Site where = Site::current());
-std::string device();
+Device device();
 
 namespace detail {
 inline void collect(Tensor& t, std::vector<Tensor*>& out) { out.push_back(&t); }
@@ -38,6 +42,7 @@ class Recording {
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
   void finish(std::vector<Tensor*>& results);
+  std::unique_ptr<Plan> plan(Device device, std::vector<Tensor*>& results);  // instead of finish: nothing runs
 
  private:
   bool open_ = true;
@@ -61,6 +66,17 @@ auto run(Step&& step, Args&&... args) {
   }
 }
 
+// The plan of a step on a device, which need not be there: records and schedules, runs nothing and leaves no trace. Its kernels
+// are what `weft inspect` shows.
+template <class Step>
+std::unique_ptr<Plan> plan_for(Device device, Step&& step) {
+  detail::Recording recording;
+  std::vector<Tensor*> results;
+  auto result = step();
+  detail::collect(result, results);
+  return recording.plan(device, results);
+}
+
 // Runs what is pending outside `run`, keeping the values of live handles. An error inside `run`.
 void flush();
 bool recording();  // inside `run`
@@ -68,6 +84,7 @@ bool recording();  // inside `run`
 // What the last run did and what the runtime holds: for tests, `weft bench` and `weft inspect`.
 struct RunStats {
   bool replayed = false;       // a known plan
+  bool graph = false;          // launched as one graph
   int nodes = 0, kernels = 0;
   double record_seconds = 0;   // in the step function and backward
   double lookup_seconds = 0;   // key, lookup, binding
@@ -83,7 +100,12 @@ struct KernelRecord {
   std::string name;   // "pointwise__add_silu__a3f9c1"
   std::string where;  // module path and op
   std::vector<std::string> reasons;
+  bool backward = false;  // a gradient's or an update's
 };
 std::vector<KernelRecord> last_kernels();
+
+// Launches the kernels of the last run's plan again on the GPU, with cold caches, and returns the median time in seconds of each
+// stretch [cuts[i], cuts[i + 1]) of them. States are written again: for measurements only.
+std::vector<double> time_last_plan(const std::vector<int>& cuts, int repeats = 30);
 
 }  // namespace weft

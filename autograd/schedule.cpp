@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "autograd/pointwise.h"
+#include "autograd/run.h"
 #include "autograd/settings.h"
 #include "jit/parallel.h"
 
@@ -59,8 +60,8 @@ Kernel pointwise_kernel(Fused fused, std::vector<Operand> outputs, std::int64_t 
 
 }  // namespace
 
-Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results)
-    : t_(tape), results_(results), plan_(std::make_unique<Plan>()) {
+Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, Device device)
+    : gpu_(is_gpu(device)), t_(tape), results_(results), plan_(std::make_unique<Plan>()) {
   const std::size_t n = t_.nodes.size();
   kind_.resize(n);
   for (NodeId id = 0; id < n; ++id) {
@@ -99,7 +100,9 @@ std::unique_ptr<Plan> Scheduler::run() {
   return std::move(plan_);
 }
 
-std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results) { return Scheduler(tape, results).run(); }
+std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, Device device) {
+  return Scheduler(tape, results, device).run();
+}
 
 // ---- analysis -----------------------------------------------------------------------------------------------------------
 
@@ -384,39 +387,53 @@ void Scheduler::place_outputs() {
 // ---- emission -----------------------------------------------------------------------------------------------------------
 
 int Scheduler::new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name) {
-  plan_->slots.push_back({kind, bytes, index, -1, -1, 0, std::move(name)});
+  plan_->slots.push_back({kind, bytes, index, -1, -1, 0, std::move(name), {}});
   return int(plan_->slots.size()) - 1;
 }
 
 Operand Scheduler::new_value(const Shape& shape, DType dtype, NodeId node) {
   const std::size_t bytes = std::size_t(shape.numel()) * size_of(dtype);
-  return dense_operand(new_slot(Slot::arena, bytes, 0, t_.name(node)), dtype, shape.dims());
+  const int slot = new_slot(Slot::arena, bytes, 0, t_.name(node));
+  plan_->slots.back().where = t_.where(t_.origins[node].where, -1);
+  return dense_operand(slot, dtype, shape.dims());
 }
 
 void Scheduler::touch(const Operand& o) {
   if (o) touched_.push_back(o.slot);
 }
 
-void Scheduler::emit(std::string name, NodeId node, Kernel kernel, std::vector<Operand> outputs, std::vector<std::string> reasons) {
+void Scheduler::emit(std::string name, NodeId node, PlannedKernel k, std::vector<Operand> outputs, std::vector<std::string> reasons) {
   const int index = int(plan_->kernels.size());
   for (const int s : touched_) {
     Slot& slot = plan_->slots[std::size_t(s)];
     if (slot.first < 0) slot.first = index;
     slot.last = std::max(slot.last, index);
   }
-  PlannedKernel k;
-  k.run = std::move(kernel);
-  k.record = {std::move(name), t_.name(node), std::move(reasons)};
+  k.record = {std::move(name), t_.name(node), std::move(reasons), node >= t_.first_gradient};
   k.where = t_.where(node);
   k.outputs = std::move(outputs);
   k.writes_state = t_.op(node).writes != nullptr;
   plan_->kernels.push_back(std::move(k));
 }
 
+void Scheduler::emit_pointwise(std::string name, NodeId node, Fused fused, std::vector<Operand> outputs, const Shape& space,
+                               bool in_double, std::vector<std::string> reasons) {
+  if (gpu_ && space.numel() == 0) return;
+  PlannedKernel k;
+  if (gpu_) {
+    auto kernel = pointwise_cuda(std::move(name), fused, outputs, space.dims(), in_double);
+    name = kernel.name;
+    k.cuda = std::make_shared<const CudaKernel>(std::move(kernel));
+  } else {
+    k.run = pointwise_kernel(std::move(fused), outputs, space.numel(), in_double);
+  }
+  emit(std::move(name), node, std::move(k), std::move(outputs), std::move(reasons));
+}
+
 // A dense copy of strided memory, made here.
-Operand Scheduler::copied(const Operand& from, NodeId node) {
+Operand Scheduler::copied(const Operand& from, NodeId node, std::optional<DType> dtype) {
   const Shape shape(std::span(from.dims.data(), std::size_t(from.rank)));
-  const Operand to = new_value(shape, from.dtype, node);
+  const Operand to = new_value(shape, dtype.value_or(from.dtype), node);
   const std::vector<int> outer = std::exchange(touched_, {});
   touch(from);
   touch(to);
@@ -424,8 +441,8 @@ Operand Scheduler::copied(const Operand& from, NodeId node) {
   fused.roots = {expr::input(0, expr_type(from.dtype))};
   fused.program = Program(fused.roots);
   fused.leaves = {from};
-  emit("copy", node, pointwise_kernel(std::move(fused), {to}, shape.numel(), from.dtype == DType::f64), {to},
-       {"copied: its strides cannot be read in place"});
+  emit_pointwise("copy", node, std::move(fused), {to}, shape, from.dtype == DType::f64 || to.dtype == DType::f64,
+                 {to.dtype == from.dtype ? "copied: its strides cannot be read in place" : "converted: its reader computes in another type"});
   touched_ = outer;
   return to;
 }
@@ -490,10 +507,11 @@ void Scheduler::emit_group(const Group& group) {
     for (const Expr r : fused.roots) s += to_string(r) + ";";
     return s;
   }();
-  const std::string name = fmt::format("pointwise_{}__{:06x}", names, XXH3_64bits(text.data(), text.size()) & 0xffffff);
+  std::string name = "pointwise_" + names;  // on a GPU the kernel's text decides about the number
+  if (!gpu_) name += fmt::format("__{:06x}", XXH3_64bits(text.data(), text.size()) & 0xffffff);
   bool wide = false;
   for (const NodeId id : group.members) wide |= in_double(id);
-  emit(name, last, pointwise_kernel(std::move(fused), outputs, space.numel(), wide), outputs, std::move(reasons));
+  emit_pointwise(std::move(name), last, std::move(fused), std::move(outputs), space, wide, std::move(reasons));
 }
 
 void Scheduler::emit_structured(NodeId id) {
@@ -502,7 +520,10 @@ void Scheduler::emit_structured(NodeId id) {
   for (NodeId k = 0; k < t_.nodes[id].outputs; ++k)
     if (read_[id + k] && !operand_[id + k]) operand_[id + k] = new_value(t_.shape(id + k), t_.nodes[id + k].dtype, id + k);
   Lowering lowering(*this, id);
-  t_.op(id).lower(lowering);
+  const Op& op = t_.op(id);
+  if (gpu_ && !op.cuda)
+    fail(ErrorKind::usage, fmt::format("{}: this op has no GPU kernel", t_.name(id)), {}, "run it with --device cpu");
+  (gpu_ ? op.cuda : op.lower)(lowering);
   // Operands asked for at any point stay valid during all of the node's kernels.
   const std::size_t end = plan_->kernels.size();
   if (end == first) return;

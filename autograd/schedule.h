@@ -1,6 +1,7 @@
 // From a recording to a plan: what is dead, what is computed inside which kernel, what is stored where and for how long.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,7 +23,7 @@ inline constexpr std::size_t kKernelRoots = 8;  // values one pointwise kernel s
 
 class Scheduler {
  public:
-  Scheduler(const Tape& tape, const std::vector<NodeId>& results);
+  Scheduler(const Tape& tape, const std::vector<NodeId>& results, Device device);
   std::unique_ptr<Plan> run();
 
  private:
@@ -56,9 +57,11 @@ class Scheduler {
   void emit_all();
   void emit_group(const Group& group);
   void emit_structured(NodeId id);
-  void emit(std::string name, NodeId node, Kernel kernel, std::vector<Operand> outputs, std::vector<std::string> reasons);
+  void emit(std::string name, NodeId node, PlannedKernel kernel, std::vector<Operand> outputs, std::vector<std::string> reasons);
+  void emit_pointwise(std::string name, NodeId node, Fused fused, std::vector<Operand> outputs, const Shape& space,
+                      bool in_double, std::vector<std::string> reasons);
   Operand where(NodeId id);        // memory of a value; views are resolved, by a copy if they must
-  Operand copied(const Operand& from, NodeId node);
+  Operand copied(const Operand& from, NodeId node, std::optional<DType> dtype = {});
   Operand new_value(const Shape& shape, DType dtype, NodeId node);
   int new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name);
   Fused fused_over(const std::vector<Expr>& roots, const Shape& space);
@@ -76,6 +79,7 @@ class Scheduler {
 
   enum class Kind : std::uint8_t { leaf, view, pointwise, structured, output };
 
+  const bool gpu_;  // kernels are CUDA text
   const Tape& t_;
   const std::vector<NodeId>& results_;
   std::unique_ptr<Plan> plan_;
@@ -91,6 +95,7 @@ class Scheduler {
   std::vector<Operand> operand_;               // where stored values live
   std::vector<std::uint8_t> resolved_;         // operand_ of a view is known
   std::vector<int> state_slot_;
+  std::map<std::pair<NodeId, DType>, Operand> converted_;  // see Lowering::view_as
   std::vector<int> touched_;                   // slots of the node being emitted
   int result_of(NodeId id) const;
 };

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "jit/compiler.h"
 #include "jit/error.h"
 
 namespace weft {
@@ -34,16 +35,27 @@ Settings read_settings() {
     s.fuse = w != "0";
     return w == "0" || w == "1";
   });
+  each_word("WEFT_DEVICE", {"cpu", "cuda", "emu"}, [&](const std::string& w) {
+    s.device = w == "cuda" ? Device::cuda : w == "emu" ? Device::emu : Device::cpu;
+    return w == "cpu" || w == "cuda" || w == "emu";
+  });
+  each_word("WEFT_GRAPH", {"0", "1"}, [&](const std::string& w) {
+    s.graph = w != "0";
+    return w == "0" || w == "1";
+  });
   each_word("WEFT_ARENA", {"shared", "split"}, [&](const std::string& w) {
     s.split_arena = w == "split";
     return w == "split" || w == "shared";
   });
   each_word("WEFT_CHECK", {"nan"}, [&](const std::string& w) { return s.check_nan = w == "nan"; });
-  each_word("WEFT_LOG", {"plan", "why", "kernels"}, [&](const std::string& w) {
+  CompilerLog& compiler = compiler_log() = {};
+  each_word("WEFT_LOG", {"plan", "why", "kernels", "cache", "source"}, [&](const std::string& w) {
     s.log_plan |= w == "plan";
     s.log_why |= w == "why";
     s.log_kernels |= w == "kernels";
-    return w == "plan" || w == "why" || w == "kernels";
+    compiler.cache |= w == "cache";
+    compiler.source |= w == "source";
+    return w == "plan" || w == "why" || w == "kernels" || w == "cache" || w == "source";
   });
   return s;
 }

@@ -1,16 +1,22 @@
 // Switches read from the environment once, and changed by tests.
+//   WEFT_DEVICE=cpu,cuda,emu   where what a program does not say runs
 //   WEFT_FUSE=0           every op its own kernel
+//   WEFT_GRAPH=0          on a GPU every kernel is launched by itself, every time
 //   WEFT_ARENA=split      every value its own allocation, freed when its life ends
 //   WEFT_CHECK=nan        names the first op that makes a non-finite value
-//   WEFT_LOG=plan,why,kernels   what to print on stderr
+//   WEFT_LOG=plan,why,kernels,cache,source   what to print on stderr; the last two are the compiler's (jit/compiler.h)
 #pragma once
 
 #include <string_view>
 
+#include "jit/memory.h"
+
 namespace weft {
 
 struct Settings {
+  Device device = Device::cpu;
   bool fuse = true;
+  bool graph = true;
   bool split_arena = false;
   bool check_nan = false;
   bool log_plan = false, log_why = false, log_kernels = false;

@@ -18,8 +18,6 @@ std::uint64_t next_id() {
   return ++counter;
 }
 
-std::size_t bytes_of(const StateImpl& s) { return std::size_t(s.shape.numel()) * size_of(s.dtype); }
-
 // Host access happens between steps: what is pending runs first.
 void settle(const StateImpl& s, Site where) {
   if (recording())
@@ -49,7 +47,24 @@ void lower_assign_at(Lowering& l) {
   });
 }
 
-const Op& assign_at_op = register_op({.name = "assign_at", .lower = lower_assign_at, .writes = writes_first_int});
+void cuda_assign_at(Lowering& l) {
+  const Operand value = l.dense(0), to = l.state(l.integer(0));
+  const std::int64_t rows = value.dims[0], n = value.numel();
+  if (n == 0) return;
+  const std::int64_t dims[] = {rows, n / rows};
+  Operand matrix = dense_operand(value.slot, value.dtype, dims);
+  matrix.offset = value.offset;  // a State begins at an aligned address
+  const int width = vector_width(dims, std::span<const Operand>(&matrix, 1));
+  constexpr unsigned kThreads = 256;
+  CudaText text = l.text("assign_at");
+  text.define("V", width).define("T", kThreads).type("Element", to.dtype).pointer("value", value).pointer("state", to);
+  text.integer("vectors", n / width).integer("columns", dims[1] / width).integer("capacity", to.dims[0]);
+  text.integer("position", l.constant(0)).traffic(2.0 * double(n) * double(size_of(to.dtype)));
+  l.emit(text.launch("jit/assign_at.cuh", {unsigned((n / width + kThreads - 1) / kThreads), 1, 1}, {kThreads, 1, 1}));
+}
+
+const Op& assign_at_op =
+    register_op({.name = "assign_at", .lower = lower_assign_at, .cuda = cuda_assign_at, .writes = writes_first_int});
 
 }  // namespace
 
@@ -59,14 +74,17 @@ const Op& assign_op() {
   return op;
 }
 
-StateImpl::StateImpl(Shape s, DType d, std::string n) : id(next_id()), dtype(d), shape(s), name(std::move(n)) {
-  data = allocate(bytes_of(*this), "state '" + name + "' " + to_string(s));
-  std::memset(data, 0, bytes_of(*this));
+StateImpl::StateImpl(Shape s, DType d, std::string n)
+    : id(next_id()),
+      dtype(d),
+      shape(s),
+      memory(context().device, std::size_t(s.numel()) * size_of(d), "state '" + n + "' " + to_string(s)),
+      name(std::move(n)) {
+  memory.zero();
 }
 
 StateImpl::~StateImpl() {
   if (position_epoch != 0) state_dies(*this);
-  deallocate(data);
 }
 
 State::State(Shape shape, DType dtype, std::string name)
@@ -95,7 +113,8 @@ std::vector<T> State::to_host(Site where) const {
   settle(*impl_, where);
   std::vector<T> out(std::size_t(impl_->shape.numel()));
   visit_dtype(impl_->dtype, [&](auto from) {
-    const auto* data = reinterpret_cast<const decltype(from)*>(impl_->data);
+    std::vector<decltype(from)> data(out.size());
+    impl_->memory.read(data.data());
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = T(data[i]);
   });
   return out;
@@ -108,8 +127,9 @@ void State::set(const std::vector<T>& values, Site where) {
     fail_at(where, fmt::format("state '{}': the number of values is not that of the shape", impl_->name),
             fmt::format("{} values, shape {}", values.size(), weft::to_string(impl_->shape)));
   visit_dtype(impl_->dtype, [&](auto to) {
-    auto* data = reinterpret_cast<decltype(to)*>(impl_->data);
+    std::vector<decltype(to)> data(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) data[i] = static_cast<decltype(to)>(values[i]);
+    impl_->memory.write(data.data());
   });
 }
 
@@ -122,12 +142,14 @@ template void State::set(const std::vector<std::int64_t>&, Site);
 
 std::vector<std::byte> State::bytes(Site where) const {
   settle(*impl_, where);
-  return {impl_->data, impl_->data + bytes_of(*impl_)};
+  std::vector<std::byte> out(impl_->memory.size());
+  impl_->memory.read(out.data());
+  return out;
 }
 
 void State::set_bytes(const void* bytes, Site where) {
   settle(*impl_, where);
-  if (const std::size_t n = bytes_of(*impl_)) std::memcpy(impl_->data, bytes, n);
+  impl_->memory.write(bytes);
 }
 
 Param::Param(Shape shape, DType dtype, std::string name) : State(shape, dtype, std::move(name)) {

@@ -10,6 +10,7 @@
 #include "autograd/shape.h"
 #include "autograd/tensor.h"
 #include "jit/dtype.h"
+#include "jit/memory.h"
 
 namespace weft {
 
@@ -27,7 +28,7 @@ struct StateImpl {
 
   DType dtype = DType::f32;
   Shape shape;
-  std::byte* data = nullptr;
+  Memory memory;
   std::shared_ptr<StateImpl> gradient;
   std::string name;  // for errors; the full module path once a module owns it
 
@@ -55,7 +56,7 @@ class State {
   std::vector<T> to_host(Site where = Site::current()) const;
   template <class T>
   void set(const std::vector<T>& values, Site where = Site::current());
-  // The raw bytes, row-major in dtype(): for checkpoints. Between steps only; writing keeps derived copies equal.
+  // The raw bytes, row-major in dtype(): for checkpoints. Between steps only.
   std::vector<std::byte> bytes(Site where = Site::current()) const;
   void set_bytes(const void* bytes, Site where = Site::current());
 

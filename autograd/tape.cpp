@@ -83,6 +83,7 @@ void Tape::clear() {
   kept.clear();
   retained = false;
   root_draws = 0;
+  first_gradient = kNone;
   states.clear();
   state_ids.clear();
   gradients.clear();

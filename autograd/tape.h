@@ -87,6 +87,7 @@ struct Tape {
   std::int32_t frame = -1;  // innermost open frame
   std::uint64_t epoch = 0;  // unique to this recording; a handle of another epoch is dead
   std::uint32_t root_draws = 0;  // random draws made outside any module
+  NodeId first_gradient = kNone;  // where the first backward began, for people who look at kernels
 
   std::vector<Tensor> bound;   // values that `input` nodes stand for
   std::vector<Tensor> kept;    // outside run: handles of every node, to know which are held elsewhere

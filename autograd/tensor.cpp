@@ -59,8 +59,8 @@ Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape) {
   v->dtype = dtype;
   v->shape = shape;
   const std::size_t size = std::size_t(shape.numel()) * size_of(dtype);
-  v->data.reset(new std::byte[std::max<std::size_t>(size, 1)]);
-  if (size) std::memcpy(v->data.get(), bytes, size);
+  v->memory = std::make_shared<Memory>(Device::cpu, size, "a tensor from the host");
+  v->memory->write(bytes);
   return t;
 }
 
@@ -81,7 +81,7 @@ NodeId Tensor::resolve(Site where) const {
   Tape& t = tape();
   if (value_) {
     if (value_->epoch == t.epoch) return value_->node;
-    if (value_->data) return import_value(t, *this, where);
+    if (value_->memory) return import_value(t, *this, where);
     fail_dead(where);
   }
   if (epoch_ == t.epoch) return node_;
@@ -95,15 +95,15 @@ bool Tensor::requires_grad() const {
 }
 
 const std::byte* Tensor::bytes(Site where) const {
-  if (!value_ || !value_->data) {
+  if (!value_ || !value_->memory) {
     if (context().recording())
       fail_at(where, "tensor: a value was asked for inside run", "the step is only being recorded",
               "return the tensor from the step function and read it afterwards");
     if (!value_) node(where);  // dead or absent: raises
     flush();
   }
-  if (!value_->data) fail_dead(where);
-  return value_->data.get();
+  if (!value_->memory) fail_dead(where);
+  return value_->memory->host() + value_->offset;
 }
 
 template <class T>

@@ -11,6 +11,7 @@
 
 #include "autograd/shape.h"
 #include "jit/dtype.h"
+#include "jit/memory.h"
 
 namespace weft {
 
@@ -21,13 +22,14 @@ namespace detail {
 inline constinit thread_local std::uint64_t active_epoch = 0;  // of the tape in use on this thread
 }
 
-// Memory of a value that outlives its tape, shared by handles. Before it is computed `data` is null and (epoch, node)
-// say where it is pending.
+// A value that outlives its tape, shared by handles. Before it is computed `memory` is null and (epoch, node) say where it is
+// pending. Small results of a step share one block.
 struct Value {
   std::atomic<int> references{0};
   DType dtype = DType::f32;
   Shape shape;
-  std::unique_ptr<std::byte[]> data;
+  std::shared_ptr<Memory> memory;
+  std::size_t offset = 0;  // in it
   std::uint64_t epoch = 0;  // tape on which `node` stands for this value
   NodeId node = 0;
   bool requires_grad = false;

@@ -4,22 +4,73 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <numeric>
 
 #include "jit/error.h"
+#include "jit/gpu.h"
 
 namespace weft {
 namespace {
 constexpr std::size_t kReserved = std::size_t(1) << 40;  // addresses, not memory
+constexpr std::size_t kReservedOnGpu = std::size_t(1) << 36;
 std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 }  // namespace
 
+std::string_view name_of(Device device) {
+  return device == Device::cpu ? "cpu" : device == Device::cuda ? "cuda" : "emu";
+}
+
+Memory::Memory(Device device, std::size_t bytes, const std::string& what)
+    : device_(device), bytes_(bytes), data_(is_gpu(device) ? Gpu::of(device).allocate(bytes, what) : allocate(bytes, what)) {}
+
+Memory::~Memory() {
+  if (!is_gpu(device_)) deallocate(data_);
+  else if (Gpu* gpu = Gpu::opened(device_)) gpu->free(data_);
+}
+
+void Memory::write(const void* from) {
+  if (bytes_ == 0) return;
+  if (is_gpu(device_)) Gpu::of(device_).write(data_, from, bytes_);
+  else std::memcpy(data_, from, bytes_);
+}
+
+void Memory::read(void* to) const {
+  if (bytes_ == 0) return;
+  if (is_gpu(device_)) Gpu::of(device_).read(to, data_, bytes_);
+  else std::memcpy(to, data_, bytes_);
+}
+
+void Memory::zero() {
+  if (bytes_ == 0) return;
+  if (is_gpu(device_)) Gpu::of(device_).fill(data_, 0, bytes_);
+  else std::memset(data_, 0, bytes_);
+}
+
+const std::byte* Memory::host() const {
+  if (!is_gpu(device_)) return data_;
+  if (!host_) {
+    auto copy = std::unique_ptr<std::byte[]>(new std::byte[std::max<std::size_t>(bytes_, 1)]);
+    read(copy.get());
+    host_ = std::move(copy);
+  }
+  return host_.get();
+}
+
 Arena::~Arena() {
-  if (base_) munmap(base_, kReserved);
+  if (base_ && !is_gpu(device_)) munmap(base_, kReserved);
 }
 
 void Arena::grow(std::size_t bytes) {
   if (bytes <= size_) return;
+  if (is_gpu(device_)) {
+    Gpu& gpu = Gpu::of(device_);
+    if (!base_) base_ = gpu.reserve(std::max(gpu.total_memory(), kReservedOnGpu));
+    const std::size_t size = round_up(bytes, gpu.granularity());
+    gpu.extend(base_, size_, size, "the values of a step");
+    size_ = size;
+    return;
+  }
   if (!base_) {
     void* range = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED) fail(ErrorKind::device, "memory: cannot reserve addresses for the arena", "1 TiB", "raise the limit of `ulimit -v`");
@@ -53,7 +104,7 @@ std::size_t place(std::vector<Lifetime>& values) {
       const Lifetime& other = values[j];
       if (other.last < value.first || value.last < other.first) continue;
       if (offset + value.bytes <= other.offset) break;
-      offset = std::max(offset, round_up(other.offset + other.bytes, kAlignment));
+      offset = std::max(offset, round_up(other.offset + other.bytes, kPlacement));
     }
     value.offset = offset;
     total = std::max(total, offset + value.bytes);

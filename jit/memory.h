@@ -1,18 +1,51 @@
-// Memory on the CPU device. One reserved range of addresses holds the values of whichever plan runs: addresses never move and
+// Memory of the devices. One reserved range of addresses holds the values of whichever plan runs: addresses never move and
 // memory is the largest plan's, not the sum. With WEFT_ARENA=split every value has an allocation of its own, so that address
 // checkers see each overrun.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace weft {
 
+// Where kernels run and values live. `emu` is the CUDA path on weft's own interpreter of PTX.
+enum class Device : std::uint8_t { cpu, cuda, emu };
+std::string_view name_of(Device device);
+inline bool is_gpu(Device device) { return device != Device::cpu; }
+
+// Bytes on a device.
+class Memory {
+ public:
+  // Not initialised. `what` names it in the error when memory is exhausted.
+  Memory(Device device, std::size_t bytes, const std::string& what);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  Device device() const { return device_; }
+  std::size_t size() const { return bytes_; }
+  std::byte* data() const { return data_; }  // an address of the device
+  // Between host and device, complete on return.
+  void write(const void* from);
+  void read(void* to) const;
+  void zero();
+  // The bytes on the host: data() itself on the CPU, else a copy made once. For memory that is not written any more.
+  const std::byte* host() const;
+
+ private:
+  Device device_;
+  std::size_t bytes_;
+  std::byte* data_;
+  mutable std::unique_ptr<std::byte[]> host_;
+};
+
 // A reserved range; `grow` makes the first n bytes usable. Throws ErrorKind::device when memory is exhausted.
 class Arena {
  public:
-  Arena() = default;
+  explicit Arena(Device device = Device::cpu) : device_(device) {}
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -21,11 +54,12 @@ class Arena {
   void grow(std::size_t bytes);
 
  private:
+  Device device_;
   std::byte* base_ = nullptr;
   std::size_t size_ = 0;
 };
 
-// One allocation with alignment kAlignment; `what` names it in the error.
+// One allocation on the CPU with alignment kAlignment; `what` names it in the error.
 inline constexpr std::size_t kAlignment = 64;
 std::byte* allocate(std::size_t bytes, const std::string& what);
 void deallocate(std::byte* memory);
@@ -36,7 +70,9 @@ struct Lifetime {
   int first, last;
   std::size_t offset = 0;  // result
 };
-// Gives each an offset such that no two that are alive together overlap; returns the total. Greedy by size.
+// Gives each an offset such that no two that are alive together overlap; returns the total. Greedy by size. Offsets are multiples
+// of kPlacement: a GPU's vectors and matrices want so much.
+inline constexpr std::size_t kPlacement = 256;
 std::size_t place(std::vector<Lifetime>& values);
 
 }  // namespace weft

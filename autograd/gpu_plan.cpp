@@ -1,0 +1,216 @@
+#include "autograd/gpu_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "autograd/settings.h"
+#include "jit/block.h"
+
+namespace weft {
+namespace {
+
+constexpr std::size_t kSmallResult = 4096;  // bytes; such results of a step share one block, fetched at once
+
+constexpr std::size_t kFlood = std::size_t(1) << 28;  // bytes, several times the L2 cache
+
+std::size_t aligned(std::size_t bytes) { return (bytes + kPlacement - 1) / kPlacement * kPlacement; }
+
+std::size_t bytes_of(const Out& out) { return std::size_t(out.shape.numel()) * size_of(out.dtype); }
+
+}  // namespace
+
+GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device), gpu_(Gpu::of(device)) {
+  std::vector<const CudaKernel*> kernels;
+  for (const PlannedKernel& k : plan.kernels)
+    if (k.cuda) kernels.push_back(k.cuda.get());
+  gpu_.prepare(kernels);
+  prepared_.resize(plan.kernels.size());
+  for (std::size_t k = 0; k < prepared_.size(); ++k) {
+    if (const auto& cuda = plan.kernels[k].cuda) prepared_[k].loaded = &gpu_.loaded(*cuda);
+    else gpu_.prepare_gemm(*plan.kernels[k].gemm);
+  }
+  std::size_t at = aligned(tape.constants.size() * sizeof(double));
+  constants_bytes_ = tape.constants.size() * sizeof(double);
+  for (const Tensor& input : tape.bound) {
+    input_at_.push_back(at);
+    at += aligned(std::size_t(input.numel()) * size_of(input.dtype()));
+  }
+  sent_bytes_ = small_begin_ = at;
+  result_at_.resize(plan.results.size());
+  for (const bool small : {true, false}) {
+    for (std::size_t r = 0; r < plan.results.size(); ++r) {
+      const std::size_t bytes = bytes_of(plan.results[r]);
+      if ((bytes <= kSmallResult) != small) continue;
+      result_at_[r] = at;
+      at += aligned(bytes);
+    }
+    if (small) small_end_ = at;
+  }
+  io_bytes_ = at;
+}
+
+// Every address is known once the plan's memory is: they never move, unless each value has an allocation of its own.
+void GpuPlan::bind(Plan& plan, const Tape& tape, Arena& arena, Arena& io) {
+  const bool split = settings().split_arena;
+  if (!split) arena.grow(plan.arena_bytes);
+  io.grow(io_bytes_);
+  if (bound_) return;
+  bound_ = true;
+  plan.addresses.resize(plan.slots.size());
+  for (std::size_t s = 0; s < plan.slots.size(); ++s) {
+    const Slot& slot = plan.slots[s];
+    switch (slot.kind) {
+      case Slot::arena: plan.addresses[s] = split ? nullptr : arena.base() + slot.offset; break;
+      case Slot::state: plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data(); break;
+      case Slot::input: plan.addresses[s] = io.base() + input_at_[std::size_t(slot.index)]; break;
+      case Slot::result: plan.addresses[s] = io.base() + result_at_[std::size_t(slot.index)]; break;
+    }
+  }
+  if (!split)
+    for (std::size_t k = 0; k < prepared_.size(); ++k) fill_args(plan, k, io);
+}
+
+void GpuPlan::fill_args(const Plan& plan, std::size_t k, Arena& io) {
+  if (!plan.kernels[k].cuda) return;
+  const CudaKernel& kernel = *plan.kernels[k].cuda;
+  Prepared& p = prepared_[k];
+  auto word = [&](const CudaArg& arg) -> std::uint64_t {
+    switch (arg.kind) {
+      case CudaArg::pointer: return reinterpret_cast<std::uint64_t>(plan.addresses[std::size_t(arg.slot)]) + std::uint64_t(arg.value);
+      case CudaArg::constants: return reinterpret_cast<std::uint64_t>(io.base());
+      case CudaArg::status: return reinterpret_cast<std::uint64_t>(gpu_.status());
+      case CudaArg::table: return reinterpret_cast<std::uint64_t>(p.tables[std::size_t(arg.value)]->data());
+      case CudaArg::integer: break;
+    }
+    return std::uint64_t(arg.value);
+  };
+  p.tables.clear();
+  for (const auto& words : kernel.tables) {
+    std::vector<std::uint64_t> values;
+    for (const CudaArg& w : words) values.push_back(word(w));
+    p.tables.push_back(std::make_unique<Memory>(device_, values.size() * sizeof(std::uint64_t), "a table of " + kernel.name));
+    p.tables.back()->write(values.data());
+  }
+  p.args.clear();
+  for (const CudaArg& arg : kernel.args) p.args.push_back(word(arg));
+}
+
+// Constants and host inputs by one copy through pinned memory, values that already are on this device by copies there.
+void GpuPlan::send(const Plan& plan, const Tape& tape, Arena& io) {
+  (void)plan;
+  if (sent_bytes_ == 0) return;
+  std::byte* staged = gpu_.stage(sent_bytes_);
+  if (constants_bytes_) std::memcpy(staged, tape.constants.data(), constants_bytes_);
+  for (std::size_t i = 0; i < tape.bound.size(); ++i) {
+    const Value& v = *tape.bound[i].value();
+    if (v.memory->device() != device_)
+      std::memcpy(staged + input_at_[i], v.memory->host() + v.offset, std::size_t(v.shape.numel()) * size_of(v.dtype));
+  }
+  gpu_.send_staged(io.base(), sent_bytes_);
+  for (std::size_t i = 0; i < tape.bound.size(); ++i) {
+    const Value& v = *tape.bound[i].value();
+    if (v.memory->device() == device_)
+      gpu_.copy(io.base() + input_at_[i], v.memory->data() + v.offset, std::size_t(v.shape.numel()) * size_of(v.dtype));
+  }
+}
+
+void GpuPlan::launch(const Plan& plan, std::size_t k) {
+  const PlannedKernel& kernel = plan.kernels[k];
+  if (kernel.cuda) gpu_.launch(*kernel.cuda, *prepared_[k].loaded, prepared_[k].args.data());
+  else gpu_.gemm(*kernel.gemm, plan.addresses.data());
+}
+
+// Kernel by kernel: the first time, so that an error has a name, and where memory or switches change from kernel to kernel.
+void GpuPlan::launch_each(Plan& plan, Arena& io) {
+  const Settings& s = settings();
+  std::vector<std::unique_ptr<Memory>> values(plan.slots.size());
+  for (std::size_t k = 0; k < plan.kernels.size(); ++k) {
+    const PlannedKernel& kernel = plan.kernels[k];
+    try {
+      if (s.split_arena) {
+        for (std::size_t i = 0; i < plan.slots.size(); ++i)
+          if (const Slot& slot = plan.slots[i]; slot.kind == Slot::arena && slot.first == int(k)) {
+            values[i] = std::make_unique<Memory>(device_, slot.bytes, slot.name);
+            plan.addresses[i] = values[i]->data();
+            if (!gpu_.emulated()) gpu_.fill(plan.addresses[i], 0xff, slot.bytes);  // NaN: what is read before it is written shows
+          }
+        fill_args(plan, k, io);
+      }
+      launch(plan, k);
+      if (s.split_arena || s.check_nan || runs_ == 0) gpu_.synchronize();
+      if (s.check_nan) check_finite(plan, kernel, device_);
+    } catch (const Error& e) {
+      ErrorParts parts = e.parts();
+      if (parts.where.empty()) parts.where = kernel.where;
+      throw Error(e.kind(), parts);
+    }
+    if (s.split_arena)
+      for (std::size_t i = 0; i < plan.slots.size(); ++i)
+        if (plan.slots[i].last == int(k) && values[i]) values[i].reset(), plan.addresses[i] = nullptr;
+  }
+}
+
+std::vector<Tensor> GpuPlan::results(const Plan& plan, const Arena& io) const {
+  std::vector<Tensor> out;
+  std::shared_ptr<Memory> small;
+  if (!plan.results.empty()) {
+    small = std::make_shared<Memory>(device_, small_end_ - small_begin_, "the results of a step");
+    gpu_.copy(small->data(), io.base() + small_begin_, small->size());
+  }
+  for (std::size_t r = 0; r < plan.results.size(); ++r) {
+    auto* v = new Value;
+    out.emplace_back(v);
+    v->dtype = plan.results[r].dtype;
+    v->shape = plan.results[r].shape;
+    const std::size_t bytes = bytes_of(plan.results[r]);
+    if (bytes <= kSmallResult) {
+      v->memory = small;
+      v->offset = result_at_[r] - small_begin_;
+    } else {
+      v->memory = std::make_shared<Memory>(device_, bytes, "a result " + to_string(v->shape));
+      gpu_.copy(v->memory->data(), io.base() + result_at_[r], bytes);
+    }
+  }
+  return out;
+}
+
+std::vector<Tensor> GpuPlan::run(Plan& plan, const Tape& tape, Arena& arena, Arena& io) {
+  const Settings& s = settings();
+  bind(plan, tape, arena, io);
+  send(plan, tape, io);
+  // Everything is loaded after the first run: the second is captured.
+  if (s.split_arena || s.check_nan || !s.graph || runs_ == 0 || plan.kernels.empty()) {
+    launch_each(plan, io);
+  } else {
+    if (!graph_)
+      gpu_.capture(graph_, [&] {
+        for (std::size_t k = 0; k < plan.kernels.size(); ++k) launch(plan, k);
+      });
+    gpu_.launch(graph_);
+  }
+  ++runs_;
+  return results(plan, io);
+}
+
+std::vector<double> GpuPlan::time(const Plan& plan, const std::vector<int>& cuts, int repeats) {
+  const Memory flood(device_, gpu_.emulated() ? 1 : kFlood, "what empties the caches");
+  std::vector<std::vector<double>> times(cuts.size() - 1);
+  for (int r = 0; r < repeats; ++r)
+    for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
+      gpu_.fill(flood.data(), 0, flood.size());  // also keeps the GPU busy while the host gets ahead
+      times[i].push_back(gpu_.timed([&] {
+        for (int k = cuts[i]; k < cuts[i + 1]; ++k) launch(plan, std::size_t(k));
+      }));
+    }
+  std::vector<double> medians;
+  for (auto& t : times) {
+    std::nth_element(t.begin(), t.begin() + std::ptrdiff_t(t.size() / 2), t.end());
+    medians.push_back(t[t.size() / 2]);
+  }
+  return medians;
+}
+
+}  // namespace weft

@@ -1,0 +1,354 @@
+#include "jit/gpu.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#include <unistd.h>
+
+#include "jit/device_errors.h"
+#include "jit/emulator/device.h"
+#include "jit/emulator/gemm.h"
+#include "jit/error.h"
+
+namespace weft {
+
+using namespace cu;
+
+namespace {
+
+constexpr std::size_t kSmallest = 512;                    // bytes of the smallest block
+constexpr std::size_t kLarge = std::size_t(1) << 20;      // from here on blocks are multiples of it, below powers of two
+constexpr std::size_t kAddressUnit = std::size_t(1) << 21;
+
+std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+std::size_t block_size(std::size_t bytes) {
+  if (bytes > kLarge) return round_up(bytes, kLarge);
+  std::size_t size = kSmallest;
+  while (size < bytes) size *= 2;
+  return size;
+}
+
+CUdeviceptr address(const std::byte* p) { return CUdeviceptr(reinterpret_cast<std::uintptr_t>(p)); }
+std::byte* pointer(CUdeviceptr p) { return reinterpret_cast<std::byte*>(std::uintptr_t(p)); }
+
+bool split_memory() {
+  const char* arena = std::getenv("WEFT_ARENA");
+  return arena && std::string_view(arena) == "split";
+}
+
+std::array<std::unique_ptr<Gpu>, 3>& gpus() {
+  static std::array<std::unique_ptr<Gpu>, 3> all;
+  return all;
+}
+
+}  // namespace
+
+struct Gpu::Impl {
+  CUdevice device = 0;
+  CUcontext context = nullptr;
+  CUstream stream = nullptr;
+  bool split = split_memory();  // each block an allocation of its own, for checkers of addresses
+
+  std::multimap<std::size_t, std::byte*> free_blocks;  // by size
+  std::unordered_map<std::byte*, std::size_t> blocks;  // size of each block in use
+
+  struct Staging {
+    std::byte* memory = nullptr;
+    std::size_t bytes = 0;
+    CUevent sent = nullptr;  // recorded after the copy
+    bool in_flight = false;
+  };
+  std::array<Staging, 4> ring;
+  std::size_t next = 0;
+
+  std::unordered_map<std::string, LoadedKernel> kernels;  // by name, which ends in a hash of the text
+  GemmWorkspace workspace;
+  int major = 0;  // of the compute capability
+  CUevent begin = nullptr, end = nullptr;
+};
+
+Gpu& Gpu::of(Device device) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  std::unique_ptr<Gpu>& gpu = gpus()[std::size_t(device)];
+  if (!gpu) gpu = device == Device::emu ? std::make_unique<Gpu>(emulated_driver(), true) : std::make_unique<Gpu>(cuda_driver(), false);
+  return *gpu;
+}
+
+Gpu* Gpu::opened(Device device) { return gpus()[std::size_t(device)].get(); }
+
+Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emulated), impl_(std::make_unique<Impl>()) {
+  if (!emulated)
+    if (const auto missing = missing_cuda_device()) fail(ErrorKind::device, "cuda: no GPU can be used", *missing, "use --device cpu");
+  Impl& i = *impl_;
+  cuda_check(driver_, driver_.cuInit(0), "cuInit");
+  cuda_check(driver_, driver_.cuDeviceGet(&i.device, 0), "cuDeviceGet");
+  char text[256] = {};
+  cuda_check(driver_, driver_.cuDeviceGetName(text, sizeof text, i.device), "cuDeviceGetName");
+  name_ = text;
+  auto attribute = [&](CUdevice_attribute which) {
+    int value = 0;
+    cuda_check(driver_, driver_.cuDeviceGetAttribute(&value, which, i.device), "cuDeviceGetAttribute");
+    return value;
+  };
+  i.major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+  target_ = target_of(i.major, attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR));
+  if (emulated && target_.starts_with("sm_")) target_ = "compute_" + target_.substr(3);  // the interpreter wants PTX
+  multiprocessors_ = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+  cuda_check(driver_, driver_.cuDeviceTotalMem(&total_memory_, i.device), "cuDeviceTotalMem");
+  cuda_check(driver_, driver_.cuDevicePrimaryCtxRetain(&i.context, i.device), "cuDevicePrimaryCtxRetain");
+  cuda_check(driver_, driver_.cuCtxSetCurrent(i.context), "cuCtxSetCurrent");
+  cuda_check(driver_, driver_.cuStreamCreate(&i.stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+  for (Impl::Staging& s : i.ring) cuda_check(driver_, driver_.cuEventCreate(&s.sent, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+  cuda_check(driver_, driver_.cuEventCreate(&i.begin, 0), "cuEventCreate");
+  cuda_check(driver_, driver_.cuEventCreate(&i.end, 0), "cuEventCreate");
+  CUmemAllocationProp properties;
+  properties.location.id = i.device;
+  cuda_check(driver_, driver_.cuMemGetAllocationGranularity(&granularity_, &properties, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+             "cuMemGetAllocationGranularity");
+  void* status = nullptr;  // pinned host memory: kernels write it when something is wrong, the host reads it for nothing
+  cuda_check(driver_, driver_.cuMemHostAlloc(&status, kStatusWords * sizeof(std::uint64_t), CU_MEMHOSTALLOC_PORTABLE), "cuMemHostAlloc");
+  status_ = static_cast<std::uint64_t*>(status);
+  std::fill_n(status_, kStatusWords, std::uint64_t(0));
+}
+
+// The process ends: the driver has gone or goes by itself.
+Gpu::~Gpu() = default;
+
+// ---- memory -----------------------------------------------------------------------------------------------------------------
+
+std::byte* Gpu::allocate(std::size_t bytes, const std::string& what) {
+  Impl& i = *impl_;
+  const std::size_t size = i.split ? std::max<std::size_t>(bytes, 1) : block_size(bytes);
+  if (const auto kept = i.free_blocks.find(size); kept != i.free_blocks.end()) {
+    std::byte* block = kept->second;
+    i.free_blocks.erase(kept);
+    i.blocks.emplace(block, size);
+    return block;
+  }
+  CUdeviceptr block = 0;
+  CUresult result = driver_.cuMemAlloc(&block, size);
+  if (result == CUDA_ERROR_OUT_OF_MEMORY && !i.free_blocks.empty()) {
+    synchronize();
+    for (const auto& [unused, kept] : i.free_blocks) driver_.cuMemFree(address(kept));
+    i.free_blocks.clear();
+    result = driver_.cuMemAlloc(&block, size);
+  }
+  if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+    std::size_t left = 0, total = 0;
+    driver_.cuMemGetInfo(&left, &total);
+    fail(ErrorKind::device, fmt::format("{}: out of device memory", name_),
+         fmt::format("{}: {:.1f} MB wanted, {:.1f} MB free of {:.1f}", what, double(bytes) / 1e6, double(left) / 1e6, double(total) / 1e6),
+         "use a smaller model, batch or length, or checkpoint()");
+  }
+  cuda_check(driver_, result, "cuMemAlloc");
+  if (emulated_) name_emulated(block, what);
+  i.blocks.emplace(pointer(block), size);
+  return pointer(block);
+}
+
+void Gpu::free(std::byte* memory) {
+  Impl& i = *impl_;
+  const auto block = i.blocks.find(memory);
+  if (block == i.blocks.end()) return;
+  if (i.split) driver_.cuStreamSynchronize(i.stream), driver_.cuMemFree(address(memory));
+  else i.free_blocks.emplace(block->second, memory);  // what is still running on it comes before its next use in the stream
+  i.blocks.erase(block);
+}
+
+std::byte* Gpu::reserve(std::size_t bytes) {
+  CUdeviceptr base = 0;
+  cuda_check(driver_, driver_.cuMemAddressReserve(&base, round_up(bytes, std::max(granularity_, kAddressUnit)), 0, 0, 0), "cuMemAddressReserve");
+  return pointer(base);
+}
+
+void Gpu::extend(std::byte* base, std::size_t from, std::size_t to, const std::string& what) {
+  CUmemAllocationProp properties;
+  properties.location.id = impl_->device;
+  CUmemGenericAllocationHandle memory = 0;
+  CUresult result = driver_.cuMemCreate(&memory, to - from, &properties, 0);
+  if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+    std::size_t left = 0, total = 0;
+    driver_.cuMemGetInfo(&left, &total);
+    fail(ErrorKind::device, fmt::format("{}: {} do not fit into device memory", name_, what),
+         fmt::format("{:.1f} MB wanted, {:.1f} MB held, {:.1f} MB free of {:.1f}", double(to) / 1e6, double(from) / 1e6, double(left) / 1e6,
+                     double(total) / 1e6),
+         "use a smaller batch or length, or checkpoint()");
+  }
+  cuda_check(driver_, result, "cuMemCreate");
+  cuda_check(driver_, driver_.cuMemMap(address(base + from), to - from, 0, memory, 0), "cuMemMap");
+  CUmemAccessDesc access;
+  access.location.id = impl_->device;
+  cuda_check(driver_, driver_.cuMemSetAccess(address(base + from), to - from, &access, 1), "cuMemSetAccess");
+  cuda_check(driver_, driver_.cuMemRelease(memory), "cuMemRelease");  // stays while it is mapped
+}
+
+std::byte* Gpu::stage(std::size_t bytes) {
+  Impl::Staging& s = impl_->ring[impl_->next];
+  if (s.in_flight) cuda_check(driver_, driver_.cuEventSynchronize(s.sent), "cuEventSynchronize");
+  s.in_flight = false;
+  if (s.bytes < bytes) {
+    if (s.memory) driver_.cuMemFreeHost(s.memory);
+    void* memory = nullptr;
+    s.bytes = std::max(round_up(bytes, 4096), 2 * s.bytes);
+    cuda_check(driver_, driver_.cuMemHostAlloc(&memory, s.bytes, CU_MEMHOSTALLOC_PORTABLE), "cuMemHostAlloc");
+    s.memory = static_cast<std::byte*>(memory);
+  }
+  return s.memory;
+}
+
+void Gpu::send_staged(std::byte* to, std::size_t bytes) {
+  Impl::Staging& s = impl_->ring[impl_->next];
+  cuda_check(driver_, driver_.cuMemcpyHtoDAsync(address(to), s.memory, bytes, impl_->stream), "cuMemcpyHtoDAsync");
+  cuda_check(driver_, driver_.cuEventRecord(s.sent, impl_->stream), "cuEventRecord");
+  s.in_flight = true;
+  impl_->next = (impl_->next + 1) % impl_->ring.size();
+}
+
+void Gpu::write(std::byte* to, const void* from, std::size_t bytes) {
+  if (bytes == 0) return;
+  cuda_check(driver_, driver_.cuMemcpyHtoDAsync(address(to), from, bytes, impl_->stream), "cuMemcpyHtoDAsync");
+  synchronize();
+}
+
+void Gpu::read(void* to, const std::byte* from, std::size_t bytes) {
+  if (bytes) cuda_check(driver_, driver_.cuMemcpyDtoHAsync(to, address(from), bytes, impl_->stream), "cuMemcpyDtoHAsync");
+  synchronize();
+}
+
+void Gpu::copy(std::byte* to, const std::byte* from, std::size_t bytes) {
+  if (bytes) cuda_check(driver_, driver_.cuMemcpyDtoDAsync(address(to), address(from), bytes, impl_->stream), "cuMemcpyDtoDAsync");
+}
+
+void Gpu::fill(std::byte* to, unsigned char value, std::size_t bytes) {
+  if (bytes) cuda_check(driver_, driver_.cuMemsetD8Async(address(to), value, bytes, impl_->stream), "cuMemsetD8Async");
+}
+
+void Gpu::synchronize() {
+  cuda_check(driver_, driver_.cuStreamSynchronize(impl_->stream), "a kernel of this or an earlier step");
+  if (status_[0] == 0) return;
+  std::array<std::int64_t, kStatusWords> raised;
+  std::copy_n(status_, kStatusWords, raised.begin());
+  std::fill_n(status_, kStatusWords, std::uint64_t(0));
+  throw_device_error(DeviceError(raised[0]), raised[1], raised[2], raised[3]);
+}
+
+// ---- kernels ----------------------------------------------------------------------------------------------------------------
+
+void Gpu::prepare(std::span<const CudaKernel* const> kernels) {
+  Impl& i = *impl_;
+  std::vector<CompileJob> jobs;
+  std::vector<const CudaKernel*> cold;
+  for (const CudaKernel* k : kernels) {
+    if (!i.kernels.emplace(k->name, LoadedKernel{}).second) continue;
+    cold.push_back(k);
+    jobs.push_back({k->name, complete_text(*k), target_});
+  }
+  if (cold.empty()) return;
+  // A line while it takes long, on a terminal.
+  const bool terminal = isatty(STDERR_FILENO);
+  const auto progress = [&](int done, int of) {
+    if (terminal) fmt::print(stderr, "\rweft: compiling kernels, {} of {}{}", done, of, done == of ? "\r\033[K" : "");
+  };
+  try {
+    std::vector<Compiled> compiled = compile_all(jobs, progress);
+    for (std::size_t k = 0; k < cold.size(); ++k) load(*cold[k], std::move(compiled[k]));
+  } catch (...) {
+    for (const CudaKernel* k : cold)
+      if (!i.kernels[k->name].function) i.kernels.erase(k->name);
+    throw;
+  }
+}
+
+void Gpu::load(const CudaKernel& kernel, Compiled compiled) {
+  CUlibrary library = nullptr;
+  const std::string& code = compiled.cubin.empty() ? compiled.ptx : compiled.cubin;
+  cuda_check(driver_, driver_.cuLibraryLoadData(&library, code.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+             ("loading " + kernel.name).c_str());
+  CUkernel handle = nullptr;
+  cuda_check(driver_, driver_.cuLibraryGetKernel(&handle, library, kernel.name.c_str()), kernel.name.c_str());
+  LoadedKernel& loaded = impl_->kernels[kernel.name];
+  cuda_check(driver_, driver_.cuKernelGetFunction(&loaded.function, handle), kernel.name.c_str());
+  compiled.cubin.clear();
+  compiled.ptx.clear();
+  loaded.compiled = std::move(compiled);
+}
+
+const LoadedKernel& Gpu::loaded(const CudaKernel& kernel) const { return impl_->kernels.at(kernel.name); }
+
+void Gpu::launch(const CudaKernel& kernel, const LoadedKernel& loaded, const std::uint64_t* args) {
+  constexpr unsigned kStaticLimit = 48 * 1024;
+  if (kernel.shared > kStaticLimit)
+    cuda_check(driver_, driver_.cuFuncSetAttribute(loaded.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, int(kernel.shared)),
+               kernel.name.c_str());
+  CUlaunchConfig config;
+  config.gridDimX = kernel.grid[0], config.gridDimY = kernel.grid[1], config.gridDimZ = kernel.grid[2];
+  config.blockDimX = kernel.block[0], config.blockDimY = kernel.block[1], config.blockDimZ = kernel.block[2];
+  config.sharedMemBytes = kernel.shared;
+  config.hStream = impl_->stream;
+  void* parameters[] = {const_cast<std::uint64_t*>(args)};  // one parameter: the struct of arguments
+  cuda_check(driver_, driver_.cuLaunchKernelEx(&config, loaded.function, parameters, nullptr), kernel.name.c_str());
+}
+
+void Gpu::prepare_gemm(const GemmCall& call) {
+  if (emulated_) return;
+  GemmWorkspace& w = impl_->workspace;
+  if (w.bytes == 0) {
+    const std::size_t bytes = gemm_workspace_bytes(impl_->major);
+    w.address = address(allocate(bytes, "the workspace of matrix products"));
+    w.bytes = bytes;
+  }
+  weft::prepare_gemm(call, w.bytes, tf32_);
+}
+
+void Gpu::gemm(const GemmCall& call, std::byte* const* slots) {
+  if (emulated_) return emulated_gemm(call, slots, impl_->stream);
+  launch_gemm(call, slots, impl_->stream, impl_->workspace, tf32_);
+}
+
+void Gpu::capture(Graph& graph, const std::function<void()>& f) {
+  Impl& i = *impl_;
+  CUgraph recorded = nullptr;
+  cuda_check(driver_, driver_.cuStreamBeginCapture(i.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "cuStreamBeginCapture");
+  try {
+    f();
+  } catch (...) {
+    driver_.cuStreamEndCapture(i.stream, &recorded);
+    if (recorded) driver_.cuGraphDestroy(recorded);
+    throw;
+  }
+  cuda_check(driver_, driver_.cuStreamEndCapture(i.stream, &recorded), "cuStreamEndCapture");
+  graph.driver_ = &driver_;
+  driver_.cuGraphGetNodes(recorded, nullptr, &graph.nodes_);
+  const CUresult result = driver_.cuGraphInstantiateWithFlags(&graph.exec_, recorded, 0);
+  driver_.cuGraphDestroy(recorded);
+  cuda_check(driver_, result, "cuGraphInstantiateWithFlags");
+}
+
+void Gpu::launch(const Graph& graph) { cuda_check(driver_, driver_.cuGraphLaunch(graph.exec_, impl_->stream), "cuGraphLaunch"); }
+
+Graph::~Graph() {
+  if (exec_) driver_->cuGraphExecDestroy(exec_);
+}
+
+double Gpu::timed(const std::function<void()>& f) {
+  Impl& i = *impl_;
+  cuda_check(driver_, driver_.cuEventRecord(i.begin, i.stream), "cuEventRecord");
+  f();
+  cuda_check(driver_, driver_.cuEventRecord(i.end, i.stream), "cuEventRecord");
+  synchronize();
+  float milliseconds = 0;
+  cuda_check(driver_, driver_.cuEventElapsedTime(&milliseconds, i.begin, i.end), "cuEventElapsedTime");
+  return double(milliseconds) * 1e-3;
+}
+
+}  // namespace weft

@@ -1,0 +1,105 @@
+// A GPU in use: memory, compiled kernels, launches and graphs, on one stream. The emulated GPU is the same code over another
+// table of driver functions.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "jit/compiler.h"
+#include "jit/cuda_text.h"
+#include "jit/driver.h"
+#include "jit/gemm_cuda.h"
+#include "jit/memory.h"
+
+namespace weft {
+
+// A kernel that is loaded.
+struct LoadedKernel {
+  cu::CUfunction function = nullptr;
+  Compiled compiled;  // resources and texts; the cubin itself is released
+};
+
+// A recorded sequence of launches.
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  explicit operator bool() const { return exec_ != nullptr; }
+  std::size_t nodes() const { return nodes_; }
+
+ private:
+  friend class Gpu;
+  const Driver* driver_ = nullptr;
+  cu::CUgraphExec exec_ = nullptr;
+  std::size_t nodes_ = 0;
+};
+
+class Gpu {
+ public:
+  // The GPU of a device, opened at first use: errors (ErrorKind::device) say what is missing.
+  static Gpu& of(Device device);
+  static Gpu* opened(Device device);  // null if it was not used yet
+
+  Gpu(const Driver& driver, bool emulated);
+  ~Gpu();
+
+  bool emulated() const { return emulated_; }
+  const std::string& name() const { return name_; }      // "NVIDIA H200"
+  const std::string& target() const { return target_; }  // "sm_90a"
+  int multiprocessors() const { return multiprocessors_; }
+  std::size_t total_memory() const { return total_memory_; }
+
+  // Memory. Blocks that are freed are kept for the next request of their size; WEFT_ARENA=split gives each its own allocation.
+  std::byte* allocate(std::size_t bytes, const std::string& what);
+  void free(std::byte* memory);
+  std::byte* reserve(std::size_t bytes);                                  // a range of addresses without memory
+  void extend(std::byte* base, std::size_t from, std::size_t to, const std::string& what);  // memory for [from, to) of it
+  std::size_t granularity() const { return granularity_; }                // of extend
+
+  // In the order of the stream. `write` from pageable memory and `read` are complete on return.
+  void write(std::byte* to, const void* from, std::size_t bytes);
+  // Pinned memory of a ring, to be filled and then sent.
+  std::byte* stage(std::size_t bytes);
+  void send_staged(std::byte* to, std::size_t bytes);
+  void read(void* to, const std::byte* from, std::size_t bytes);
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes);
+  void fill(std::byte* to, unsigned char value, std::size_t bytes);
+  void synchronize();  // throws what kernels raised
+
+  // Compiles and loads what is not yet loaded, cold kernels in parallel; `progress` prints a line while it takes long.
+  void prepare(std::span<const CudaKernel* const> kernels);
+  const LoadedKernel& loaded(const CudaKernel& kernel) const;
+  void launch(const CudaKernel& kernel, const LoadedKernel& loaded, const std::uint64_t* args);
+  void gemm(const GemmCall& call, std::byte* const* slots);
+  void prepare_gemm(const GemmCall& call);
+  void allow_tf32(bool on) { tf32_ = on; }  // for products of f32; off: IEEE fp32
+
+  // What f launches, as a graph.
+  void capture(Graph& graph, const std::function<void()>& f);
+  void launch(const Graph& graph);
+
+  std::uint64_t* status() const { return status_; }  // of the first error a kernel raised: jit/device_errors.h
+  // Time of what was launched between two marks, in seconds.
+  double timed(const std::function<void()>& f);
+
+ private:
+  struct Impl;
+  void load(const CudaKernel& kernel, Compiled compiled);
+
+  const Driver& driver_;
+  bool emulated_;
+  bool tf32_ = false;
+  std::string name_, target_;
+  int multiprocessors_ = 0;
+  std::size_t total_memory_ = 0, granularity_ = 0;
+  std::uint64_t* status_ = nullptr;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace weft
