@@ -6,6 +6,7 @@
 #include "jit/rows.h"
 #include "jit/vmath.h"
 #include "ops/check.h"
+#include "ops/cuda.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -289,8 +290,9 @@ void lower_conv1d_backward(Lowering& l) {
 
 void conv1d_vjp(Vjp& v);
 
-const Op& conv1d_op = register_op({.name = "conv1d", .vjp = conv1d_vjp, .lower = lower_conv1d});
-const Op& conv1d_backward_op = register_op({.name = "conv1d_backward", .lower = lower_conv1d_backward});
+const Op& conv1d_op = register_op({.name = "conv1d", .vjp = conv1d_vjp, .lower = lower_conv1d, .cuda = cuda_conv1d});
+const Op& conv1d_backward_op =
+    register_op({.name = "conv1d_backward", .lower = lower_conv1d_backward, .cuda = cuda_conv1d_backward});
 
 void conv1d_vjp(Vjp& v) {
   const Tensor x = v.input(0), weight = v.input(1), bias = v.input(2), initial = v.input(3);

@@ -7,6 +7,7 @@
 #include "jit/rows.h"
 #include "jit/vmath.h"
 #include "ops/check.h"
+#include "ops/cuda.h"
 #include "ops/labels.h"
 #include "ops/ops.h"
 
@@ -154,10 +155,13 @@ void cross_entropy_vjp(Vjp& v);
 const Op& cross_entropy_op = register_op({.name = "cross_entropy",
                                           .vjp = cross_entropy_vjp,
                                           .lower = lower_cross_entropy,
+                                          .cuda = cuda_cross_entropy,
                                           .prologues = 0b1,
                                           .dense_outputs = true});
-const Op& cross_entropy_backward_op =
-    register_op({.name = "cross_entropy_backward", .lower = lower_cross_entropy_backward, .prologues = 0b1});
+const Op& cross_entropy_backward_op = register_op({.name = "cross_entropy_backward",
+                                                   .lower = lower_cross_entropy_backward,
+                                                   .cuda = cuda_cross_entropy_backward,
+                                                   .prologues = 0b1});
 
 void cross_entropy_vjp(Vjp& v) {
   const Tensor g = v.grad(), logits = v.input(0);

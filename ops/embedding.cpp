@@ -8,6 +8,7 @@
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "ops/check.h"
+#include "ops/cuda.h"
 #include "ops/labels.h"
 #include "ops/ops.h"
 
@@ -85,8 +86,10 @@ void lower_embedding_backward(Lowering& l) {
 
 void embedding_vjp(Vjp& v);
 
-const Op& embedding_op = register_op({.name = "embedding", .vjp = embedding_vjp, .lower = lower_embedding});
-const Op& embedding_backward_op = register_op({.name = "embedding_backward", .lower = lower_embedding_backward});
+const Op& embedding_op = register_op(
+    {.name = "embedding", .vjp = embedding_vjp, .lower = lower_embedding, .cuda = cuda_embedding});
+const Op& embedding_backward_op = register_op(
+    {.name = "embedding_backward", .lower = lower_embedding_backward, .cuda = cuda_embedding_backward});
 
 void embedding_vjp(Vjp& v) {
   if (!v.needs(0)) return;

@@ -4,6 +4,7 @@
 
 #include "jit/gemm.h"
 #include "ops/check.h"
+#include "ops/cuda.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -103,9 +104,9 @@ void lower_matmul(Lowering& l) {
 void linear_vjp(Vjp& v);
 void matmul_vjp(Vjp& v);
 
-const Op& linear_op = register_op({.name = "linear", .vjp = linear_vjp, .lower = lower_linear});
-const Op& row_product_op = register_op({.name = "row_product", .lower = lower_row_product});
-const Op& matmul_op = register_op({.name = "matmul", .vjp = matmul_vjp, .lower = lower_matmul});
+const Op& linear_op = register_op({.name = "linear", .vjp = linear_vjp, .lower = lower_linear, .cuda = cuda_linear});
+const Op& row_product_op = register_op({.name = "row_product", .lower = lower_row_product, .cuda = cuda_row_product});
+const Op& matmul_op = register_op({.name = "matmul", .vjp = matmul_vjp, .lower = lower_matmul, .cuda = cuda_matmul});
 
 // x (..., k) times W (n, k)^T or W (k, n), plus bias (n).
 Tensor record_linear(const Tensor& x, const Tensor& w, const Tensor& bias, bool transposed, DType dtype, Site where) {
@@ -197,7 +198,7 @@ Tensor linear(Arg x, Arg weight, Arg bias) {
             sx.rank() && sx[-1] == sw[0] ? "the weight is (out, in): transpose it, or use matmul"
                                          : "check the layer's width");
   if (bias) require_shape(x.where(), "linear", "bias", bias, Shape{sw[0]}, "weight", weight);
-  return record_linear(x, weight, bias, true, widest(x.dtype(), weight.dtype()), x.where());
+  return record_linear(x, weight, bias, true, x.dtype(), x.where());
 }
 
 }  // namespace weft

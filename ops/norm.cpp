@@ -1,11 +1,13 @@
 // RMS norm and layer norm over the last axis (SPEC 0.3): y = (x - mean) r w + b, with mean = 0 for the RMS norm. The
 // forward kernel keeps each row's mean and r for the backward kernel.
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "ops/check.h"
+#include "ops/cuda.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -165,10 +167,12 @@ void lower_norm_backward(Lowering& l) {
 
 void norm_vjp(Vjp& v);
 
-const Op& rms_norm_op = register_op({.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .prologues = 0b1});
+const Op& rms_norm_op =
+    register_op({.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .cuda = cuda_norm, .prologues = 0b1});
 const Op& layer_norm_op =
-    register_op({.name = "layer_norm", .vjp = norm_vjp, .lower = lower_layer_norm, .prologues = 0b1});
-const Op& norm_backward_op = register_op({.name = "norm_backward", .lower = lower_norm_backward, .prologues = 0b11});
+    register_op({.name = "layer_norm", .vjp = norm_vjp, .lower = lower_layer_norm, .cuda = cuda_norm, .prologues = 0b1});
+const Op& norm_backward_op = register_op(
+    {.name = "norm_backward", .lower = lower_norm_backward, .cuda = cuda_norm_backward, .prologues = 0b11});
 
 void norm_vjp(Vjp& v) {
   const Tensor g = v.grad(), x = v.input(0), weight = v.input(1);
@@ -184,7 +188,8 @@ void norm_vjp(Vjp& v) {
   if (v.needs(2)) v.add(2, output_of(dx, 2));
 }
 
-Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight, const Arg& bias, double eps) {
+Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight, const Arg& bias, double eps,
+                   std::optional<DType> dtype) {
   const Site where = x.where();
   require_real(where, op.name, "x", x);
   const Shape shape = x.shape();
@@ -198,15 +203,17 @@ Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight,
   const std::int64_t ints[] = {centered};
   const double constants[] = {eps};
   return record(op, {x, weight, bias},
-                {{shape, x.dtype()}, {stats, compute_dtype(x.tensor(), weight.tensor(), bias.tensor())}}, ints,
+                {{shape, dtype.value_or(x.dtype())}, {stats, compute_dtype(x.tensor(), weight.tensor(), bias.tensor())}}, ints,
                 constants, where);
 }
 
 }  // namespace
 
-Tensor rms_norm(Arg x, Arg weight, double eps) { return record_norm(rms_norm_op, false, x, weight, Tensor{}, eps); }
-Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps) {
-  return record_norm(layer_norm_op, true, x, weight, bias, eps);
+Tensor rms_norm(Arg x, Arg weight, double eps, std::optional<DType> dtype) {
+  return record_norm(rms_norm_op, false, x, weight, Tensor{}, eps, dtype);
+}
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps, std::optional<DType> dtype) {
+  return record_norm(layer_norm_op, true, x, weight, bias, eps, dtype);
 }
 
 }  // namespace weft

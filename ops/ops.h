@@ -7,6 +7,7 @@
 
 #include "autograd/op.h"
 #include "autograd/tensor.h"
+#include "ops/custom.h"
 
 namespace weft {
 
@@ -123,8 +124,9 @@ Tensor log_softmax(Arg a, std::vector<int> axes = {-1});
 
 // ---- norms (ops/norm.cpp): over the last axis, statistics in fp32 (fp64 for f64) ----------------------------------------
 
-Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5);  // x rsqrt(mean(x^2) + eps) w   (SPEC 0.3); weight (n) may be absent
-Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5);  // weight, bias (n) may be absent: Tensor{}
+// x rsqrt(mean(x^2) + eps) w   (SPEC 0.3); weight (n) may be absent. The result has x's type, or `dtype`.
+Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {});
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5, std::optional<DType> dtype = {});  // weight, bias may be absent
 
 // ---- matmul (ops/matmul.cpp) -----------------------------------------------------------------------------------------
 
@@ -187,6 +189,10 @@ Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options = {});
 Hole softplus_bias(Arg bias);  // v -> softplus(v + bias)
 Hole softplus_hole();          // v -> softplus(v)
 Hole gate(Arg z);              // s -> s silu(z)
+
+// ---- a user's own kernel (ops/custom.h) ---------------------------------------------------------------------------------
+//
+// custom(op, {inputs...}, {outputs...}, values): CUDA text with names for its operands, a CPU function, a gradient.
 
 // ---- control of the tape (autograd/backward.h) has backward, grad, no_grad, checkpoint, tap ------------------------------
 

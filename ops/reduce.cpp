@@ -11,12 +11,12 @@
 #include "autograd/pointwise.h"
 #include "jit/parallel.h"
 #include "jit/vmath.h"
+#include "ops/cuda.h"
 #include "ops/ops.h"
+#include "ops/reduce.h"
 
 namespace weft {
 namespace {
-
-enum Kind : std::int64_t { kSum, kMax };
 
 // The axes as a bit mask; all if none is named.
 std::uint32_t axis_mask(const Arg& a, const std::vector<int>& axes, std::string_view op) {
@@ -40,49 +40,10 @@ Shape reduced_shape(const Shape& from, std::uint32_t mask, bool keep) {
 
 // ---- sum and max over axes ------------------------------------------------------------------------------------------------
 
-struct Space {
-  std::int64_t outer, reduced, inner;
-};
-
-// Makes the reduced axes one stretch, permuting the operands' axes if they are not, and returns the canonical space.
-Space canonical(Fused& source, const Shape& shape, std::uint32_t mask) {
-  std::vector<int> order;
-  int groups = 0;  // stretches of reduced axes, axes of size 1 aside
-  bool inside = false;
-  for (int i = 0; i < shape.rank(); ++i) {
-    const bool r = mask >> i & 1;
-    if (shape[i] != 1) groups += r && !inside, inside = r;
-  }
-  for (int i = 0; i < shape.rank(); ++i)
-    if (!(mask >> i & 1)) order.push_back(i);
-  const std::size_t kept = order.size();
-  for (int i = 0; i < shape.rank(); ++i)
-    if (mask >> i & 1) order.push_back(i);
-  Space space{1, 1, 1};
-  if (groups > 1) {
-    for (Operand& leaf : source.leaves) {
-      const Operand before = leaf;
-      for (std::size_t i = 0; i < order.size(); ++i) {
-        leaf.dims[i] = before.dims[std::size_t(order[i])];
-        leaf.strides[i] = before.strides[std::size_t(order[i])];
-      }
-    }
-    for (std::size_t i = 0; i < order.size(); ++i) (i < kept ? space.outer : space.reduced) *= shape[order[i]];
-    return space;
-  }
-  bool seen = false;
-  for (int i = 0; i < shape.rank(); ++i) {
-    const bool r = mask >> i & 1;
-    seen |= r && shape[i] != 1;
-    (r ? space.reduced : seen ? space.inner : space.outer) *= shape[i];
-  }
-  return space;
-}
-
 constexpr int kLanes = 16;  // partial sums kept apart, so that the loop vectorises; the order is fixed
 
 template <class T>
-T fold_block(Kind kind, const T* x, int n) {
+T fold_block(ReduceKind kind, const T* x, int n) {
   T lane[kLanes];
   std::fill(lane, lane + kLanes, kind == kSum ? T(0) : -std::numeric_limits<T>::infinity());
   int i = 0;
@@ -100,10 +61,10 @@ T fold_block(Kind kind, const T* x, int n) {
 }
 
 template <class T>
-T combine(Kind kind, T a, T b) { return kind == kSum ? a + b : (b > a || b != b ? b : a); }
+T combine(ReduceKind kind, T a, T b) { return kind == kSum ? a + b : (b > a || b != b ? b : a); }
 
 template <class T>
-void fold_column(Kind kind, T* total, const T* x, int n) {
+void fold_column(ReduceKind kind, T* total, const T* x, int n) {
   if (kind == kSum)
     for (int i = 0; i < n; ++i) total[i] += x[i];
   else
@@ -112,7 +73,7 @@ void fold_column(Kind kind, T* total, const T* x, int n) {
 
 // out[o, i] = fold over r of source[o, r, i]. Long reductions are cut into chunks whose partial results are folded in order.
 template <class T>
-void reduce_to(const Launch& launch, const Fused& source, Kind kind, Space s, const Operand& out) {
+void reduce_to(const Launch& launch, const Fused& source, ReduceKind kind, ReduceSpace s, const Operand& out) {
   const T start = kind == kSum ? T(0) : -std::numeric_limits<T>::infinity();
   const std::int64_t width = std::min<std::int64_t>(s.inner, kBlock);  // columns of one part
   const std::int64_t columns = (s.inner + width - 1) / std::max<std::int64_t>(width, 1);
@@ -149,9 +110,10 @@ void reduce_to(const Launch& launch, const Fused& source, Kind kind, Space s, co
 
 // ints: kind, mask of the reduced axes.
 void lower_reduce(Lowering& l) {
-  const auto kind = Kind(l.integer(0));
+  const auto kind = ReduceKind(l.integer(0));
   Fused source = l.source(0);
-  const Space space = canonical(source, l.shape(0), std::uint32_t(l.integer(1)));
+  Shape shape = l.shape(0);
+  const ReduceSpace space = canonical(source, shape, std::uint32_t(l.integer(1)));
   const Operand out = l.output();
   const bool wide = l.in_double();
   l.emit(kind == kSum ? "reduce_sum" : "reduce_max", [=, source = std::move(source)](const Launch& launch) {
@@ -182,9 +144,10 @@ void reduce_vjp(Vjp& v) {
   v.add(0, where(hit, weight * (g / sum(weight, axes, true)), constant(0, Shape{}, x.dtype(), v.where())));
 }
 
-const Op& reduce_op = register_op({.name = "reduce", .vjp = reduce_vjp, .lower = lower_reduce, .prologues = 1});
+const Op& reduce_op =
+    register_op({.name = "reduce", .vjp = reduce_vjp, .lower = lower_reduce, .cuda = cuda_reduce, .prologues = 1});
 
-Tensor reduce(const Arg& a, Kind kind, std::uint32_t mask, bool keep, std::string_view name) {
+Tensor reduce(const Arg& a, ReduceKind kind, std::uint32_t mask, bool keep, std::string_view name) {
   if (!is_real(a.dtype()))
     fail_at(a.where(), fmt::format("{}: the tensor is not real", name), std::string(name_of(a.dtype())), "cast it first");
   const std::int64_t ints[] = {kind, mask};
@@ -199,8 +162,6 @@ std::int64_t reduced_size(const Shape& shape, std::uint32_t mask) {
 }
 
 // ---- softmax and its relatives over the last axis -------------------------------------------------------------------------
-
-enum RowKind : std::int64_t { kSoftmax, kLogSoftmax, kLogsumexp };
 
 template <class T>
 void softmax_rows(const Launch& launch, const Fused& source, RowKind kind, std::int64_t rows, std::int64_t n, const Operand& out) {
@@ -255,7 +216,8 @@ void softmax_vjp(Vjp& v) {
   }
 }
 
-const Op& softmax_op = register_op({.name = "softmax", .vjp = softmax_vjp, .lower = lower_softmax, .prologues = 1});
+const Op& softmax_op =
+    register_op({.name = "softmax", .vjp = softmax_vjp, .lower = lower_softmax, .cuda = cuda_row_function, .prologues = 1});
 
 Tensor softmax_last(const Arg& a, RowKind kind) {
   const std::int64_t ints[] = {kind};
@@ -286,6 +248,31 @@ Tensor over_axes(const Arg& a, const std::vector<int>& axes, RowKind kind, std::
 }
 
 }  // namespace
+
+ReduceSpace canonical(Fused& source, Shape& shape, std::uint32_t mask) {
+  const Shape before = shape;
+  const int rank = before.rank();
+  int behind = rank;  // axes from here on are inner
+  while (behind > 0 && !(mask >> (behind - 1) & 1 && before[behind - 1] != 1)) --behind;
+  ReduceSpace space{1, 1, 1};
+  std::vector<int> order;
+  auto take = [&](bool reduced, int from, int to, std::int64_t& size) {
+    for (int i = from; i < to; ++i)
+      if (bool(mask >> i & 1) == reduced) order.push_back(i), size *= before[i];
+  };
+  take(false, 0, behind, space.outer);
+  take(true, 0, rank, space.reduced);
+  take(false, behind, rank, space.inner);
+  for (int i = 0; i < rank; ++i) shape[i] = before[order[std::size_t(i)]];
+  for (Operand& leaf : source.leaves) {
+    const Operand old = leaf;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      leaf.dims[i] = old.dims[std::size_t(order[i])];
+      leaf.strides[i] = old.strides[std::size_t(order[i])];
+    }
+  }
+  return space;
+}
 
 Tensor sum_to(const Tensor& t, const Shape& shape, Site where) {
   const Shape from = t.shape();

@@ -13,17 +13,18 @@
 #include "jit/rows.h"
 #include "jit/vmath.h"
 #include "ops/check.h"
+#include "ops/cuda.h"
 #include "ops/ops.h"
+#include "ops/scan.h"
 
 namespace weft {
 namespace {
 
-constexpr std::int64_t kTime = 32;  // steps of a chunk
+using namespace scan_layout;
+
 constexpr std::int64_t kBlockStates = 2048;  // of a block of channels: with A and the carried gradient they fit in L1
 constexpr std::int64_t kMostState = 256;  // n
 constexpr std::size_t kMostCaptured = 8;  // tensors a hole captures
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Sizes; a block of channels lies inside one group.
 struct Grid {
@@ -48,20 +49,6 @@ struct Part {
     w = std::min(g.width(), g.group_size() - first);
   }
 };
-
-// B or C, (b, t, n) or (b, t, g, n): rows of n with a stride for each leading axis.
-struct GroupRows {
-  Operand operand;
-  std::int64_t batch = 0, time = 0, group = 0;
-  GroupRows() = default;
-  explicit GroupRows(const Operand& o) : operand(o), batch(o.strides[0]), time(o.strides[1]) {
-    if (o.rank == 4) group = o.strides[2];
-  }
-};
-GroupRows group_rows(Lowering& l, int i) {
-  const Operand o = l.view(i);
-  return GroupRows(o.dims[o.rank - 1] == 1 || o.strides[o.rank - 1] == 1 ? o : l.dense(i));
-}
 
 // What forward and backward have in common.
 struct Task {
@@ -258,10 +245,6 @@ void unrolled(std::int64_t n, F&& f) {
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
-// Inputs u, delta (b, t, i), A (i, n), B, C (b, t, n) or (b, t, g, n), D (i), initial (b, i, n), then what the holes
-// capture. Outputs y (b, t, i), h_T (b, i, n), states (b, chunks, n, i) at the start of each chunk.
-enum Input { kU, kDelta, kA, kB, kC, kD, kInitial, kFixed };
-
 // h (n, w) of a part from or to the (b, i, n) operand.
 template <class T>
 void load_state(const Rows& from, const Grid& g, const Part& p, T* h) {
@@ -359,7 +342,7 @@ void lower_forward(Lowering& l) {
   task.has_out = l.filled(1);
   if (task.has_out) task.out = l.hole(1, l.shape(kU));
   const Operand initial = l.has(kInitial) ? l.rows(kInitial) : Operand{};
-  const Operand y = l.output(0), last = l.output(1), states = l.output(2);
+  const Operand y = l.output(kY), last = l.output(kLast), states = l.output(kKept);
   l.emit("scan_forward", [=](const Launch& launch) {
     const ForwardOutputs<T> outputs{Rows(launch, y), Rows(launch, last), Rows(launch, states)};
     const Rows start(launch, initial);
@@ -368,12 +351,6 @@ void lower_forward(Lowering& l) {
 }
 
 // ---- backward -----------------------------------------------------------------------------------------------------
-
-// Inputs as forward's, then states, the gradients of y and of h_T (each may be absent), then what the holes capture.
-// Outputs du, draw (b, t, i), dA, dB, dC, dD, d_initial; then the elementwise gradients of captured tensors.
-// Holes: delta(raw); delta_grad(raw, dDelta) -> draw, ...; out_grad(s, do) -> e, ...
-enum BackwardInput { kStates = kFixed, kG, kGLast };
-enum BackwardOutput { kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial, kElementwise };
 
 struct BackwardTask : Task {
   Operand states, g, g_last;
@@ -564,7 +541,6 @@ void sum_blocks(const Grid& g, const Launch& launch, const Operand& partials, co
   });
 }
 
-// Plain ints of the backward op: for each root of delta_grad, then of out_grad, its output, or -1 for none.
 template <class T>
 void lower_backward(Lowering& l) {
   BackwardTask task;
@@ -609,9 +585,10 @@ constexpr HoleSpec kHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"}, {"out
 constexpr HoleSpec kBackwardHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"},
                                        {"delta_grad", 2, "(b, t, i)", 1, true, "none"},
                                        {"out_grad", 2, "(b, t, i)", 1, true, "none"}};
-const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .holes = kHoles});
-const Op& scan_backward_op =
-    register_op({.name = "scan_backward", .lower = lower_scan_backward, .holes = kBackwardHoles});
+const Op& scan_op =
+    register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles});
+const Op& scan_backward_op = register_op(
+    {.name = "scan_backward", .lower = lower_scan_backward, .cuda = cuda_scan_backward, .holes = kBackwardHoles});
 
 // The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots,
 // the first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.

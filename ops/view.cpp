@@ -7,7 +7,9 @@
 
 #include "autograd/op.h"
 #include "jit/parallel.h"
+#include "ops/cuda.h"
 #include "ops/ops.h"
+#include "ops/view.h"
 
 namespace weft {
 namespace {
@@ -108,10 +110,12 @@ bool same_place(const Operand& a, const Operand& b) {
   return a.slot == b.slot && a.offset == b.offset && a.strides == b.strides;
 }
 
-// Copies or clears one part, row by row of the axes before `axis`.
-void lower_concat(Lowering& l) {
+}  // namespace
+
+std::vector<ConcatPart> parts_to_write(Lowering& l) {
   const Operand out = l.output();
   const auto axis = std::size_t(l.integer(0));
+  std::vector<ConcatPart> parts;
   std::int64_t at = 0;
   for (int i = 0; i < l.inputs(); at += l.integer(1 + i), ++i) {
     Operand slice = out;
@@ -120,7 +124,17 @@ void lower_concat(Lowering& l) {
     if (slice.numel() == 0) continue;
     const Operand part = l.view(i);
     if (part && same_place(part, slice)) continue;  // its producer wrote it here
-    l.emit(part ? "concat_copy" : "concat_zero", [=](const Launch& launch) {
+    parts.push_back({part, slice});
+  }
+  return parts;
+}
+
+namespace {
+
+// Copies or clears the parts, each row by row of the axes before `axis`.
+void lower_concat(Lowering& l) {
+  for (const auto& [part, slice] : parts_to_write(l)) {
+    l.emit(part ? "concat_copy" : "concat_zero", [part = part, slice = slice](const Launch& launch) {
       const View to = launch.view(slice);
       const std::int64_t n = slice.numel();
       constexpr std::int64_t kPart = 64 * kBlock;
@@ -147,7 +161,7 @@ void concat_vjp(Vjp& v) {
   for (int i = 0; i < v.inputs(); at += v.integer(1 + i), ++i)
     if (v.needs(i)) v.add(i, slice(v.grad(), axis, at, at + v.integer(1 + i)));
 }
-const Op& concat_op = register_op({.name = "concat", .vjp = concat_vjp, .lower = lower_concat});
+const Op& concat_op = register_op({.name = "concat", .vjp = concat_vjp, .lower = lower_concat, .cuda = cuda_concat});
 
 }  // namespace
 

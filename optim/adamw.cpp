@@ -12,24 +12,31 @@
 #include "autograd/op.h"
 #include "autograd/run.h"
 #include "jit/parallel.h"
+#include "optim/adamw_op.h"
 #include "optim/chunks.h"
 #include "optim/clip.h"
+#include "optim/cuda.h"
 
 namespace weft {
-namespace {
 
 // ---- the op -----------------------------------------------------------------------------------------------------------------
-// Inputs: the norm, then the gradient of each row. Ints: position of the flag and of the moments, then of each row the param's
-// position, the offset of its moments, and whether it decays.
 
-constexpr std::size_t kRowInts = 3;
+adamw::Operands adamw::operands(Lowering& l) {
+  Operands o{l.dense(0), l.state(l.integer(0)), {}, {}};
+  Operand m = l.state(l.integer(1)), v = m;
+  const std::int64_t all = m.dims[1];
+  for (int i = 1, at = 2; i < l.inputs(); ++i, at += int(kRowInts)) {
+    m.offset = l.integer(at + 1);
+    v.offset = all + m.offset;
+    o.segments.push_back({l.dense(i), l.state(l.integer(at)), m, v, l.integer(at + 2) != 0});
+    o.sizes.push_back(o.segments.back().param.numel());
+  }
+  return o;
+}
 
-enum Constant { kLr, kBeta1, kBeta2, kEps, kDecay, kCorrection1, kCorrection2, kClip, kStep, kConstants };
+namespace {
 
-struct Segment {
-  Operand gradient, param, m, v;
-  bool decay;
-};
+using namespace adamw;
 
 template <class T>
 struct Factors {
@@ -67,27 +74,17 @@ void update_chunk(const Launch& launch, const Segment& s, const Chunk& chunk, co
 }
 
 void lower_adamw(Lowering& l) {
-  const Operand norm = l.dense(0), flag = l.state(int(l.integer(0)));
-  std::vector<Segment> segments;
-  std::vector<std::int64_t> sizes;
-  Operand m = l.state(l.integer(1)), v = m;
-  const std::int64_t all = m.dims[1];
-  for (int i = 1, at = 2; i < l.inputs(); ++i, at += int(kRowInts)) {
-    m.offset = l.integer(at + 1);
-    v.offset = all + m.offset;
-    segments.push_back({l.dense(i), l.state(l.integer(at)), m, v, l.integer(at + 2) != 0});
-    sizes.push_back(segments.back().param.numel());
-  }
-  const std::vector<Chunk> chunks = cut_into_chunks(sizes);
+  const Operands o = operands(l);
+  const std::vector<Chunk> chunks = cut_into_chunks(o.sizes);
   const int first = l.constant(0);
   l.emit("adamw", [=](const Launch& launch) {
     const double* constants = launch.constants + first;
-    const double n = norm.dtype == DType::f64 ? *launch.pointer<double>(norm) : *launch.pointer<float>(norm);
-    std::int64_t& bad = *launch.pointer<std::int64_t>(flag);
+    const double n = o.norm.dtype == DType::f64 ? *launch.pointer<double>(o.norm) : *launch.pointer<float>(o.norm);
+    std::int64_t& bad = *launch.pointer<std::int64_t>(o.flag);
     if (bad == 0 && !std::isfinite(n)) bad = std::int64_t(constants[kStep]);
     if (bad != 0) return;
     parallel(std::int64_t(chunks.size()), [&](std::int64_t c) {
-      const Segment& s = segments[chunks[c].segment];
+      const Segment& s = o.segments[chunks[c].segment];
       if (s.param.dtype == DType::f64) {
         update_chunk<double>(launch, s, chunks[c], constants, n);
       } else {
@@ -103,7 +100,7 @@ void adamw_writes(const Tape& tape, NodeId id, std::vector<std::int32_t>& positi
   for (std::size_t at = 2; at < ints.size(); at += kRowInts) positions.push_back(std::int32_t(ints[at]));
 }
 
-const Op& adamw_op = register_op({.name = "adamw", .lower = lower_adamw, .writes = adamw_writes});
+const Op& adamw_op = register_op({.name = "adamw", .lower = lower_adamw, .cuda = cuda_adamw, .writes = adamw_writes});
 
 void check_options(const AdamWOptions& o, Site where) {
   for (double beta : o.betas)
@@ -131,7 +128,7 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
               fmt::format("'{}' is {}, '{}' is {}", rows_[0].param.name(), name_of(rows_[0].param.dtype()), p.name(), name_of(p.dtype())),
               "use an optimizer for each type");
     rows_.push_back({p, size_});
-    size_ += p.shape().numel();
+    size_ += (p.shape().numel() + 3) / 4 * 4;  // moments begin at multiples of 16 bytes, which a GPU moves at once
   }
   moments_ = State({2, size_}, rows_.empty() ? DType::f32 : rows_[0].param.dtype(), "AdamW moments");
 }

@@ -54,7 +54,7 @@ class AdamW {
     std::int64_t offset;  // of its moments
   };
   std::vector<Row> rows_;
-  std::int64_t size_ = 0;  // elements of all parameters
+  std::int64_t size_ = 0;  // elements of all parameters, each rounded up to 4
   State moments_;          // (2, size_): m, then v
   AdamWOptions options_;
   State bad_step_;  // i64 scalar, written by the update

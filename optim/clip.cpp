@@ -7,6 +7,7 @@
 #include "autograd/op.h"
 #include "jit/parallel.h"
 #include "optim/chunks.h"
+#include "optim/cuda.h"
 
 namespace weft {
 namespace {
@@ -56,7 +57,7 @@ void lower_global_norm(Lowering& l) {
   });
 }
 
-const Op& global_norm_op = register_op({.name = "global_norm", .lower = lower_global_norm});
+const Op& global_norm_op = register_op({.name = "global_norm", .lower = lower_global_norm, .cuda = cuda_global_norm});
 
 }  // namespace
 

@@ -1,0 +1,307 @@
+// The causal depthwise convolution and its gradient. A thread owns V neighbouring channels and slides over STEPS steps of time
+// with the last W values in registers; a block is 32 lanes of channels by WARPS runs of time. Widths that do not fit
+// registers (WIDE_*) read memory for every tap.
+//
+// Facts: W (taps), V, STEPS (of a thread), SILU, STAGE. Arguments: batches, length (of time), d, chunks (blocks along time),
+// blocks (along channels); x, y, g, dx and e (b, t, d), initial, last, g_last and d_initial (b, w-1, d), weight (d, w),
+// bias (d), partials (b * chunks, w + 1, d), dw (d, w), db (d).
+
+enum Stage { FORWARD, BACKWARD, SUM, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
+constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V, AHEAD = 4;  // AHEAD: steps whose loads are under way together
+
+DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
+DEVICE double reciprocal(double x) { return 1.0 / x; }
+
+DEVICE real activated(real pre) { return SILU ? pre * reciprocal(real(1) + exp_of(-pre)) : pre; }
+// g silu'(pre)
+DEVICE real upstream(real g, real pre) {
+  if (!SILU) return g;
+  const real s = reciprocal(real(1) + exp_of(-pre));
+  return g * s * (real(1) + pre * (real(1) - s));
+}
+
+// What a thread works on: channels [c, c + V) where live, time [begin, end) of one batch.
+struct Part {
+  index batch, chunk, c, begin, end;
+  bool live;
+  DEVICE explicit Part(const Args& a) {
+    const index block = index(blockIdx.x), rest = block / index(a.blocks);
+    c = (block % index(a.blocks)) * CHANNELS + index(threadIdx.x) * V;
+    live = c < index(a.d);
+    chunk = rest % index(a.chunks), batch = rest / index(a.chunks);
+    begin = (chunk * WARPS + index(threadIdx.y)) * STEPS;
+    const index length = index(a.length);
+    begin = begin < length ? begin : length;
+    end = begin + STEPS < length ? begin + STEPS : length;
+  }
+};
+
+template <int N>
+DEVICE void clear(real (&x)[N]) {
+#pragma unroll
+  for (int v = 0; v < N; ++v) x[v] = 0;
+}
+
+// The inputs at time t >= 0; zeros after the end.
+DEVICE void read_x(const Args& a, index batch, index t, index c, real (&x)[V]) {
+  if (t < index(a.length))
+    load_real<V>(a.x + ((batch * index(a.length) + t) * index(a.x_row) + c), x);
+  else
+    clear(x);
+}
+// The same at any time: before 0 the initial state, or zeros.
+DEVICE void read_input(const Args& a, index batch, index t, index c, real (&x)[V]) {
+  if (t >= 0)
+    read_x(a, batch, t, c, x);
+  else if (has_initial)
+    load_real<V>(a.initial + ((batch * (W - 1) + t + (W - 1)) * index(a.initial_row) + c), x);
+  else
+    clear(x);
+}
+DEVICE void read_gradient(const Args& a, index batch, index t, index c, real (&g)[V]) {
+  if (has_g && t < index(a.length))
+    load_real<V>(a.g + ((batch * index(a.length) + t) * index(a.g_row) + c), g);
+  else
+    clear(g);
+}
+// Adds what came through the last inputs, those at times [length - (W-1), length), to the gradient of the input at `s`.
+DEVICE void add_last(const Args& a, index batch, index s, index c, real (&dx)[V]) {
+  const index kept = s - (index(a.length) - (W - 1));
+  if (!has_g_last || kept < 0) return;
+  real more[V];
+  load_real<V>(a.g_last + ((batch * (W - 1) + kept) * index(a.g_last_row) + c), more);
+#pragma unroll
+  for (int v = 0; v < V; ++v) dx[v] += more[v];
+}
+// The gradient of the input at time s, which before time 0 is that of the initial state.
+DEVICE void write_input_gradient(const Args& a, index batch, index s, index c, const real (&dx)[V]) {
+  if (has_dx && s >= 0) store_real<V>(a.dx + ((batch * index(a.length) + s) * index(a.dx_row) + c), dx);
+  if (has_d_initial && s < 0)
+    store_real<V>(a.d_initial + ((batch * (W - 1) + s + (W - 1)) * index(a.d_initial_row) + c), dx);
+}
+
+// The block's weights (W, CHANNELS) and bias (CHANNELS) through shared memory, as rows of channels.
+struct Taps {
+  real w[W][V], bias[V];
+  DEVICE void read(const Args& a, const Part& p, real* shared) {
+    const int thread = threadIdx.y * LANES + threadIdx.x;
+    const index first = p.c - index(threadIdx.x) * V;
+    for (int i = thread; i < W * CHANNELS; i += LANES * WARPS) {
+      const index c = first + i / W;
+      shared[i % W * CHANNELS + i / W] = c < index(a.d) ? real(read_real(a.weight + (first * W + i))) : real(0);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < W; ++j) load<V>(shared + j * CHANNELS + threadIdx.x * V, w[j]);
+    clear(bias);
+    if (has_bias && p.live) load_real<V>(a.bias + p.c, bias);
+  }
+  // bias + sum over j of w[j] x[j]
+  DEVICE void apply(const real (&x)[W][V], real (&out)[V]) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      out[v] = bias[v];
+#pragma unroll
+      for (int j = 0; j < W; ++j) out[v] += w[j][v] * x[j][v];
+    }
+  }
+};
+
+// The last W rows of a sequence, the newest in row W - 1.
+DEVICE void slide(real (&window)[W][V], const real (&next)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+#pragma unroll
+    for (int j = 0; j + 1 < W; ++j) window[j][v] = window[j + 1][v];
+    window[W - 1][v] = next[v];
+  }
+}
+
+// The last W - 1 inputs, by the block that has the end of the time.
+DEVICE void write_last(const Args& a, const Part& p) {
+  if (p.chunk + 1 < index(a.chunks)) return;
+  for (index i = index(threadIdx.y); i < W - 1; i += WARPS) {
+    real x[V];
+    read_input(a, p.batch, index(a.length) - (W - 1) + i, p.c, x);
+    store_real<V>(a.last + ((p.batch * (W - 1) + i) * index(a.last_row) + p.c), x);
+  }
+}
+
+DEVICE void forward(const Args& a) {
+  __shared__ alignas(16) real shared[W * CHANNELS];
+  const Part p(a);
+  Taps taps;
+  taps.read(a, p, shared);
+  if (!p.live) return;
+  if (has_last) write_last(a, p);
+  if (!has_y) return;
+  real x[W][V];
+#pragma unroll
+  for (int j = 1; j < W; ++j) read_input(a, p.batch, p.begin - W + j, p.c, x[j]);
+  for (index t = p.begin; t < p.end; t += AHEAD) {
+    real next[AHEAD][V];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) read_x(a, p.batch, t + k, p.c, next[k]);
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      real y[V];
+      slide(x, next[k]);
+      taps.apply(x, y);
+#pragma unroll
+      for (int v = 0; v < V; ++v) y[v] = activated(y[v]);
+      if (t + k < p.end) store_real<V>(a.y + ((p.batch * index(a.length) + t + k) * index(a.y_row) + p.c), y);
+    }
+  }
+}
+
+// Gradients of weight and bias: the sums of the block's runs, added in order, to partials.
+DEVICE void write_partials(const Args& a, const Part& p, const real (&dw)[W + 1][V], real* shared) {
+  constexpr int COUNT = (W + 1) * CHANNELS;
+#pragma unroll
+  for (int j = 0; j <= W; ++j) store<V>(shared + threadIdx.y * COUNT + j * CHANNELS + threadIdx.x * V, dw[j]);
+  __syncthreads();
+  const index first = p.c - index(threadIdx.x) * V, part = p.batch * index(a.chunks) + p.chunk;
+  for (int i = threadIdx.y * LANES + threadIdx.x; i < COUNT; i += LANES * WARPS) {
+    real sum = 0;
+#pragma unroll
+    for (int k = 0; k < WARPS; ++k) sum += shared[k * COUNT + i];
+    const index c = first + i % CHANNELS;
+    if (c < index(a.d)) a.partials[(part * (W + 1) + i / CHANNELS) * index(a.d) + c] = sum;
+  }
+}
+
+// With e_t = g_t silu'(pre_t): the gradient of the input at s is the sum over j of w[j] e_{s + W - 1 - j}, so it is complete
+// W - 1 steps later; dw[j] is the sum over t of e_t x_{t - (W - 1) + j}.
+DEVICE void backward(const Args& a) {
+  __shared__ alignas(16) real shared[has_partials ? WARPS * (W + 1) * CHANNELS : W * CHANNELS];
+  const Part p(a);
+  Taps taps;
+  taps.read(a, p, shared);
+  real x[W][V], e[W][V], dw[W + 1][V];
+#pragma unroll
+  for (int j = 0; j < W; ++j) {
+    clear(e[j]), clear(dw[j]);
+    if (p.live && j > 0) read_input(a, p.batch, p.begin - W + j, p.c, x[j]);
+  }
+  clear(dw[W]);
+  // The first run also has the initial state; a run without steps has nothing.
+  const index first = p.begin > 0 ? p.begin : index(1 - W);
+  const index last = p.live && (p.begin < p.end || (p.begin == 0 && threadIdx.y == 0)) ? p.end + (W - 1) : p.begin;
+  for (index t = p.begin; t < last; t += AHEAD) {
+    real next[AHEAD][V], g[AHEAD][V];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      read_x(a, p.batch, t + k, p.c, next[k]);
+      read_gradient(a, p.batch, t + k, p.c, g[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      real pre[V], dx[V];
+      slide(x, next[k]);
+      taps.apply(x, pre);
+#pragma unroll
+      for (int v = 0; v < V; ++v) pre[v] = has_g && t + k < index(a.length) ? upstream(g[k][v], pre[v]) : real(0);
+      slide(e, pre);
+      clear(dx);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+#pragma unroll
+        for (int j = 0; j < W; ++j) {
+          dx[v] += taps.w[j][v] * e[W - 1 - j][v];
+          if (has_partials && t + k < p.end) dw[j][v] += e[W - 1][v] * x[j][v];
+        }
+        if (has_partials && t + k < p.end) dw[W][v] += e[W - 1][v];
+      }
+      const index s = t + k - (W - 1);
+      if (s < first || t + k >= last) continue;
+      add_last(a, p.batch, s, p.c, dx);
+      write_input_gradient(a, p.batch, s, p.c, dx);
+    }
+  }
+  if constexpr (has_partials) {
+    __syncthreads();  // the weights have been read
+    write_partials(a, p, dw, shared);
+  }
+}
+
+// dw and db from the partial sums: WARPS sums of every WARPS-th part, then in order.
+DEVICE void sum_partials(const Args& a) {
+  __shared__ real shared[WARPS][LANES];
+  const index count = (W + 1) * index(a.d), i = index(blockIdx.x) * LANES + index(threadIdx.x);
+  real sum = 0;
+  if (i < count)
+    for (index part = index(threadIdx.y); part < index(a.batches) * index(a.chunks); part += WARPS)
+      sum += a.partials[part * count + i];
+  shared[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (i >= count || threadIdx.y > 0) return;
+#pragma unroll
+  for (int k = 1; k < WARPS; ++k) sum += shared[k][threadIdx.x];
+  const index j = i / index(a.d), c = i % index(a.d);
+  if (has_dw && j < W) write_real(a.dw + (c * index(a.dw_row) + j), sum);
+  if (has_db && j == W) write_real(a.db + c, sum);
+}
+
+// ---- wide: V is 1
+
+// y, or for the gradient e.
+DEVICE void wide_forward(const Args& a) {
+  const Part p(a);
+  if (!p.live) return;
+  if (has_last) write_last(a, p);
+  for (index t = p.begin; t < p.end; ++t) {
+    real pre = has_bias ? real(read_real(a.bias + p.c)) : real(0), x[V], g[V];
+    for (index j = 0; j < W; ++j) {
+      read_input(a, p.batch, t - (W - 1) + j, p.c, x);
+      pre += real(read_real(a.weight + (p.c * W + j))) * x[0];
+    }
+    const index row = p.batch * index(a.length) + t;
+    if (has_y) write_real(a.y + (row * index(a.y_row) + p.c), activated(pre));
+    if (!has_e) continue;
+    read_gradient(a, p.batch, t, p.c, g);
+    a.e[row * index(a.d) + p.c] = has_g ? upstream(g[0], pre) : real(0);
+  }
+}
+
+DEVICE void wide_input_gradient(const Args& a) {
+  const Part p(a);
+  const bool whole = p.begin == 0 && threadIdx.y == 0;  // has the initial state too
+  if (!p.live) return;
+  for (index s = whole ? index(1 - W) : p.begin; s < p.end; ++s) {
+    real dx[V] = {};
+    for (index j = 0; j < W; ++j) {
+      const index t = s + (W - 1) - j;
+      if (t >= 0 && t < index(a.length))
+        dx[0] += real(read_real(a.weight + (p.c * W + j))) * a.e[(p.batch * index(a.length) + t) * index(a.d) + p.c];
+    }
+    add_last(a, p.batch, s, p.c, dx);
+    write_input_gradient(a, p.batch, s, p.c, dx);
+  }
+}
+
+// Sums over the block's chunk of time, a thread a tap and channel.
+DEVICE void wide_partials(const Args& a) {
+  const Part p(a);
+  if (!p.live) return;
+  const index length = index(a.length), begin = p.chunk * (WARPS * STEPS);
+  const index end = begin + WARPS * STEPS < length ? begin + WARPS * STEPS : length;
+  for (index j = index(threadIdx.y); j <= W; j += WARPS) {
+    real sum = 0;
+#pragma unroll 1
+    for (index t = begin; t < end; ++t) {
+      real x[V] = {1};
+      if (j < W) read_input(a, p.batch, t - (W - 1) + j, p.c, x);
+      sum += a.e[(p.batch * length + t) * index(a.d) + p.c] * x[0];
+    }
+    a.partials[((p.batch * index(a.chunks) + p.chunk) * (W + 1) + j) * index(a.d) + p.c] = sum;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(LANES * WARPS) KERNEL(PARAMETERS) {
+  if constexpr (STAGE == FORWARD) forward(a);
+  if constexpr (STAGE == BACKWARD) backward(a);
+  if constexpr (STAGE == SUM) sum_partials(a);
+  if constexpr (STAGE == WIDE_FORWARD) wide_forward(a);
+  if constexpr (STAGE == WIDE_INPUT) wide_input_gradient(a);
+  if constexpr (STAGE == WIDE_PARTIALS) wide_partials(a);
+}

@@ -1,0 +1,113 @@
+// The causal convolution on a GPU: which kernel of conv1d.cuh runs, on what.
+#include <algorithm>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "ops/cuda.h"
+
+namespace weft {
+namespace {
+
+enum class Stage { forward, backward, sum, wide_forward, wide_input, wide_partials };  // as in conv1d.cuh
+
+constexpr std::int64_t kLanes = 32, kWarps = 8;  // of a block: along channels, along time
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Every operand that a kernel of the family may have.
+struct Conv {
+  std::int64_t batches, length, d, width;
+  bool silu;
+  Operand x{}, weight{}, bias{}, initial{}, y{}, last{};
+  Operand g{}, g_last{}, dx{}, d_initial{}, partials{}, e{}, dw{}, db{};
+
+  std::int64_t chunks(std::int64_t steps) const { return std::max<std::int64_t>(1, ceil_div(length, kWarps * steps)); }
+};
+
+double bytes_of(const Operand& o) { return o ? double(o.numel()) * double(size_of(o.dtype)) : 0; }
+
+// Channels of a thread: 16 bytes of the widest operand, and with all taps at most `registers` bytes; 0: not one fits.
+int channels_of(const Lowering& l, const Conv& c, std::int64_t registers) {
+  const Operand operands[] = {c.x, c.initial, c.y, c.last, c.g, c.g_last, c.dx, c.d_initial, c.bias};
+  const std::int64_t dims[] = {c.batches, c.length, c.d}, real = l.in_double() ? 8 : 4;
+  std::int64_t v = vector_width(dims, operands);
+  for (const Operand& o : operands)
+    if (o && o.slot != c.bias.slot) v = std::min(v, 16 / std::int64_t(size_of(o.dtype)));
+  while (v > 0 && v * c.width * real > registers) v /= 2;
+  return int(v);
+}
+
+void emit(Lowering& l, const Conv& c, std::string name, Stage stage, int channels, std::int64_t steps) {
+  CudaText text = l.text(c.silu && stage != Stage::sum ? name + "__silu" : name);
+  text.define("STAGE", int(stage)).define("W", c.width).define("V", channels).define("STEPS", steps).define("SILU", c.silu);
+  text.rows("x", c.x).pointer("weight", c.weight).pointer("bias", c.bias).rows("initial", c.initial);
+  text.rows("y", c.y).rows("last", c.last).rows("g", c.g).rows("g_last", c.g_last).rows("dx", c.dx);
+  text.rows("d_initial", c.d_initial).pointer("partials", c.partials).pointer("e", c.e).rows("dw", c.dw).pointer("db", c.db);
+  const std::int64_t chunks = c.chunks(steps), blocks = ceil_div(c.d, kLanes * channels);
+  text.integer("batches", c.batches).integer("length", c.length).integer("d", c.d);
+  text.integer("chunks", chunks).integer("blocks", blocks);
+  double bytes = 0;
+  for (const Operand* o : {&c.x, &c.weight, &c.bias, &c.initial, &c.y, &c.last, &c.g, &c.g_last, &c.dx, &c.d_initial, &c.partials,
+                           &c.e, &c.dw, &c.db})
+    bytes += bytes_of(*o);
+  text.traffic(bytes, 2.0 * double(c.width * c.batches * c.length * c.d));
+  const std::int64_t grid = stage == Stage::sum ? ceil_div((c.width + 1) * c.d, kLanes) : c.batches * chunks * blocks;
+  l.emit(text.launch("ops/conv1d.cuh", {unsigned(grid), 1, 1}, {unsigned(kLanes), unsigned(kWarps), 1}));
+}
+
+// The gradient of a width whose taps do not fit registers: e = g silu'(pre) goes through memory.
+void emit_wide_backward(Lowering& l, const Conv& c, std::int64_t steps) {
+  const std::int64_t dims[] = {c.batches, c.length, c.d};
+  Conv upstream = c, input = c, sums = c;
+  upstream.e = input.e = sums.e = l.scratch(l.in_double() ? DType::f64 : DType::f32, dims);
+  upstream.dx = upstream.d_initial = upstream.partials = upstream.g_last = {};
+  input.x = input.initial = input.bias = input.g = input.partials = {};
+  sums.weight = sums.bias = sums.g = sums.g_last = sums.dx = sums.d_initial = {};
+  emit(l, upstream, "conv1d_wide_upstream", Stage::wide_forward, 1, steps);
+  if (c.dx || c.d_initial) emit(l, input, "conv1d_wide_input", Stage::wide_input, 1, steps);
+  if (c.partials) emit(l, sums, "conv1d_wide_sums", Stage::wide_partials, 1, steps);
+}
+
+}  // namespace
+
+// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); ints [silu, last]. Outputs y (b, t, d) and, if
+// `last`, the last inputs (b, w-1, d).
+void cuda_conv1d(Lowering& l) {
+  const Shape sx = l.shape(0);
+  Conv c{.batches = sx[0], .length = sx[1], .d = sx[2], .width = l.shape(1)[1], .silu = l.integer(0) != 0};
+  c.x = l.rows(0), c.weight = l.dense(1), c.bias = l.dense(2), c.initial = l.rows(3);
+  c.y = l.output(0);
+  if (l.integer(1)) c.last = l.output(1);
+  if (c.batches == 0 || c.d == 0) return;
+  // A run of 16 steps reads W - 1 rows twice and leaves enough threads for a short sequence.
+  const int channels = channels_of(l, c, 128);
+  emit(l, c, "conv1d", channels ? Stage::forward : Stage::wide_forward, std::max(channels, 1), 16);
+}
+
+// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); ints [silu]. Outputs dx,
+// dw, db, d_initial.
+void cuda_conv1d_backward(Lowering& l) {
+  const Shape sx = l.shape(0);
+  Conv c{.batches = sx[0], .length = sx[1], .d = sx[2], .width = l.shape(1)[1], .silu = l.integer(0) != 0};
+  c.x = l.rows(0), c.weight = l.dense(1), c.bias = l.dense(2), c.initial = l.rows(3), c.g = l.rows(4), c.g_last = l.rows(5);
+  c.dx = l.output(0), c.d_initial = l.output(3);
+  const Operand dw = l.output(1), db = l.output(2);
+  if (c.d == 0) return;
+  constexpr std::int64_t kSteps = 32;  // fewer partial sums than of 16, and fewer steps computed twice
+  const std::int64_t dims[] = {c.batches * c.chunks(kSteps), c.width + 1, c.d};
+  if (dw || db) c.partials = l.scratch(l.in_double() ? DType::f64 : DType::f32, dims);
+  if (c.batches > 0) {
+    // Half the taps of the forward kernel: a thread also has the gradients of W steps and the sums.
+    if (const int channels = channels_of(l, c, 64))
+      emit(l, c, "conv1d_backward", Stage::backward, channels, kSteps);
+    else
+      emit_wide_backward(l, c, kSteps);
+  }
+  if (!c.partials) return;
+  Conv sum{.batches = c.batches, .length = c.length, .d = c.d, .width = c.width, .silu = false};
+  sum.partials = c.partials, sum.dw = dw, sum.db = db;
+  emit(l, sum, "conv1d_sum", Stage::sum, 1, kSteps);
+}
+
+}  // namespace weft

@@ -1,0 +1,19 @@
+// dx = (softmax(x) - (1 - e) onehot(label) - e / v) times the upstream gradient of the row, 0 where the label is ignored.
+extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
+  const index v = index(a.v), row = index(blockIdx.x) * ROWS + block_row();
+  if (row >= index(a.rows)) return;
+  const i64 label = a.labels[labels_at(a, row)];
+  const bool counts = label != a.ignore && label >= 0 && label < a.v;
+  const real lse = a.lse[row], e = SMOOTHED ? a.smoothing() : real(0), even = SMOOTHED ? e / real(v) : real(0);
+  const real g = counts ? real(a.factor[0]) * real(read_real(a.upstream + (PER_ROW ? row : 0))) : real(0);
+  each_vector(v, [&](int, index col) {
+    real x[V], dx[V];
+    if (counts) source<V>(a, row, col, x);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const real p = exp_of(x[j] - lse) - even;
+      dx[j] = !counts ? real(0) : col + j == index(label) ? g * p - g * (real(1) - e) : g * p;
+    }
+    store_real<V>(a.dx + (row * index(a.dx_row) + col), dx);
+  });
+}

@@ -1,0 +1,42 @@
+// y = (x - mean) r w + b over rows (n), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is that of the row, else 0.
+extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
+  const index n = index(a.n), rows = index(a.rows);
+  const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;
+  Row x(n, [&](index col, real (&v)[V]) { source<V>(a, row, col, v); });
+  real mean = 0, square = 0;
+  if constexpr (CENTERED) {
+    real sum = 0;
+    each_vector(n, [&](int k, index col) {
+      const real(&v)[V] = x.at(k, col);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum += v[j];
+    });
+    mean = row_sum(sum) / real(n);
+  }
+  each_vector(n, [&](int k, index col) {
+    const real(&v)[V] = x.at(k, col);
+#pragma unroll
+    for (int j = 0; j < V; ++j) square += (v[j] - mean) * (v[j] - mean);
+  });
+  const real r = rsqrt_of(row_sum(square) / real(n) + a.eps());
+  if (at >= rows) return;
+  if (has_stats && lane() == 0) {
+    write_real(a.stats + row * index(a.stats_row), mean);
+    write_real(a.stats + (row * index(a.stats_row) + 1), r);
+  }
+  if constexpr (has_y) {
+    each_vector(n, [&](int k, index col) {
+      const real(&v)[V] = x.at(k, col);
+      real y[V], w[V], b[V];
+      if constexpr (has_weight) load_real<V>(a.weight + col, w);
+      if constexpr (has_bias) load_real<V>(a.bias + col, b);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        y[j] = (v[j] - mean) * r;
+        if constexpr (has_weight) y[j] *= w[j];
+        if constexpr (has_bias) y[j] += b[j];
+      }
+      store_real<V>(a.y + (row * index(a.y_row) + col), y);
+    });
+  }
+}

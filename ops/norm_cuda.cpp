@@ -1,0 +1,59 @@
+// RMS norm and layer norm on a GPU.
+#include <algorithm>
+
+#include "ops/cuda.h"
+#include "ops/reduce.h"
+#include "ops/rows_cuda.h"
+
+namespace weft {
+namespace {
+
+constexpr std::int64_t kMostParts = 264;  // blocks that stride over the rows: two on each of 132 multiprocessors
+
+struct Space {
+  std::int64_t rows, n;
+  explicit Space(const Shape& shape) : rows(shape.first(shape.rank() - 1).numel()), n(shape[-1]) {}
+};
+
+}  // namespace
+
+// Inputs x (..., n), weight (n), bias (n); ints [centered]; constants [eps]. Outputs y (..., n), statistics (rows, 2).
+void cuda_norm(Lowering& l) {
+  const Space s(l.shape(0));
+  if (s.rows == 0) return;
+  const Fused source = l.source(0);
+  const Operand weight = l.dense(1), bias = l.dense(2), y = l.output(0), stats = l.output(1);
+  const bool centered = l.integer(0) != 0;
+  const RowCut cut = cut_rows(s.n, row_width(s.n, {&source}, {y, weight, bias}), l.in_double() ? 16 : 32);
+  CudaText text = l.text(centered ? "layer_norm" : "rms_norm");
+  text.define("CENTERED", centered).fused("source", source, l.shape(0).dims());
+  text.pointer("weight", weight).pointer("bias", bias).rows("y", y).rows("stats", stats).constant("eps", l.constant(0));
+  text.integer("rows", s.rows).integer("n", s.n).traffic(bytes_of({&source}, {weight, bias, y, stats}));
+  l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm.cuh"}, cut, (s.rows + cut.rows - 1) / cut.rows));
+}
+
+// Inputs x (..., n), dy (..., n), weight (n) or absent, statistics (rows, 2); ints [centered]. Outputs dx, dw, db.
+void cuda_norm_backward(Lowering& l) {
+  const Space s(l.shape(0));
+  const Operand dx = l.output(0), dw = l.output(1), db = l.output(2);
+  if (s.n == 0) return;
+  const Fused source = l.source(0), gradient = l.source(1);
+  const Operand weight = l.dense(2), stats = l.rows(3);
+  // Twice to four times the values in registers that the forward kernel has.
+  const RowCut cut = cut_rows(s.n, row_width(s.n, {&source, &gradient}, {dx, weight}), l.in_double() ? 12 : 24, 256);
+  const std::int64_t parts = std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? kMostParts : s.rows);
+  const std::int64_t dims[] = {parts, s.n};
+  const DType real = l.in_double() ? DType::f64 : DType::f32;
+  const Operand dw_parts = dw ? l.scratch(real, dims) : Operand{}, db_parts = db ? l.scratch(real, dims) : Operand{};
+  if (s.rows > 0) {
+    CudaText text = l.text("norm_backward");
+    text.define("CENTERED", l.integer(0)).fused("source", source, l.shape(0).dims()).fused("gradient", gradient, l.shape(0).dims());
+    text.pointer("weight", weight).rows("stats", stats).rows("dx", dx).pointer("dw", dw_parts).pointer("db", db_parts);
+    text.integer("rows", s.rows).integer("n", s.n).traffic(bytes_of({&source, &gradient}, {weight, stats, dx, dw_parts, db_parts}));
+    l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_backward.cuh"}, cut, parts));
+  }
+  if (dw) emit_sum_of_parts(l, dw_parts, dw);
+  if (db) emit_sum_of_parts(l, db_parts, db);
+}
+
+}  // namespace weft

@@ -1,0 +1,40 @@
+// What the CPU's and the GPU's selective scan have in common: the numbering of operands, the chunk, and rows of B and C.
+#pragma once
+
+#include <cstdint>
+
+#include "autograd/op.h"
+
+namespace weft::scan_layout {
+
+constexpr std::int64_t kTime = 32;  // steps of a chunk: a state is kept for each
+
+// Inputs u, delta (b, t, i), A (i, n), B, C (b, t, n) or (b, t, g, n), D (i), initial (b, i, n), then what the holes
+// capture. Outputs y (b, t, i), h_T (b, i, n), states (b, chunks, n, i) at the start of each chunk.
+enum Input { kU, kDelta, kA, kB, kC, kD, kInitial, kFixed };
+enum Output { kY, kLast, kKept };
+
+// Of the backward op. Inputs as forward's, then states, the gradients of y and of h_T (each may be absent), then what
+// the holes capture. Outputs du, draw (b, t, i), dA, dB, dC, dD, d_initial; then the elementwise gradients of captured
+// tensors. Holes: delta(raw); delta_grad(raw, dDelta) -> draw, ...; out_grad(s, do) -> e, ...
+// Plain ints: for each root of delta_grad, then of out_grad, its output, or -1 for none.
+enum BackwardInput { kStates = kFixed, kG, kGLast };
+enum BackwardOutput { kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial, kElementwise };
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// B or C, (b, t, n) or (b, t, g, n): rows of n with a stride for each leading axis.
+struct GroupRows {
+  Operand operand;
+  std::int64_t batch = 0, time = 0, group = 0;
+  GroupRows() = default;
+  explicit GroupRows(const Operand& o) : operand(o), batch(o.strides[0]), time(o.strides[1]) {
+    if (o.rank == 4) group = o.strides[2];
+  }
+};
+inline GroupRows group_rows(Lowering& l, int i) {
+  const Operand o = l.view(i);
+  return GroupRows(o.dims[o.rank - 1] == 1 || o.strides[o.rank - 1] == 1 ? o : l.dense(i));
+}
+
+}  // namespace weft::scan_layout

@@ -1,0 +1,241 @@
+// The selective scan on a GPU: the shape of a block of ops/scan.cuh, and the launches.
+#include <algorithm>
+#include <bit>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "ops/cuda.h"
+#include "ops/scan.h"
+
+namespace weft {
+namespace {
+
+using namespace scan_layout;
+
+constexpr int kHeld = 4;  // steps whose states backward holds in registers
+
+// How a block divides channels and states among its threads, and time into rounds: by the state size and the type alone.
+struct BlockShape {
+  int value;     // bytes of a real
+  int states;    // of a thread
+  int channels;  // of a block: a power of two, as many as keep it small, a warp's lanes at most
+  int slices;    // threads of a channel; they make whole warps
+
+  BlockShape(std::int64_t n, bool in_double)
+      : value(in_double ? 8 : 4), states(n <= 1 ? 1 : n <= 2 ? 2 : n <= 16 || in_double ? 4 : 8) {
+    const int most = in_double ? 512 : 2048;  // states of a block: backward's shared memory stays below 99 KB
+    const int needed = std::max(int(ceil_div(n, states)), 1);
+    channels = std::clamp(int(std::bit_floor(unsigned(most / (needed * states)))), 1, 32);
+    slices = int(ceil_div(needed, 32 / channels)) * (32 / channels);
+  }
+  int threads() const { return channels * slices; }
+  int padded() const { return slices * states; }
+  int part_bytes() const { return threads() * value; }
+  int states_bytes() const { return 2 * padded() * value; }  // B and C of a step
+  int steps_bytes() const { return 2 * channels * value; }   // Delta and u of a step
+
+  // Steps of a round: as many as leave room in static shared memory.
+  int forward_round() const {
+    int steps = kTime;
+    while (steps > 4 && steps * (states_bytes() + part_bytes()) > 24 * 1024) steps /= 2;
+    return steps;
+  }
+  int backward_round() const { return kTime * states_bytes() <= 16 * 1024 ? int(kTime) : kHeld; }
+  // sizeof(Shared) of scan_backward.cuh.
+  int backward_bytes(bool tensor) const {
+    const int steps = kTime * (steps_bytes() + channels * value), saved = (kTime / kHeld - 1) * states * part_bytes();
+    const int sums = tensor ? kTime * channels * 4 + threads() * kHeld * 16 : 0;
+    const int all = steps + backward_round() * states_bytes() + saved + 2 * kHeld * part_bytes() + sums;
+    return (all + 15) / 16 * 16;
+  }
+  // Blocks that a multiprocessor must be able to hold: registers of a thread are at most 65536 / (threads * blocks). They are
+  // the fewest that cost no spills.
+  int forward_blocks() const { return value == 8 ? 1 : 640 / threads(); }
+  int backward_blocks() const { return value == 8 || states == 8 ? 1 : 512 / threads(); }
+};
+
+// An expression in every hole: `values` of them are passed, and an empty hole is the last.
+Fused hole_or_value(Lowering& l, int h, int values, const Shape& space) {
+  if (l.filled(h)) return l.hole(h, space);
+  Fused fused;
+  fused.values = values;
+  fused.roots = {expr::input(values - 1)};
+  return fused;
+}
+
+// What forward and backward read, and where a block stands.
+struct Scan {
+  Shape space;  // (b, t, i)
+  std::int64_t n, groups, group_size;
+  BlockShape block;
+  Operand u, raw, A, D;
+  GroupRows B, C;
+  Fused delta;
+
+  explicit Scan(Lowering& l)
+      : space(l.shape(kU)),
+        n(l.shape(kA)[1]),
+        groups(l.shape(kB).rank() == 4 ? l.shape(kB)[2] : 1),
+        group_size(space[2] / groups),
+        block(n, l.in_double()),
+        u(l.rows(kU)),
+        raw(l.rows(kDelta)),
+        A(l.rows(kA)),
+        D(l.dense(kD)),
+        B(group_rows(l, kB)),
+        C(group_rows(l, kC)),
+        delta(hole_or_value(l, 0, 1, space)) {}
+
+  std::int64_t parts() const { return ceil_div(group_size, block.channels); }  // blocks of a group
+  std::int64_t blocks() const { return space[0] * groups * parts(); }
+
+  // Channels that are moved as one vector: 16 bytes of what is read most.
+  int vector(std::vector<Operand> operands, std::vector<const Fused*> holes) const {
+    operands.insert(operands.end(), {u, raw});
+    holes.push_back(&delta);
+    const std::int64_t dims[] = {space[0], space[1], group_size};
+    const int most = std::min(int(16 / size_of(u.dtype)), block.channels);
+    return std::min(vector_width(dims, holes, operands), most);
+  }
+  int state_vector() const {
+    const std::int64_t dims[] = {space[0], space[1], groups, n};
+    const Operand operands[] = {B.operand, C.operand};
+    return std::min(vector_width(dims, operands), block.padded());
+  }
+  void describe(CudaText& text, int blocks_resident, int round, int width) const {
+    text.define("N", n).define("S", block.states).define("CHANNELS", block.channels).define("THREADS", block.threads());
+    text.define("BLOCKS", blocks_resident).define("CHUNK", kTime).define("ROUND", round);
+    text.define("V", width).define("VB", state_vector()).budget(std::min(65536 / (block.threads() * blocks_resident), 255));
+    text.integer("batch", space[0]).integer("length", space[1]).integer("channels", space[2]);
+    text.integer("groups", groups).integer("group_size", group_size).integer("parts", parts());
+    text.rows("u", u).rows("raw", raw).rows("A", A).pointer("D", D);
+    for (const auto& [name, rows] : {std::pair("B", &B), std::pair("C", &C)}) {
+      text.pointer(name, rows->operand).integer(fmt::format("{}_batch", name), rows->batch);
+      text.integer(fmt::format("{}_time", name), rows->time).integer(fmt::format("{}_group", name), rows->group);
+    }
+    text.fused("delta_of", delta, space.dims());
+  }
+  double bytes(std::initializer_list<Operand> rest) const {
+    double sum = 0;
+    for (const Operand& o : {u, raw, A, B.operand, C.operand}) sum += double(o.numel()) * double(size_of(o.dtype));
+    for (const Operand& o : rest) sum += o ? double(o.numel()) * double(size_of(o.dtype)) : 0;
+    return sum;
+  }
+};
+
+std::array<unsigned, 3> line(std::int64_t n) { return {unsigned(n), 1, 1}; }
+
+// to (rows, columns of its last dim) = the sum of `parts` arrays of that size in `from`, in order.
+void emit_sum(Lowering& l, const Operand& from, std::int64_t parts, const Operand& to) {
+  if (!to || to.numel() == 0) return;
+  const std::span dims(to.dims.data(), std::size_t(to.rank));
+  const Operand each = dense_operand(from.slot, from.dtype, dims);
+  const Operand operands[] = {each, to};
+  const int width = std::min(vector_width(dims, operands), 4);
+  CudaText text = l.text("scan_sum");
+  text.define("V", width).integer("parts", parts).integer("count", to.numel()).integer("columns", dims.back());
+  text.pointer("from", from).rows("to", to).traffic(double(from.numel() + to.numel()) * double(size_of(from.dtype)));
+  l.emit(text.launch("ops/scan_sum.cuh", line(ceil_div(to.numel() / width, 256)), {256, 1, 1}));
+}
+
+// The function NAME_gradients(a, row, col, value, upstream, first): the roots of the gradient of a hole, stored where they
+// are wanted; `first` receives the first.
+std::string gradients_text(CudaText& text, std::string_view name, const Fused& fused, const std::vector<Operand>& outputs,
+                           const Shape& space) {
+  const std::string roots = fmt::format("{}_roots", name);
+  text.fused(roots, fused, space.dims());
+  std::string body, arguments, stores;
+  for (std::size_t r = 0; r < outputs.size(); ++r) {
+    const std::string y = r == 0 ? "first" : fmt::format("y{}", r), to = fmt::format("{}_to{}", name, r);
+    arguments += ", " + y;
+    if (r > 0) body += fmt::format("  real {}[V];\n", y);
+    if (!outputs[r]) continue;
+    text.rows(to, outputs[r]);
+    stores += fmt::format("  store_real<V>(a.{0} + (row * index(a.{0}_row) + col), {1});\n", to, y);
+  }
+  body += fmt::format("  {}<V>(a, row, col, value, upstream{});\n", roots, arguments);
+  return fmt::format("template <int V>\nDEVICE void {}_gradients(const Args& a, index row, index col, const real (&value)[V], "
+                     "const real (&upstream)[V], real (&first)[V]) {{\n{}{}}}\n",
+                     name, body, stores);
+}
+
+bool reads_value(const Fused& fused) {
+  const std::vector<Expr> all = topological(fused.roots);
+  return std::any_of(all.begin(), all.end(), [](Expr e) { return e.op() == ExprOp::input && e.index() == 0; });
+}
+
+std::string texts(std::initializer_list<std::string_view> files) {
+  std::string all;
+  for (const std::string_view file : files) all += embedded_text(file);
+  return all;
+}
+
+}  // namespace
+
+void cuda_scan(Lowering& l) {
+  const Scan scan(l);
+  const Fused out = hole_or_value(l, 1, 1, scan.space);
+  const Operand initial = l.rows(kInitial), y = l.output(kY), last = l.output(kLast), kept = l.output(kKept);
+  if (scan.blocks() == 0) return;
+  const int width = scan.vector({y, scan.D}, {&out});
+  CudaText text = l.text("scan_forward");
+  scan.describe(text, scan.block.forward_blocks(), scan.block.forward_round(), width);
+  text.rows("initial", initial).rows("y", y).rows("last", last).rows("kept", kept);
+  text.fused("out_of", out, scan.space.dims()).traffic(scan.bytes({initial, y, last, kept}));
+  const std::string body = texts({"ops/scan.cuh", "ops/scan_forward.cuh"});
+  l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(scan.block.threads()), 1, 1}));
+}
+
+void cuda_scan_backward(Lowering& l) {
+  const Scan scan(l);
+  const Shape& space = scan.space;
+  const BlockShape& block = scan.block;
+  const Operand kept = l.rows(kStates), g = l.rows(kG), g_last = l.rows(kGLast);
+  const Fused delta_grad = hole_or_value(l, 1, 2, space), out_grad = hole_or_value(l, 2, 2, space);
+  const Operand du = l.output(kDu), dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD),
+                d_initial = l.output(kDInitial);
+  // The outputs of the roots; the first of delta_grad is draw, with or without a hole.
+  std::vector<Operand> delta_to(delta_grad.roots.size()), out_to(out_grad.roots.size());
+  const auto output = [&](int j) { return l.integer(j) < 0 ? Operand{} : l.output(int(l.integer(j))); };
+  const int roots = l.filled(1) ? int(delta_to.size()) : 0;
+  for (int r = 1; r < roots; ++r) delta_to[std::size_t(r)] = output(r);
+  for (int r = 0; r < l.integers() - roots; ++r) out_to[std::size_t(r)] = output(roots + r);
+  delta_to[0] = l.output(kDraw);
+
+  const DType real = l.in_double() ? DType::f64 : DType::f32;
+  const auto scratch = [&](bool wanted, std::initializer_list<std::int64_t> dims) {
+    return wanted ? l.scratch(real, std::span(dims.begin(), dims.size())) : Operand{};
+  };
+  const bool sums = dB || dC;
+  const Operand dB_part = scratch(sums, {scan.parts(), space[0], space[1], scan.groups, scan.n});
+  const Operand dC_part = scratch(sums, {scan.parts(), space[0], space[1], scan.groups, scan.n});
+  const Operand dA_part = scratch(bool(dA), {space[0], space[2], scan.n}), dD_part = scratch(bool(dD), {space[0], space[2]});
+
+  if (scan.blocks() > 0) {
+    std::vector<Operand> stored = {g, du};
+    for (const auto* to : {&delta_to, &out_to}) stored.insert(stored.end(), to->begin(), to->end());
+    const int width = scan.vector(std::move(stored), {&delta_grad, &out_grad});
+    // Where activations are bf16, what is summed over channels is rounded to it too, and summed on tensor cores.
+    const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32 && width > 1;
+    const int shared = block.backward_bytes(tensor);
+    CudaText text = l.text("scan_backward");
+    scan.describe(text, block.backward_blocks(), block.backward_round(), width);
+    text.define("SUB", kHeld).define("NEEDS_S", reads_value(out_grad)).define("SUMS", sums).define("SHARED", shared);
+    text.rows("kept", kept).rows("g", g).rows("g_last", g_last).rows("du", du).rows("d_initial", d_initial);
+    text.pointer("dA_part", dA_part).pointer("dB_part", dB_part).pointer("dC_part", dC_part).pointer("dD_part", dD_part);
+    text.traffic(scan.bytes({kept, g, g_last, du, delta_to[0], d_initial, dB_part, dC_part}));
+    const std::string holes = gradients_text(text, "delta", delta_grad, delta_to, space) +
+                              gradients_text(text, "out", out_grad, out_to, space);
+    const std::string body = holes + texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",
+                                            "ops/scan_backward.cuh"});
+    l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));
+  }
+  emit_sum(l, dA_part, space[0], dA);
+  emit_sum(l, dB_part, scan.parts(), dB);
+  emit_sum(l, dC_part, scan.parts(), dC);
+  emit_sum(l, dD_part, space[0], dD);
+}
+
+}  // namespace weft

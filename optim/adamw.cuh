@@ -1,0 +1,59 @@
+// p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - rate m / (sqrt(v) scale + eps), of a chunk of one
+// parameter a block. Blocks and segments as in chunks_cuda.h; a segment is {gradient, param, m, v, elements, gradient's dtype,
+// decays}. Here, at the store of p, a bf16 twin would be written.
+
+struct Factors {
+  real keep, first, first_rest, second, second_rest, rate, scale, eps, clip;
+
+  DEVICE Factors(const double* f, bool decays)
+      : keep(decays ? real(f[KEEP]) : real(1)), first(real(f[FIRST])), first_rest(real(f[FIRST_REST])), second(real(f[SECOND])),
+        second_rest(real(f[SECOND_REST])), rate(real(f[RATE])), scale(real(f[SCALE])), eps(real(f[EPSILON])),
+        clip(real(f[CLIP_FACTOR])) {}
+};
+
+// V elements, of which the first is given.
+template <int V, class G>
+DEVICE void update(const Factors& f, const G* g, Param* p, Param* m, Param* v) {
+  real gi[V], pi[V], mi[V], vi[V];
+  load_real<V>(g, gi);
+  load_real<V>(p, pi);
+  load_real<V>(m, mi);
+  load_real<V>(v, vi);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const real x = gi[j] * f.clip;
+    mi[j] = f.first * mi[j] + f.first_rest * x;
+    vi[j] = f.second * vi[j] + f.second_rest * x * x;
+    pi[j] = pi[j] * f.keep - f.rate * mi[j] / (sqrt_of(vi[j]) * f.scale + f.eps);
+  }
+  store_real<V>(p, pi);
+  store_real<V>(m, mi);
+  store_real<V>(v, vi);
+}
+
+template <class G>
+DEVICE void update_chunk(const Factors& f, const G* g, Param* p, Param* m, Param* v, i64 n) {
+  i64 done = 0;
+  if (u64(g) % (4 * sizeof(G)) == 0 && (u64(p) | u64(m) | u64(v)) % 16 == 0) {
+    done = n / 4 * 4;
+    for (i64 i = 4 * threadIdx.x; i < done; i += 4 * T) update<4>(f, g + i, p + i, m + i, v + i);
+  }
+  for (i64 i = done + threadIdx.x; i < n; i += T) update<1>(f, g + i, p + i, m + i, v + i);
+}
+
+extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {
+  if (a.factors[ACTIVE] == 0.0) return;
+  const u64 block = u64(a.blocks[blockIdx.x]);
+  const i64* segment = a.segments + 7 * (block >> 32);
+  const i64 begin = i64(u32(block)) * CHUNK, n = min_of(segment[4] - begin, i64(CHUNK));
+  Param* p = reinterpret_cast<Param*>(segment[1]) + begin;
+  Param* m = reinterpret_cast<Param*>(segment[2]) + begin;
+  Param* v = reinterpret_cast<Param*>(segment[3]) + begin;
+  const Factors f(a.factors, segment[6] != 0);
+  const i64 g = segment[0];
+  switch (segment[5]) {
+    case F32: update_chunk(f, reinterpret_cast<const float*>(g) + begin, p, m, v, n); break;
+    case BF16: update_chunk(f, reinterpret_cast<const bf16*>(g) + begin, p, m, v, n); break;
+    default: update_chunk(f, reinterpret_cast<const double*>(g) + begin, p, m, v, n);
+  }
+}

@@ -1,0 +1,77 @@
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "optim/adamw_op.h"
+#include "optim/chunks_cuda.h"
+#include "optim/cuda.h"
+
+namespace weft {
+
+using namespace adamw;
+
+namespace {
+
+// What the first kernel leaves for the second, in fp64.
+enum Factor { kActive, kKeep, kFirst, kFirstRest, kSecond, kSecondRest, kRate, kScale, kEpsilon, kClipFactor, kFactors };
+
+CudaText& define_factors(CudaText& text) {
+  return text.define("ACTIVE", kActive)
+      .define("KEEP", kKeep)
+      .define("FIRST", kFirst)
+      .define("FIRST_REST", kFirstRest)
+      .define("SECOND", kSecond)
+      .define("SECOND_REST", kSecondRest)
+      .define("RATE", kRate)
+      .define("SCALE", kScale)
+      .define("EPSILON", kEpsilon)
+      .define("CLIP_FACTOR", kClipFactor);
+}
+
+CudaKernel factors_kernel(Lowering& l, const Operands& o, const Operand& factors) {
+  CudaText text("adamw_factors", true);
+  define_factors(text)
+      .define("LR", kLr)
+      .define("BETA1", kBeta1)
+      .define("BETA2", kBeta2)
+      .define("EPS", kEps)
+      .define("DECAY", kDecay)
+      .define("CORRECTION1", kCorrection1)
+      .define("CORRECTION2", kCorrection2)
+      .define("CLIP", kClip)
+      .define("STEP", kStep);
+  text.pointer("norm", o.norm).pointer("bad_step", o.flag).pointer("factors", factors).integer("first", l.constant(0));
+  return text.launch("optim/adamw_factors.cuh", {1, 1, 1}, {1, 1, 1});
+}
+
+CudaKernel update_kernel(const Operands& o, const Operand& factors) {
+  const DType param = o.segments[0].param.dtype;
+  std::vector<CudaArg> segments;
+  double bytes = 0;
+  for (std::size_t s = 0; s < o.segments.size(); ++s) {
+    const Segment& segment = o.segments[s];
+    for (const Operand* memory : {&segment.gradient, &segment.param, &segment.m, &segment.v})
+      segments.push_back(address_word(*memory));
+    for (const std::int64_t value : {o.sizes[s], std::int64_t(segment.gradient.dtype), std::int64_t(segment.decay)})
+      segments.push_back(integer_word(value));
+    bytes += double(o.sizes[s]) * double(size_of(segment.gradient.dtype) + 6 * size_of(param));
+  }
+  std::vector<CudaArg> blocks = block_words(o.sizes);
+  const auto grid = unsigned(blocks.size());
+  CudaText text("adamw", param == DType::f64);
+  define_factors(define_chunks(text)).type("Param", param).pointer("factors", factors);
+  text.table("segments", std::move(segments)).table("blocks", std::move(blocks)).traffic(bytes).budget(param == DType::f64 ? 80 : 48);
+  return text.launch("optim/adamw.cuh", {grid, 1, 1}, {kChunkThreads, 1, 1});
+}
+
+}  // namespace
+
+void cuda_adamw(Lowering& l) {
+  const Operands o = operands(l);
+  const std::int64_t count = kFactors;
+  const Operand factors = l.scratch(DType::f64, std::span(&count, 1));
+  l.emit(factors_kernel(l, o, factors));
+  if (std::any_of(o.sizes.begin(), o.sizes.end(), [](std::int64_t n) { return n > 0; })) l.emit(update_kernel(o, factors));
+}
+
+}  // namespace weft

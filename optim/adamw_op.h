@@ -1,0 +1,30 @@
+// The op behind AdamW::step, as its kernels on all devices see it.
+// Inputs: the norm, then the gradient of each row. Ints: position of the flag and of the moments, then of each row the param's
+// position, the offset of its moments, and whether it decays.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "autograd/op.h"
+
+namespace weft::adamw {
+
+inline constexpr std::size_t kRowInts = 3;
+
+enum Constant { kLr, kBeta1, kBeta2, kEps, kDecay, kCorrection1, kCorrection2, kClip, kStep, kConstants };
+
+// A row: dense memory of the same number of elements.
+struct Segment {
+  Operand gradient, param, m, v;
+  bool decay;
+};
+
+struct Operands {
+  Operand norm, flag;  // scalars
+  std::vector<Segment> segments;
+  std::vector<std::int64_t> sizes;  // elements of each segment
+};
+Operands operands(Lowering& l);
+
+}  // namespace weft::adamw

@@ -1,0 +1,126 @@
+// Ops with a user's CUDA text: several outputs, optional inputs, mistakes. The op itself is in the table of ops.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+
+#include "autograd/backward.h"
+#include "autograd/plan.h"
+#include "jit/compiler.h"
+#include "jit/driver.h"
+#include "ops/ops.h"
+#include "tests/expect_error.h"
+
+namespace weft {
+namespace {
+
+// sums (rows) and differences (rows) of the two halves of each row of x (rows, 2 half), the first shifted by `shift` (half).
+const CustomOp kHalves({
+    .name = "halves",
+    .inputs = {{.name = "x", .rank = 2}, {.name = "shift", .rank = 1, .optional = true}},
+    .outputs = {"sums", "differences"},
+    .integers = {"rows", "half"},
+    .cuda = R"(
+extern "C" __global__ void __launch_bounds__(64) KERNEL(PARAMETERS) {
+  const index row = index(blockIdx.x) * 64 + index(threadIdx.x), half = index(a.half);
+  if (row >= index(a.rows)) return;
+  real first = 0, second = 0;
+  for (index j = 0; j < half; ++j) {
+    first += read_real(a.x + (row * 2 * half + j));
+    second += read_real(a.x + (row * 2 * half + half + j));
+    if (has_shift) first += read_real(a.shift + j);
+  }
+  write_real(a.sums + row, first + second);
+  write_real(a.differences + row, first - second);
+})",
+    .launch = [](const CustomCall& c) { return CustomLaunch::of(c.integers[0], 64); },
+    .cpu =
+        [](CustomData& d) {
+          const std::size_t half = std::size_t(d.integers[1]);
+          for (std::size_t r = 0; r < d.out[0].size(); ++r)
+            for (std::size_t j = 0; j < half; ++j) {
+              const double first = d.in[0][2 * half * r + j] + (d.in[1].empty() ? 0 : d.in[1][j]), second = d.in[0][2 * half * r + half + j];
+              d.out[0][r] += first + second, d.out[1][r] += first - second;
+            }
+        },
+});
+
+std::pair<Tensor, Tensor> halves(Arg x, Arg shift) {
+  const std::int64_t rows = x.shape()[0], half = x.shape()[1] / 2;
+  const Tensor sums = custom(kHalves, {x, shift}, {{{rows}, x.dtype()}, {{rows}, x.dtype()}}, {.integers = {rows, half}});
+  return {sums, output_of(sums, 1)};
+}
+
+TEST(Custom, SeveralOutputsAndOptionalInputs) {
+  const Tensor x = Tensor::from<float>({1, 2, 3, 4, 5, 6, 7, 8}, {2, 4}), shift = Tensor::from<float>({10, 0}, {2});
+  const auto [sums, differences] = run([&] { return halves(x, Tensor{}); });
+  EXPECT_EQ(sums.to_host<float>(), (std::vector<float>{10, 26}));
+  EXPECT_EQ(differences.to_host<float>(), (std::vector<float>{-4, -4}));
+  const Tensor second = run([&] { return halves(x, shift).second; });  // nobody reads the first output
+  EXPECT_EQ(second.to_host<float>(), (std::vector<float>{6, 6}));
+}
+
+TEST(Custom, AConstantThatChangesKeepsThePlan) {
+  const CustomOp scaled({.name = "scaled", .inputs = {{"x"}}, .outputs = {"y"}, .constants = {"s"},
+                         .cuda = "extern \"C\" __global__ void KERNEL(PARAMETERS) { write_real(a.y, a.s() * read_real(a.x)); }",
+                         .launch = [](const CustomCall&) { return CustomLaunch{}; },
+                         .cpu = [](CustomData& d) { d.out[0][0] = d.constants[0] * d.in[0][0]; }});
+  const Tensor x = Tensor::from<float>({3}, {1});
+  for (const double s : {2.0, 5.0}) {
+    const Tensor y = run([&] { return custom(scaled, {x}, {{{1}, DType::f32}}, {.constants = {s}}); });
+    EXPECT_EQ(y.item(), 3 * s);
+    EXPECT_EQ(last_run().replayed, s == 5.0);
+  }
+}
+
+TEST(Custom, Mistakes) {
+  const Tensor x = Tensor::from<float>({1, 2, 3, 4}, {1, 4});
+  const auto call = [&](const Tensor& a, const Tensor& b, std::vector<Out> outputs, std::vector<std::int64_t> integers) {
+    run([&] { return custom(kHalves, {a, b}, outputs, {.integers = integers}); });
+  };
+  const std::vector<Out> two = {{{1}, DType::f32}, {{1}, DType::f32}};
+  expect_error(ErrorKind::usage, {"halves: input 'x' must be real", "i64 (1, 4)", "cast()"},
+               [&] { call(Tensor::from<std::int64_t>({1, 2, 3, 4}, {1, 4}), {}, two, {1, 2}); });
+  expect_error(ErrorKind::usage, {"halves: input 'x' must be real", "absent"}, [&] { call({}, {}, two, {1, 2}); });
+  expect_error(ErrorKind::usage, {"halves: input 'shift' must have 1 axes", "f32 (1, 4)"}, [&] { call(x, x, two, {1, 2}); });
+  expect_error(ErrorKind::usage, {"halves: the number of outputs", "1 given, 2 wanted"}, [&] { call(x, {}, {two[0]}, {1, 2}); });
+  expect_error(ErrorKind::usage, {"halves: the number of integers", "0 given, 2 wanted"}, [&] { call(x, {}, two, {}); });
+  expect_error(ErrorKind::usage, {"halves: a gradient is needed, but this op has none", "test_custom.cpp"}, [&] {
+    run([&] {
+      const Tensor input = x * 1.0;
+      return grad(sum(halves(input, Tensor{}).first), {input})[0];
+    });
+  });
+  expect_error(ErrorKind::usage, {"'two words' cannot be a name"},
+               [] { CustomOp({.name = "two words", .inputs = {}, .outputs = {"y"}, .cuda = "", .launch = {}}); });
+  expect_error(ErrorKind::usage, {"empty: the op has no kernel"},
+               [] { CustomOp({.name = "empty", .inputs = {}, .outputs = {"y"}, .cuda = "", .launch = {}}); });
+}
+
+TEST(Custom, AGradientOfTheWrongShape) {
+  const CustomOp op({.name = "wrong", .inputs = {{"x"}}, .outputs = {"y"}, .cuda = "-",
+                     .launch = [](const CustomCall&) { return CustomLaunch{}; },
+                     .gradient = [](const CustomGrad& g) { return std::vector{sum(g.upstream())}; }});
+  expect_error(ErrorKind::usage, {"wrong: the gradient of 'x' has another shape than it", "() for (2,)"}, [&] {
+    run([&] {
+      const Tensor x = ones({2}) * 1.0;
+      return grad(sum(custom(op, {x}, {{{2}, DType::f32}})), {x})[0];
+    });
+  });
+}
+
+TEST(Custom, AMistakeInTheTextShowsItsLines) {
+  if (const auto missing = missing_library(CudaLibrary::nvrtc)) GTEST_SKIP() << *missing;
+  const CustomOp op({.name = "typo", .inputs = {{"x"}}, .outputs = {"y"},
+                     .cuda = "extern \"C\" __global__ void KERNEL(PARAMETERS) {\n  const real x = read_real(a.x);\n  write_real(a.y, xx);\n}",
+                     .launch = [](const CustomCall&) { return CustomLaunch{}; }});
+  const auto plan = plan_for(Device::cuda, [&] { return custom(op, {ones({1})}, {{{1}, DType::f32}}); });
+  expect_error(ErrorKind::device, {"kernel typo__", "typo(3): error", "identifier \"xx\" is undefined", ">     3    write_real(a.y, xx);", "      1  extern"},
+               [&] {
+                 for (const PlannedKernel& k : plan->kernels)
+                   if (k.cuda) compile(k.cuda->name, complete_text(*k.cuda), "sm_90a");
+               });
+}
+
+}  // namespace
+}  // namespace weft
