@@ -89,7 +89,7 @@ Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
   const Tensor u = conv1d_(slice(xz, -1, 0, inner_), conv);  // (b, t, i)
 
   const Tensor q = x_proj_(u);  // (b, t, rank + 2n)
-  const Tensor delta = linear(slice(q, -1, 0, rank_), dt_proj_.weight_function(u.dtype()));
+  const Tensor delta = linear(slice(q, -1, 0, rank_), dt_proj_.weight_function());
   const Tensor B = slice(q, -1, rank_, rank_ + state_), C = slice(q, -1, rank_ + state_, rank_ + 2 * state_);
   ScanOptions options{.D = D_.read(), .delta = softplus_bias(dt_proj_.bias()), .out = gate(z)};
   if (cache) options.last = &last_state;
@@ -105,15 +105,13 @@ Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
 // ------------------------------------------------------------------------------------------------------------
 
 MambaBlock::MambaBlock(const MambaConfig& c)
-    : compute_(c.compute()), norm_(c.width, {.eps = c.eps, .dtype = c.dtype}), mixer_(c) {
+    : norm_(c.width, {.eps = c.eps, .dtype = c.dtype, .output = c.compute()}), mixer_(c) {
   add("norm", norm_);
   add("mixer", mixer_);
 }
 
 Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use) {
-  Tensor h = norm_(x);
-  if (h.dtype() != compute_) h = cast(h, compute_);
-  return x + mixer_(h, cache, use);
+  return x + mixer_(norm_(x), cache, use);
 }
 
 // ---- model
@@ -122,7 +120,7 @@ Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
 Mamba::Mamba(MambaConfig config)
     : config_(checked(std::move(config))),
       embeddings_(config_.rows(), config_.width, {.deviation = config_.embedding_deviation, .dtype = config_.dtype}),
-      norm_f_(config_.width, {.eps = config_.eps, .dtype = config_.dtype}) {
+      norm_f_(config_.width, {.eps = config_.eps, .dtype = config_.dtype, .output = config_.compute()}) {
   add("backbone.embeddings", embeddings_);
   blocks_.reserve(std::size_t(config_.layers));
   for (std::int64_t l = 0; l < config_.layers; ++l) {
@@ -141,11 +139,8 @@ Tensor Mamba::embed(const Tensor& ids) {
 }
 
 Tensor Mamba::head(const Tensor& x) {
-  Tensor h = norm_f_(x);
-  if (h.dtype() != config_.compute()) h = cast(h, config_.compute());
-  if (lm_head_) return (*lm_head_)(h);
-  const Tensor weight = embeddings_.weight().read();
-  return linear(h, weight.dtype() == h.dtype() ? weight : cast(weight, h.dtype()));
+  const Tensor h = norm_f_(x);
+  return lm_head_ ? (*lm_head_)(h) : linear(h, embeddings_.weight());
 }
 
 Tensor Mamba::forward(const Tensor& ids) {
@@ -220,7 +215,8 @@ void Mamba::load_weights(TensorMap tensors) {
 Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
   const std::filesystem::path file = folder / "config.json";
   MambaConfig config = mamba_config_from_json(read_json(file), file.string());
-  config.dtype = dtype;
+  if (dtype == DType::bf16) config.activations = DType::bf16;
+  else config.dtype = dtype;
   Mamba model(config);
   model.load_weights(read_safetensors_folder(folder));
   return model;

@@ -59,7 +59,6 @@ class MambaBlock : public Layer<MambaBlock> {
   MambaMixer& mixer() { return mixer_; }
 
  private:
-  DType compute_;
   RMSNorm norm_;
   MambaMixer mixer_;
 };
@@ -83,6 +82,7 @@ class Mamba : public Layer<Mamba> {
 
   // A folder as `save_pretrained` writes it: config.json in either form, model.safetensors or shards, names of either
   // form.
+  // `dtype` is that of the weights, f32 or f64; bf16: weights in f32, activations in bf16.
   static Mamba load(const std::filesystem::path& folder, DType dtype = DType::f32);
   void load_weights(TensorMap tensors);  // names of either form; strict
   TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const;

@@ -65,7 +65,10 @@ void initialise(const State& state, const Initialiser& init, std::uint64_t seed,
   const Draws draws(seed, name);
   const std::int64_t n = state.shape().numel();
   visit_dtype(state.dtype(), [&]<class T>(T) {
-    T* values = reinterpret_cast<T*>(state.impl()->data);
+    std::vector<T> staged;  // on the CPU the state's own memory serves
+    Memory& memory = state.impl()->memory;
+    T* values = reinterpret_cast<T*>(memory.data());
+    if (is_gpu(memory.device())) staged.resize(std::size_t(n)), values = staged.data();
     parallel((n + kChunk - 1) / kChunk, [&](std::int64_t chunk) {
       const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
       if constexpr (std::is_same_v<T, double>) {
@@ -74,6 +77,7 @@ void initialise(const State& state, const Initialiser& init, std::uint64_t seed,
         for (std::int64_t i = chunk * kChunk; i < end; ++i) values[i] = T(float(init(draws, i)));
       }
     });
+    if (!staged.empty()) memory.write(staged.data());
   });
 }
 

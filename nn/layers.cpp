@@ -20,19 +20,11 @@ Param parameter(Shape shape, DType dtype, bool decay) {
   return p;
 }
 
-// `param` as an operand of `dtype`; the multiplication by a mask keeps the param's own precision.
-Tensor weight_tensor(const Param& param, const std::optional<GumbelMask>& mask, DType dtype) {
-  Tensor w = param.read();
-  if (mask) w = w * mask->sample();
-  return w.dtype() == dtype ? w : cast(w, dtype);
+// Weights keep their own type, and so do their gradients: the ops convert them where they multiply.
+Tensor weight_tensor(const Param& param, const std::optional<GumbelMask>& mask) {
+  const Tensor w = param.read();
+  return mask ? w * mask->sample() : w;
 }
-
-Tensor bias_tensor(const Param& bias, DType dtype) {
-  if (!bias) return {};
-  return bias.dtype() == dtype ? bias.read() : cast(bias, dtype);
-}
-
-DType real_type(const Tensor& x, const Param& weight) { return is_real(x.dtype()) ? x.dtype() : weight.dtype(); }
 
 }  // namespace
 
@@ -101,11 +93,10 @@ Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options) {
 }
 
 Tensor Linear::forward(const Tensor& x) {
-  const DType dtype = real_type(x, weight_);
-  return linear(x, weight_function(dtype), bias_tensor(bias_, dtype));
+  return linear(x, weight_function(), bias_ ? bias_.read() : Tensor{});
 }
 
-Tensor Linear::weight_function(DType dtype) const { return weight_tensor(weight_, *mask_, dtype); }
+Tensor Linear::weight_function() const { return weight_tensor(weight_, *mask_); }
 const Param& Linear::weight() const { return initialise(), weight_; }
 const Param& Linear::bias() const { return initialise(), bias_; }
 
@@ -126,11 +117,10 @@ Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions opt
 }
 
 Tensor Conv1d::forward(const Tensor& x, Conv1dOptions options) {
-  const DType dtype = real_type(x, weight_);
-  return conv1d(x, weight_function(dtype), bias_tensor(bias_, dtype), std::move(options));
+  return conv1d(x, weight_function(), bias_ ? bias_.read() : Tensor{}, std::move(options));
 }
 
-Tensor Conv1d::weight_function(DType dtype) const { return weight_tensor(weight_, *mask_, dtype); }
+Tensor Conv1d::weight_function() const { return weight_tensor(weight_, *mask_); }
 const Param& Conv1d::weight() const { return initialise(), weight_; }
 const Param& Conv1d::bias() const { return initialise(), bias_; }
 
@@ -163,15 +153,15 @@ Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions op
 Tensor Embedding::forward(const Tensor& ids) { return embedding(weight_, ids); }
 const Param& Embedding::weight() const { return initialise(), weight_; }
 
-RMSNorm::RMSNorm(std::int64_t width, NormOptions options) : eps_(options.eps) {
+RMSNorm::RMSNorm(std::int64_t width, NormOptions options) : eps_(options.eps), output_(options.output) {
   check_sizes("RMSNorm", {width});
   weight_ = parameter({width}, options.dtype, false);
   add("weight", weight_, init::constant(1));
 }
 
-Tensor RMSNorm::forward(const Tensor& x) { return rms_norm(x, weight_, eps_); }
+Tensor RMSNorm::forward(const Tensor& x) { return rms_norm(x, weight_, eps_, output_); }
 
-LayerNorm::LayerNorm(std::int64_t width, NormOptions options) : eps_(options.eps) {
+LayerNorm::LayerNorm(std::int64_t width, NormOptions options) : eps_(options.eps), output_(options.output) {
   check_sizes("LayerNorm", {width});
   weight_ = parameter({width}, options.dtype, false);
   bias_ = parameter({width}, options.dtype, false);
@@ -179,7 +169,7 @@ LayerNorm::LayerNorm(std::int64_t width, NormOptions options) : eps_(options.eps
   add("bias", bias_, init::constant(0));
 }
 
-Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight_, bias_, eps_); }
+Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight_, bias_, eps_, output_); }
 
 Dropout::Dropout(double p) : p_(p) {
   if (!(p >= 0 && p < 1)) fail(ErrorKind::usage, "Dropout: p must lie in [0, 1)", std::to_string(p));

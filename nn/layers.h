@@ -56,7 +56,7 @@ class Linear : public Layer<Linear> {
  public:
   Linear(std::int64_t in, std::int64_t out, LinearOptions options = {});
   Tensor forward(const Tensor& x);            // (..., in) -> (..., out), in x's dtype
-  Tensor weight_function(DType dtype) const;  // (out, in), masked, in `dtype`
+  Tensor weight_function() const;            // (out, in), masked
   const Param& weight() const;
   const Param& bias() const;       // absent if there is none
   void mask(MaskOptions options);  // from now on; the bias is not masked
@@ -77,7 +77,7 @@ class Conv1d : public Layer<Conv1d> {
  public:
   Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options = {});
   Tensor forward(const Tensor& x, Conv1dOptions options = {});  // (b, t, d) -> (b, t, d)
-  Tensor weight_function(DType dtype) const;                    // (d, w), masked
+  Tensor weight_function() const;                               // (d, w), masked
   const Param& weight() const;
   const Param& bias() const;
   void mask(MaskOptions options);
@@ -111,6 +111,7 @@ class Embedding : public Layer<Embedding> {
 struct NormOptions {
   double eps = 1e-5;
   DType dtype = DType::f32;
+  std::optional<DType> output = {};  // of the result; x's type if not given
 };
 
 // x rsqrt(mean(x^2) + eps) w over the last axis; weight (width) starts at 1.
@@ -123,6 +124,7 @@ class RMSNorm : public Layer<RMSNorm> {
  private:
   Param weight_;
   double eps_;
+  std::optional<DType> output_;
 };
 
 // (x - mean) rsqrt(var + eps) w + bias over the last axis; weight, bias (width) start at 1 and 0.
@@ -134,6 +136,7 @@ class LayerNorm : public Layer<LayerNorm> {
  private:
   Param weight_, bias_;
   double eps_;
+  std::optional<DType> output_;
 };
 
 // x / (1 - p) with probability 1 - p, else 0, in training; x in evaluation.
