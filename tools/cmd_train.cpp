@@ -1,9 +1,12 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <numbers>
 
 #include "autograd/run.h"
+#include "jit/gpu.h"
 #include "jit/parallel.h"
 #include "tools/commands.h"
 #include "tools/progress.h"
@@ -18,7 +21,11 @@ std::optional<std::filesystem::path> data_file(const TrainCommand& c) {
 }
 
 Trainer make_trainer(const TrainCommand& c, const Corpus& corpus) {
-  if (c.resume.empty()) return Trainer(corpus, c.train);
+  if (c.resume.empty()) {
+    TrainOptions options = c.train;
+    options.bf16 = c.precision == "bf16" || (c.precision == "auto" && device() == Device::cuda);
+    return Trainer(corpus, options);
+  }
   Trainer trainer = Trainer::resume(c.resume, corpus);
   if (c.steps_given) trainer.set_steps(c.train.steps);
   return trainer;
@@ -29,8 +36,9 @@ void print_start(const Trainer& trainer, Mamba& model, const Corpus& corpus) {
   fmt::print("text: {}, {} bytes, 9/10 to train on\n", corpus.name, corpus.text.size());
   fmt::print("model: Mamba, {} layers, width {}, state {}, {} parameters\n", o.layers, o.width, o.state,
              model.config().parameter_count());
-  fmt::print("device: {}, f32, {} threads; {} steps of {} x {} bytes\n", device(), threads(), o.steps, o.batch,
-             o.length);
+  const std::string where = is_gpu(device()) ? Gpu::of(device()).name() : fmt::format("{} threads", threads());
+  fmt::print("device: {} ({}), {}; {} steps of {} x {} bytes\n", name_of(device()), where, o.bf16 ? "bf16" : "fp32", o.steps,
+             o.batch, o.length);
   if (trainer.steps_done()) fmt::print("resumed after step {}\n", trainer.steps_done());
   std::fflush(stdout);
 }
@@ -41,10 +49,21 @@ void validate(Trainer& trainer, Progress& progress, std::int64_t batches) {
                             v.loss, v.loss / std::numbers::ln2, v.bytes));
 }
 
+// OUT/metrics.jsonl, one line a step; closed if nothing is saved.
+std::ofstream open_metrics(const std::filesystem::path& out) {
+  if (out.empty()) return {};
+  std::filesystem::create_directories(out);
+  const std::filesystem::path file = out / "metrics.jsonl";
+  std::ofstream stream(file, std::ios::app);
+  if (!stream) fail(ErrorKind::io, "train: the metrics cannot be written", file.string(), "give another --out");
+  return stream;
+}
+
 }  // namespace
 
 int cmd_train(const TrainCommand& c) {
   use_device(c.device);
+  if (c.tf32 && is_gpu(device())) Gpu::of(device()).allow_tf32(true);
   if (c.threads > 0) set_threads(c.threads);
   const Corpus corpus = load_corpus(data_file(c));
   Trainer trainer = make_trainer(c, corpus);
@@ -53,9 +72,13 @@ int cmd_train(const TrainCommand& c) {
 
   const TrainOptions& o = trainer.options();
   Progress progress(trainer.steps_done(), o.steps, o.batch * o.length);
+  std::ofstream metrics = open_metrics(out);
   while (trainer.steps_done() < o.steps) {
     const StepResult result = trainer.step();
     progress.step(result.step, result.loss, result.lr);
+    if (metrics.is_open())
+      metrics << fmt::format(R"({{"step": {}, "loss": {:.9g}, "grad_norm": {:.9g}, "lr": {:.9g}}})", result.step, result.loss,
+                             result.grad_norm, result.lr) << std::endl;
     if (c.eval_every > 0 && result.step % c.eval_every == 0 && result.step < o.steps) {
       validate(trainer, progress, c.eval_batches);
       if (!out.empty()) trainer.save(out);

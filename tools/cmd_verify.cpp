@@ -10,11 +10,11 @@ namespace weft {
 
 int cmd_verify(const VerifyCommand& c) {
   use_device(c.device);
-  const DType dtype = c.dtype == "f64" ? DType::f64 : DType::f32;
+  const DType dtype = c.dtype == "f64" ? DType::f64 : c.dtype == "bf16" ? DType::bf16 : DType::f32;
   const std::vector<VerifyRow> rows = verify_mamba(c.folder, dtype);
   std::size_t width = 0;
   for (const VerifyRow& row : rows) width = std::max(width, row.what.size());
-  fmt::print("{} on {} in {}\n", c.folder, device(), name_of(dtype));
+  fmt::print("{} on {} in {}\n", c.folder, name_of(device()), name_of(dtype));
   fmt::print("{:<{}}  {:>9}  {:>9}  {:<6}\n", "check", width, "error", "allowed", "");
   std::size_t failed = 0;
   for (const VerifyRow& row : rows) {

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "tools/bench_run.h"
+#include "tools/inspect.h"
 #include "tools/trainer.h"
 
 namespace weft {
@@ -20,6 +22,8 @@ struct TrainCommand {
   double temperature = 0.7;
   std::int64_t top_k = 0;
   int threads = 0;  // 0: as OMP_NUM_THREADS says
+  std::string precision = "auto";   // "fp32", "bf16"; auto: bf16 on a GPU
+  bool tf32 = false;                // products of fp32 on tensor cores
 };
 int cmd_train(const TrainCommand& command);
 
@@ -28,10 +32,19 @@ struct VerifyCommand {
 };
 int cmd_verify(const VerifyCommand& command);
 
+struct InspectCommand {
+  std::string model;  // a config.json, or a folder with one
+  InspectOptions options;
+  std::string precision = "auto";  // "fp32", "bf16"; auto: as the run, else bf16
+  std::string kernel, diff, html, json, trace;
+  bool source = false, ptx = false, sass = false, why = false, repro = false;  // of `kernel`
+};
+int cmd_inspect(const InspectCommand& command);
+
 int cmd_doctor();
 
 struct BenchCommand {
-  std::string what = "all";  // "all", "interpreter", "host"
+  BenchOptions bench;
   std::string device = "auto";
 };
 int cmd_bench(const BenchCommand& command);

@@ -1,6 +1,7 @@
 // The weft program: reads the command line and calls a subcommand. Exit codes: 0 ok, 1 training (or verification)
 // failed, 2 usage, 3 device, 4 input or output.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -30,7 +31,7 @@ CLI::App* subcommand(CLI::App& app, const std::string& name, const std::string& 
 }
 
 void add_device(CLI::App* sub, std::string& device) {
-  sub->add_option("--device", device, "Where to compute: auto or cpu (this version has no other device)");
+  sub->add_option("--device", device, "Where to compute: auto (cuda if there is a GPU), cpu, cuda, or emu (the CUDA kernels on an interpreter, slow)");
 }
 
 void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
@@ -63,22 +64,67 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
   sub->add_option("--top-k", c.top_k, "Sample among the k most probable bytes; 0: all");
   sub->add_option("--threads", c.threads, "Threads; 0: as many as OMP_NUM_THREADS or the machine says");
   add_device(sub, c.device);
+  sub->add_option("--precision", c.precision, "Activations: fp32, bf16, or auto (bf16 on a GPU); weights stay fp32")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}).description(""));
+  sub->add_flag("--tf32", c.tf32, "Let products of fp32 round their operands to tf32 on a GPU (=off)");
   sub->parse_complete_callback([&c, steps] { c.steps_given = steps->count() > 0; });
 }
 
-void add_others(CLI::App& app, VerifyCommand& verify, BenchCommand& bench, std::function<int()>& chosen) {
+void add_others(CLI::App& app, VerifyCommand& verify, std::function<int()>& chosen) {
   CLI::App* v = subcommand(
       app, "verify", "Compare a model with the reference values in its folder", [&] { return cmd_verify(verify); },
       chosen);
   v->add_option("folder", verify.folder, "Folder with config.json, model.safetensors and reference.safetensors")
       ->required();
-  v->add_option("--dtype", verify.dtype, "Precision: f32 or f64")->check(CLI::IsMember({"f32", "f64"}));
+  v->add_option("--dtype", verify.dtype, "Precision: f32, f64, or bf16 for the activations")
+      ->check(CLI::IsMember({"f32", "f64", "bf16"}).description(""));
   add_device(v, verify.device);
   subcommand(app, "doctor", "Say what this machine has and what weft uses of it", cmd_doctor, chosen);
-  CLI::App* b = subcommand(
-      app, "bench", "Measure the interpreter and the host's cost of a step", [&] { return cmd_bench(bench); }, chosen);
-  b->add_option("what", bench.what, "all, interpreter or host")->check(CLI::IsMember({"all", "interpreter", "host"}));
-  add_device(b, bench.device);
+}
+
+void add_bench(CLI::App& app, BenchCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub = subcommand(
+      app, "bench", "Measure kernels against what the device could do, the interpreter, and the host's cost of a step",
+      [&] { return cmd_bench(c); }, chosen);
+  BenchOptions& o = c.bench;
+  const std::string groups = fmt::format("{}", fmt::join(all_bench_groups(), ", "));
+  sub->add_option("groups", o.groups, groups + ", or all; without one, those of the device")->default_str("");
+  sub->add_option("--only", o.groups, "The same words, separated by commas")
+      ->delimiter(',')->default_str("auto");
+  sub->add_option("--json", o.json, "File for the figures; an existing one is merged into")->default_str("none");
+  sub->add_option("--against", o.against, "JSON file of other implementations' figures, to print beside weft's")
+      ->default_str("none");
+  sub->add_option("--budget-ms", o.budget_ms, "Time for timing one row");
+  sub->add_option("--row-timeout", o.row_timeout, "Seconds after which a row is given up");
+  sub->add_option("--deadline", o.deadline, "Seconds after which no row is started")->default_str("none");
+  sub->add_flag("--quick", o.quick, "Fewer repeats: a fifth of the budget (=off)");
+  sub->add_flag("--smoke", o.smoke, "Tiny shapes, to try the command itself (=off)");
+  sub->add_flag("--list", o.list, "Print the rows and measure nothing (=off)");
+  add_device(sub, c.device);
+}
+
+void add_inspect(CLI::App& app, InspectCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub = subcommand(
+      app, "inspect", "Show the GPU kernels of a training step, which needs no GPU, and with one their times", [&] { return cmd_inspect(c); }, chosen);
+  sub->add_option("model", c.model, "A run's folder, or one with a config.json, or such a file")->required();
+  sub->add_option("--arch", c.options.target, "What to compile for: sm_80, sm_90a, sm_100, sm_120, ...")
+      ->default_str("sm_90a, or that of --device");
+  sub->add_option("--batch", c.options.batch, "Sequences a step")->check(CLI::PositiveNumber)->default_str("the run's, or 8");
+  sub->add_option("--length", c.options.length, "Tokens a sequence")->check(CLI::PositiveNumber)->default_str("the run's, or 256");
+  sub->add_option("--precision", c.precision, "Activations: fp32, bf16, or auto (the run's, or bf16)")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}).description(""));
+  sub->add_option("--device", c.options.device, "Time the kernels: none, cuda, or emu (an interpreter: the times are the host's)")
+      ->check(CLI::IsMember({"none", "cuda", "emu"}).description(""));
+  sub->add_option("--kernel", c.kernel, "Show this kernel (its name, or how it begins) instead of the list")->default_str("none");
+  sub->add_flag("--why", c.why, "... who recorded it, and why it is as it is");
+  sub->add_flag("--source", c.source, "... its source");
+  sub->add_flag("--ptx", c.ptx, "... its PTX");
+  sub->add_flag("--sass", c.sass, "... its machine code: counts, the hottest loop, and the listing if there is a disassembler");
+  sub->add_flag("--repro", c.repro, "... as a program for nvcc");
+  sub->add_option("--diff", c.diff, "... how its source differs from this kernel's")->default_str("none");
+  sub->add_option("--html", c.html, "Write everything to one HTML file")->default_str("none");
+  sub->add_option("--json", c.json, "Write the list as JSON")->default_str("none");
+  sub->add_option("--trace", c.trace, "Write a step's launches with their times for Chrome or Perfetto; needs --device")->default_str("none");
 }
 
 // Words that nothing takes are usage errors that name what is meant.
@@ -120,9 +166,12 @@ int run_program(int argc, char** argv) {
   TrainCommand train;
   VerifyCommand verify;
   BenchCommand bench;
+  InspectCommand inspect;
   std::function<int()> chosen;
   add_train(app, train, chosen);
-  add_others(app, verify, bench, chosen);
+  add_others(app, verify, chosen);
+  add_bench(app, bench, chosen);
+  add_inspect(app, inspect, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {

@@ -21,7 +21,8 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 MambaConfig config_of(const TrainOptions& o) {
-  return {.vocab = ByteBatches::kVocabulary, .width = o.width, .layers = o.layers, .state = o.state};
+  return {.vocab = ByteBatches::kVocabulary, .width = o.width, .layers = o.layers, .state = o.state,
+          .activations = o.bf16 ? DType::bf16 : DType::f32};
 }
 
 void check_options(const TrainOptions& o) {
@@ -45,7 +46,8 @@ json to_json(const TrainOptions& o) {
           {"layers", o.layers}, {"state", o.state},
           {"lr", o.lr},         {"min_lr", o.min_lr},
           {"warmup", o.warmup}, {"weight_decay", o.weight_decay},
-          {"clip", o.clip},     {"seed", o.seed}};
+          {"clip", o.clip},     {"seed", o.seed},
+          {"precision", o.bf16 ? "bf16" : "fp32"}};
 }
 
 TrainOptions options_from(const json& j) {
@@ -54,6 +56,7 @@ TrainOptions options_from(const json& j) {
   j.at("width").get_to(o.width), j.at("layers").get_to(o.layers), j.at("state").get_to(o.state);
   j.at("lr").get_to(o.lr), j.at("min_lr").get_to(o.min_lr), j.at("warmup").get_to(o.warmup);
   j.at("weight_decay").get_to(o.weight_decay), j.at("clip").get_to(o.clip), j.at("seed").get_to(o.seed);
+  o.bf16 = j.value("precision", "fp32") == "bf16";
   return o;
 }
 
@@ -183,7 +186,9 @@ Trainer Trainer::resume(const fs::path& folder, const Corpus& corpus) {
   } catch (const json::exception& e) {
     fail(ErrorKind::io, "resume: state.json is damaged", e.what());
   }
-  Trainer trainer(corpus, options, mamba_config_from_json(read_json(config_file), config_file));
+  MambaConfig config = mamba_config_from_json(read_json(config_file), config_file);
+  config.activations = options.bf16 ? DType::bf16 : DType::f32;
+  Trainer trainer(corpus, options, config);
   if (hash != fmt::format("{:016x}", trainer.text_hash_))
     fail(ErrorKind::io, "resume: the text is not the one that training began with", corpus.name,
          "give the same file with --data");
@@ -201,6 +206,15 @@ std::optional<fs::path> saved_data_file(const fs::path& folder) {
     fail(ErrorKind::io, "resume: state.json is damaged", "data.name");
   const std::string name = (*data)["name"];
   return fs::exists(name) ? std::optional<fs::path>(name) : std::nullopt;
+}
+
+std::optional<TrainOptions> saved_options(const fs::path& folder) {
+  if (!fs::exists(folder / "state.json")) return std::nullopt;
+  try {
+    return options_from(read_state(folder).at("options"));
+  } catch (const json::exception& e) {
+    fail(ErrorKind::io, "resume: state.json is damaged", e.what());
+  }
 }
 
 }  // namespace weft

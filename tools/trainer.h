@@ -29,6 +29,7 @@ struct TrainOptions {
   double weight_decay = 0.1;
   double clip = 1.0;
   std::uint64_t seed = 1;
+  bool bf16 = false;  // activations; weights, residual stream and optimizer stay fp32
 };
 
 // One batch as tensors (batch, length) of i64.
@@ -86,5 +87,7 @@ class Trainer {
 
 // Where the text of a checkpoint came from: a file, or nothing for the default one.
 std::optional<std::filesystem::path> saved_data_file(const std::filesystem::path& folder);
+// The options of the run that wrote a checkpoint; nothing if the folder holds none.
+std::optional<TrainOptions> saved_options(const std::filesystem::path& folder);
 
 }  // namespace weft
