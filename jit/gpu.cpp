@@ -45,8 +45,9 @@ bool split_memory() {
   return arena && std::string_view(arena) == "split";
 }
 
-std::array<std::unique_ptr<Gpu>, 3>& gpus() {
-  static std::array<std::unique_ptr<Gpu>, 3> all;
+// Never destroyed: memory of other static objects is given back to them, and at the end the driver goes by itself.
+std::array<Gpu*, 3>& gpus() {
+  static auto& all = *new std::array<Gpu*, 3>{};
   return all;
 }
 
@@ -79,12 +80,12 @@ struct Gpu::Impl {
 Gpu& Gpu::of(Device device) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
-  std::unique_ptr<Gpu>& gpu = gpus()[std::size_t(device)];
-  if (!gpu) gpu = device == Device::emu ? std::make_unique<Gpu>(emulated_driver(), true) : std::make_unique<Gpu>(cuda_driver(), false);
+  Gpu*& gpu = gpus()[std::size_t(device)];
+  if (!gpu) gpu = device == Device::emu ? new Gpu(emulated_driver(), true) : new Gpu(cuda_driver(), false);
   return *gpu;
 }
 
-Gpu* Gpu::opened(Device device) { return gpus()[std::size_t(device)].get(); }
+Gpu* Gpu::opened(Device device) { return gpus()[std::size_t(device)]; }
 
 Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emulated), impl_(std::make_unique<Impl>()) {
   if (!emulated)
@@ -121,7 +122,6 @@ Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emula
   std::fill_n(status_, kStatusWords, std::uint64_t(0));
 }
 
-// The process ends: the driver has gone or goes by itself.
 Gpu::~Gpu() = default;
 
 // ---- memory -----------------------------------------------------------------------------------------------------------------

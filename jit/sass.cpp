@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -63,9 +64,9 @@ class Elf {
 
   template <class T>
   T read(std::uint64_t offset) const {
-    T value;
-    std::memcpy(&value, bytes(offset, sizeof(T)).data(), sizeof(T));
-    return value;
+    std::array<char, sizeof(T)> raw{};
+    bytes(offset, sizeof(T)).copy(raw.data(), sizeof(T));
+    return std::bit_cast<T>(raw);
   }
   std::string_view bytes(std::uint64_t offset, std::uint64_t size) const {
     if (offset > bytes_.size() || size > bytes_.size() - offset) not_a_cubin("it ends early");

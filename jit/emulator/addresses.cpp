@@ -116,8 +116,7 @@ void check_global(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t
   if (span.low < site.begin || span.high + bytes > site.end)
     return check_global_lanes(w, i, lanes, a, bytes, access, p);
   if (!site.written) return;
-  std::uint8_t* written = site.written - site.begin;
-  const auto shadow = [&](std::uint64_t address) { return written + address; };
+  const auto shadow = [&](std::uint64_t address) { return site.written + (address - site.begin); };
   if (access == Access::write) {
     if (dense) {
       std::memset(shadow(span.low), 0xff, kLanes * bytes);
