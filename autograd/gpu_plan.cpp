@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "autograd/settings.h"
 #include "jit/block.h"
@@ -17,8 +18,6 @@ constexpr std::size_t kSmallResult = 4096;  // bytes; such results of a step sha
 constexpr std::size_t kFlood = std::size_t(1) << 28;  // bytes, several times the L2 cache
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kPlacement - 1) / kPlacement * kPlacement; }
-
-std::size_t bytes_of(const Out& out) { return std::size_t(out.shape.numel()) * size_of(out.dtype); }
 
 }  // namespace
 
@@ -36,13 +35,13 @@ GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device),
   constants_bytes_ = tape.constants.size() * sizeof(double);
   for (const Tensor& input : tape.bound) {
     input_at_.push_back(at);
-    at += aligned(std::size_t(input.numel()) * size_of(input.dtype()));
+    at += aligned(bytes_of(input.shape(), input.dtype()));
   }
   sent_bytes_ = small_begin_ = at;
   result_at_.resize(plan.results.size());
   for (const bool small : {true, false}) {
     for (std::size_t r = 0; r < plan.results.size(); ++r) {
-      const std::size_t bytes = bytes_of(plan.results[r]);
+      const std::size_t bytes = bytes_of(plan.results[r].shape, plan.results[r].dtype);
       if ((bytes <= kSmallResult) != small) continue;
       result_at_[r] = at;
       at += aligned(bytes);
@@ -99,21 +98,20 @@ void GpuPlan::fill_args(const Plan& plan, std::size_t k, Arena& io) {
 }
 
 // Constants and host inputs by one copy through pinned memory, values that already are on this device by copies there.
-void GpuPlan::send(const Plan& plan, const Tape& tape, Arena& io) {
-  (void)plan;
+void GpuPlan::send(const Tape& tape, Arena& io) {
   if (sent_bytes_ == 0) return;
   std::byte* staged = gpu_.stage(sent_bytes_);
   if (constants_bytes_) std::memcpy(staged, tape.constants.data(), constants_bytes_);
   for (std::size_t i = 0; i < tape.bound.size(); ++i) {
     const Value& v = *tape.bound[i].value();
     if (v.memory->device() != device_)
-      std::memcpy(staged + input_at_[i], v.memory->host() + v.offset, std::size_t(v.shape.numel()) * size_of(v.dtype));
+      std::memcpy(staged + input_at_[i], v.memory->host() + v.offset, bytes_of(v.shape, v.dtype));
   }
   gpu_.send_staged(io.base(), sent_bytes_);
   for (std::size_t i = 0; i < tape.bound.size(); ++i) {
     const Value& v = *tape.bound[i].value();
     if (v.memory->device() == device_)
-      gpu_.copy(io.base() + input_at_[i], v.memory->data() + v.offset, std::size_t(v.shape.numel()) * size_of(v.dtype));
+      gpu_.copy(io.base() + input_at_[i], v.memory->data() + v.offset, bytes_of(v.shape, v.dtype));
   }
 }
 
@@ -126,30 +124,22 @@ void GpuPlan::launch(const Plan& plan, std::size_t k) {
 // Kernel by kernel: the first time, so that an error has a name, and where memory or switches change from kernel to kernel.
 void GpuPlan::launch_each(Plan& plan, Arena& io) {
   const Settings& s = settings();
-  std::vector<std::unique_ptr<Memory>> values(plan.slots.size());
+  std::optional<SplitMemory> memory;
+  if (s.split_arena) memory.emplace(plan, device_);
   for (std::size_t k = 0; k < plan.kernels.size(); ++k) {
     const PlannedKernel& kernel = plan.kernels[k];
     try {
-      if (s.split_arena) {
-        for (std::size_t i = 0; i < plan.slots.size(); ++i)
-          if (const Slot& slot = plan.slots[i]; slot.kind == Slot::arena && slot.first == int(k)) {
-            values[i] = std::make_unique<Memory>(device_, slot.bytes, slot.name);
-            plan.addresses[i] = values[i]->data();
-            if (!gpu_.emulated()) gpu_.fill(plan.addresses[i], 0xff, slot.bytes);  // NaN: what is read before it is written shows
-          }
+      if (memory) {
+        memory->before(int(k));
         fill_args(plan, k, io);
       }
       launch(plan, k);
       if (s.split_arena || s.check_nan || runs_ == 0) gpu_.synchronize();
       if (s.check_nan) check_finite(plan, kernel, device_);
     } catch (const Error& e) {
-      ErrorParts parts = e.parts();
-      if (parts.where.empty()) parts.where = kernel.where;
-      throw Error(e.kind(), parts);
+      throw at_kernel(kernel, e);
     }
-    if (s.split_arena)
-      for (std::size_t i = 0; i < plan.slots.size(); ++i)
-        if (plan.slots[i].last == int(k) && values[i]) values[i].reset(), plan.addresses[i] = nullptr;
+    if (memory) memory->after(int(k));
   }
 }
 
@@ -165,7 +155,7 @@ std::vector<Tensor> GpuPlan::results(const Plan& plan, const Arena& io) const {
     out.emplace_back(v);
     v->dtype = plan.results[r].dtype;
     v->shape = plan.results[r].shape;
-    const std::size_t bytes = bytes_of(plan.results[r]);
+    const std::size_t bytes = bytes_of(plan.results[r].shape, plan.results[r].dtype);
     if (bytes <= kSmallResult) {
       v->memory = small;
       v->offset = result_at_[r] - small_begin_;
@@ -180,7 +170,7 @@ std::vector<Tensor> GpuPlan::results(const Plan& plan, const Arena& io) const {
 std::vector<Tensor> GpuPlan::run(Plan& plan, const Tape& tape, Arena& arena, Arena& io) {
   const Settings& s = settings();
   bind(plan, tape, arena, io);
-  send(plan, tape, io);
+  send(tape, io);
   // Everything is loaded after the first run: the second is captured.
   if (s.split_arena || s.check_nan || !s.graph || runs_ == 0 || plan.kernels.empty()) {
     launch_each(plan, io);

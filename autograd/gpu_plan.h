@@ -31,7 +31,7 @@ class GpuPlan {
     std::vector<std::unique_ptr<Memory>> tables;
   };
   void bind(Plan& plan, const Tape& tape, Arena& arena, Arena& io);
-  void send(const Plan& plan, const Tape& tape, Arena& io);
+  void send(const Tape& tape, Arena& io);
   void fill_args(const Plan& plan, std::size_t kernel, Arena& io);
   void launch(const Plan& plan, std::size_t kernel);
   void launch_each(Plan& plan, Arena& io);

@@ -60,13 +60,7 @@ Operand Lowering::scratch(DType dtype, std::span<const std::int64_t> dims) {
   return o;
 }
 
-Operand Lowering::state(std::int64_t position) {
-  const StateImpl& impl = *scheduler_.t_.states[std::size_t(position)];
-  int& known = scheduler_.state_slot_[std::size_t(position)];
-  const std::size_t bytes = std::size_t(impl.shape.numel()) * size_of(impl.dtype);
-  if (known < 0) known = scheduler_.new_slot(Slot::state, bytes, int(position), impl.name);
-  return dense_operand(known, impl.dtype, impl.shape.dims());
-}
+Operand Lowering::state(std::int64_t position) { return scheduler_.state_memory(position); }
 
 bool Lowering::filled(int h) const { return !hole_of(scheduler_.t_, node_, h).roots.empty(); }
 

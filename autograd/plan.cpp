@@ -116,7 +116,7 @@ Tensor make_result(const Out& out) {
   auto* v = new Value;
   v->dtype = out.dtype;
   v->shape = out.shape;
-  v->memory = std::make_shared<Memory>(Device::cpu, std::size_t(out.shape.numel()) * size_of(out.dtype), "a result");
+  v->memory = std::make_shared<Memory>(Device::cpu, bytes_of(out.shape, out.dtype), "a result");
   return Tensor(v);
 }
 
@@ -169,32 +169,39 @@ void check_finite(const Plan& plan, const PlannedKernel& kernel, Device where) {
   }
 }
 
-namespace {
+SplitMemory::~SplitMemory() {
+  for (std::size_t s = 0; s < values_.size(); ++s) drop(s);
+}
 
-// Values with an allocation of their own: made before their first kernel and freed after their last.
-struct SplitMemory {
-  Plan& plan;
-  explicit SplitMemory(Plan& p) : plan(p) {}
-  ~SplitMemory() {
-    for (std::size_t s = 0; s < plan.slots.size(); ++s) drop(s);
-  }
-  void drop(std::size_t s) {
-    if (plan.slots[s].kind != Slot::arena) return;
-    deallocate(plan.addresses[s]);
-    plan.addresses[s] = nullptr;
-  }
-  void before(int kernel) {
-    for (std::size_t s = 0; s < plan.slots.size(); ++s)
-      if (const Slot& slot = plan.slots[s]; slot.kind == Slot::arena && slot.first == kernel) {
-        plan.addresses[s] = allocate(slot.bytes, slot.name);
-        std::memset(plan.addresses[s], 0xff, slot.bytes);  // NaN: what is read before it is written shows
-      }
-  }
-  void after(int kernel) {
-    for (std::size_t s = 0; s < plan.slots.size(); ++s)
-      if (plan.slots[s].last == kernel) drop(s);
-  }
-};
+void SplitMemory::drop(std::size_t slot) {
+  if (!values_[slot]) return;
+  values_[slot].reset();
+  plan_.addresses[slot] = nullptr;
+}
+
+void SplitMemory::before(int kernel) {
+  for (std::size_t s = 0; s < values_.size(); ++s)
+    if (const Slot& slot = plan_.slots[s]; slot.kind == Slot::arena && slot.first == kernel) {
+      values_[s] = std::make_unique<Memory>(device_, slot.bytes, slot.name);
+      // NaN: what is read before it is written shows. The emulated device knows by itself what nobody wrote.
+      if (device_ != Device::emu) values_[s]->fill(0xff);
+      plan_.addresses[s] = values_[s]->data();
+    }
+}
+
+void SplitMemory::after(int kernel) {
+  for (std::size_t s = 0; s < values_.size(); ++s)
+    if (plan_.slots[s].last == kernel) drop(s);
+}
+
+Error at_kernel(const PlannedKernel& kernel, const Error& error, std::string_view more) {
+  ErrorParts parts = error.parts();
+  if (parts.where.empty()) parts.where = kernel.where;
+  parts.hint += more;
+  return Error(error.kind(), parts);
+}
+
+namespace {
 
 // A plan belongs to its States, whose addresses never move; inputs and results are elsewhere at every run.
 void bind_slots(Plan& plan, const Tape& tape, const std::vector<Tensor>& results, Arena& arena) {
@@ -221,7 +228,7 @@ void launch_all(Plan& plan, const Tape& tape) {
   const Settings& s = settings();
   const Launch launch{plan.addresses.data(), tape.constants.data()};
   std::optional<SplitMemory> memory;
-  if (s.split_arena) memory.emplace(plan);
+  if (s.split_arena) memory.emplace(plan, Device::cpu);
   bool wrote = false;
   for (std::size_t k = 0; k < plan.kernels.size(); ++k) {
     const PlannedKernel& kernel = plan.kernels[k];
@@ -230,10 +237,7 @@ void launch_all(Plan& plan, const Tape& tape) {
       kernel.run(launch);
       if (s.check_nan) check_finite(plan, kernel, Device::cpu);
     } catch (const Error& e) {
-      ErrorParts parts = e.parts();
-      if (parts.where.empty()) parts.where = kernel.where;
-      if (wrote) parts.hint += "\n  the step had already written states: load a checkpoint";
-      throw Error(e.kind(), parts);
+      throw at_kernel(kernel, e, wrote ? "\n  the step had already written states: load a checkpoint" : "");
     }
     wrote |= kernel.writes_state;
     if (memory) memory->after(int(k));
@@ -278,8 +282,8 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
   }
   c.last_plan = plan;
   std::vector<Tensor> values;
+  check_devices(tape, c.device);
   if (is_gpu(c.device)) {
-    check_devices(tape, c.device);
     if (!plan->gpu) plan->gpu = std::make_unique<GpuPlan>(*plan, tape, c.device);
     stats.lookup_seconds = seconds_since(start) - stats.plan_seconds;
     start = Clock::now();
@@ -293,7 +297,6 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
     }
     stats.graph = plan->gpu->graph();
   } else {
-    check_devices(tape, c.device);
     for (const Out& out : plan->results) values.push_back(make_result(out));
     bind_slots(*plan, tape, values, c.plans.arena());
     stats.graph = false;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -59,6 +60,24 @@ std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& resu
 
 // Finds or makes the plan of `tape`, executes it and returns the results' values.
 std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results);
+
+// WEFT_ARENA=split: values with an allocation of their own, made before their first kernel and freed after their last.
+class SplitMemory {
+ public:
+  SplitMemory(Plan& plan, Device device) : plan_(plan), device_(device), values_(plan.slots.size()) {}
+  ~SplitMemory();
+  void before(int kernel);
+  void after(int kernel);
+
+ private:
+  void drop(std::size_t slot);
+  Plan& plan_;
+  Device device_;
+  std::vector<std::unique_ptr<Memory>> values_;  // by slot
+};
+
+// The error of a kernel, with its place if it has none and what else there is to say.
+Error at_kernel(const PlannedKernel& kernel, const Error& error, std::string_view more = {});
 
 // An error naming the kernel's op if one of its outputs holds a non-finite value.
 void check_finite(const Plan& plan, const PlannedKernel& kernel, Device where);

@@ -391,9 +391,15 @@ int Scheduler::new_slot(Slot::Kind kind, std::size_t bytes, int index, std::stri
   return int(plan_->slots.size()) - 1;
 }
 
+Operand Scheduler::state_memory(std::int64_t position) {
+  const StateImpl& impl = *t_.states[std::size_t(position)];
+  int& known = state_slot_[std::size_t(position)];
+  if (known < 0) known = new_slot(Slot::state, bytes_of(impl.shape, impl.dtype), int(position), impl.name);
+  return dense_operand(known, impl.dtype, impl.shape.dims());
+}
+
 Operand Scheduler::new_value(const Shape& shape, DType dtype, NodeId node) {
-  const std::size_t bytes = std::size_t(shape.numel()) * size_of(dtype);
-  const int slot = new_slot(Slot::arena, bytes, 0, t_.name(node));
+  const int slot = new_slot(Slot::arena, bytes_of(shape, dtype), 0, t_.name(node));
   plan_->slots.back().where = t_.where(t_.origins[node].where, -1);
   return dense_operand(slot, dtype, shape.dims());
 }
@@ -540,17 +546,12 @@ void Scheduler::emit_all() {
     const Node& node = t_.nodes[id];
     switch (kind_[id]) {
       case Kind::leaf: {
-        const std::size_t bytes = std::size_t(t_.shape(id).numel()) * size_of(node.dtype);
-        const int index = int(t_.ints_of(id)[0]);
-        int slot;
-        if (node.op == state_op().id) {
-          int& known = state_slot_[std::size_t(index)];
-          if (known < 0) known = new_slot(Slot::state, bytes, index, t_.states[std::size_t(index)]->name);
-          slot = known;
-        } else {
-          slot = new_slot(Slot::input, bytes, index, "input");
-        }
-        operand_[id] = dense_operand(slot, node.dtype, t_.shape(id).dims());
+        const std::int64_t index = t_.ints_of(id)[0];
+        const Shape shape = t_.shape(id);
+        operand_[id] = node.op == state_op().id
+                           ? state_memory(index)
+                           : dense_operand(new_slot(Slot::input, bytes_of(shape, node.dtype), int(index), "input"), node.dtype,
+                                           shape.dims());
         if (snapshot_[id]) operand_[id] = copied(operand_[id], id);
         break;
       }
@@ -558,14 +559,10 @@ void Scheduler::emit_all() {
         if (!stored_[id]) break;
         const Group& g = groups_[std::size_t(group_of_[id])];
         if (const int r = result_of(id); r >= 0) {
-          const std::size_t bytes = std::size_t(t_.shape(id).numel()) * size_of(node.dtype);
-          operand_[id] = dense_operand(new_slot(Slot::result, bytes, r, "result"), node.dtype, t_.shape(id).dims());
+          const Shape shape = t_.shape(id);
+          operand_[id] = dense_operand(new_slot(Slot::result, bytes_of(shape, node.dtype), r, "result"), node.dtype, shape.dims());
         } else if (&t_.op(id) == &assign_op()) {
-          const int position = int(t_.ints_of(id)[0]);
-          int& known = state_slot_[std::size_t(position)];
-          const std::size_t bytes = std::size_t(t_.shape(id).numel()) * size_of(node.dtype);
-          if (known < 0) known = new_slot(Slot::state, bytes, position, t_.states[std::size_t(position)]->name);
-          operand_[id] = dense_operand(known, node.dtype, t_.shape(id).dims());
+          operand_[id] = state_memory(t_.ints_of(id)[0]);
         } else if (!operand_[id]) {
           operand_[id] = new_value(t_.shape(id), node.dtype, id);
         }

@@ -63,6 +63,7 @@ class Scheduler {
   Operand where(NodeId id);        // memory of a value; views are resolved, by a copy if they must
   Operand copied(const Operand& from, NodeId node, std::optional<DType> dtype = {});
   Operand new_value(const Shape& shape, DType dtype, NodeId node);
+  Operand state_memory(std::int64_t position);  // of Tape::states
   int new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name);
   Fused fused_over(const std::vector<Expr>& roots, const Shape& space);
   void touch(const Operand& o);

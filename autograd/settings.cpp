@@ -47,6 +47,7 @@ Settings read_settings() {
     s.split_arena = w == "split";
     return w == "split" || w == "shared";
   });
+  split_memory() = s.split_arena;
   each_word("WEFT_CHECK", {"nan"}, [&](const std::string& w) { return s.check_nan = w == "nan"; });
   CompilerLog& compiler = compiler_log() = {};
   each_word("WEFT_LOG", {"plan", "why", "kernels", "cache", "source"}, [&](const std::string& w) {

@@ -52,5 +52,7 @@ class Shape {
 bool broadcast_shapes(const Shape& a, const Shape& b, Shape* out);
 bool broadcasts_to(const Shape& from, const Shape& to);
 std::string to_string(const Shape& shape);  // "(8, 512)"
+// Of a dense value.
+inline std::size_t bytes_of(const Shape& shape, DType dtype) { return std::size_t(shape.numel()) * size_of(dtype); }
 
 }  // namespace weft

@@ -78,9 +78,9 @@ StateImpl::StateImpl(Shape s, DType d, std::string n)
     : id(next_id()),
       dtype(d),
       shape(s),
-      memory(context().device, std::size_t(s.numel()) * size_of(d), "state '" + n + "' " + to_string(s)),
+      memory(context().device, bytes_of(s, d), "state '" + n + "' " + to_string(s)),
       name(std::move(n)) {
-  memory.zero();
+  memory.fill(0);
 }
 
 StateImpl::~StateImpl() {

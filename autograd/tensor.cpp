@@ -58,7 +58,7 @@ Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape) {
   Tensor t(v);
   v->dtype = dtype;
   v->shape = shape;
-  const std::size_t size = std::size_t(shape.numel()) * size_of(dtype);
+  const std::size_t size = bytes_of(shape, dtype);
   v->memory = std::make_shared<Memory>(Device::cpu, size, "a tensor from the host");
   v->memory->write(bytes);
   return t;

@@ -234,9 +234,8 @@ CudaText& CudaText::type(std::string_view name, DType dtype) {
 }
 
 // The expression of the element where row `row` begins. With several leading axes the row is taken apart.
-std::string CudaText::offset_of(std::string_view name, const Operand& o, bool& decomposes) {
+std::string CudaText::offset_of(std::string_view name, const Operand& o) {
   const std::vector<Axis> axes = leading_axes(o);
-  decomposes = axes.size() > 1;
   if (axes.empty() || (axes.size() == 1 && axes[0].stride == 0)) return "0";
   if (axes.size() == 1) {
     integer(fmt::format("{}_row", name), axes[0].stride);
@@ -258,8 +257,7 @@ std::string CudaText::offset_of(std::string_view name, const Operand& o, bool& d
 
 CudaText& CudaText::strided(std::string_view name, const Operand& o) {
   pointer(name, o);
-  bool decomposes = false;
-  const std::string offset = o ? offset_of(name, o, decomposes) : "0";
+  const std::string offset = o ? offset_of(name, o) : "0";
   if (o) integer(fmt::format("{}_col", name), o.rank ? o.strides[std::size_t(o.rank - 1)] : 0);
   functions_ += fmt::format("DEVICE index {}_at(const Args& a, index row) {{ return {}; }}\n", name, offset);
   return *this;
@@ -302,8 +300,7 @@ CudaText& CudaText::fused(std::string_view name, const Fused& fused, std::span<c
     extent(leaf);
     member(fmt::format("const {}*", cuda_type(leaf.dtype)), leaf_name,
            {CudaArg::pointer, leaf.slot, leaf.offset * std::int64_t(size_of(leaf.dtype))});
-    bool decomposes = false;
-    const std::string offset = offset_of(leaf_name, leaf, decomposes);
+    const std::string offset = offset_of(leaf_name, leaf);
     const std::string_view type = value_type(expr_type(leaf.dtype));
     const std::int64_t stride = last_stride(leaf);
     body += fmt::format("  {} x{}[V];\n", type, k);

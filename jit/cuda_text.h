@@ -80,7 +80,7 @@ class CudaText {
  private:
   void extent(const Operand& operand);
   void member(std::string_view type, std::string_view name, CudaArg arg);
-  std::string offset_of(std::string_view name, const Operand& operand, bool& decomposes);
+  std::string offset_of(std::string_view name, const Operand& operand);
 
   CudaKernel kernel_;
   std::string members_, facts_, functions_;

@@ -40,11 +40,6 @@ std::size_t block_size(std::size_t bytes) {
 CUdeviceptr address(const std::byte* p) { return CUdeviceptr(reinterpret_cast<std::uintptr_t>(p)); }
 std::byte* pointer(CUdeviceptr p) { return reinterpret_cast<std::byte*>(std::uintptr_t(p)); }
 
-bool split_memory() {
-  const char* arena = std::getenv("WEFT_ARENA");
-  return arena && std::string_view(arena) == "split";
-}
-
 // Never destroyed: memory of other static objects is given back to them, and at the end the driver goes by itself.
 std::array<Gpu*, 3>& gpus() {
   static auto& all = *new std::array<Gpu*, 3>{};
@@ -57,7 +52,7 @@ struct Gpu::Impl {
   CUdevice device = 0;
   CUcontext context = nullptr;
   CUstream stream = nullptr;
-  bool split = split_memory();  // each block an allocation of its own, for checkers of addresses
+  const bool split = split_memory();  // each block an allocation of its own, for checkers of addresses
 
   std::multimap<std::size_t, std::byte*> free_blocks;  // by size
   std::unordered_map<std::byte*, std::size_t> blocks;  // size of each block in use
@@ -126,6 +121,14 @@ Gpu::~Gpu() = default;
 
 // ---- memory -----------------------------------------------------------------------------------------------------------------
 
+void Gpu::fail_memory(const std::string& what, std::size_t bytes) const {
+  std::size_t left = 0, total = 0;
+  driver_.cuMemGetInfo(&left, &total);
+  fail(ErrorKind::device, fmt::format("{}: out of device memory", name_),
+       fmt::format("{}: {:.1f} MB more wanted, {:.1f} MB free of {:.1f}", what, double(bytes) / 1e6, double(left) / 1e6, double(total) / 1e6),
+       "use a smaller model, batch or length, or checkpoint()");
+}
+
 std::byte* Gpu::allocate(std::size_t bytes, const std::string& what) {
   Impl& i = *impl_;
   const std::size_t size = i.split ? std::max<std::size_t>(bytes, 1) : block_size(bytes);
@@ -143,13 +146,7 @@ std::byte* Gpu::allocate(std::size_t bytes, const std::string& what) {
     i.free_blocks.clear();
     result = driver_.cuMemAlloc(&block, size);
   }
-  if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-    std::size_t left = 0, total = 0;
-    driver_.cuMemGetInfo(&left, &total);
-    fail(ErrorKind::device, fmt::format("{}: out of device memory", name_),
-         fmt::format("{}: {:.1f} MB wanted, {:.1f} MB free of {:.1f}", what, double(bytes) / 1e6, double(left) / 1e6, double(total) / 1e6),
-         "use a smaller model, batch or length, or checkpoint()");
-  }
+  if (result == CUDA_ERROR_OUT_OF_MEMORY) fail_memory(what, bytes);
   cuda_check(driver_, result, "cuMemAlloc");
   if (emulated_) name_emulated(block, what);
   i.blocks.emplace(pointer(block), size);
@@ -176,14 +173,7 @@ void Gpu::extend(std::byte* base, std::size_t from, std::size_t to, const std::s
   properties.location.id = impl_->device;
   CUmemGenericAllocationHandle memory = 0;
   CUresult result = driver_.cuMemCreate(&memory, to - from, &properties, 0);
-  if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-    std::size_t left = 0, total = 0;
-    driver_.cuMemGetInfo(&left, &total);
-    fail(ErrorKind::device, fmt::format("{}: {} do not fit into device memory", name_, what),
-         fmt::format("{:.1f} MB wanted, {:.1f} MB held, {:.1f} MB free of {:.1f}", double(to) / 1e6, double(from) / 1e6, double(left) / 1e6,
-                     double(total) / 1e6),
-         "use a smaller batch or length, or checkpoint()");
-  }
+  if (result == CUDA_ERROR_OUT_OF_MEMORY) fail_memory(what, to - from);
   cuda_check(driver_, result, "cuMemCreate");
   cuda_check(driver_, driver_.cuMemMap(address(base + from), to - from, 0, memory, 0), "cuMemMap");
   CUmemAccessDesc access;
@@ -245,6 +235,19 @@ void Gpu::synchronize() {
 // ---- kernels ----------------------------------------------------------------------------------------------------------------
 
 void Gpu::prepare(std::span<const CudaKernel* const> kernels) {
+  constexpr unsigned kFree = 48 * 1024;  // more dynamic shared memory must be asked for, and not while a graph is captured
+  load_new(kernels);
+  for (const CudaKernel* k : kernels) {
+    LoadedKernel& loaded = impl_->kernels[k->name];
+    if (k->shared <= std::max(loaded.shared, kFree)) continue;
+    cuda_check(driver_, driver_.cuFuncSetAttribute(loaded.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, int(k->shared)),
+               k->name.c_str());
+    loaded.shared = k->shared;
+  }
+}
+
+// Compiles the cold ones in parallel.
+void Gpu::load_new(std::span<const CudaKernel* const> kernels) {
   Impl& i = *impl_;
   std::vector<CompileJob> jobs;
   std::vector<const CudaKernel*> cold;
@@ -286,10 +289,6 @@ void Gpu::load(const CudaKernel& kernel, Compiled compiled) {
 const LoadedKernel& Gpu::loaded(const CudaKernel& kernel) const { return impl_->kernels.at(kernel.name); }
 
 void Gpu::launch(const CudaKernel& kernel, const LoadedKernel& loaded, const std::uint64_t* args) {
-  constexpr unsigned kStaticLimit = 48 * 1024;
-  if (kernel.shared > kStaticLimit)
-    cuda_check(driver_, driver_.cuFuncSetAttribute(loaded.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, int(kernel.shared)),
-               kernel.name.c_str());
   CUlaunchConfig config;
   config.gridDimX = kernel.grid[0], config.gridDimY = kernel.grid[1], config.gridDimZ = kernel.grid[2];
   config.blockDimX = kernel.block[0], config.blockDimY = kernel.block[1], config.blockDimZ = kernel.block[2];

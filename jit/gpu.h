@@ -20,6 +20,7 @@ namespace weft {
 // A kernel that is loaded.
 struct LoadedKernel {
   cu::CUfunction function = nullptr;
+  unsigned shared = 0;  // dynamic shared memory that launches may ask for
   Compiled compiled;  // resources and texts; the cubin itself is released
 };
 
@@ -90,6 +91,8 @@ class Gpu {
 
  private:
   struct Impl;
+  [[noreturn]] void fail_memory(const std::string& what, std::size_t bytes) const;
+  void load_new(std::span<const CudaKernel* const> kernels);
   void load(const CudaKernel& kernel, Compiled compiled);
 
   const Driver& driver_;

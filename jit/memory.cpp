@@ -21,6 +21,11 @@ std::string_view name_of(Device device) {
   return device == Device::cpu ? "cpu" : device == Device::cuda ? "cuda" : "emu";
 }
 
+bool& split_memory() {
+  static bool split = false;
+  return split;
+}
+
 Memory::Memory(Device device, std::size_t bytes, const std::string& what)
     : device_(device), bytes_(bytes), data_(is_gpu(device) ? Gpu::of(device).allocate(bytes, what) : allocate(bytes, what)) {}
 
@@ -41,10 +46,10 @@ void Memory::read(void* to) const {
   else std::memcpy(to, data_, bytes_);
 }
 
-void Memory::zero() {
+void Memory::fill(unsigned char value) {
   if (bytes_ == 0) return;
-  if (is_gpu(device_)) Gpu::of(device_).fill(data_, 0, bytes_);
-  else std::memset(data_, 0, bytes_);
+  if (is_gpu(device_)) Gpu::of(device_).fill(data_, value, bytes_);
+  else std::memset(data_, value, bytes_);
 }
 
 const std::byte* Memory::host() const {

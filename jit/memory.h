@@ -17,6 +17,10 @@ enum class Device : std::uint8_t { cpu, cuda, emu };
 std::string_view name_of(Device device);
 inline bool is_gpu(Device device) { return device != Device::cpu; }
 
+// Each block of a device an allocation of its own, of its exact size, so that checkers of addresses see an overrun
+// (WEFT_ARENA=split); set before a device is used.
+bool& split_memory();
+
 // Bytes on a device.
 class Memory {
  public:
@@ -31,7 +35,7 @@ class Memory {
   // Between host and device, complete on return.
   void write(const void* from);
   void read(void* to) const;
-  void zero();
+  void fill(unsigned char value);
   // The bytes on the host: data() itself on the CPU, else a copy made once. For memory that is not written any more.
   const std::byte* host() const;
 
