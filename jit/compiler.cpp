@@ -7,7 +7,6 @@
 #include <charconv>
 #include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -16,6 +15,7 @@
 #include "jit/driver.h"
 #include "jit/error.h"
 #include "jit/parallel.h"
+#include "jit/sass.h"
 
 namespace weft {
 namespace {
@@ -53,30 +53,12 @@ int resource(std::string_view log, std::string_view words) {
   return largest;
 }
 
-// The size of the constant bank with the parameters, which the log does not tell: the largest section of the cubin (an
-// ELF file of 64 bits) whose name begins with .nv.constant0.
-int constant_bank(std::string_view cubin) {
-  std::uint64_t largest = 0;
-  auto read = [&]<class T>(std::size_t at, T value) {
-    if (at + sizeof value <= cubin.size()) std::memcpy(&value, cubin.data() + at, sizeof value);
-    return value;
-  };
-  const std::size_t sections = read(40, std::uint64_t(0)), count = read(60, std::uint16_t(0));
-  const std::size_t names = read(sections + 64 * read(62, std::uint16_t(0)) + 24, std::uint64_t(0));
-  for (std::size_t at = sections; at < sections + 64 * count; at += 64) {
-    const std::size_t name = names + read(at, std::uint32_t(0));
-    if (name < cubin.size() && cubin.substr(name).starts_with(".nv.constant0"))
-      largest = std::max(largest, read(at + 32, std::uint64_t(0)));
-  }
-  return int(largest);
-}
-
 void read_resources(Compiled& compiled) {
   compiled.registers = resource(compiled.log, " registers");
   compiled.spill_bytes = resource(compiled.log, " bytes spill stores");
   compiled.stack_bytes = resource(compiled.log, " bytes stack frame");
   compiled.shared_bytes = resource(compiled.log, " bytes smem");
-  compiled.constant_bytes = constant_bank(compiled.cubin);
+  compiled.constant_bytes = compiled.cubin.empty() ? 0 : int(largest_section(compiled.cubin, ".nv.constant0"));  // the log does not tell
 }
 
 std::vector<std::string_view> lines_of(std::string_view text) {

@@ -232,13 +232,26 @@ DEVICE i64 abs_of(i64 x) { return x < 0 ? i64(0 - u64(x)) : x; }
 DEVICE i64 sign_of(i64 x) { return i64(x > 0) - i64(x < 0); }
 template <class R>
 DEVICE R sign_of(R x) { return x > R(0) ? R(1) : x < R(0) ? R(-1) : x; }
+// Within 1 ulp; 0 where that would be a subnormal number.
+DEVICE float reciprocal(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+DEVICE double reciprocal(double x) { return 1.0 / x; }
+// log(1 + e) for e in [0, 1]: 2 atanh(s) with s = e / (2 + e); atanh(s) / s as a polynomial of s^2 in [0, 1/9], within 8e-9.
+DEVICE float log1p_unit(float e) {
+  const float s = e * reciprocal(2.0f + e), q = s * s;
+  return 2.0f * s * (1.0f + q * (0.333331608f + q * (0.200122976f + q * (0.139825789f + q * 0.140788892f))));
+}
+DEVICE double log1p_unit(double e) { return log1p(e); }
 template <class R>
 DEVICE R sigmoid_of(R x) {  // without overflow on either side
   const R e = exp_of(-abs_of(x));
-  return (x >= R(0) ? R(1) : e) / (R(1) + e);
+  return (x >= R(0) ? R(1) : e) * reciprocal(R(1) + e);
 }
 template <class R>
-DEVICE R softplus_of(R x) { return max_of(x, R(0)) + log1p_of(exp_of(-abs_of(x))); }
+DEVICE R softplus_of(R x) { return max_of(x, R(0)) + log1p_unit(exp_of(-abs_of(x))); }
 // Truncates and saturates; NaN becomes the smallest integer.
 template <class R>
 DEVICE i64 integer_of(R x) {
@@ -301,16 +314,17 @@ DEVICE void uniforms(const double* constants, i64 element, R (&x)[V]) {
 
 // ---- reductions: the order is fixed, so results are equal from run to run
 
-template <class R>
+// Of WIDTH neighbouring lanes, known to all of them. Every lane of the warp must take part.
+template <int WIDTH = 32, class R>
 DEVICE R warp_sum(R x) {
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(FULL_WARP, x, d);
+  for (int d = WIDTH / 2; d > 0; d /= 2) x += __shfl_xor_sync(FULL_WARP, x, d);
   return x;
 }
-template <class R>
+template <int WIDTH = 32, class R>
 DEVICE R warp_max(R x) {
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) x = max_of(x, __shfl_xor_sync(FULL_WARP, x, d));
+  for (int d = WIDTH / 2; d > 0; d /= 2) x = max_of(x, __shfl_xor_sync(FULL_WARP, x, d));
   return x;
 }
 // Of all threads of a block of T threads, known to all of them; `shared` has 32 elements and may be used again after the next

@@ -245,6 +245,14 @@ const SassLoop* SassKernel::hottest() const {
   return best == loops.end() ? nullptr : &*best;
 }
 
+std::uint64_t largest_section(std::string_view cubin, std::string_view prefix) {
+  const Elf elf(cubin);
+  std::uint64_t largest = 0;
+  for (const SectionHeader& s : elf.sections())
+    if (elf.name(s).starts_with(prefix)) largest = std::max(largest, s.size);
+  return largest;
+}
+
 std::vector<SassKernel> read_cubin(std::string_view cubin) {
   const Elf elf(cubin);
   constexpr std::string_view kText = ".text.", kShared = ".nv.shared.";

@@ -43,6 +43,9 @@ struct SassKernel {
 
 // The kernels of a cubin. An Error (io) if it is not one.
 std::vector<SassKernel> read_cubin(std::string_view cubin);
+// Bytes of the largest section whose name begins with `prefix`, such as ".nv.constant0", the bank with the parameters; 0 without
+// one. An Error (io) if it is not a cubin.
+std::uint64_t largest_section(std::string_view cubin, std::string_view prefix);
 
 // The mnemonic of an instruction by its first word: "FFMA"; "0x1ff" if it is not known.
 std::string sass_mnemonic(std::uint64_t word);

@@ -9,9 +9,6 @@
 enum Stage { FORWARD, BACKWARD, SUM, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
 constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V, AHEAD = 4;  // AHEAD: steps whose loads are under way together
 
-DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
-DEVICE double reciprocal(double x) { return 1.0 / x; }
-
 DEVICE real activated(real pre) { return SILU ? pre * reciprocal(real(1) + exp_of(-pre)) : pre; }
 // g silu'(pre)
 DEVICE real upstream(real g, real pre) {

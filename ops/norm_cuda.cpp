@@ -8,7 +8,8 @@
 namespace weft {
 namespace {
 
-constexpr std::int64_t kMostParts = 264;  // blocks that stride over the rows: two on each of 132 multiprocessors
+// Threads that stride over the rows, half of what 132 multiprocessors hold: enough loads under way, few sums to add up.
+constexpr std::int64_t kMostThreads = 132 * 1024;
 
 struct Space {
   std::int64_t rows, n;
@@ -41,7 +42,7 @@ void cuda_norm_backward(Lowering& l) {
   const Operand weight = l.dense(2), stats = l.rows(3);
   // Twice to four times the values in registers that the forward kernel has.
   const RowCut cut = cut_rows(s.n, row_width(s.n, {&source, &gradient}, {dx, weight}), l.in_double() ? 12 : 24, 256);
-  const std::int64_t parts = std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? kMostParts : s.rows);
+  const std::int64_t parts = std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? kMostThreads / std::int64_t(cut.threads * cut.rows) : s.rows);
   const std::int64_t dims[] = {parts, s.n};
   const DType real = l.in_double() ? DType::f64 : DType::f32;
   const Operand dw_parts = dw ? l.scratch(real, dims) : Operand{}, db_parts = db ? l.scratch(real, dims) : Operand{};

@@ -12,9 +12,7 @@ DEVICE real row_sum(real x) {
     __shared__ real shared[32];
     return block_sum<THREADS>(x, shared);
   } else {
-#pragma unroll
-    for (int d = THREADS / 2; d > 0; d /= 2) x += __shfl_xor_sync(FULL_WARP, x, d);
-    return x;
+    return warp_sum<THREADS>(x);
   }
 }
 DEVICE real row_max(real x) {
@@ -22,9 +20,7 @@ DEVICE real row_max(real x) {
     __shared__ real shared[32];
     return block_max<THREADS>(x, shared);
   } else {
-#pragma unroll
-    for (int d = THREADS / 2; d > 0; d /= 2) x = max_of(x, __shfl_xor_sync(FULL_WARP, x, d));
-    return x;
+    return warp_max<THREADS>(x);
   }
 }
 
