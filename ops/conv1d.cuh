@@ -9,11 +9,12 @@
 enum Stage { FORWARD, BACKWARD, SUM, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
 constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V, AHEAD = 4;  // AHEAD: steps whose loads are under way together
 
-DEVICE real activated(real pre) { return SILU ? pre * reciprocal(real(1) + exp_of(-pre)) : pre; }
+DEVICE real sigmoid(real x) { return reciprocal(real(1) + exp2_of(-real(LOG2_E) * x)); }
+DEVICE real activated(real pre) { return SILU ? pre * sigmoid(pre) : pre; }
 // g silu'(pre)
 DEVICE real upstream(real g, real pre) {
   if (!SILU) return g;
-  const real s = reciprocal(real(1) + exp_of(-pre));
+  const real s = sigmoid(pre);
   return g * s * (real(1) + pre * (real(1) - s));
 }
 

@@ -8,8 +8,12 @@
 namespace weft {
 namespace {
 
-// Threads that stride over the rows, half of what 132 multiprocessors hold: enough loads under way, few sums to add up.
-constexpr std::int64_t kMostThreads = 132 * 1024;
+// Blocks of a gradient stride over the rows: as many as 132 multiprocessors hold at once, by the registers of a thread. A
+// constant, so that sums do not depend on the device.
+std::int64_t striding_blocks(const RowCut& cut, int sums) {
+  const int values = std::max(cut.held, 1) * cut.width, registers = 48 + (2 + sums) * values;
+  return 132 * std::max<std::int64_t>(1, 65536 / registers / std::int64_t(cut.threads * cut.rows));
+}
 
 struct Space {
   std::int64_t rows, n;
@@ -42,7 +46,7 @@ void cuda_norm_backward(Lowering& l) {
   const Operand weight = l.dense(2), stats = l.rows(3);
   // Twice to four times the values in registers that the forward kernel has.
   const RowCut cut = cut_rows(s.n, row_width(s.n, {&source, &gradient}, {dx, weight}), l.in_double() ? 12 : 24, 256);
-  const std::int64_t parts = std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? kMostThreads / std::int64_t(cut.threads * cut.rows) : s.rows);
+  const std::int64_t parts = std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? striding_blocks(cut, bool(dw) + bool(db)) : s.rows);
   const std::int64_t dims[] = {parts, s.n};
   const DType real = l.in_double() ? DType::f64 : DType::f32;
   const Operand dw_parts = dw ? l.scratch(real, dims) : Operand{}, db_parts = db ? l.scratch(real, dims) : Operand{};

@@ -9,15 +9,6 @@
 // memory at a time; V channels and VB states are moved as one vector.
 
 constexpr int SLICES = THREADS / CHANNELS, PADDED = SLICES * S;
-constexpr real LOG2_E = real(1.4426950408889634), LN_2 = real(0.6931471805599453);
-
-// One instruction; relative error 2^-22, 0 below 2^-126.
-DEVICE float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-DEVICE double exp2_of(double x) { return exp2(x); }
 
 // f(i) for every i below COUNT, shared out among the threads.
 template <int COUNT, class F>

@@ -127,7 +127,7 @@ DEVICE void sum_steps(const Owner& o, int first, const Carried& x, Shared& share
     Step& step = shared.steps[first + k][o.channel];
     real& e = shared.e[first + k][o.channel];
     e = step.delta * by_b + x.D * e;
-    step.delta = step.u * by_b + LN_2 * by_a;
+    step.delta = step.u * by_b + real(LN_2) * by_a;
   });
 }
 
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   Carried x;
   load_owned(o, a.A + o.column * index(a.A_row), 1, x.A2);
 #pragma unroll
-  for (int j = 0; j < S; ++j) x.A2[j] *= LOG2_E, x.carry[j] = 0;
+  for (int j = 0; j < S; ++j) x.A2[j] *= real(LOG2_E), x.carry[j] = 0;
   if constexpr (has_g_last) load_owned(o, a.g_last + state_row * index(a.g_last_row), 1, x.carry);
   if constexpr (has_D) x.D = o.channel < p.width ? real(read_real(a.D + o.column)) : real(0);
   // Partial sums (parts, b, t, groups, n) of the blocks of a group.

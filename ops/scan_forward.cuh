@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   real A2[S], h[S] = {};
   load_owned(o, a.A + o.column * index(a.A_row), 1, A2);
 #pragma unroll
-  for (int j = 0; j < S; ++j) A2[j] *= LOG2_E;
+  for (int j = 0; j < S; ++j) A2[j] *= real(LOG2_E);
   if constexpr (has_initial) load_owned(o, a.initial + state_row * index(a.initial_row), 1, h);
   for (index begin = 0; begin < length; begin += CHUNK) {
     if constexpr (has_kept)
