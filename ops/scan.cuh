@@ -9,6 +9,8 @@
 // memory at a time; V channels and VB states are moved as one vector.
 
 constexpr int SLICES = THREADS / CHANNELS, PADDED = SLICES * S;
+// Rows of shared memory that some threads read along channels in vectors: four more elements spread the rows over the banks.
+constexpr int ROW = CHANNELS + 4, PART_ROW = THREADS + 4;
 
 // f(i) for every i below COUNT, shared out among the threads.
 template <int COUNT, class F>
@@ -53,12 +55,13 @@ DEVICE void store_owned(const Owner& o, T* to, index stride, const real (&x)[S])
     if (j < o.states) write_real(to + (o.state + j) * stride, x[j]);
 }
 
-struct alignas(2 * sizeof(real)) Step {
-  real delta, u;
+// Of a chunk.
+struct alignas(16) Steps {
+  real delta[CHUNK][ROW], u[CHUNK][ROW];
 };
 
 // Delta and u of a chunk.
-DEVICE void stage_steps(const Args& a, const Place& p, index begin, Step (&to)[CHUNK][CHANNELS]) {
+DEVICE void stage_steps(const Args& a, const Place& p, index begin, Steps& to) {
   each<CHUNK * (CHANNELS / V)>([&](int i) {
     const int k = i / (CHANNELS / V), c = i % (CHANNELS / V) * V;
     real u[V] = {}, delta[V] = {};
@@ -69,8 +72,8 @@ DEVICE void stage_steps(const Args& a, const Place& p, index begin, Step (&to)[C
       load_real<V>(a.raw + (row * index(a.raw_row) + column), raw);
       delta_of<V>(a, row, column, raw, delta);
     }
-#pragma unroll
-    for (int j = 0; j < V; ++j) to[k][c + j] = Step{delta[j], u[j]};
+    store<V>(&to.delta[k][c], delta);
+    store<V>(&to.u[k][c], u);
   });
 }
 
@@ -92,20 +95,20 @@ DEVICE void stage_round(const Args& a, const Place& p, index begin, real (&B)[RO
   stage_states(a.C + c, index(a.C_time), left, C);
 }
 
-// COUNT steps of the owner's states h; A2 is A log2(e). part[k] receives what they add to s at step k, if READ.
+// COUNT steps, from the chunk's `first`, of the owner's states h; A2 is A log2(e). part[k] receives what they add to s at step
+// k, if READ.
 template <int COUNT, bool READ>
-DEVICE void advance(const Owner& o, const real (&A2)[S], const Step (*steps)[CHANNELS], const real (*B)[PADDED],
-                    const real (*C)[PADDED], real (&h)[S], real (*part)[THREADS]) {
+DEVICE void advance(const Owner& o, const real (&A2)[S], const Steps& steps, int first, const real (*B)[PADDED],
+                    const real (*C)[PADDED], real (&h)[S], real (*part)[PART_ROW]) {
 #pragma unroll(32 / S < COUNT ? 32 / S : COUNT)
   for (int k = 0; k < COUNT; ++k) {
-    const Step x = steps[k][o.channel];
-    const real du = x.delta * x.u;
+    const real delta = steps.delta[first + k][o.channel], du = delta * steps.u[first + k][o.channel];
     real b[S], c[S], sum = 0;
     load<S>(&B[k][o.state], b);
     if constexpr (READ) load<S>(&C[k][o.state], c);
 #pragma unroll
     for (int j = 0; j < S; ++j) {
-      h[j] = exp2_of(x.delta * A2[j]) * h[j] + du * b[j];
+      h[j] = exp2_of(delta * A2[j]) * h[j] + du * b[j];
       if constexpr (READ) sum += c[j] * h[j];
     }
     if constexpr (READ) part[k][threadIdx.x] = sum;

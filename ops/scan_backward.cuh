@@ -8,11 +8,11 @@
 // Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; SHARED: bytes of shared memory.
 
 struct alignas(16) Shared : ChannelSums::Memory {
-  Step steps[CHUNK][CHANNELS];  // Delta becomes its gradient
-  real e[CHUNK][CHANNELS];      // s, then e, then du
+  Steps steps;            // Delta becomes its gradient
+  real e[CHUNK][ROW];     // s, then e, then du
   real B[ROUND][PADDED], C[ROUND][PADDED];
   real saved[CHUNK / SUB - 1][S][THREADS];
-  real part[2][SUB][THREADS];
+  real part[2][SUB][PART_ROW];
 };
 static_assert(sizeof(Shared) == SHARED, "the launch asks for another size");
 
@@ -27,7 +27,7 @@ DEVICE void stage_round_at(const Args& a, const Place& p, index begin, Shared& s
   stage_round(a, p, begin, shared.B, shared.C);
   __syncthreads();
 }
-DEVICE real sum_slices(const real (&part)[THREADS], const Owner& o) {
+DEVICE real sum_slices(const real (&part)[PART_ROW], const Owner& o) {
   real sum = 0;
 #pragma unroll
   for (int slice = 0; slice < SLICES; ++slice) sum += part[slice * CHANNELS + o.channel];
@@ -45,12 +45,12 @@ DEVICE void advance_chunk(const Args& a, const Place& p, const Owner& o, index b
     }
     if (!NEEDS_S && first + SUB == CHUNK) break;
     const int at = first % ROUND, turn = first / SUB % 2;
-    advance<SUB, NEEDS_S>(o, x.A2, shared.steps + first, shared.B + at, shared.C + at, h, shared.part[turn]);
+    advance<SUB, NEEDS_S>(o, x.A2, shared.steps, first, shared.B + at, shared.C + at, h, shared.part[turn]);
     if constexpr (NEEDS_S) {
       __syncthreads();  // the next steps write to the other half of `part`
       each<SUB * CHANNELS>([&](int i) {
         const int k = i / CHANNELS;
-        shared.e[first + k][o.channel] = sum_slices(shared.part[turn][k], o) + x.D * shared.steps[first + k][o.channel].u;
+        shared.e[first + k][o.channel] = sum_slices(shared.part[turn][k], o) + x.D * shared.steps.u[first + k][o.channel];
       });
     }
   }
@@ -60,7 +60,9 @@ DEVICE void advance_chunk(const Args& a, const Place& p, const Owner& o, index b
 DEVICE void stage_e(const Args& a, const Place& p, index begin, Shared& shared) {
   each<CHUNK * (CHANNELS / V)>([&](int i) {
     const int k = i / (CHANNELS / V), c = i % (CHANNELS / V) * V;
-    real e[V] = {}, du[V];
+    real e[V] = {}, delta[V], du[V];
+    load<V>(&shared.steps.delta[k][c], delta);
+    load<V>(&shared.steps.u[k][c], du);
     if (begin + k < index(a.length) && c < p.width) {
       const index row = p.batch * index(a.length) + begin + k, column = p.channel + c;
       real s[V] = {}, upstream[V] = {};
@@ -69,7 +71,7 @@ DEVICE void stage_e(const Args& a, const Place& p, index begin, Shared& shared) 
       out_gradients<V>(a, row, column, s, upstream, e);
     }
 #pragma unroll
-    for (int j = 0; j < V; ++j) du[j] = shared.steps[k][c + j].delta * shared.steps[k][c + j].u;
+    for (int j = 0; j < V; ++j) du[j] *= delta[j];
     store<V>(&shared.e[k][c], e);
     ChannelSums::stage(shared, k, c, e, du);
   });
@@ -82,19 +84,19 @@ DEVICE void retreat(const Owner& o, index begin, index length, int first, real (
   real decay[SUB][S], h[SUB][S];
 #pragma unroll
   for (int k = 0; k < SUB; ++k) {
-    const Step step = shared.steps[first + k][o.channel];
-    const real du = step.delta * step.u, (&before)[S] = k > 0 ? h[k - 1] : start;
+    const real delta = shared.steps.delta[first + k][o.channel], du = delta * shared.steps.u[first + k][o.channel];
+    const real (&before)[S] = k > 0 ? h[k - 1] : start;
     real b[S];
     load<S>(&shared.B[at + k][o.state], b);
 #pragma unroll
     for (int j = 0; j < S; ++j) {
-      decay[k][j] = exp2_of(step.delta * x.A2[j]);
+      decay[k][j] = exp2_of(delta * x.A2[j]);
       h[k][j] = decay[k][j] * before[j] + du * b[j];
     }
   }
 #pragma unroll
   for (int k = SUB - 1; k >= 0; --k) {
-    const Step step = shared.steps[first + k][o.channel];
+    const real delta = shared.steps.delta[first + k][o.channel], u = shared.steps.u[first + k][o.channel];
     const real e = shared.e[first + k][o.channel], (&before)[S] = k > 0 ? h[k - 1] : start;
     real b[S], c[S], gamma[S], by_b = 0, by_a = 0;  // sums of Gamma B and of Gamma a h A2
     load<S>(&shared.B[at + k][o.state], b);
@@ -106,14 +108,14 @@ DEVICE void retreat(const Owner& o, index begin, index length, int first, real (
       x.carry[j] = decay[k][j] * gamma[j];
       const real product = x.carry[j] * before[j];
       by_a += product * x.A2[j];
-      x.dA[j] += product * step.delta;
+      x.dA[j] += product * delta;
     }
-    x.dD += e * step.u;
+    x.dD += e * u;
     shared.part[0][k][threadIdx.x] = by_b;
     shared.part[1][k][threadIdx.x] = by_a;
     if constexpr (SUMS) {
       const index now = begin + first + k;
-      sums.add(now, now < length, k, e, step.delta * step.u, h[k], gamma);
+      sums.add(now, now < length, k, e, delta * u, h[k], gamma);
     }
   }
   if constexpr (SUMS) sums.flush(begin + first, length - begin - first, first);
@@ -124,10 +126,10 @@ DEVICE void sum_steps(const Owner& o, int first, const Carried& x, Shared& share
   each<SUB * CHANNELS>([&](int i) {  // i % CHANNELS is the owner's channel
     const int k = i / CHANNELS;
     const real by_b = sum_slices(shared.part[0][k], o), by_a = sum_slices(shared.part[1][k], o);
-    Step& step = shared.steps[first + k][o.channel];
+    real& delta = shared.steps.delta[first + k][o.channel];
     real& e = shared.e[first + k][o.channel];
-    e = step.delta * by_b + x.D * e;
-    step.delta = step.u * by_b + real(LN_2) * by_a;
+    e = delta * by_b + x.D * e;
+    delta = shared.steps.u[first + k][o.channel] * by_b + real(LN_2) * by_a;
   });
 }
 
@@ -140,8 +142,7 @@ DEVICE void finish_chunk(const Args& a, const Place& p, index begin, const Share
     real du[V], raw[V], ddelta[V], draw[V];
     load<V>(&shared.e[k][c], du);
     if constexpr (has_du) store_real<V>(a.du + (row * index(a.du_row) + column), du);
-#pragma unroll
-    for (int j = 0; j < V; ++j) ddelta[j] = shared.steps[k][c + j].delta;
+    load<V>(&shared.steps.delta[k][c], ddelta);
     load_real<V>(a.raw + (row * index(a.raw_row) + column), raw);
     delta_gradients<V>(a, row, column, raw, ddelta, draw);
   });

@@ -14,7 +14,8 @@ namespace {
 
 using namespace scan_layout;
 
-constexpr int kHeld = 4;  // steps whose states backward holds in registers
+constexpr int kHeld = 4;     // steps whose states backward holds in registers
+constexpr int kPadding = 4;  // elements between rows of shared memory, as in scan.cuh
 
 // How a block divides channels and states among its threads, and time into rounds: by the state size and the type alone.
 struct BlockShape {
@@ -32,9 +33,9 @@ struct BlockShape {
   }
   int threads() const { return channels * slices; }
   int padded() const { return slices * states; }
-  int part_bytes() const { return threads() * value; }
+  int part_bytes() const { return (threads() + kPadding) * value; }
   int states_bytes() const { return 2 * padded() * value; }  // B and C of a step
-  int steps_bytes() const { return 2 * channels * value; }   // Delta and u of a step
+  int channels_bytes() const { return (channels + kPadding) * value; }
 
   // Steps of a round: as many as leave room in static shared memory.
   int forward_round() const {
@@ -45,8 +46,8 @@ struct BlockShape {
   int backward_round() const { return kTime * states_bytes() <= 16 * 1024 ? int(kTime) : kHeld; }
   // sizeof(Shared) of scan_backward.cuh.
   int backward_bytes(bool tensor) const {
-    const int steps = kTime * (steps_bytes() + channels * value), saved = (kTime / kHeld - 1) * states * part_bytes();
-    const int sums = tensor ? kTime * channels * 4 + threads() * kHeld * 16 : 0;
+    const int steps = kTime * 3 * channels_bytes(), saved = (kTime / kHeld - 1) * states * threads() * value;  // Delta, u, e
+    const int sums = tensor ? kTime * channels_bytes() + threads() * kHeld * 16 : 0;
     const int all = steps + backward_round() * states_bytes() + saved + 2 * kHeld * part_bytes() + sums;
     return (all + 15) / 16 * 16;
   }

@@ -1,8 +1,8 @@
 // The selective scan, forward; ops/scan.cuh stands before it.
 
 // y of ROUND steps from the parts of s.
-DEVICE void finish_round(const Args& a, const Place& p, index begin, const Step (*steps)[CHANNELS],
-                         const real (&part)[ROUND][THREADS]) {
+DEVICE void finish_round(const Args& a, const Place& p, index begin, const Steps& steps, int first,
+                         const real (&part)[ROUND][PART_ROW]) {
   each<ROUND * (CHANNELS / V)>([&](int i) {
     const int k = i / (CHANNELS / V), c = i % (CHANNELS / V) * V;
     if (begin + k >= index(a.length) || c >= p.width) return;
@@ -16,10 +16,11 @@ DEVICE void finish_round(const Args& a, const Place& p, index begin, const Step 
       for (int j = 0; j < V; ++j) s[j] += x[j];
     }
     if constexpr (has_D) {
-      real D[V];
+      real D[V], u[V];
       load_real<V>(a.D + column, D);
+      load<V>(&steps.u[first + k][c], u);
 #pragma unroll
-      for (int j = 0; j < V; ++j) s[j] += D[j] * steps[k][c + j].u;
+      for (int j = 0; j < V; ++j) s[j] += D[j] * u[j];
     }
     out_of<V>(a, row, column, s, y);
     store_real<V>(a.y + (row * index(a.y_row) + column), y);
@@ -27,8 +28,8 @@ DEVICE void finish_round(const Args& a, const Place& p, index begin, const Step 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS) {
-  __shared__ __align__(16) Step steps[CHUNK][CHANNELS];
-  __shared__ __align__(16) real B[ROUND][PADDED], C[ROUND][PADDED], part[ROUND][THREADS];
+  __shared__ Steps steps;
+  __shared__ __align__(16) real B[ROUND][PADDED], C[ROUND][PADDED], part[ROUND][PART_ROW];
   const Place p = place_of(a);
   const Owner o = owner_of(p);
   const index length = index(a.length), chunks = (length + CHUNK - 1) / CHUNK;
@@ -46,9 +47,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     for (int round = 0; round < CHUNK && begin + round < length; round += ROUND) {
       stage_round(a, p, begin + round, B, C);
       __syncthreads();
-      advance<ROUND, has_y>(o, A2, steps + round, B, C, h, part);
+      advance<ROUND, has_y>(o, A2, steps, round, B, C, h, part);
       __syncthreads();
-      if constexpr (has_y) finish_round(a, p, begin + round, steps + round, part);
+      if constexpr (has_y) finish_round(a, p, begin + round, steps, round, part);
     }
   }
   if constexpr (has_last) store_owned(o, a.last + state_row * index(a.last_row), 1, h);

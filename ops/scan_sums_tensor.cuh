@@ -24,8 +24,8 @@ DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
 class ChannelSums {
  public:
   struct alignas(16) Memory {
-    u32 factors[CHUNK][2][CHANNELS / 2];  // e, then Delta u, of pairs of channels in the order in which lanes read them
-    Words4 values[SLICES][4][32];         // h and Gamma of 4 steps: a row a channel
+    u32 factors[CHUNK][ROW];       // e, then Delta u, of pairs of channels in the order in which lanes read them
+    Words4 values[SLICES][4][32];  // h and Gamma of 4 steps: a row a channel
   };
   // dB, dC: rows of N of the first step; the next ones follow `stride` apart.
   DEVICE ChannelSums(const Owner& o, real* dB, real* dC, index stride, Memory& memory)
@@ -39,8 +39,8 @@ class ChannelSums {
 #pragma unroll
     for (int j = 0; j < V; j += 2) {
       const int at = (c + j) % 8 / 2 * 4 + (c + j) / 8;
-      memory.factors[k][0][at] = pack_bf16(e[j], e[j + 1]);
-      memory.factors[k][1][at] = pack_bf16(du[j], du[j + 1]);
+      memory.factors[k][at] = pack_bf16(e[j], e[j + 1]);
+      memory.factors[k][CHANNELS / 2 + at] = pack_bf16(du[j], du[j + 1]);
     }
   }
   // Step k of the SUB that are held.
@@ -56,7 +56,7 @@ class ChannelSums {
     for (int i = 0; i < 4; ++i) load_transposed(&memory_.values[slice_][i][lane_], m[i]);
     __syncwarp();
     u32 f[4];
-    load<4>(&memory_.factors[k + lane_ / 8][lane_ / 4 % 2][lane_ % 4 * 4], f);
+    load<4>(&memory_.factors[k + lane_ / 8][lane_ % 8 * 4], f);
     float d[2][4] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
