@@ -22,8 +22,18 @@ std::string numbered(std::size_t n) {
   return text;
 }
 
-bool equal(const ByteBatches::Batch& a, const ByteBatches::Batch& b) {
-  return a.inputs == b.inputs && a.targets == b.targets && a.counted == b.counted;
+struct HostBatch {
+  std::vector<std::int64_t> inputs, targets;
+  std::int64_t counted, characters, bytes;
+  bool operator==(const HostBatch&) const = default;
+};
+
+HostBatch on_host(const Batch& b) {
+  return {b.inputs.to_host<std::int64_t>(), b.targets.to_host<std::int64_t>(), b.counted, b.characters, b.bytes};
+}
+
+TokenStream stream(std::string text, BatchOptions options) {
+  return TokenStream(Corpus{"note.txt", std::move(text)}, Tokenizer::bytes(), options);
 }
 
 TEST(Data, FileIsReadAsItIs) {
@@ -68,12 +78,13 @@ TEST(Data, WithoutTheDefaultCorpusBothWaysAreNamed) {
 
 TEST(Data, TrainingWindowsAreConsecutiveBytesOfTheTrainingPart) {
   std::string text = numbered(5000);
-  ByteBatches data({"t", text}, {.batch = 4, .length = 33, .seed = 5});
-  EXPECT_EQ(data.training_text().size(), 4500u);
-  EXPECT_EQ(std::string(data.training_text()) + std::string(data.validation_text()), text);
+  const Corpus corpus{"t", text};
+  TokenStream data(corpus, Tokenizer::bytes(), {.batch = 4, .length = 33, .seed = 5});
+  EXPECT_EQ(corpus.training().size(), 4500u);
+  EXPECT_EQ(std::string(corpus.training()) + std::string(corpus.validation()), text);
   std::set<std::string> seen;
   for (int i = 0; i < 100; ++i) {
-    auto batch = data.next();
+    const HostBatch batch = on_host(data.next());
     ASSERT_EQ(batch.inputs.size(), 4u * 33);
     ASSERT_EQ(batch.targets.size(), 4u * 33);
     EXPECT_EQ(batch.counted, 4 * 33);
@@ -82,7 +93,7 @@ TEST(Data, TrainingWindowsAreConsecutiveBytesOfTheTrainingPart) {
       for (std::size_t j = 0; j < 33; ++j) window += char(batch.inputs[row * 33 + j]);
       for (std::size_t j = 0; j + 1 < 33; ++j) EXPECT_EQ(batch.targets[row * 33 + j], batch.inputs[row * 33 + j + 1]);
       window += char(batch.targets[row * 33 + 32]);
-      EXPECT_NE(data.training_text().find(window), std::string::npos);
+      EXPECT_NE(corpus.training().find(window), std::string::npos);
       seen.insert(window);
     }
   }
@@ -93,47 +104,48 @@ TEST(Data, TrainingWindowsAreConsecutiveBytesOfTheTrainingPart) {
 TEST(Data, EveryPlaceIsDrawnAndNoneBeyond) {
   std::string text(40, '\0');
   std::iota(text.begin(), text.end(), '\0');
-  ByteBatches data({"t", text}, {.batch = 8, .length = 32, .seed = 1});  // 36 for training: starts 0..3
+  TokenStream data = stream(text, {.batch = 8, .length = 32, .seed = 1});  // 36 for training: starts 0..3
   std::array<int, 4> counts{};
   for (int i = 0; i < 500; ++i) {
-    auto batch = data.next();
+    const HostBatch batch = on_host(data.next());
     for (std::size_t row = 0; row < 8; ++row) ++counts.at(std::size_t(batch.inputs[row * 32]));
   }
   for (int count : counts) EXPECT_NEAR(count, 1000, 120);
 }
 
 TEST(Data, APositionIsAllTheState) {
-  ByteBatches::Options options{.batch = 3, .length = 16, .seed = 9};
-  ByteBatches a({"t", numbered(3000)}, options), b({"t", numbered(3000)}, options);
+  BatchOptions options{.batch = 3, .length = 16, .seed = 9};
+  TokenStream a = stream(numbered(3000), options), b = stream(numbered(3000), options);
   for (int i = 0; i < 7; ++i) a.next();
   b.seek(a.position());
-  for (int i = 0; i < 5; ++i) EXPECT_TRUE(equal(a.next(), b.next()));
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(on_host(a.next()), on_host(b.next()));
   a.seek(0), b.seek(1);
-  EXPECT_FALSE(equal(a.next(), b.next()));
-  ByteBatches other({"t", numbered(3000)}, {.batch = 3, .length = 16, .seed = 10});
+  EXPECT_NE(on_host(a.next()), on_host(b.next()));
+  TokenStream other = stream(numbered(3000), {.batch = 3, .length = 16, .seed = 10});
   a.seek(0);
-  EXPECT_FALSE(equal(a.next(), other.next()));
+  EXPECT_NE(on_host(a.next()), on_host(other.next()));
   expect_error(ErrorKind::usage, {"position"}, [&] { a.seek(-1); });
 }
 
 TEST(Data, ValidationCoversItsPartOnce) {
   for (std::size_t size : {20u, 400u, 2570u, 2571u, 10000u}) {
-    ByteBatches data({"t", numbered(size)}, {.batch = 4, .length = 16});
-    std::string_view text = data.validation_text();
+    const Corpus corpus{"t", numbered(size)};
+    TokenStream data(corpus, Tokenizer::bytes(), {.batch = 4, .length = 16});
+    const std::string_view text = corpus.validation();
     std::string inputs, targets;
     std::int64_t counted = 0;
     for (std::int64_t i = 0; i < data.validation_batches(); ++i) {
-      auto batch = data.validation(i);
+      const HostBatch batch = on_host(data.validation(i));
       ASSERT_EQ(batch.inputs.size(), 64u);
       ASSERT_EQ(batch.targets.size(), 64u);
       EXPECT_GT(batch.counted, 0);
       counted += batch.counted;
       for (std::size_t j = 0; j < 64; ++j) {
-        if (batch.targets[j] == ByteBatches::kIgnored) continue;
+        if (batch.targets[j] == kIgnored) continue;
         inputs += char(batch.inputs[j]);
         targets += char(batch.targets[j]);
       }
-      EXPECT_TRUE(equal(batch, data.validation(i)));
+      EXPECT_EQ(batch, on_host(data.validation(i)));
     }
     EXPECT_EQ(inputs, text.substr(0, text.size() - 1)) << size;
     EXPECT_EQ(targets, text.substr(1)) << size;
@@ -143,15 +155,15 @@ TEST(Data, ValidationCoversItsPartOnce) {
 }
 
 TEST(Data, TooShortOrWrongOptions) {
-  auto make = [](std::size_t size, ByteBatches::Options options) {
-    ByteBatches({"note.txt", numbered(size)}, options).next();
+  auto make = [](std::size_t size, BatchOptions options) {
+    stream(std::string(size, 'a'), options).next();
   };
-  expect_error(ErrorKind::io, {"note.txt: text too short", "100 bytes", "length of 256 needs 285", "--length"},
+  expect_error(ErrorKind::io, {"note.txt: text too short", "90 tokens to train on", "length of 256 needs 257", "--length"},
                [&] { make(100, {.batch = 1, .length = 256}); });
   expect_error(ErrorKind::io, {"text too short"}, [&] { make(284, {.batch = 1, .length = 256}); });
   EXPECT_NO_THROW(make(285, {.batch = 1, .length = 256}));
   for (std::size_t size = 0; size < 20; ++size)
-    expect_error(ErrorKind::io, {"needs 20"}, [&] { make(size, {.batch = 1, .length = 1}); });
+    expect_error(ErrorKind::io, {"text too short"}, [&] { make(size, {.batch = 1, .length = 1}); });
   EXPECT_NO_THROW(make(20, {.batch = 1, .length = 1}));
   expect_error(ErrorKind::usage, {"batch 0"}, [&] { make(1000, {.batch = 0, .length = 8}); });
   expect_error(ErrorKind::usage, {"length -1"}, [&] { make(1000, {.batch = 1, .length = -1}); });
@@ -159,8 +171,8 @@ TEST(Data, TooShortOrWrongOptions) {
 
 // The windows of a run that was saved must be the same in later versions.
 TEST(Data, WindowsArePinned) {
-  ByteBatches data({"t", numbered(5000)}, {.batch = 2, .length = 4, .seed = 1234});
-  EXPECT_EQ(data.next().inputs, (std::vector<std::int64_t>{215, 147, 79, 10, 188, 120, 52, 240}));
+  TokenStream data = stream(numbered(5000), {.batch = 2, .length = 4, .seed = 1234});
+  EXPECT_EQ(on_host(data.next()).inputs, (std::vector<std::int64_t>{215, 147, 79, 10, 188, 120, 52, 240}));
 }
 
 }  // namespace

@@ -27,6 +27,10 @@ Corpus corpus() {
   return {"words", text};
 }
 
+std::shared_ptr<TokenStream> data(const Corpus& text, const TrainOptions& o) {
+  return std::make_shared<TokenStream>(text, Tokenizer::bytes(), BatchOptions{.batch = o.batch, .length = o.length, .seed = o.seed});
+}
+
 TrainOptions options() {
   return {
       .steps = 20, .batch = 3, .length = 24, .width = 32, .layers = 2, .state = 8, .lr = 5e-3, .warmup = 3, .seed = 7};
@@ -45,11 +49,11 @@ void expect_equal(const TensorMap& a, const TensorMap& b) {
 
 TEST(Trainer, SavedReloadedAndContinuedEqualsUninterrupted) {
   const TempFolder folder;
-  Trainer whole(corpus(), options()), first(corpus(), options());
+  Trainer whole(data(corpus(), options()), options()), first(data(corpus(), options()), options());
   const std::vector<double> losses = train(whole, 20);
   train(first, 10);
   first.save(folder.path());
-  Trainer second = Trainer::resume(folder.path(), corpus());
+  Trainer second = Trainer::resume(folder.path(), data(corpus(), options()));
   EXPECT_EQ(second.steps_done(), 10);
   const std::vector<double> rest = train(second, 10);
   EXPECT_EQ(std::vector<double>(losses.begin() + 10, losses.end()), rest);
@@ -60,7 +64,7 @@ TEST(Trainer, SavedReloadedAndContinuedEqualsUninterrupted) {
 }
 
 TEST(Trainer, LearnsSomething) {
-  Trainer trainer(corpus(), options());
+  Trainer trainer(data(corpus(), options()), options());
   const double before = trainer.validate().loss;
   EXPECT_NEAR(before, std::log(256), 0.3);
   train(trainer, 20);
@@ -72,7 +76,7 @@ TEST(Trainer, ThreadsDoNotChangeABit) {
   std::vector<std::vector<double>> losses;
   for (int n : {1, 2, 3}) {
     set_threads(n);
-    Trainer trainer(corpus(), options());
+    Trainer trainer(data(corpus(), options()), options());
     losses.push_back(train(trainer, 5));
   }
   set_threads(before);
@@ -81,7 +85,7 @@ TEST(Trainer, ThreadsDoNotChangeABit) {
 }
 
 TEST(Trainer, AValueThatIsNotFiniteStopsItWithTheWeightsBefore) {
-  Trainer trainer(corpus(), options());
+  Trainer trainer(data(corpus(), options()), options());
   train(trainer, 2);
   Param w = trainer.model().parameters()[0];
   std::vector<float> values = w.to_host<float>();
@@ -95,25 +99,25 @@ TEST(Trainer, AValueThatIsNotFiniteStopsItWithTheWeightsBefore) {
 
 TEST(Trainer, ResumeRefusesWhatDoesNotBelongTogether) {
   const TempFolder folder, other;
-  Trainer trainer(corpus(), options());
+  Trainer trainer(data(corpus(), options()), options());
   train(trainer, 1);
   trainer.save(folder.path());
   train(trainer, 1);
   trainer.save(other.path());
   fs::copy_file(other / "model.safetensors", folder / "model.safetensors", fs::copy_options::overwrite_existing);
-  expect_error(ErrorKind::io, {"belong to different steps"}, [&] { Trainer::resume(folder.path(), corpus()); });
+  expect_error(ErrorKind::io, {"belong to different steps"}, [&] { Trainer::resume(folder.path(), data(corpus(), options())); });
   Corpus another = corpus();
   another.text[5] = '!';
   expect_error(ErrorKind::io, {"not the one that training began with"},
-               [&] { Trainer::resume(other.path(), another); });
-  expect_error(ErrorKind::io, {"no training state"}, [&] { Trainer::resume(folder / "none", corpus()); });
+               [&] { Trainer::resume(other.path(), data(another, options())); });
+  expect_error(ErrorKind::io, {"no training state"}, [&] { Trainer::resume(folder / "none", data(corpus(), options())); });
   fs::resize_file(other / "state.json", 30);
-  expect_error(ErrorKind::io, {"state.json"}, [&] { Trainer::resume(other.path(), corpus()); });
+  expect_error(ErrorKind::io, {"state.json"}, [&] { Trainer::resume(other.path(), data(corpus(), options())); });
 }
 
 TEST(Trainer, TheModelOfACheckpointLoadsByItself) {
   const TempFolder folder;
-  Trainer trainer(corpus(), options());
+  Trainer trainer(data(corpus(), options()), options());
   train(trainer, 1);
   trainer.save(folder.path());
   expect_equal(Mamba::load(folder.path()).state_dict(), trainer.model().state_dict());
@@ -132,7 +136,7 @@ TEST(SlowTrainer, ReachesTheEntropyOfTheTextAndNoLess) {
   o.steps = 400;
   o.batch = 8;
   o.length = 64;
-  Trainer trainer(corpus(), o);
+  Trainer trainer(data(corpus(), o), o);
   train(trainer, 400);
   const double entropy = std::log(8) / 4.625;
   EXPECT_LT(trainer.validate().loss, entropy * 1.25);

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <numbers>
+#include <memory>
 
 #include "autograd/run.h"
 #include "jit/gpu.h"
@@ -20,24 +20,32 @@ std::optional<std::filesystem::path> data_file(const TrainCommand& c) {
   return std::nullopt;
 }
 
-Trainer make_trainer(const TrainCommand& c, const Corpus& corpus) {
+std::shared_ptr<BatchSource> open_data(const TrainCommand& c, const TrainOptions& o) {
+  const Corpus corpus = load_corpus(data_file(c));
+  const Tokenizer tokenizer = c.resume.empty() ? make_tokenizer(c.tokenizer, c.vocabulary, corpus) : saved_tokenizer(c.resume);
+  return std::make_shared<TokenStream>(corpus, tokenizer, BatchOptions{.batch = o.batch, .length = o.length, .seed = o.seed});
+}
+
+Trainer make_trainer(const TrainCommand& c) {
   if (c.resume.empty()) {
     TrainOptions options = c.train;
     options.bf16 = c.precision == "bf16" || (c.precision == "auto" && device() == Device::cuda);
-    return Trainer(corpus, options);
+    return Trainer(open_data(c, options), options);
   }
-  Trainer trainer = Trainer::resume(c.resume, corpus);
+  const std::optional<TrainOptions> saved = saved_options(c.resume);
+  Trainer trainer = Trainer::resume(c.resume, open_data(c, saved.value_or(c.train)));
   if (c.steps_given) trainer.set_steps(c.train.steps);
   return trainer;
 }
 
-void print_start(const Trainer& trainer, Mamba& model, const Corpus& corpus) {
+void print_start(Trainer& trainer) {
   const TrainOptions& o = trainer.options();
-  fmt::print("text: {}, {} bytes, 9/10 to train on\n", corpus.name, corpus.text.size());
+  const BatchSource& data = trainer.data();
+  fmt::print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), data.tokenizer()->name(), data.vocabulary());
   fmt::print("model: Mamba, {} layers, width {}, state {}, {} parameters\n", o.layers, o.width, o.state,
-             model.config().parameter_count());
+             trainer.model().config().parameter_count());
   const std::string where = is_gpu(device()) ? Gpu::of(device()).name() : fmt::format("{} threads", threads());
-  fmt::print("device: {} ({}), {}; {} steps of {} x {} bytes\n", name_of(device()), where, o.bf16 ? "bf16" : "fp32", o.steps,
+  fmt::print("device: {} ({}), {}; {} steps of {} x {} tokens\n", name_of(device()), where, o.bf16 ? "bf16" : "fp32", o.steps,
              o.batch, o.length);
   if (trainer.steps_done()) fmt::print("resumed after step {}\n", trainer.steps_done());
   std::fflush(stdout);
@@ -45,8 +53,8 @@ void print_start(const Trainer& trainer, Mamba& model, const Corpus& corpus) {
 
 void validate(Trainer& trainer, Progress& progress, std::int64_t batches) {
   const Validation v = trainer.validate(batches);
-  progress.note(fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per byte ({} bytes)", trainer.steps_done(),
-                            v.loss, v.loss / std::numbers::ln2, v.bytes));
+  progress.note(fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per character ({} tokens)",
+                            trainer.steps_done(), v.loss, v.bits_per_character(), v.tokens));
 }
 
 // OUT/metrics.jsonl, one line a step; closed if nothing is saved.
@@ -65,10 +73,9 @@ int cmd_train(const TrainCommand& c) {
   use_device(c.device);
   if (c.tf32 && is_gpu(device())) Gpu::of(device()).allow_tf32(true);
   if (c.threads > 0) set_threads(c.threads);
-  const Corpus corpus = load_corpus(data_file(c));
-  Trainer trainer = make_trainer(c, corpus);
+  Trainer trainer = make_trainer(c);
   const std::string out = c.out.empty() ? c.resume : c.out;
-  print_start(trainer, trainer.model(), corpus);
+  print_start(trainer);
 
   const TrainOptions& o = trainer.options();
   Progress progress(trainer.steps_done(), o.steps, o.batch * o.length);

@@ -15,10 +15,12 @@ namespace weft {
 struct TrainCommand {
   TrainOptions train;
   std::string data, out, resume, device = "auto", prompt = "\n";
+  std::string tokenizer = "bytes";  // "unigram", or a model file
+  std::int64_t vocabulary = 4000;   // of "unigram"
   bool steps_given = false;         // on the command line: overrides those of a resumed run
   std::int64_t eval_every = 500;    // steps; 0: at the end only
   std::int64_t eval_batches = 100;  // of the validation part; 0: all
-  std::int64_t sample = 500;        // bytes; 0: none
+  std::int64_t sample = 500;        // tokens; 0: none
   double temperature = 0.7;
   std::int64_t top_k = 0;
   int threads = 0;  // 0: as OMP_NUM_THREADS says

@@ -1,15 +1,18 @@
 #include "tools/data.h"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <utility>
+#include <vector>
 
 #include "jit/error.h"
 #include "jit/philox.h"
 #include "nn/safetensors.h"
+#include "tools/utf8.h"
 
 namespace weft {
 namespace {
@@ -44,70 +47,117 @@ Corpus load_corpus(const std::optional<std::filesystem::path>& file) {
   return {"King James Bible", std::move(text)};
 }
 
-ByteBatches::ByteBatches(Corpus corpus, Options options) : corpus_(std::move(corpus)), options_(options) {
+std::size_t Corpus::split() const {
+  std::size_t at = text.size() - text.size() / 10;
+  for (int i = 0; i < 3 && at > 0 && at < text.size() && utf8_continues(text[at]); ++i) --at;
+  return at;
+}
+
+Tokenizer make_tokenizer(const std::string& choice, std::int64_t vocabulary, const Corpus& corpus) {
+  if (choice == "bytes") return Tokenizer::bytes();
+  if (choice == "unigram") return Tokenizer::train(corpus.training(), vocabulary, corpus.name);
+  return Tokenizer::load(choice);
+}
+
+BatchSource::BatchSource(BatchOptions options) : options_(options) {
   if (options_.batch < 1 || options_.length < 1)
     fail(ErrorKind::usage, "batch and length must be at least 1",
          fmt::format("batch {}, length {}", options_.batch, options_.length));
-  split_ = corpus_.text.size() - corpus_.text.size() / 10;
-  std::size_t window = std::size_t(options_.length) + 1;
-  if (split_ < window || corpus_.text.size() - split_ < 2)
-    fail(ErrorKind::io, corpus_.name + ": text too short",
-         fmt::format("{} bytes; a length of {} needs {}", corpus_.text.size(), options_.length,
-                     std::max<std::size_t>(window + (window - 1) / 9, 20)),
-         "give a longer text or a smaller --length");
 }
 
-ByteBatches::Batch ByteBatches::empty_batch() const {
-  auto n = std::size_t(options_.batch * options_.length);
-  return {std::vector<std::int64_t>(n, 0), std::vector<std::int64_t>(n, kIgnored), 0};
-}
-
-void ByteBatches::fill_row(Batch& batch, std::int64_t row, std::string_view window) const {
-  auto at = std::size_t(row * options_.length);
-  for (std::size_t i = 0; i + 1 < window.size(); ++i) {
-    batch.inputs[at + i] = static_cast<unsigned char>(window[i]);
-    batch.targets[at + i] = static_cast<unsigned char>(window[i + 1]);
-  }
-  batch.counted += std::int64_t(window.size()) - 1;
-}
-
-ByteBatches::Batch ByteBatches::next() {
-  Batch batch = empty_batch();
-  std::string_view text = training_text();
-  auto length = std::size_t(options_.length);
-  std::uint64_t places = text.size() - length;
-  for (std::int64_t row = 0; row < options_.batch; ++row) {
-    auto words = philox_group(options_.seed, std::uint64_t(position_), std::uint64_t(row));
-    __extension__ using Wide = unsigned __int128;  // 64 random bits times places / 2^64: uniform without a visible bias
-    auto place = std::uint64_t((Wide(words[0] | std::uint64_t(words[1]) << 32) * places) >> 64);
-    fill_row(batch, row, text.substr(place, length + 1));
-  }
+Batch BatchSource::next() {
+  Batch batch = training(position_);
   ++position_;
   return batch;
 }
 
-void ByteBatches::seek(std::int64_t position) {
+void BatchSource::seek(std::int64_t position) {
   if (position < 0) fail(ErrorKind::usage, "a position is at least 0", fmt::format("{}", position));
   position_ = position;
 }
 
-std::int64_t ByteBatches::validation_batches() const {
-  auto targets = std::int64_t(validation_text().size()) - 1, batch = options_.batch * options_.length;
-  return (targets + batch - 1) / batch;
+namespace {
+
+Tokens tokens_of(std::string_view text, const Tokenizer& tokenizer) {
+  PackedTokens tokens(tokenizer.vocabulary());
+  for (std::string_view block : tokenizer.blocks(text)) tokens.append(tokenizer.encode(block));
+  return Tokens(std::move(tokens));
 }
 
-ByteBatches::Batch ByteBatches::validation(std::int64_t index) const {
+}  // namespace
+
+TokenStream::TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options)
+    : TokenStream(corpus.name, tokens_of(corpus.training(), tokenizer), tokens_of(corpus.validation(), tokenizer),
+                  tokenizer, options) {}
+
+TokenStream::TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options)
+    : TokenStream(load_corpus(file), std::move(tokenizer), options) {}
+
+TokenStream::TokenStream(std::string name, Tokens training, Tokens validation, Tokenizer tokenizer, BatchOptions options)
+    : BatchSource(options),
+      name_(std::move(name)),
+      tokenizer_(std::move(tokenizer)),
+      training_(std::move(training)),
+      validation_(std::move(validation)) {
+  if (training_.size() < options.length + 1 || validation_.size() < 2)
+    fail(ErrorKind::io, name_ + ": text too short",
+         fmt::format("{} tokens to train on and {} to validate with; a length of {} needs {} and 2", training_.size(),
+                     validation_.size(), options.length, options.length + 1),
+         "give a longer text or a smaller --length");
+}
+
+// A row for each place; what lacks at the end of the text, and the rows that have no place, are padding.
+Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const {
+  const BatchOptions& o = options();
+  const std::size_t n = std::size_t(o.batch * o.length);
+  std::vector<std::int64_t> inputs(n, 0), targets(n, kIgnored), window;
+  Batch batch;
+  for (std::size_t row = 0; row < places.size(); ++row) {
+    window.resize(std::size_t(std::min(o.length + 1, tokens.size() - places[row])));
+    tokens.copy(places[row], window);
+    std::copy(window.begin(), window.end() - 1, inputs.begin() + std::ptrdiff_t(row) * o.length);
+    std::copy(window.begin() + 1, window.end(), targets.begin() + std::ptrdiff_t(row) * o.length);
+    for (std::size_t i = 1; i < window.size(); ++i) {
+      batch.characters += tokenizer_.characters(window[i]);
+      batch.bytes += std::int64_t(tokenizer_.piece(window[i]).size());
+    }
+    batch.counted += std::int64_t(window.size()) - 1;
+  }
+  batch.inputs = Tensor::from(inputs, {o.batch, o.length});
+  batch.targets = Tensor::from(targets, {o.batch, o.length});
+  return batch;
+}
+
+Batch TokenStream::training(std::int64_t position) const {
+  const std::uint64_t count = std::uint64_t(training_.size() - options().length);
+  std::vector<std::int64_t> places;
+  for (std::int64_t row = 0; row < options().batch; ++row) {
+    const auto words = philox_group(options().seed, std::uint64_t(position), std::uint64_t(row));
+    __extension__ using Wide = unsigned __int128;  // 64 random bits times count / 2^64: uniform without a visible bias
+    places.push_back(std::int64_t((Wide(words[0] | std::uint64_t(words[1]) << 32) * count) >> 64));
+  }
+  return windows(training_, places);
+}
+
+std::int64_t TokenStream::validation_batches() const {
+  const std::int64_t batch = options().batch * options().length;
+  return (validation_.size() - 1 + batch - 1) / batch;
+}
+
+Batch TokenStream::validation(std::int64_t index) const {
   if (index < 0 || index >= validation_batches())
     fail(ErrorKind::usage, "no such validation batch", fmt::format("{} of {}", index, validation_batches()));
-  Batch batch = empty_batch();
-  std::string_view text = validation_text();
-  auto length = std::size_t(options_.length);
-  for (std::int64_t row = 0; row < options_.batch; ++row) {
-    std::size_t place = std::size_t(index * options_.batch + row) * length;
-    if (place + 1 >= text.size()) break;
-    fill_row(batch, row, text.substr(place, length + 1));
+  std::vector<std::int64_t> places;
+  for (std::int64_t row = 0; row < options().batch; ++row) {
+    const std::int64_t place = (index * options().batch + row) * options().length;
+    if (place + 1 < validation_.size()) places.push_back(place);
   }
-  return batch;
+  return windows(validation_, places);
+}
+
+std::uint64_t TokenStream::hash() const {
+  const std::uint64_t parts[] = {training_.hash(), validation_.hash(), tokenizer_.hash()};
+  return XXH3_64bits(parts, sizeof parts);
 }
 
 }  // namespace weft

@@ -1,4 +1,4 @@
-// Texts to train on, as bytes.
+// What a model is trained on: texts and how they are cut into batches.
 #pragma once
 
 #include <cstddef>
@@ -7,64 +7,104 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <vector>
+
+#include "autograd/tensor.h"
+#include "tools/tokenizer.h"
+#include "tools/tokens.h"
 
 namespace weft {
 
 struct Corpus {
   std::string name;  // the file, or what the default is
   std::string text;
+
+  // The first 9/10, which are trained on, and the rest; never cut inside a UTF-8 character.
+  std::string_view training() const { return std::string_view(text).substr(0, split()); }
+  std::string_view validation() const { return std::string_view(text).substr(split()); }
+  std::size_t split() const;
 };
 
-// The bytes of `file`; without one, the King James text as Debian's package bible-kjv prints it: one verse a line, each
+// The text of `file`; without one, the King James text as Debian's package bible-kjv prints it: one verse a line, each
 // behind its reference ("Ge1:1 In the beginning ..."). Errors are ErrorKind::io: missing, empty, neither there.
 Corpus load_corpus(const std::optional<std::filesystem::path>& file = std::nullopt);
 
-// Windows of bytes from a text: the first 9/10 for training, the rest for validation.
-class ByteBatches {
+// "bytes"; "unigram", made from the training part with that many pieces; or the file of a SentencePiece model.
+Tokenizer make_tokenizer(const std::string& choice, std::int64_t vocabulary, const Corpus& corpus);
+
+inline constexpr std::int64_t kIgnored = -100;  // the target of what is not to be predicted, as cross_entropy ignores it
+
+struct Batch {
+  Tensor inputs;                // (batch, length) of i64
+  Tensor targets;               // (batch, length) of i64: what is to be predicted at each input
+  std::int64_t counted = 0;     // targets that are not kIgnored
+  std::int64_t characters = 0;  // of the text that the counted targets stand for; 0 if there is no text
+  std::int64_t bytes = 0;       // likewise
+};
+
+struct BatchOptions {
+  std::int64_t batch = 8;
+  std::int64_t length = 256;
+  std::uint64_t seed = 0;
+};
+
+// Batches without end to train on, and some to validate with. All have the same shape.
+class BatchSource {
  public:
-  static constexpr std::int64_t kVocabulary = 256;
-  static constexpr std::int64_t kIgnored = -100;  // the target of padding, as cross_entropy ignores it
+  virtual ~BatchSource() = default;
 
-  struct Options {
-    std::int64_t batch = 8;
-    std::int64_t length = 256;
-    std::uint64_t seed = 0;
-  };
-
-  struct Batch {
-    std::vector<std::int64_t> inputs;   // (batch, length)
-    std::vector<std::int64_t> targets;  // (batch, length): the byte that follows each input
-    std::int64_t counted = 0;           // targets that are not kIgnored
-  };
-
-  // Errors: ErrorKind::usage for batch or length below 1, ErrorKind::io for a text too short for one window.
-  ByteBatches(Corpus corpus, Options options);
-
-  // The training batch at position(): windows at random places, a function of (text, options, position) alone. next()
-  // goes on to the following position; seek() to any, which is all there is to save and restore.
+  // The training batch at position(), which is a function of the data, the options and the position alone. next() goes on
+  // to the following position; seek() to any, which is all there is to save and restore.
   Batch next();
   std::int64_t position() const { return position_; }
   void seek(std::int64_t position);
 
-  // Batches that cover the validation part once, window after window in the order of the text. The last is filled up
-  // with ignored targets, so all have the same shape; a mean over batches must weigh each by `counted`.
-  std::int64_t validation_batches() const;
-  Batch validation(std::int64_t index) const;
+  // A mean over batches must weigh each by `counted`.
+  virtual std::int64_t validation_batches() const = 0;
+  virtual Batch validation(std::int64_t index) const = 0;
 
-  const Options& options() const { return options_; }
-  const std::string& name() const { return corpus_.name; }
-  std::string_view training_text() const { return std::string_view(corpus_.text).substr(0, split_); }
-  std::string_view validation_text() const { return std::string_view(corpus_.text).substr(split_); }
+  virtual std::int64_t vocabulary() const = 0;
+  virtual std::string name() const = 0;
+  virtual std::uint64_t hash() const = 0;  // of the data: training can go on only with the same
+  virtual const Tokenizer* tokenizer() const { return nullptr; }  // none: there is no text
+  const BatchOptions& options() const { return options_; }
+
+ protected:
+  explicit BatchSource(BatchOptions options);  // errors (ErrorKind::usage): batch or length below 1
+  BatchSource(const BatchSource&) = default;
+  BatchSource& operator=(const BatchSource&) = default;
+  virtual Batch training(std::int64_t position) const = 0;
 
  private:
-  void fill_row(Batch& batch, std::int64_t row, std::string_view window) const;
-  Batch empty_batch() const;
-
-  Corpus corpus_;
-  Options options_;
-  std::size_t split_ = 0;
+  BatchOptions options_;
   std::int64_t position_ = 0;
+};
+
+// Windows of a text's tokens; targets are the tokens that follow. To train, windows at random places; to validate, window
+// after window, so that the validation part is covered once; the last batch is filled up with kIgnored.
+class TokenStream : public BatchSource {
+ public:
+  // Errors: ErrorKind::io for a text too short for one window, or that the tokenizer does not take.
+  TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options);
+  TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options);
+  TokenStream(std::string name, Tokens training, Tokens validation, Tokenizer tokenizer, BatchOptions options);
+
+  std::int64_t validation_batches() const override;
+  Batch validation(std::int64_t index) const override;
+  std::int64_t vocabulary() const override { return tokenizer_.vocabulary(); }
+  std::string name() const override { return name_; }
+  std::uint64_t hash() const override;
+  const Tokenizer* tokenizer() const override { return &tokenizer_; }
+  const Tokens& training_tokens() const { return training_; }
+  const Tokens& validation_tokens() const { return validation_; }
+
+ protected:
+  Batch training(std::int64_t position) const override;
+
+ private:
+  Batch windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const;
+  std::string name_;
+  Tokenizer tokenizer_;
+  Tokens training_, validation_;
 };
 
 }  // namespace weft

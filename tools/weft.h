@@ -24,4 +24,5 @@
 #include "optim/clip.h"
 #include "optim/schedule.h"
 #include "tools/data.h"
+#include "tools/tokenizer.h"
 #include "tools/trainer.h"
