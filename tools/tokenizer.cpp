@@ -233,13 +233,13 @@ void check_text(std::string_view text, const std::string& name) {
        "convert it with iconv, or give --tokenizer bytes, which takes any file");
 }
 
-// What a vocabulary must have room for: every character, every byte, and <unk>, <s>, </s>.
+// What a vocabulary must have room for: every character (a zero byte is none), every byte, and <unk>, <s>, </s>.
 std::int64_t least_vocabulary(std::string_view text) {
   std::unordered_set<std::string_view> characters;
   bool cut = false;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t length = utf8_length(text.substr(at), cut);
-    if (text[at] != '\n') characters.insert(text.substr(at, length));
+    if (text[at] != '\n' && text[at]) characters.insert(text.substr(at, length));
     at += length;
   }
   return std::int64_t(characters.size()) + 256 + 3;
@@ -289,6 +289,12 @@ Tokenizer Tokenizer::from_model(std::string serialized, const std::string& name)
   auto model = std::make_shared<Model>();
   model->name = file.type == 1 ? "unigram" : "bpe";
   model->dummy_prefix = file.dummy_prefix;
+  std::vector<std::int64_t> byte_ids(256, -1);
+  for (std::size_t id = 0; id < file.pieces.size(); ++id) {
+    model->pieces.push_back(decoded(file.pieces[id], name));
+    if (file.pieces[id].type == PieceType::byte) byte_ids[byte_value(file.pieces[id].text, name)] = std::int64_t(id);
+    if (file.pieces[id].type == PieceType::control && file.pieces[id].text == "</s>") model->end_of_text = std::int64_t(id);
+  }
   model->processor = std::make_unique<sp::SentencePieceProcessor>();
   try {
     const sp::util::Status status = model->processor->LoadFromSerializedProto(serialized);
@@ -299,12 +305,6 @@ Tokenizer Tokenizer::from_model(std::string serialized, const std::string& name)
     refuse(name, e.what());
   }
   if (std::size_t(model->processor->GetPieceSize()) != file.pieces.size()) refuse(name, "damaged: pieces are missing");
-  std::vector<std::int64_t> byte_ids(256, -1);
-  for (std::size_t id = 0; id < file.pieces.size(); ++id) {
-    model->pieces.push_back(decoded(file.pieces[id], name));
-    if (file.pieces[id].type == PieceType::byte) byte_ids[byte_value(file.pieces[id].text, name)] = std::int64_t(id);
-    if (file.pieces[id].type == PieceType::control && file.pieces[id].text == "</s>") model->end_of_text = std::int64_t(id);
-  }
   const bool all_bytes = std::find(byte_ids.begin(), byte_ids.end(), -1) == byte_ids.end();
   if (file.byte_fallback && all_bytes && !file.dummy_prefix && !file.squeeze) model->byte_ids = std::move(byte_ids);
   model->serialized = std::move(serialized);
