@@ -77,6 +77,14 @@ DEVICE void stage_steps(const Args& a, const Place& p, index begin, Steps& to) {
   });
 }
 
+// The sum of Delta over a chunk: of the owner's channel.
+DEVICE real sum_of_delta(const Owner& o, const Steps& steps) {
+  real sum = 0;
+#pragma unroll 8
+  for (int k = 0; k < CHUNK; ++k) sum += steps.delta[k][o.channel];
+  return sum;
+}
+
 // B or C of ROUND steps, of which `left` exist.
 template <class T>
 DEVICE void stage_states(const T* from, index stride, index left, real (&to)[ROUND][PADDED]) {

@@ -5,7 +5,8 @@
 //   3. SUB steps at a time, last first, decays and states are computed again into registers, and Gamma = e C + carry, the
 //      gradient of the state, runs back through them (retreat),
 //   4. what is elementwise is finished: du, and the delta hole's gradient (finish_chunk).
-// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; SHARED: bytes of shared memory.
+// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du or a gradient of Delta is; SHARED: bytes of
+// shared memory.
 
 struct alignas(16) Shared : ChannelSums::Memory {
   Steps steps;            // Delta becomes its gradient
@@ -111,8 +112,10 @@ DEVICE void retreat(const Owner& o, index begin, index length, int first, real (
       x.dA[j] += product * delta;
     }
     x.dD += e * u;
-    shared.part[0][k][threadIdx.x] = by_b;
-    shared.part[1][k][threadIdx.x] = by_a;
+    if constexpr (STEPS) {
+      shared.part[0][k][threadIdx.x] = by_b;
+      shared.part[1][k][threadIdx.x] = by_a;
+    }
     if constexpr (SUMS) {
       const index now = begin + first + k;
       sums.add(now, now < length, k, e, delta * u, h[k], gamma);
@@ -165,6 +168,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   const index row = ((p.part * index(a.batch) + p.batch) * length * index(a.groups) + p.group) * N;
   real *const dB = reinterpret_cast<real*>(a.dB_part) + row, *const dC = reinterpret_cast<real*>(a.dC_part) + row;
   ChannelSums sums(o, dB, dC, index(a.groups) * N, shared);
+  real delta_sum = 0;
   for (index chunk = chunks - 1; chunk >= 0; --chunk) {
     const index begin = chunk * CHUNK;
     const auto* const kept = a.kept + ((p.batch * chunks + chunk) * N * index(a.kept_row) + o.column);
@@ -174,6 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     stage_steps(a, p, begin, shared.steps);
     if constexpr (ROUND == CHUNK) stage_round(a, p, begin, shared.B, shared.C);
     __syncthreads();
+    if constexpr (has_delta_sum) delta_sum += sum_of_delta(o, shared.steps);
     advance_chunk(a, p, o, begin, x, h, shared);
     __syncthreads();
     stage_e(a, p, begin, shared);
@@ -187,14 +192,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
         load_owned(o, kept, index(a.kept_row), h);
       }
       retreat(o, begin, length, first, h, x, sums, shared);
-      __syncthreads();
-      sum_steps(o, first, x, shared);
-      __syncthreads();
+      if constexpr (STEPS) {
+        __syncthreads();
+        sum_steps(o, first, x, shared);
+        __syncthreads();
+      }
     }
-    finish_chunk(a, p, begin, shared);
+    if constexpr (STEPS) finish_chunk(a, p, begin, shared);
   }
   if constexpr (has_d_initial) store_owned(o, a.d_initial + state_row * index(a.d_initial_row), 1, x.carry);
   if constexpr (has_dA_part) store_owned(o, a.dA_part + state_row * N, 1, x.dA);
+  if constexpr (has_delta_sum)
+    if (o.slice == 0 && o.channel < p.width) a.delta_sum[state_row] = delta_sum;
   if constexpr (has_dD_part)
     if (o.slice == 0 && o.channel < p.width) a.dD_part[state_row] = x.dD;
 }

@@ -74,6 +74,7 @@ struct Scan {
   Operand u, raw, A, D;
   GroupRows B, C;
   Fused delta;
+  std::int64_t segments;  // of time, which run side by side
 
   explicit Scan(Lowering& l)
       : space(l.shape(kU)),
@@ -87,10 +88,27 @@ struct Scan {
         D(l.dense(kD)),
         B(group_rows(l, kB)),
         C(group_rows(l, kC)),
-        delta(hole_or_value(l, 0, 1, space)) {}
+        delta(hole_or_value(l, 0, 1, space)),
+        segments(segments_of_time()) {}
 
   std::int64_t parts() const { return ceil_div(group_size, block.channels); }  // blocks of a group
-  std::int64_t blocks() const { return space[0] * groups * parts(); }
+  // The kernels see each segment as a batch element of its own.
+  std::int64_t batch() const { return space[0] * segments; }
+  std::int64_t length() const { return space[1] / segments; }
+  std::int64_t blocks() const { return batch() * groups * parts(); }
+
+  // Where a scan would leave most of a GPU idle, it goes over time twice, but in parallel: first every segment from zero, for
+  // its last state (backward: the gradient of its first), then, from the states that follow from these, for good. By the
+  // shape alone, so that results do not depend on the device.
+  std::int64_t segments_of_time() const {
+    constexpr std::int64_t kFew = 132, kEnough = 512, kShortest = 256;  // blocks, blocks, steps
+    const bool dense = space[0] == 1 || (B.batch == B.time * space[1] && C.batch == C.time * space[1]);
+    const std::int64_t blocks = space[0] * groups * parts();
+    std::int64_t count = 1;
+    if (blocks > kFew || !dense) return count;
+    while (count * blocks < kEnough && space[1] % (2 * count * kTime) == 0 && space[1] / (2 * count) >= kShortest) count *= 2;
+    return count;
+  }
 
   // Channels that are moved as one vector: 16 bytes of what is read most.
   int vector(std::vector<Operand> operands, std::vector<const Fused*> holes) const {
@@ -109,11 +127,11 @@ struct Scan {
     text.define("N", n).define("S", block.states).define("CHANNELS", block.channels).define("THREADS", block.threads());
     text.define("BLOCKS", blocks_resident).define("CHUNK", kTime).define("ROUND", round);
     text.define("V", width).define("VB", state_vector()).budget(std::min(65536 / (block.threads() * blocks_resident), 255));
-    text.integer("batch", space[0]).integer("length", space[1]).integer("channels", space[2]);
+    text.integer("batch", batch()).integer("length", length()).integer("channels", space[2]);
     text.integer("groups", groups).integer("group_size", group_size).integer("parts", parts());
     text.rows("u", u).rows("raw", raw).rows("A", A).pointer("D", D);
     for (const auto& [name, rows] : {std::pair("B", &B), std::pair("C", &C)}) {
-      text.pointer(name, rows->operand).integer(fmt::format("{}_batch", name), rows->batch);
+      text.pointer(name, rows->operand).integer(fmt::format("{}_batch", name), segments > 1 ? rows->time * length() : rows->batch);
       text.integer(fmt::format("{}_time", name), rows->time).integer(fmt::format("{}_group", name), rows->group);
     }
     text.fused("delta_of", delta, space.dims());
@@ -141,6 +159,30 @@ void emit_sum(Lowering& l, const Operand& from, std::int64_t parts, const Operan
   l.emit(text.launch("ops/scan_sum.cuh", line(ceil_div(to.numel() / width, 256)), {256, 1, 1}));
 }
 
+// What a scan whose segments started from zero leaves behind.
+struct Segments {
+  Operand ends, delta_sum;  // (b, segments, i, n), (b, segments, i)
+  Segments(Lowering& l, const Scan& scan) {
+    const DType real = l.in_double() ? DType::f64 : DType::f32;
+    const std::int64_t dims[] = {scan.batch(), scan.space[2], scan.n};
+    ends = l.scratch(real, dims), delta_sum = l.scratch(real, std::span(dims, 2));
+  }
+};
+
+// The states (b, segments, i, n) that the segments begin with: `first` (b, i, n), if it is there, and what follows from it.
+Operand emit_join(Lowering& l, const Scan& scan, const Segments& from, const Operand& first, const Operand& last, bool reverse) {
+  const std::int64_t dims[] = {scan.batch(), scan.space[2], scan.n};
+  const Operand start = l.scratch(from.ends.dtype, dims);
+  CudaText text = l.text("scan_join");
+  text.define("N", scan.n).define("REVERSE", reverse);
+  text.integer("batch", scan.space[0]).integer("segments", scan.segments).integer("channels", scan.space[2]);
+  text.rows("A", scan.A).rows("first", first).rows("last", last);
+  text.pointer("ends", from.ends).pointer("sums", from.delta_sum).pointer("start", start);
+  text.traffic(2 * double(start.numel()) * double(size_of(start.dtype)));
+  l.emit(text.launch("ops/scan_join.cuh", line(ceil_div(scan.space[0] * scan.space[2] * scan.n, 256)), {256, 1, 1}));
+  return start;
+}
+
 // The function NAME_gradients(a, row, col, value, upstream, first): the roots of the gradient of a hole, stored where they
 // are wanted; `first` receives the first.
 std::string gradients_text(CudaText& text, std::string_view name, const Fused& fused, const std::vector<Operand>& outputs,
@@ -162,8 +204,12 @@ std::string gradients_text(CudaText& text, std::string_view name, const Fused& f
                      name, body, stores);
 }
 
-bool reads_value(const Fused& fused) {
-  const std::vector<Expr> all = topological(fused.roots);
+// Whether the first root, or one that is stored, needs the hole's value.
+bool reads_value(const Fused& fused, const std::vector<Operand>& outputs) {
+  std::vector<Expr> roots;
+  for (std::size_t r = 0; r < fused.roots.size(); ++r)
+    if (r == 0 || outputs[r]) roots.push_back(fused.roots[r]);
+  const std::vector<Expr> all = topological(roots);
   return std::any_of(all.begin(), all.end(), [](Expr e) { return e.op() == ExprOp::input && e.index() == 0; });
 }
 
@@ -180,63 +226,93 @@ void cuda_scan(Lowering& l) {
   const Fused out = hole_or_value(l, 1, 1, scan.space);
   const Operand initial = l.rows(kInitial), y = l.output(kY), last = l.output(kLast), kept = l.output(kKept);
   if (scan.blocks() == 0) return;
-  const int width = scan.vector({y, scan.D}, {&out});
-  CudaText text = l.text("scan_forward");
-  scan.describe(text, scan.block.forward_blocks(), scan.block.forward_round(), width);
-  text.rows("initial", initial).rows("y", y).rows("last", last).rows("kept", kept);
-  text.fused("out_of", out, scan.space.dims()).traffic(scan.bytes({initial, y, last, kept}));
-  const std::string body = texts({"ops/scan.cuh", "ops/scan_forward.cuh"});
-  l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(scan.block.threads()), 1, 1}));
+  const auto emit = [&](const std::string& name, Operand from, Operand to, Operand ends, Operand states, Operand delta_sum) {
+    CudaText text = l.text(name);
+    scan.describe(text, scan.block.forward_blocks(), scan.block.forward_round(), scan.vector({to, scan.D}, {&out}));
+    text.rows("initial", from).rows("y", to).rows("last", ends).rows("kept", states).pointer("delta_sum", delta_sum);
+    text.fused("out_of", out, scan.space.dims()).traffic(scan.bytes({from, to, ends, states}));
+    const std::string body = texts({"ops/scan.cuh", "ops/scan_forward.cuh"});
+    l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(scan.block.threads()), 1, 1}));
+  };
+  if (scan.segments == 1) return emit("scan_forward", initial, y, last, kept, {});
+  const Segments alone(l, scan);
+  emit("scan_segments", {}, {}, alone.ends, {}, alone.delta_sum);
+  emit("scan_forward", emit_join(l, scan, alone, initial, last, false), y, {}, kept, {});
 }
+
+namespace {
+
+// What a launch of the backward kernel reads from the right and what it leaves; an absent one is not computed.
+struct BackwardLaunch {
+  Operand g_last{}, d_initial{}, delta_sum{}, du{}, dA_part{}, dB_part{}, dC_part{}, dD_part{};
+  std::vector<Operand> delta_to, out_to;  // of the roots of the holes' gradients; the first of out_to is e, which stays inside
+};
+
+}  // namespace
 
 void cuda_scan_backward(Lowering& l) {
   const Scan scan(l);
   const Shape& space = scan.space;
   const BlockShape& block = scan.block;
-  const Operand kept = l.rows(kStates), g = l.rows(kG), g_last = l.rows(kGLast);
+  const Operand kept = l.rows(kStates), g = l.rows(kG);
   const Fused delta_grad = hole_or_value(l, 1, 2, space), out_grad = hole_or_value(l, 2, 2, space);
-  const Operand du = l.output(kDu), dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD),
-                d_initial = l.output(kDInitial);
+  const Operand dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD);
   // The outputs of the roots; the first of delta_grad is draw, with or without a hole.
-  std::vector<Operand> delta_to(delta_grad.roots.size()), out_to(out_grad.roots.size());
+  BackwardLaunch all{.g_last = l.rows(kGLast), .d_initial = l.output(kDInitial), .du = l.output(kDu),
+                     .delta_to = std::vector<Operand>(delta_grad.roots.size()), .out_to = std::vector<Operand>(out_grad.roots.size())};
   const auto output = [&](int j) { return l.integer(j) < 0 ? Operand{} : l.output(int(l.integer(j))); };
-  const int roots = l.filled(1) ? int(delta_to.size()) : 0;
-  for (int r = 1; r < roots; ++r) delta_to[std::size_t(r)] = output(r);
-  for (int r = 0; r < l.integers() - roots; ++r) out_to[std::size_t(r)] = output(roots + r);
-  delta_to[0] = l.output(kDraw);
+  const int roots = l.filled(1) ? int(all.delta_to.size()) : 0;
+  for (int r = 1; r < roots; ++r) all.delta_to[std::size_t(r)] = output(r);
+  for (int r = 0; r < l.integers() - roots; ++r) all.out_to[std::size_t(r)] = output(roots + r);
+  all.delta_to[0] = l.output(kDraw);
 
   const DType real = l.in_double() ? DType::f64 : DType::f32;
   const auto scratch = [&](bool wanted, std::initializer_list<std::int64_t> dims) {
     return wanted ? l.scratch(real, std::span(dims.begin(), dims.size())) : Operand{};
   };
-  const bool sums = dB || dC;
-  const Operand dB_part = scratch(sums, {scan.parts(), space[0], space[1], scan.groups, scan.n});
-  const Operand dC_part = scratch(sums, {scan.parts(), space[0], space[1], scan.groups, scan.n});
-  const Operand dA_part = scratch(bool(dA), {space[0], space[2], scan.n}), dD_part = scratch(bool(dD), {space[0], space[2]});
+  if (dB || dC) {
+    all.dB_part = scratch(true, {scan.parts(), space[0], space[1], scan.groups, scan.n});
+    all.dC_part = scratch(true, {scan.parts(), space[0], space[1], scan.groups, scan.n});
+  }
+  all.dA_part = scratch(bool(dA), {scan.batch(), space[2], scan.n}), all.dD_part = scratch(bool(dD), {scan.batch(), space[2]});
 
-  if (scan.blocks() > 0) {
-    std::vector<Operand> stored = {g, du};
-    for (const auto* to : {&delta_to, &out_to}) stored.insert(stored.end(), to->begin(), to->end());
+  const auto emit = [&](const std::string& name, const BackwardLaunch& to) {
+    std::vector<Operand> stored = {g, to.du};
+    for (const auto* outputs : {&to.delta_to, &to.out_to}) stored.insert(stored.end(), outputs->begin(), outputs->end());
+    const bool steps = to.du || std::any_of(to.delta_to.begin(), to.delta_to.end(), [](const Operand& o) { return bool(o); });
     const int width = scan.vector(std::move(stored), {&delta_grad, &out_grad});
     // Where activations are bf16, what is summed over channels is rounded to it too, and summed on tensor cores.
     const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32 && width > 1;
     const int shared = block.backward_bytes(tensor);
-    CudaText text = l.text("scan_backward");
+    CudaText text = l.text(name);
     scan.describe(text, block.backward_blocks(), block.backward_round(), width);
-    text.define("SUB", kHeld).define("NEEDS_S", reads_value(out_grad)).define("SUMS", sums).define("SHARED", shared);
-    text.rows("kept", kept).rows("g", g).rows("g_last", g_last).rows("du", du).rows("d_initial", d_initial);
-    text.pointer("dA_part", dA_part).pointer("dB_part", dB_part).pointer("dC_part", dC_part).pointer("dD_part", dD_part);
-    text.traffic(scan.bytes({kept, g, g_last, du, delta_to[0], d_initial, dB_part, dC_part}));
-    const std::string holes = gradients_text(text, "delta", delta_grad, delta_to, space) +
-                              gradients_text(text, "out", out_grad, out_to, space);
+    text.define("SUB", kHeld).define("NEEDS_S", reads_value(out_grad, to.out_to)).define("SUMS", bool(to.dB_part));
+    text.define("STEPS", steps).define("SHARED", shared);
+    text.rows("kept", kept).rows("g", g).rows("g_last", to.g_last).rows("du", to.du).rows("d_initial", to.d_initial);
+    text.pointer("delta_sum", to.delta_sum).pointer("dA_part", to.dA_part).pointer("dD_part", to.dD_part);
+    text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
+    text.traffic(scan.bytes({kept, g, to.g_last, to.du, to.delta_to[0], to.d_initial, to.dB_part, to.dC_part}));
+    const std::string holes = gradients_text(text, "delta", delta_grad, to.delta_to, space) +
+                              gradients_text(text, "out", out_grad, to.out_to, space);
     const std::string body = holes + texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",
                                             "ops/scan_backward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));
+  };
+  if (scan.blocks() > 0) {
+    if (scan.segments > 1) {
+      const Segments alone(l, scan);
+      emit("scan_segments_backward", {.d_initial = alone.ends, .delta_sum = alone.delta_sum,
+                                      .delta_to = std::vector<Operand>(all.delta_to.size()),
+                                      .out_to = std::vector<Operand>(all.out_to.size())});
+      all.g_last = emit_join(l, scan, alone, all.g_last, all.d_initial, true);
+      all.d_initial = {};
+    }
+    emit("scan_backward", all);
   }
-  emit_sum(l, dA_part, space[0], dA);
-  emit_sum(l, dB_part, scan.parts(), dB);
-  emit_sum(l, dC_part, scan.parts(), dC);
-  emit_sum(l, dD_part, space[0], dD);
+  emit_sum(l, all.dA_part, scan.batch(), dA);
+  emit_sum(l, all.dB_part, scan.parts(), dB);
+  emit_sum(l, all.dC_part, scan.parts(), dC);
+  emit_sum(l, all.dD_part, scan.batch(), dD);
 }
 
 }  // namespace weft

@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   const Owner o = owner_of(p);
   const index length = index(a.length), chunks = (length + CHUNK - 1) / CHUNK;
   const index state_row = p.batch * index(a.channels) + o.column;
-  real A2[S], h[S] = {};
+  real A2[S], h[S] = {}, delta_sum = 0;
   load_owned(o, a.A + o.column * index(a.A_row), 1, A2);
 #pragma unroll
   for (int j = 0; j < S; ++j) A2[j] *= real(LOG2_E);
@@ -44,6 +44,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
       store_owned(o, a.kept + ((p.batch * chunks + begin / CHUNK) * N * index(a.kept_row) + o.column), index(a.kept_row), h);
     __syncthreads();  // everybody has finished the chunk before
     stage_steps(a, p, begin, steps);
+    if constexpr (has_delta_sum) {
+      __syncthreads();
+      delta_sum += sum_of_delta(o, steps);
+    }
     for (int round = 0; round < CHUNK && begin + round < length; round += ROUND) {
       stage_round(a, p, begin + round, B, C);
       __syncthreads();
@@ -53,4 +57,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     }
   }
   if constexpr (has_last) store_owned(o, a.last + state_row * index(a.last_row), 1, h);
+  if constexpr (has_delta_sum)
+    if (o.slice == 0 && o.channel < p.width) a.delta_sum[state_row] = delta_sum;
 }

@@ -216,6 +216,9 @@ const Case kCases[] = {
     {2, 64, 17, 16, 1, false, true, true, false, true, false},
     {1, 1, 20, 16, 1, true, true, true, true, true, true},
     {1, 65, 600, 4, 2, true, true, true, true, true, true},
+    // Long enough to run in segments.
+    {1, 512, 3, 4, 1, true, true, true, true, true, true},
+    {2, 1024, 3, 2, 1, true, false, false, false, false, false},
 };
 
 TEST(Scan, MatchesNaiveF64) {
