@@ -64,6 +64,7 @@ void GpuPlan::bind(Plan& plan, const Tape& tape, Arena& arena, Arena& io) {
     switch (slot.kind) {
       case Slot::arena: plan.addresses[s] = split ? nullptr : arena.base() + slot.offset; break;
       case Slot::state: plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data(); break;
+      case Slot::twin: plan.addresses[s] = tape.states[std::size_t(slot.index)]->make_twin().memory.data(); break;
       case Slot::input: plan.addresses[s] = io.base() + input_at_[std::size_t(slot.index)]; break;
       case Slot::result: plan.addresses[s] = io.base() + result_at_[std::size_t(slot.index)]; break;
     }

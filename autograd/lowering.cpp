@@ -17,23 +17,25 @@ int Lowering::constant(int j) const { return int(node().first_constant) + j; }
 bool Lowering::wants(int k) const { return scheduler_.read_[node_ + NodeId(k)]; }
 bool Lowering::in_double() const { return scheduler_.in_double(node_); }
 
-Operand Lowering::view(int i) {
+Operand Lowering::view(int i, std::optional<DType> dtype) {
   if (!has(i)) return {};
-  const Operand o = scheduler_.where(scheduler_.t_.inputs_of(node_)[std::size_t(i)]);
+  const NodeId input = scheduler_.t_.inputs_of(node_)[std::size_t(i)];
+  Operand o = scheduler_.where(input);
+  if (dtype && dtype != o.dtype) o = scheduler_.converted(o, *dtype, input, node_);
   scheduler_.touch(o);
   return o;
 }
 
-Operand Lowering::rows(int i) {
-  Operand o = view(i);
+Operand Lowering::rows(int i, std::optional<DType> dtype) {
+  Operand o = view(i, dtype);
   if (!o || o.rows()) return o;
   o = scheduler_.copied(o, node_);
   scheduler_.touch(o);
   return o;
 }
 
-Operand Lowering::dense(int i) {
-  Operand o = view(i);
+Operand Lowering::dense(int i, std::optional<DType> dtype) {
+  Operand o = view(i, dtype);
   if (!o || o.contiguous()) return o;
   o = scheduler_.copied(o, node_);
   scheduler_.touch(o);
@@ -61,6 +63,13 @@ Operand Lowering::scratch(DType dtype, std::span<const std::int64_t> dims) {
 }
 
 Operand Lowering::state(std::int64_t position) { return scheduler_.state_memory(position); }
+
+Operand Lowering::twin(std::int64_t position) {
+  const auto p = std::size_t(position);
+  if (scheduler_.twin_slot_[p] < 0 && !scheduler_.t_.states[p]->twin) return {};
+  scheduler_.twin_written_[p] = 1;
+  return scheduler_.twin_memory(position);
+}
 
 bool Lowering::filled(int h) const { return !hole_of(scheduler_.t_, node_, h).roots.empty(); }
 
@@ -111,16 +120,6 @@ void Lowering::emit(std::string name, const GemmCall& call) {
 void Lowering::emit_pointwise(std::string name, const Fused& source, const Operand& to) {
   const Shape space(std::span(to.dims.data(), std::size_t(to.rank)));
   scheduler_.emit_pointwise(std::move(name), node_, source, {to}, space, in_double(), {});
-}
-
-Operand Lowering::view_as(int i, DType dtype) {
-  const Operand o = view(i);
-  if (!o || o.dtype == dtype) return o;
-  const NodeId input = scheduler_.t_.inputs_of(node_)[std::size_t(i)];
-  Operand& copy = scheduler_.converted_[{input, dtype}];
-  if (!copy) copy = scheduler_.copied(o, input, dtype);
-  scheduler_.touch(copy);
-  return copy;
 }
 
 }  // namespace weft

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -184,13 +185,17 @@ class Lowering {
   int constant(int j) const;             // position of the node's j-th constant in Launch::constants
   bool wants(int k) const;               // output k is read by somebody
 
-  Operand view(int i);    // input i in memory with any strides
-  Operand rows(int i);    // ... with a contiguous last dim and one row stride (copied if it is not so)
-  Operand dense(int i);   // ... dense (copied if it is not so)
+  // Input i in memory, as `dtype` if that is given: itself, a Param's twin, or a dense copy that all readers of the plan share.
+  Operand view(int i, std::optional<DType> dtype = {});   // with any strides
+  Operand rows(int i, std::optional<DType> dtype = {});   // with a contiguous last dim and one row stride (copied if it is not so)
+  Operand dense(int i, std::optional<DType> dtype = {});  // dense (copied if it is not so)
   Fused source(int i);    // input i as an expression to evaluate: for ops that set `prologues`
   Operand output(int k = 0);  // absent if nobody reads it; rows() unless op.dense_outputs
   Operand scratch(DType dtype, std::span<const std::int64_t> dims);  // memory for the kernels of this node
   Operand state(std::int64_t position);  // memory of a State the op writes (see Op::writes) or reads in place
+  // The bf16 twin of a Param that the op writes, if it has one: the op then writes the rounded values there too. Who does not ask
+  // leaves the twin stale, and the next plan that reads it copies.
+  Operand twin(std::int64_t position);
   bool filled(int h) const;
   Fused hole(int h, const Shape& space);  // leaves broadcast to `space`
 
@@ -205,8 +210,6 @@ class Lowering {
   void emit(std::string name, const GemmCall& call);
   // Sets `to` to `source` evaluated over its dims, by a pointwise kernel.
   void emit_pointwise(std::string name, const Fused& source, const Operand& to);
-  // Input i in memory as `dtype`: itself, or a dense copy that all readers of the plan share.
-  Operand view_as(int i, DType dtype);
 
  private:
   friend class Scheduler;

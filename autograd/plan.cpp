@@ -213,6 +213,7 @@ void bind_slots(Plan& plan, const Tape& tape, const std::vector<Tensor>& results
       const Slot& slot = plan.slots[s];
       if (slot.kind == Slot::arena) plan.addresses[s] = split ? nullptr : arena.base() + slot.offset;
       else if (slot.kind == Slot::state) plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data();
+      else if (slot.kind == Slot::twin) plan.addresses[s] = tape.states[std::size_t(slot.index)]->make_twin().memory.data();
       else plan.moving.push_back(int(s));
     }
   }
@@ -265,12 +266,49 @@ void log_plan(const Plan& plan) {
   }
 }
 
+// One execution, and when all that it needs was there.
+std::vector<Tensor> launch(Plan& plan, const Tape& tape, Context& c, Clock::time_point& bound) {
+  std::vector<Tensor> values;
+  if (!is_gpu(c.device)) {
+    for (const Out& out : plan.results) values.push_back(make_result(out));
+    bind_slots(plan, tape, values, c.plans.arena());
+    bound = Clock::now();
+    launch_all(plan, tape);
+    return values;
+  }
+  if (!plan.gpu) plan.gpu = std::make_unique<GpuPlan>(plan, tape, c.device);
+  bound = Clock::now();
+  try {
+    return plan.gpu->run(plan, tape, c.plans.arena(), c.plans.io());
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::device) throw;
+    ErrorParts parts = e.parts();
+    parts.numbers += "\n  " + largest_values(plan);
+    throw Error(e.kind(), parts);
+  }
+}
+
+// Before a plan runs: the twins that it reads are made equal to their States, and those that it will leave behind are marked.
+void refresh_twins(const Plan& plan, const Tape& tape, Context& c) {
+  if (plan.twins) {
+    std::vector<StateImpl*> read;
+    for (const Slot& s : plan.twins->slots)
+      if (s.kind == Slot::twin) read.push_back(tape.states[std::size_t(s.index)]);
+    if (std::any_of(read.begin(), read.end(), [](const StateImpl* s) { return !s->twin || s->twin->stale; })) {
+      Clock::time_point bound;
+      launch(*plan.twins, tape, c, bound);
+      for (StateImpl* s : read) s->twin->stale = false;
+    }
+  }
+  for (const int s : plan.outdated) tape.states[std::size_t(s)]->written();
+}
+
 }  // namespace
 
 std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
   Context& c = context();
   RunStats& stats = c.stats;
-  auto start = Clock::now();
+  const auto start = Clock::now();
   Plan* plan = c.plans.find(tape, results);
   stats.replayed = plan != nullptr;
   stats.plan_seconds = 0;
@@ -281,30 +319,13 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
     log_plan(*plan);
   }
   c.last_plan = plan;
-  std::vector<Tensor> values;
   check_devices(tape, c.device);
-  if (is_gpu(c.device)) {
-    if (!plan->gpu) plan->gpu = std::make_unique<GpuPlan>(*plan, tape, c.device);
-    stats.lookup_seconds = seconds_since(start) - stats.plan_seconds;
-    start = Clock::now();
-    try {
-      values = plan->gpu->run(*plan, tape, c.plans.arena(), c.plans.io());
-    } catch (const Error& e) {
-      if (e.kind() != ErrorKind::device) throw;
-      ErrorParts parts = e.parts();
-      parts.numbers += "\n  " + largest_values(*plan);
-      throw Error(e.kind(), parts);
-    }
-    stats.graph = plan->gpu->graph();
-  } else {
-    for (const Out& out : plan->results) values.push_back(make_result(out));
-    bind_slots(*plan, tape, values, c.plans.arena());
-    stats.graph = false;
-    stats.lookup_seconds = seconds_since(start) - stats.plan_seconds;
-    start = Clock::now();
-    launch_all(*plan, tape);
-  }
-  stats.kernel_seconds = seconds_since(start);
+  refresh_twins(*plan, tape, c);
+  Clock::time_point bound;
+  const std::vector<Tensor> values = launch(*plan, tape, c, bound);
+  stats.lookup_seconds = std::chrono::duration<double>(bound - start).count() - stats.plan_seconds;
+  stats.kernel_seconds = seconds_since(bound);
+  stats.graph = plan->gpu && plan->gpu->graph();
   stats.nodes = int(tape.nodes.size());
   stats.kernels = int(plan->kernels.size());
   stats.arena_bytes = plan->arena_bytes;

@@ -32,9 +32,9 @@ struct PlannedKernel {
 
 // A memory slot: where its bytes come from.
 struct Slot {
-  enum Kind : std::uint8_t { arena, state, input, result } kind = arena;
+  enum Kind : std::uint8_t { arena, state, twin, input, result } kind = arena;
   std::size_t bytes = 0;
-  int index = 0;   // of Tape::states, Tape::bound or the results
+  int index = 0;   // of Tape::states (state, twin), Tape::bound or the results
   int first = -1, last = -1;  // kernels between which an arena value lives
   std::size_t offset = 0;     // in the arena
   std::string name;           // "layers.0.mixer: matmul"
@@ -49,6 +49,9 @@ struct Plan {
   std::vector<PlannedKernel> kernels;
   std::vector<Slot> slots;
   std::vector<Out> results;      // what the step returns
+  // Copies that make the twins which the plan reads equal to their States: run before it when one is stale.
+  std::unique_ptr<Plan> twins;
+  std::vector<int> outdated;  // States, by their position, that it writes without writing their twins
   std::size_t arena_bytes = 0;
   std::vector<std::byte*> addresses;  // of each slot
   std::vector<int> moving;            // slots bound at every run: inputs and results

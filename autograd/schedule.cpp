@@ -85,6 +85,9 @@ Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, Devic
   group_of_.assign(n, -1);
   assigned_.assign(t_.states.size(), -1);
   state_slot_.assign(t_.states.size(), -1);
+  twin_slot_.assign(t_.states.size(), -1);
+  twin_reader_.assign(t_.states.size(), Tape::kNone);
+  twin_written_.resize(t_.states.size());
 }
 
 std::unique_ptr<Plan> Scheduler::run() {
@@ -97,6 +100,7 @@ std::unique_ptr<Plan> Scheduler::run() {
   place_outputs();
   emit_all();
   assign_memory();
+  plan_twins();
   return std::move(plan_);
 }
 
@@ -398,6 +402,27 @@ Operand Scheduler::state_memory(std::int64_t position) {
   return dense_operand(known, impl.dtype, impl.shape.dims());
 }
 
+Operand Scheduler::twin_memory(std::int64_t position) {
+  const StateImpl& impl = *t_.states[std::size_t(position)];
+  int& known = twin_slot_[std::size_t(position)];
+  if (known < 0) known = new_slot(Slot::twin, bytes_of(impl.shape, DType::bf16), int(position), impl.name + ", in bf16");
+  return dense_operand(known, DType::bf16, impl.shape.dims());
+}
+
+// A Param's twin has its elements in the same places. After a write in this plan it is equal only if the writer writes both. Other
+// States, caches for one, change at every step, so a twin would save nothing.
+Operand Scheduler::twin_of(const Operand& o, NodeId reader) {
+  const Slot slot = plan_->slots[std::size_t(o.slot)];
+  const auto position = std::size_t(slot.index);
+  if (slot.kind != Slot::state || o.dtype != DType::f32 || !t_.states[position]->parameter) return {};
+  if (assigned_[position] >= 0 && assigned_[position] < std::int64_t(reader) && !twin_written_[position]) return {};
+  if (twin_reader_[position] == Tape::kNone) twin_reader_[position] = reader;
+  Operand twin = o;
+  twin.slot = twin_memory(slot.index).slot;
+  twin.dtype = DType::bf16;
+  return twin;
+}
+
 Operand Scheduler::new_value(const Shape& shape, DType dtype, NodeId node) {
   const int slot = new_slot(Slot::arena, bytes_of(shape, dtype), 0, t_.name(node));
   plan_->slots.back().where = t_.where(t_.origins[node].where, -1);
@@ -440,6 +465,12 @@ void Scheduler::emit_pointwise(std::string name, NodeId node, Fused fused, std::
 Operand Scheduler::copied(const Operand& from, NodeId node, std::optional<DType> dtype) {
   const Shape shape(std::span(from.dims.data(), std::size_t(from.rank)));
   const Operand to = new_value(shape, dtype.value_or(from.dtype), node);
+  emit_copy(from, to, node,
+            to.dtype == from.dtype ? "copied: its strides cannot be read in place" : "converted: its reader computes in another type");
+  return to;
+}
+
+void Scheduler::emit_copy(const Operand& from, const Operand& to, NodeId node, std::string reason) {
   const std::vector<int> outer = std::exchange(touched_, {});
   touch(from);
   touch(to);
@@ -447,10 +478,17 @@ Operand Scheduler::copied(const Operand& from, NodeId node, std::optional<DType>
   fused.roots = {expr::input(0, expr_type(from.dtype))};
   fused.program = Program(fused.roots);
   fused.leaves = {from};
-  emit_pointwise("copy", node, std::move(fused), {to}, shape, from.dtype == DType::f64 || to.dtype == DType::f64,
-                 {to.dtype == from.dtype ? "copied: its strides cannot be read in place" : "converted: its reader computes in another type"});
+  const Shape shape(std::span(to.dims.data(), std::size_t(to.rank)));
+  emit_pointwise("copy", node, std::move(fused), {to}, shape, from.dtype == DType::f64 || to.dtype == DType::f64, {std::move(reason)});
   touched_ = outer;
-  return to;
+}
+
+Operand Scheduler::converted(const Operand& from, DType dtype, NodeId input, NodeId reader) {
+  if (dtype == DType::bf16)
+    if (const Operand twin = twin_of(from, reader)) return twin;
+  Operand& copy = converted_[{input, dtype}];
+  if (!copy) copy = copied(from, input, dtype);
+  return copy;
 }
 
 Operand Scheduler::where(NodeId id) {
@@ -588,6 +626,20 @@ void Scheduler::assign_memory() {
   plan_->arena_bytes = place(values);
   for (std::size_t i = 0; i < values.size(); ++i) plan_->slots[std::size_t(which[i])].offset = values[i].offset;
   for (const NodeId id : results_) plan_->results.push_back({t_.shape(id), t_.nodes[id].dtype});
+}
+
+// The copies are a plan of their own: they run when a State was written by something else than its optimizer, not at every step.
+void Scheduler::plan_twins() {
+  for (std::size_t p = 0; p < t_.states.size(); ++p)
+    if (assigned_[p] >= 0 && !twin_written_[p] && t_.states[p]->dtype == DType::f32) plan_->outdated.push_back(int(p));
+  std::unique_ptr<Plan> step = std::exchange(plan_, std::make_unique<Plan>());
+  std::fill(state_slot_.begin(), state_slot_.end(), -1);
+  std::fill(twin_slot_.begin(), twin_slot_.end(), -1);
+  for (std::size_t p = 0; p < t_.states.size(); ++p)
+    if (twin_reader_[p] != Tape::kNone)
+      emit_copy(state_memory(std::int64_t(p)), twin_memory(std::int64_t(p)), twin_reader_[p], "the State was written without its twin");
+  if (!plan_->slots.empty()) step->twins = std::move(plan_);
+  plan_ = std::move(step);
 }
 
 }  // namespace weft

@@ -62,8 +62,13 @@ class Scheduler {
                       bool in_double, std::vector<std::string> reasons);
   Operand where(NodeId id);        // memory of a value; views are resolved, by a copy if they must
   Operand copied(const Operand& from, NodeId node, std::optional<DType> dtype = {});
+  void emit_copy(const Operand& from, const Operand& to, NodeId node, std::string reason);
   Operand new_value(const Shape& shape, DType dtype, NodeId node);
   Operand state_memory(std::int64_t position);  // of Tape::states
+  Operand twin_memory(std::int64_t position);
+  Operand twin_of(const Operand& o, NodeId reader);  // the same elements in bf16, or an absent operand
+  Operand converted(const Operand& from, DType dtype, NodeId input, NodeId reader);  // see Lowering::view
+  void plan_twins();
   int new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name);
   Fused fused_over(const std::vector<Expr>& roots, const Shape& space);
   void touch(const Operand& o);
@@ -95,8 +100,10 @@ class Scheduler {
   std::vector<std::int64_t> assigned_;         // by state position: the node that writes it, or -1
   std::vector<Operand> operand_;               // where stored values live
   std::vector<std::uint8_t> resolved_;         // operand_ of a view is known
-  std::vector<int> state_slot_;
-  std::map<std::pair<NodeId, DType>, Operand> converted_;  // see Lowering::view_as
+  std::vector<int> state_slot_, twin_slot_;    // by state position, or -1
+  std::vector<NodeId> twin_reader_;            // by state position: the first node that reads the twin, or kNone
+  std::vector<std::uint8_t> twin_written_;     // by state position: the node that writes the State writes the twin too
+  std::map<std::pair<NodeId, DType>, Operand> converted_;  // copies, by input
   std::vector<int> touched_;                   // slots of the node being emitted
   int result_of(NodeId id) const;
 };

@@ -6,6 +6,7 @@
 
 #include "jit/compiler.h"
 #include "jit/error.h"
+#include "jit/gemm_cuda.h"
 
 namespace weft {
 namespace {
@@ -48,6 +49,11 @@ Settings read_settings() {
     return w == "split" || w == "shared";
   });
   split_memory() = s.split_arena;
+  tune_gemms(false);
+  each_word("WEFT_TUNE", {"0", "1"}, [&](const std::string& w) {
+    tune_gemms(w == "1");
+    return w == "0" || w == "1";
+  });
   each_word("WEFT_CHECK", {"nan"}, [&](const std::string& w) { return s.check_nan = w == "nan"; });
   CompilerLog& compiler = compiler_log() = {};
   each_word("WEFT_LOG", {"plan", "why", "kernels", "cache", "source"}, [&](const std::string& w) {

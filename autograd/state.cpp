@@ -83,6 +83,12 @@ StateImpl::StateImpl(Shape s, DType d, std::string n)
   memory.fill(0);
 }
 
+StateImpl::Twin& StateImpl::make_twin() {
+  if (!twin)
+    twin.reset(new Twin{Memory(memory.device(), bytes_of(shape, DType::bf16), "bf16 twin of '" + name + "' " + to_string(shape))});
+  return *twin;
+}
+
 StateImpl::~StateImpl() {
   if (position_epoch != 0) state_dies(*this);
 }
@@ -130,6 +136,7 @@ void State::set(const std::vector<T>& values, Site where) {
     std::vector<decltype(to)> data(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) data[i] = static_cast<decltype(to)>(values[i]);
     impl_->memory.write(data.data());
+    impl_->written();
   });
 }
 
@@ -150,6 +157,7 @@ std::vector<std::byte> State::bytes(Site where) const {
 void State::set_bytes(const void* bytes, Site where) {
   settle(*impl_, where);
   impl_->memory.write(bytes);
+  impl_->written();
 }
 
 Param::Param(Shape shape, DType dtype, std::string name) : State(shape, dtype, std::move(name)) {

@@ -29,6 +29,12 @@ struct StateImpl {
   DType dtype = DType::f32;
   Shape shape;
   Memory memory;
+  // The values in bf16, of a parameter in f32 that products read: made when a plan first wants it (Plan::twins).
+  struct Twin {
+    Memory memory;
+    bool stale = true;  // not equal
+  };
+  std::unique_ptr<Twin> twin;
   std::shared_ptr<StateImpl> gradient;
   std::string name;  // for errors; the full module path once a module owns it
 
@@ -36,6 +42,10 @@ struct StateImpl {
   ~StateImpl();
   StateImpl(const StateImpl&) = delete;
   StateImpl& operator=(const StateImpl&) = delete;
+  Twin& make_twin();  // unless there is one
+  void written() {    // by something that does not write the twin
+    if (twin) twin->stale = true;
+  }
 };
 
 class State {

@@ -3,11 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <compare>
 #include <array>
+#include <compare>
+#include <cstring>
+#include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <type_traits>
 #include <vector>
 
@@ -75,6 +79,16 @@ void check(cu::cublasStatus_t status, std::string_view what, const GemmCall& cal
        fmt::format("{}, cuBLASLt {}", to_string(call), cublas_lt().cublasLtGetVersion()));
 }
 
+std::string to_string(const Layout& l) {
+  return fmt::format("{}{} {}x{} ld {} batch {} align {}", name_of(l.dtype), l.transposed ? "^T" : "", l.rows, l.columns, l.ld,
+                     l.batch_stride, l.alignment);
+}
+
+std::string to_string(const Problem& p) {
+  return fmt::format("{} x ({}) * ({}) -> ({}){}{}, {} MiB", p.batch, to_string(p.left), to_string(p.right), to_string(p.result),
+                     p.bias ? " + bias" : "", p.tf32 ? ", tf32" : "", p.workspace >> 20);
+}
+
 cu::cudaDataType_t cuda_dtype(DType dtype) {
   return dtype == DType::f64 ? cu::CUDA_R_64F : dtype == DType::bf16 ? cu::CUDA_R_16BF : cu::CUDA_R_32F;
 }
@@ -134,6 +148,107 @@ struct Prepared {
   cu::cublasLtMatmulAlgo_t algorithm;
 };
 
+// Of the matrices of a launch.
+struct Addresses {
+  const void *left, *right;
+  void* result;
+};
+
+// cuBLASLt's verdict.
+cu::cublasStatus_t enqueue(cu::cublasLtHandle_t handle, const Problem& p, const Prepared& prepared,
+                           const cu::cublasLtMatmulAlgo_t& algorithm, const Addresses& at, cu::CUstream stream,
+                           const GemmWorkspace& workspace) {
+  const float one = 1, zero = 0;
+  const double one_double = 1, zero_double = 0;
+  const bool in_double = p.left.dtype == DType::f64;
+  return cublas_lt().cublasLtMatmul(handle, prepared.product.get(), in_double ? static_cast<const void*>(&one_double) : &one, at.left,
+                                    prepared.left.get(), at.right, prepared.right.get(),
+                                    in_double ? static_cast<const void*>(&zero_double) : &zero, at.result, prepared.result.get(),
+                                    at.result, prepared.result.get(), &algorithm, reinterpret_cast<void*>(workspace.address),
+                                    workspace.bytes, stream);
+}
+
+// ---- timing the library's proposals
+
+// Memory of a matrix, of a batch all, filled with numbers in [-1, 1): products of zeros draw less power and run faster. Empty if there is
+// no memory.
+class Scratch {
+ public:
+  explicit Scratch(const Layout& l, std::int64_t batch) : driver_(cuda_driver()) {
+    const std::int64_t elements = (batch - 1) * l.batch_stride + (l.columns - 1) * l.ld + l.rows;
+    const std::size_t bytes = std::size_t(elements) * size_of(l.dtype);
+    if (driver_.cuMemAlloc(&address_, bytes) != cu::CUDA_SUCCESS) return;
+    const std::vector<std::byte> numbers = some_numbers(l.dtype);
+    for (std::size_t at = 0; at < bytes; at += numbers.size())
+      cuda_check(driver_, driver_.cuMemcpyHtoD(address_ + at, numbers.data(), std::min(numbers.size(), bytes - at)), "cuMemcpyHtoD");
+  }
+  ~Scratch() {
+    if (address_) driver_.cuMemFree(address_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* get() const { return reinterpret_cast<void*>(address_); }
+
+ private:
+  static std::vector<std::byte> some_numbers(DType dtype) {
+    constexpr std::size_t kCount = std::size_t(1) << 20;
+    std::vector<std::byte> bytes(kCount * size_of(dtype));
+    std::mt19937 random(1);
+    visit_dtype(dtype, [&]<class T>(T) {
+      for (std::size_t i = 0; i < kCount; ++i) {
+        const T x = T(float(random()) * 0x1p-31f - 1);
+        std::memcpy(bytes.data() + i * sizeof x, &x, sizeof x);
+      }
+    });
+    return bytes;
+  }
+  const cu::Driver& driver_;
+  cu::CUdeviceptr address_ = 0;
+};
+
+// Milliseconds that f's work takes on a stream.
+class Stopwatch {
+ public:
+  explicit Stopwatch(cu::CUstream stream) : driver_(cuda_driver()), stream_(stream) {
+    for (cu::CUevent& e : events_) cuda_check(driver_, driver_.cuEventCreate(&e, 0), "cuEventCreate");
+  }
+  ~Stopwatch() {
+    for (cu::CUevent e : events_) driver_.cuEventDestroy(e);
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+  template <class F>
+  float time(F&& f) {
+    cuda_check(driver_, driver_.cuEventRecord(events_[0], stream_), "cuEventRecord");
+    f();
+    cuda_check(driver_, driver_.cuEventRecord(events_[1], stream_), "cuEventRecord");
+    cuda_check(driver_, driver_.cuEventSynchronize(events_[1]), "a product that is timed");
+    float milliseconds = 0;
+    cuda_check(driver_, driver_.cuEventElapsedTime(&milliseconds, events_[0], events_[1]), "cuEventElapsedTime");
+    return milliseconds;
+  }
+
+ private:
+  const cu::Driver& driver_;
+  cu::CUstream stream_;
+  cu::CUevent events_[2] = {};
+};
+
+// The position of the fastest. Each is timed several times in turn, and its best time counts, so that what else happens on the machine
+// falls on none; one is preferred to those before it only where that is no accident.
+std::size_t fastest(std::size_t count, const std::function<float(std::size_t)>& time) {
+  constexpr int kRounds = 5;
+  constexpr float kMargin = 0.98f;
+  std::vector<float> best(count, std::numeric_limits<float>::infinity());
+  for (int round = 0; round < kRounds; ++round)
+    for (std::size_t i = 0; i < count; ++i) best[i] = std::min(best[i], time(i));
+  std::size_t chosen = 0;
+  for (std::size_t i = 1; i < count; ++i)
+    if (best[i] < kMargin * best[chosen]) chosen = i;
+  return chosen;
+}
+
 // Every product that was prepared. Lives as long as the process: the library may be gone before our destructors run.
 class Gemms {
  public:
@@ -142,28 +257,57 @@ class Gemms {
     return only;
   }
 
-  // Calls f(handle, prepared) alone.
+  // Calls f(handle, problem, prepared) alone.
   template <class F>
-  void with(const GemmCall& call, std::size_t workspace, bool tf32, F&& f) {
+  void with(const GemmCall& call, cu::CUstream stream, const GemmWorkspace& workspace, bool tf32, F&& f) {
     const std::lock_guard lock(mutex_);
     if (!handle_) check(cublas_lt().cublasLtCreate(&handle_), "cuBLASLt does not start", call);
-    const Problem problem = problem_of(call, workspace, tf32);
+    const Problem problem = problem_of(call, workspace.bytes, tf32);
     auto found = prepared_.find(problem);
-    if (found == prepared_.end()) found = prepared_.emplace(problem, prepare(problem, call)).first;
-    f(handle_, found->second);
+    if (found == prepared_.end()) found = prepared_.emplace(problem, prepare(problem, call, stream, workspace)).first;
+    f(handle_, problem, found->second);
+  }
+
+  GemmChoices choices() const {
+    const std::lock_guard lock(mutex_);
+    return choices_;
+  }
+  void use(const GemmChoices& choices) {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [problem, algorithm] : choices) choices_.insert_or_assign(problem, algorithm);
+  }
+  void tune(bool on) {
+    const std::lock_guard lock(mutex_);
+    tune_ = on;
   }
 
  private:
-  Prepared prepare(const Problem& p, const GemmCall& call) {
+  using Algorithms = std::vector<cu::cublasLtMatmulAlgo_t>;
+
+  Prepared prepare(const Problem& p, const GemmCall& call, cu::CUstream stream, const GemmWorkspace& workspace) {
     Prepared out{create_product(p, call), create_layout(p.left, p.batch, call), create_layout(p.right, p.batch, call),
                  create_layout(p.result, p.batch, call), {}};
-    out.algorithm = choose(p, out, call);
+    const std::string name = to_string(p);
+    if (const auto kept = choices_.find(name); kept != choices_.end()) {
+      std::ranges::copy(kept->second, out.algorithm.data);
+      if (judge(p, out, out.algorithm) == cu::CUBLAS_STATUS_SUCCESS) return out;
+    }
+    const Algorithms algorithms = proposals(p, out, call);
+    out.algorithm = algorithms[tune_ && algorithms.size() > 1 ? time_all(p, out, algorithms, call, stream, workspace) : 0];
+    std::ranges::copy(out.algorithm.data, choices_[name].begin());
     return out;
   }
 
-  // The library's first proposal that it accepts. Choices that were measured (DESIGN 2.11) go before it, by problem: an algorithm is plain
-  // data that holds for one library version and device.
-  cu::cublasLtMatmulAlgo_t choose(const Problem& p, const Prepared& prepared, const GemmCall& call) {
+  // Whether an algorithm can be launched.
+  cu::cublasStatus_t judge(const Problem& p, const Prepared& prepared, const cu::cublasLtMatmulAlgo_t& algorithm) {
+    cu::cublasLtMatmulHeuristicResult_t verdict;
+    const auto status = cublas_lt().cublasLtMatmulAlgoCheck(handle_, prepared.product.get(), prepared.left.get(), prepared.right.get(),
+                                                            prepared.result.get(), prepared.result.get(), &algorithm, &verdict);
+    return status == cu::CUBLAS_STATUS_SUCCESS && verdict.workspaceSize > p.workspace ? cu::CUBLAS_STATUS_NOT_SUPPORTED : status;
+  }
+
+  // The library's proposals that can be launched, the best in its judgement first.
+  Algorithms proposals(const Problem& p, const Prepared& prepared, const GemmCall& call) {
     const CublasLt& lt = cublas_lt();
     const auto preference = create(lt.cublasLtMatmulPreferenceCreate, lt.cublasLtMatmulPreferenceDestroy, call);
     const auto prefer = [&](cu::cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
@@ -177,25 +321,56 @@ class Gemms {
     prefer(cu::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.result.alignment);
     prefer(cu::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, p.result.alignment);
     constexpr int kProposals = 8;
-    std::array<cu::cublasLtMatmulHeuristicResult_t, kProposals> proposals;
+    std::array<cu::cublasLtMatmulHeuristicResult_t, kProposals> proposed;
     int count = 0;
     auto status = lt.cublasLtMatmulAlgoGetHeuristic(handle_, prepared.product.get(), prepared.left.get(), prepared.right.get(),
                                                     prepared.result.get(), prepared.result.get(), preference.get(), kProposals,
-                                                    proposals.data(), &count);
+                                                    proposed.data(), &count);
     if (status == cu::CUBLAS_STATUS_SUCCESS) status = cu::CUBLAS_STATUS_NOT_SUPPORTED;
-    for (int i = 0; i < count; ++i) {  // not each of them can be launched
-      cu::cublasLtMatmulHeuristicResult_t verdict;
-      status = lt.cublasLtMatmulAlgoCheck(handle_, prepared.product.get(), prepared.left.get(), prepared.right.get(),
-                                          prepared.result.get(), prepared.result.get(), &proposals[std::size_t(i)].algo, &verdict);
-      if (status == cu::CUBLAS_STATUS_SUCCESS && verdict.workspaceSize <= p.workspace) return proposals[std::size_t(i)].algo;
+    Algorithms accepted;
+    for (int i = 0; i < count; ++i) {
+      const cu::cublasLtMatmulAlgo_t& algorithm = proposed[std::size_t(i)].algo;
+      const auto verdict = judge(p, prepared, algorithm);
+      if (verdict == cu::CUBLAS_STATUS_SUCCESS) accepted.push_back(algorithm);
+      else status = verdict;
     }
-    check(status, "no algorithm for this product", call);
-    fail(ErrorKind::device, "gemm: every algorithm wants more workspace", to_string(call));
+    if (accepted.empty()) check(status, "no algorithm for this product", call);
+    return accepted;
   }
 
-  std::mutex mutex_;
+  // The position of the fastest on this device; the first if there is no memory to try.
+  std::size_t time_all(const Problem& p, const Prepared& prepared, const Algorithms& algorithms, const GemmCall& call,
+                       cu::CUstream stream, const GemmWorkspace& workspace) {
+    const Layout column{p.result.dtype, p.result.rows, 1, p.result.rows, 0, false, p.result.alignment};
+    const Scratch left(p.left, p.batch), right(p.right, p.batch), result(p.result, p.batch), bias(column, 1);
+    if (!left.get() || !right.get() || !result.get() || !bias.get()) return 0;
+    const Addresses at{left.get(), right.get(), result.get()};
+    if (p.bias)
+      set(cublas_lt().cublasLtMatmulDescSetAttribute, prepared.product, cu::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+          static_cast<const void*>(bias.get()), call);
+    Stopwatch watch(stream);
+    const auto run = [&](std::size_t i, int times) {
+      bool good = true;  // what the library proposes it may still refuse
+      const float milliseconds = watch.time([&] {
+        for (int t = 0; t < times; ++t)
+          good &= enqueue(handle_, p, prepared, algorithms[i], at, stream, workspace) == cu::CUBLAS_STATUS_SUCCESS;
+      });
+      return good ? milliseconds : std::numeric_limits<float>::infinity();
+    };
+    constexpr float kMilliseconds = 1;  // of a measurement, so that its ends do not count
+    std::vector<int> times;
+    for (std::size_t i = 0; i < algorithms.size(); ++i) {
+      run(i, 1);  // loads its code
+      times.push_back(std::clamp(int(kMilliseconds / std::max(run(i, 1), 1e-3f)), 1, 100));
+    }
+    return fastest(algorithms.size(), [&](std::size_t i) { return run(i, times[i]) / float(times[i]); });
+  }
+
+  mutable std::mutex mutex_;
   cu::cublasLtHandle_t handle_ = nullptr;
   std::map<Problem, Prepared> prepared_;
+  GemmChoices choices_;
+  bool tune_ = false;
 };
 
 std::byte* address_of(const GemmOperand& o, std::byte* const* slots) {
@@ -204,26 +379,23 @@ std::byte* address_of(const GemmOperand& o, std::byte* const* slots) {
 
 }  // namespace
 
-void prepare_gemm(const GemmCall& call, std::size_t workspace_bytes, bool tf32) {
-  Gemms::instance().with(call, workspace_bytes, tf32, [](auto, const Prepared&) {});
+GemmChoices gemm_choices() { return Gemms::instance().choices(); }
+void use_gemm_choices(const GemmChoices& choices) { Gemms::instance().use(choices); }
+void tune_gemms(bool on) { Gemms::instance().tune(on); }
+std::size_t gemm_library_version() { return cublas_lt().cublasLtGetVersion(); }
+
+void prepare_gemm(const GemmCall& call, cu::CUstream stream, const GemmWorkspace& workspace, bool tf32) {
+  Gemms::instance().with(call, stream, workspace, tf32, [](auto, const Problem&, const Prepared&) {});
 }
 
 void launch_gemm(const GemmCall& call, std::byte* const* slots, cu::CUstream stream, const GemmWorkspace& workspace, bool tf32) {
-  const CublasLt& lt = cublas_lt();
-  Gemms::instance().with(call, workspace.bytes, tf32, [&](cu::cublasLtHandle_t handle, const Prepared& p) {
+  Gemms::instance().with(call, stream, workspace, tf32, [&](cu::cublasLtHandle_t handle, const Problem& problem, const Prepared& p) {
     if (call.bias) {
       const void* bias = address_of(call.bias, slots);
-      set(lt.cublasLtMatmulDescSetAttribute, p.product, cu::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, call);
+      set(cublas_lt().cublasLtMatmulDescSetAttribute, p.product, cu::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, call);
     }
-    const float one = 1, zero = 0;
-    const double one_double = 1, zero_double = 0;
-    const bool in_double = call.a.dtype == DType::f64;
-    std::byte* const c = address_of(call.c, slots);
-    check(lt.cublasLtMatmul(handle, p.product.get(), in_double ? static_cast<const void*>(&one_double) : &one,
-                            address_of(call.b, slots), p.left.get(), address_of(call.a, slots), p.right.get(),
-                            in_double ? static_cast<const void*>(&zero_double) : &zero, c, p.result.get(), c, p.result.get(),
-                            &p.algorithm, reinterpret_cast<void*>(workspace.address), workspace.bytes, stream),
-          "the launch failed", call);
+    const Addresses at{address_of(call.b, slots), address_of(call.a, slots), address_of(call.c, slots)};
+    check(enqueue(handle, problem, p, p.algorithm, at, stream, workspace), "the launch failed", call);
   });
 }
 

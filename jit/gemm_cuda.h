@@ -1,8 +1,10 @@
 // GEMM on a GPU: cuBLASLt, with plans, workspace and choices of weft's own.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "jit/dtype.h"
@@ -46,10 +48,21 @@ struct GemmWorkspace {
 // What a device of this compute capability should be given.
 constexpr std::size_t gemm_workspace_bytes(int major) { return std::size_t(major >= 9 ? 32 : 4) << 20; }
 
+// The algorithm of each product that was prepared, by a text with all that the choice depends on: cuBLASLt's plain data, good for one
+// version of the library and one kind of device.
+using GemmChoices = std::map<std::string, std::array<std::uint64_t, 8>>;
+GemmChoices gemm_choices();
+// Products that are prepared from now on take these where the library still accepts them.
+void use_gemm_choices(const GemmChoices& choices);
+// For products without a choice: whether the library's first proposals are timed, on memory of their own, or its first is taken. Off at
+// first: two runs that time may choose differently, and so differ in the last bits.
+void tune_gemms(bool on);
+std::size_t gemm_library_version();  // 120804 is 12.8.4
+
 // Everything of a launch that must not happen while a graph is captured: loads the library, chooses the algorithm. Needs the
 // device's context to be current. `tf32`: fp32 operands may be rounded to tf32. Errors (device): the library is missing, or
 // has no algorithm for the product.
-void prepare_gemm(const GemmCall& call, std::size_t workspace_bytes, bool tf32);
+void prepare_gemm(const GemmCall& call, cu::CUstream stream, const GemmWorkspace& workspace, bool tf32);
 // Enqueues the product; `slots` are device addresses, those of the slots aligned to kAlignment. Prepares it if nobody has.
 void launch_gemm(const GemmCall& call, std::byte* const* slots, cu::CUstream stream, const GemmWorkspace& workspace, bool tf32);
 

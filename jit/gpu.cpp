@@ -306,7 +306,7 @@ void Gpu::prepare_gemm(const GemmCall& call) {
     w.address = address(allocate(bytes, "the workspace of matrix products"));
     w.bytes = bytes;
   }
-  weft::prepare_gemm(call, w.bytes, tf32_);
+  weft::prepare_gemm(call, impl_->stream, w, tf32_);
 }
 
 void Gpu::gemm(const GemmCall& call, std::byte* const* slots) {

@@ -78,6 +78,7 @@ void initialise(const State& state, const Initialiser& init, std::uint64_t seed,
       }
     });
     if (!staged.empty()) memory.write(staged.data());
+    state.impl()->written();
   });
 }
 

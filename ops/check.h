@@ -55,4 +55,11 @@ void in_compute_type(const Lowering& lowering, F&& f) {
     f(float{});
 }
 
+// What both operands of a product are read as. A bf16 operand makes its partner, usually an fp32 master weight, bf16 too: tensor
+// cores take one type, and the CPU computes what they do.
+inline DType operand_type(const Lowering& l) {
+  if (l.in_double()) return DType::f64;
+  return l.dtype(0) == DType::bf16 || l.dtype(1) == DType::bf16 ? DType::bf16 : DType::f32;
+}
+
 }  // namespace weft

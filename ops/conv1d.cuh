@@ -7,7 +7,10 @@
 // bias (d), partials (b * chunks, w + 1, d), dw (d, w), db (d).
 
 enum Stage { FORWARD, BACKWARD, SUM, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
-constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V, AHEAD = 4;  // AHEAD: steps whose loads are under way together
+constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V;
+constexpr int AHEAD = 16 / sizeof(real);  // steps whose loads are under way together
+// Blocks of a multiprocessor; without a number ptxas spills doubles to fit one more.
+constexpr int BLOCKS = sizeof(real) == 8 ? 1 : 0;
 
 DEVICE real sigmoid(real x) { return reciprocal(real(1) + exp2_of(-real(LOG2_E) * x)); }
 DEVICE real activated(real pre) { return SILU ? pre * sigmoid(pre) : pre; }
@@ -295,7 +298,7 @@ DEVICE void wide_partials(const Args& a) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(LANES * WARPS) KERNEL(PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LANES * WARPS, BLOCKS) KERNEL(PARAMETERS) {
   if constexpr (STAGE == FORWARD) forward(a);
   if constexpr (STAGE == BACKWARD) backward(a);
   if constexpr (STAGE == SUM) sum_partials(a);

@@ -22,7 +22,8 @@ GemmOutput result(const Launch& launch, const Operand& o) { return {launch.view(
 struct Flat {
   Operand operand;
   std::int64_t row_stride, col_stride;
-  Flat(Lowering& l, int i) : operand(l.shape(i).rank() == 2 ? l.view(i) : l.rows(i)) {
+  Flat(Lowering& l, int i)
+      : operand(l.shape(i).rank() == 2 ? l.view(i, operand_type(l)) : l.rows(i, operand_type(l))) {
     row_stride = operand.rank == 2 ? operand.strides[0] : operand.row_stride();
     col_stride = operand.rank == 2 ? operand.strides[1] : 1;
   }
@@ -36,7 +37,7 @@ void lower_linear(Lowering& l) {
   const Operand out = l.output();
   if (!out) return;
   const Flat x(l, 0);
-  const Operand w = l.view(1), bias = l.has(2) ? l.dense(2) : Operand{};
+  const Operand w = l.view(1, operand_type(l)), bias = l.has(2) ? l.dense(2) : Operand{};
   const bool transposed = l.integer(0) != 0;
   const std::int64_t m = row_count(l.shape(0)), k = l.shape(0)[-1], n = out.dims[out.rank - 1];
   in_compute_type(l, [&]<class T>(T) {
@@ -79,7 +80,8 @@ std::vector<std::int64_t> batch_offsets(const Operand& operand, const Shape& bat
 void lower_matmul(Lowering& l) {
   const Operand out = l.output();
   if (!out) return;
-  const Operand a = l.view(0), b = l.view(1);
+  const DType type = operand_type(l);
+  const Operand a = l.view(0, type), b = l.view(1, type);
   const bool ta = l.integer(0) != 0, tb = l.integer(1) != 0;
   const std::int64_t m = out.dims[out.rank - 2], n = out.dims[out.rank - 1];
   const std::int64_t k = a.dims[a.rank - (ta ? 2 : 1)];

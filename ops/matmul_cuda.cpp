@@ -5,17 +5,11 @@
 #include <utility>
 #include <vector>
 
+#include "ops/check.h"
 #include "ops/cuda.h"
 
 namespace weft {
 namespace {
-
-// What both operands are read as. A bf16 operand makes its partner, usually an fp32 master weight, bf16 too: tensor cores take
-// one type.
-DType operand_type(const Lowering& l) {
-  if (l.in_double()) return DType::f64;
-  return l.dtype(0) == DType::bf16 || l.dtype(1) == DType::bf16 ? DType::bf16 : DType::f32;
-}
 
 // ---- operands in place --------------------------------------------------------------------------------------------------
 
@@ -68,8 +62,8 @@ GemmOperand last_two(const Operand& o, bool transposed) {
 
 // Input i in memory that `form` can describe, a dense copy if need be.
 Operand readable(Lowering& l, int i, DType dtype, GemmOperand (*form)(const Operand&, bool)) {
-  const Operand o = l.view_as(i, dtype);  // dense if it was converted
-  return form(o, false) ? o : l.dense(i);
+  const Operand o = l.view(i, dtype);
+  return form(o, false) ? o : l.dense(i, dtype);
 }
 
 // ---- results ------------------------------------------------------------------------------------------------------------
@@ -109,8 +103,7 @@ void cuda_linear(Lowering& l) {
   call.c = result(y);
   if (l.has(2)) {
     // The epilogue adds a bias of the result's dtype. Rounding a bias to bf16 costs no more than rounding the sum does.
-    Operand bias = l.view_as(2, y.dtype);
-    if (!bias.contiguous()) bias = l.dense(2);
+    const Operand bias = l.dense(2, y.dtype);
     call.bias = {bias.slot, bias.offset, bias.dtype};
   }
   l.emit("gemm__linear", call);

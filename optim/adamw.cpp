@@ -28,7 +28,7 @@ adamw::Operands adamw::operands(Lowering& l) {
   for (int i = 1, at = 2; i < l.inputs(); ++i, at += int(kRowInts)) {
     m.offset = l.integer(at + 1);
     v.offset = all + m.offset;
-    o.segments.push_back({l.dense(i), l.state(l.integer(at)), m, v, l.integer(at + 2) != 0});
+    o.segments.push_back({l.dense(i), l.state(l.integer(at)), m, v, l.twin(l.integer(at)), l.integer(at + 2) != 0});
     o.sizes.push_back(o.segments.back().param.numel());
   }
   return o;
@@ -69,8 +69,12 @@ void update(const Factors<T> f, const T* __restrict g, T* __restrict p, T* __res
 template <class T>
 void update_chunk(const Launch& launch, const Segment& s, const Chunk& chunk, const double* constants, double norm) {
   const std::int64_t at = chunk.begin;
-  update<T>({constants, norm, s.decay}, launch.pointer<T>(s.gradient) + at, launch.pointer<T>(s.param) + at,
-            launch.pointer<T>(s.m) + at, launch.pointer<T>(s.v) + at, chunk.end - at);
+  T* const p = launch.pointer<T>(s.param);
+  update<T>({constants, norm, s.decay}, launch.pointer<T>(s.gradient) + at, p + at, launch.pointer<T>(s.m) + at,
+            launch.pointer<T>(s.v) + at, chunk.end - at);
+  if (!s.twin) return;
+  bf16* const twin = launch.pointer<bf16>(s.twin);
+  for (std::int64_t i = at; i < chunk.end; ++i) twin[i] = bf16(float(p[i]));
 }
 
 void lower_adamw(Lowering& l) {

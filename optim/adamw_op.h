@@ -17,6 +17,7 @@ enum Constant { kLr, kBeta1, kBeta2, kEps, kDecay, kCorrection1, kCorrection2, k
 // A row: dense memory of the same number of elements.
 struct Segment {
   Operand gradient, param, m, v;
+  Operand twin;  // the parameter in bf16, or absent
   bool decay;
 };
 

@@ -136,7 +136,7 @@ class OnDevice {
       slots.push_back(reinterpret_cast<std::byte*>(allocate(m.size())));
       cuda_check(driver_, driver_.cuMemcpyHtoD(cu::CUdeviceptr(slots.back()), m.data(), m.size()), "cuMemcpyHtoD");
     }
-    prepare_gemm(call, workspace.bytes, tf32);
+    prepare_gemm(call, nullptr, workspace, tf32);
     launch_gemm(call, slots.data(), nullptr, workspace, tf32);
     std::vector<std::byte> c(memory[2].size());
     cuda_check(driver_, driver_.cuMemcpyDtoH(c.data(), cu::CUdeviceptr(slots[2]), c.size()), "cuMemcpyDtoH");

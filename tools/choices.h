@@ -1,0 +1,28 @@
+// choices.json: what was chosen by timing, kept in a run's folder so that the run goes on with it.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <string>
+
+#include "jit/gemm_cuda.h"
+
+namespace weft {
+
+struct Choices {
+  std::string device;         // "NVIDIA H200"
+  std::size_t cublas_lt = 0;  // version: 120804 is 12.8.4
+  GemmChoices gemms;
+};
+
+// Errors (ErrorKind::io): the file cannot be written, or is no such file.
+void write_choices(const Choices& choices, const std::filesystem::path& file);
+Choices read_choices(const std::filesystem::path& file);
+
+// The choices of this process. Without a GPU in use nothing is written.
+void save_choices(const std::filesystem::path& file);
+// Before the first plan of a run that goes on. Nothing without a file or a GPU in use; choices for another kind of device or version of
+// cuBLASLt are left, with a line on stderr.
+void load_choices(const std::filesystem::path& file);
+
+}  // namespace weft
