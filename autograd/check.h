@@ -44,13 +44,18 @@ using Reference = std::function<std::vector<double>(const std::vector<std::vecto
 struct CheckOptions {
   double f64 = 1e-10, f32 = 2e-5, bf16 = 3e-2;  // of the largest magnitude in the result
   bool check_bf16 = true;
+  bool copies = false;  // the value's elements are the inputs': equal on every device
   GradcheckOptions gradcheck = {};
 };
 
 // For every case: the value in f64, f32 and bf16 against the reference (skipped if null), the gradient by finite differences
 // in f64, finite gradients wherever the value is finite, equal bits on a second run, with one and with three threads, and with
-// fusion off. Throws ErrorKind::training naming the case.
+// fusion off. On a GPU, emulated or not: value and gradients in f64, f32 and bf16 against those of the CPU, or the above where
+// the CPU cannot run it. Throws ErrorKind::training naming the case.
 void check_op(const OpFunction& fn, const Reference& reference, const std::vector<OpCase>& cases, CheckOptions options = {});
+
+// For every case: value and gradients in f64, f32 and bf16 on two devices, within the tolerances; integers are equal.
+void check_devices(const OpFunction& fn, const std::vector<OpCase>& cases, const CheckOptions& options, Device a, Device b);
 
 // The fixed irregular numbers the checks use: n values in [low, high].
 std::vector<double> irregular(std::int64_t n, double low, double high, std::uint64_t stream = 0);

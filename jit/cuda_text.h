@@ -101,6 +101,12 @@ std::string_view cuda_type(DType dtype);  // "bf16"
 // An embedded file: "jit/prelude.cuh", "ops/norm.cuh". An internal error if there is none.
 std::string_view embedded_text(std::string_view file);
 
+// All of them, in a table that CMake generates from the .cuh files. Tests replace a text before kernels are made of it.
+struct EmbeddedText {
+  std::string_view file, text;
+};
+std::span<EmbeddedText> embedded_texts();
+
 // What NVRTC is given: prelude and kernel.
 std::string complete_text(const CudaKernel& kernel);
 

@@ -1,12 +1,31 @@
 // Runs the tests of one file (--file=test_x.cpp), and of those the quick or the slow suites (--speed=quick|slow): a
-// suite is slow when its name begins with Slow.
+// suite is slow when its name begins with Slow. --mutants lists the mutants of tests/mutate.h, --mutant=N plants one.
 #include <gtest/gtest.h>
 
+#include <charconv>
 #include <cstdio>
 #include <string>
 #include <string_view>
 
+#include "jit/cuda_text.h"
+#include "tests/mutate.h"
+
 namespace {
+
+// A line each: number, file, line, description, separated by tabs.
+void list_mutants() {
+  std::size_t number = 0;
+  for (const weft::Mutant& m : weft::drawn_mutants())
+    std::printf("%zu\t%s\t%d\t%s\n", number++, m.file.c_str(), m.line, describe(weft::embedded_text(m.file), m).c_str());
+}
+
+bool plant(std::string_view number) {
+  std::size_t n = 0;
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), n);
+  if (error != std::errc() || end != number.data() + number.size() || n >= weft::drawn_mutants().size()) return false;
+  weft::plant(weft::drawn_mutants()[n]);
+  return true;
+}
 
 bool is_slow(std::string_view suite) {  // "SlowX", or "Instance/SlowX" of a TEST_P
   return suite.starts_with("Slow") || suite.find("/Slow") != std::string_view::npos;
@@ -38,12 +57,17 @@ int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   for (int i = 1; i < argc; ++i) {
     std::string_view word = argv[i];
+    if (word == "--mutants") {
+      list_mutants();
+      return 0;
+    }
+    if (word.starts_with("--mutant=") && plant(word.substr(9))) continue;
     if (word.starts_with("--file=")) {
       file = "/" + std::string(word.substr(7));
     } else if (word == "--speed=quick" || word == "--speed=slow") {
       speed = word.substr(8);
     } else {
-      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --gtest_...)\n", argv[i]);
+      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --mutants, --mutant=N, --gtest_...)\n", argv[i]);
       return 2;
     }
     chosen = true;

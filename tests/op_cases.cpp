@@ -158,7 +158,7 @@ void add_pointwise(std::vector<OpRow>& rows) {
 // ---- views ----------------------------------------------------------------------------------------------------------------
 
 OpRow view(std::string name, OpFunction fn, Reference reference, std::vector<std::vector<Shape>> shapes) {
-  OpRow row{std::move(name), std::move(fn), std::move(reference), {}};
+  OpRow row{std::move(name), std::move(fn), std::move(reference), {}, {.copies = true}};
   for (const auto& list : shapes) {
     OpCase c;
     for (const Shape& s : list) c.name += to_string(s), c.inputs.push_back({s});
@@ -246,6 +246,7 @@ void add_views(std::vector<OpRow>& rows) {
                         }
                         return out;
                       }, {{{3, 4}, {3, 5}}, {{300, 3}, {300, 2}}}));
+  rows.back().options.copies = false;  // exp
   rows.push_back(view("pad", [](auto& in) { return pad(in[0], 1, 2, 1); },
                       [](const Inputs& in, const Shapes& s) {
                         return pick(in[0], Shape{s[0][0], s[0][1] + 3},
@@ -308,6 +309,7 @@ void add_reduction(std::vector<OpRow>& rows, const std::string& name, std::vecto
   if (empty) shapes.push_back({3, 0, 2});
   for (const Shape& s : shapes) row.cases.push_back({to_string(s), {{s}}});
   row.options.f32 = 1e-4;
+  row.options.copies = name.starts_with("max");
   rows.push_back(row);
 }
 
@@ -483,7 +485,8 @@ void add_structured(std::vector<OpRow>& rows) {
                     return out;
                   },
                   {{"normal", {{{11, 6}}, {{4, 9}, 0, 11, {}, DType::i64}}}, {"i32", {{{5, 3}}, {{7}, 0, 5, {}, DType::i32}}},
-                   {"one", {{{1, 1}}, {{1}, 0, 1, {}, DType::i64}}}, {"empty", {{{5, 3}}, {{0}, 0, 1, {}, DType::i64}}}}});
+                   {"one", {{{1, 1}}, {{1}, 0, 1, {}, DType::i64}}}, {"empty", {{{5, 3}}, {{0}, 0, 1, {}, DType::i64}}}},
+                  {.copies = true}});
   auto ce = [](auto& in) { return cross_entropy(in[0], in[1]); };
   rows.push_back({"cross_entropy", ce,
                   [](const Inputs& in, const Shapes& s) {

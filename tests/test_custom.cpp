@@ -109,6 +109,43 @@ TEST(Custom, AGradientOfTheWrongShape) {
   });
 }
 
+// README's example: rows of 128 elements backwards, in turn through the same shared memory, with `barrier` at the end of a turn.
+CustomOp reversing(const std::string& barrier) {
+  return CustomOp({.name = "reversed",
+                   .inputs = {{.name = "x", .rank = 2}},
+                   .outputs = {"y"},
+                   .integers = {"rows"},
+                   .cuda = R"(
+extern "C" __global__ void __launch_bounds__(128) KERNEL(PARAMETERS) {
+  __shared__ real row[128];
+  const int i = threadIdx.x;
+  for (i64 r = 0; r < a.rows; ++r) {
+    row[i] = read_real(a.x + r * 128 + i);
+    __syncthreads();
+    write_real(a.y + r * 128 + i, row[127 - i]);
+    )" + barrier + "\n  }\n}",
+                   .launch = [](const CustomCall&) { return CustomLaunch::of(128, 128); }});
+}
+
+// What is checked of weft's own kernels is checked of a user's.
+TEST(Custom, AMissingBarrierIsReported) {
+  if (const auto missing = missing_library(CudaLibrary::nvrtc)) GTEST_SKIP() << *missing;
+  const std::string before(name_of(device()));
+  use_device("emu");
+  const auto reversed = [](const CustomOp& op) {
+    std::vector<float> x(256);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = float(i);
+    return run([&] { return custom(op, {Tensor::from(x, {2, 128})}, {{{2, 128}, DType::f32}}, {.integers = {2}}); }).to_host<float>();
+  };
+  const CustomOp racy = reversing(""), right = reversing("__syncthreads();");
+  expect_error(ErrorKind::device, {"a race in shared memory", "kernel reversed__", "source line", "the other is thread (", "custom at test_custom.cpp"},
+               [&] { reversed(racy); });
+  const std::vector<float> y = reversed(right);
+  use_device(before);
+  EXPECT_EQ(y[0], 127);
+  EXPECT_EQ(y[255], 128);
+}
+
 TEST(Custom, AMistakeInTheTextShowsItsLines) {
   if (const auto missing = missing_library(CudaLibrary::nvrtc)) GTEST_SKIP() << *missing;
   const CustomOp op({.name = "typo", .inputs = {{"x"}}, .outputs = {"y"},

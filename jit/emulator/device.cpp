@@ -10,6 +10,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -249,14 +251,29 @@ void fill_mapping_functions(Driver& d) {
 
 // ---- code
 
+void add_names(const emulator::Operand& operand, std::set<std::string_view>& names) {
+  if (operand.kind == emulator::Operand::symbol) names.insert(operand.name);
+  for (const emulator::Operand& part : operand.parts) add_names(part, names);
+}
+// What the functions of a module refer to. Every constant of a text is a variable, but hardly one is used, and an allocation
+// for each would exhaust the mappings that a process may have.
+std::set<std::string_view> names_in(const emulator::Module& module) {
+  std::set<std::string_view> names;
+  for (const emulator::Function& f : module.functions)
+    for (const emulator::PtxInstruction& instruction : f.body)
+      for (const emulator::Operand& operand : instruction.operands) add_names(operand, names);
+  return names;
+}
+
 CUresult load_library(CUlibrary* library, const void* code, CUjit_option*, void**, unsigned, CUlibraryOption*, void**,
                       unsigned) {
   const auto* text = static_cast<const char*>(code);
   if (std::memcmp(text, "\177ELF", 4) == 0) return CUDA_ERROR_NO_BINARY_FOR_GPU;  // machine code: it runs PTX alone
   auto owner = std::make_shared<LibraryHandle>();
   owner->module = emulator::parse_ptx(text);
+  const std::set<std::string_view> names = names_in(owner->module);
   for (const emulator::Variable& v : owner->module.variables) {
-    if (v.space == emulator::Space::shared || v.size == 0) continue;
+    if (v.space == emulator::Space::shared || v.size == 0 || !names.count(v.name)) continue;
     const CUdeviceptr address = Memory::instance().allocate(v.size);
     owner->symbols[v.name] = address;
     fill<std::uint8_t>(address, 0, v.size);
