@@ -121,6 +121,12 @@ Gpu::~Gpu() = default;
 
 // ---- memory -----------------------------------------------------------------------------------------------------------------
 
+std::size_t Gpu::memory_in_use() const {
+  std::size_t left = 0, total = 0;
+  cuda_check(driver_, driver_.cuMemGetInfo(&left, &total), "cuMemGetInfo");
+  return total - left;
+}
+
 void Gpu::fail_memory(const std::string& what, std::size_t bytes) const {
   std::size_t left = 0, total = 0;
   driver_.cuMemGetInfo(&left, &total);

@@ -11,7 +11,6 @@
 #include "autograd/backward.h"
 #include "autograd/run.h"
 #include "jit/interp.h"
-#include "models/sample.h"
 #include "nn/json.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
@@ -145,7 +144,7 @@ Tensor Mamba::head(const Tensor& x) {
 
 Tensor Mamba::forward(const Tensor& ids) {
   Tensor x = embed(ids);
-  for (MambaBlock& block : blocks_) x = block(x);
+  for (MambaBlock& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x); }) : block(x);
   return head(x);
 }
 
@@ -237,32 +236,6 @@ void Mamba::save(const std::filesystem::path& folder, CheckpointNames names) con
   const std::string text = config.dump(2) + "\n";
   write_safetensors(folder / "model.safetensors", weights(names), {{"format", "pt"}});
   write_file(folder / "config.json", std::as_bytes(std::span(text)));
-}
-
-// ---- generation
-// -------------------------------------------------------------------------------------------------------
-
-std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>& prompt, GenerateOptions options) {
-  const std::int64_t vocab = model.config().vocab;
-  if (prompt.empty()) fail(ErrorKind::usage, "generate: the prompt is empty", {}, "give at least one token");
-  for (std::int64_t id : prompt)
-    if (id < 0 || id >= vocab)
-      fail(ErrorKind::usage, "generate: a token id is out of range", fmt::format("id {}, vocabulary {}", id, vocab),
-           "use the tokenizer that the model was trained with");
-  const Evaluating scope(model);
-  const MambaCache cache(model.config(), 1);
-  std::vector<std::int64_t> ids = prompt;
-  for (std::int64_t n = 0; n < options.tokens; ++n) {
-    const Tensor logits = n == 0 ? run([&](const Tensor& x) { return model.prefill(x, cache); },
-                                       Tensor::from(ids, {1, std::int64_t(ids.size())}))
-                                 : run([&](const Tensor& x) { return model.step(x, cache); },
-                                       Tensor::from(std::vector<std::int64_t>{ids.back()}, {1, 1}));
-    const std::vector<float> values = logits.to_host<float>();
-    const double u = (double(philox(options.seed, 0, std::uint64_t(n), 0)) + 0.5) * 0x1p-32;
-    ids.push_back(
-        sample(std::span(values).first(std::size_t(vocab)), options.temperature, options.top_k, u));  // no padded ids
-  }
-  return ids;
 }
 
 }  // namespace weft

@@ -100,14 +100,4 @@ class Mamba : public Layer<Mamba> {
   std::optional<Linear> lm_head_;  // absent if tied
 };
 
-struct GenerateOptions {
-  std::int64_t tokens = 100;  // to append
-  double temperature = 1;     // 0: the most probable token
-  std::int64_t top_k = 0;     // sample among the k most probable; 0: all
-  std::uint64_t seed = 0;
-};
-
-// The prompt (at least one id) and what the model appends to it. Equal seeds give equal texts.
-std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>& prompt, GenerateOptions options = {});
-
 }  // namespace weft

@@ -31,6 +31,7 @@ struct MambaConfig {
   double embedding_deviation = 0.02;
   DType dtype = DType::f32;        // of the parameters: f32 or f64
   DType activations = DType::f32;  // bf16: matmul, conv and scan take and give bf16; f64 parameters: f64
+  bool recompute = false;          // backward evaluates the blocks again instead of keeping their values
 
   std::int64_t inner_width() const { return inner ? inner : expand * width; }
   std::int64_t dt_rank() const { return rank ? rank : (width + 15) / 16; }

@@ -81,6 +81,14 @@ void fail_errno(const std::string& what, int number) {
   fail(ErrorKind::io, what, std::strerror(number), hint);
 }
 
+int sync_folder(const fs::path& folder) {
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return errno;
+  const int error = fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP ? 0 : errno;
+  close(fd);
+  return error;
+}
+
 FileReader::FileReader(const fs::path& file) : name_(file.string()), fd_(open(file.c_str(), O_RDONLY | O_CLOEXEC)) {
   if (fd_ < 0) fail_errno("cannot read " + name_, errno);
   struct stat about {};
@@ -142,12 +150,7 @@ void AtomicFile::commit() {
   if (closed != 0 || rename(temporary_.c_str(), file_.c_str()) != 0)
     fail_errno("cannot write " + file_.string(), errno);
   done_ = true;
-  // The new name must outlive a power cut too. Some file systems cannot sync a folder; the file itself is safe by now.
-  fs::path folder = file_.has_parent_path() ? file_.parent_path() : fs::path(".");
-  if (int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); fd >= 0) {
-    fsync(fd);
-    close(fd);
-  }
+  sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));  // an error would come too late: the file is replaced
 }
 
 void write_file(const fs::path& file, std::span<const std::byte> bytes) {

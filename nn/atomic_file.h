@@ -11,6 +11,9 @@ namespace weft {
 // Throws "what: <the system's words for errno `number`>".
 [[noreturn]] void fail_errno(const std::string& what, int number);
 
+// Makes the names in a folder outlive a power cut. Returns 0 or an errno; file systems that cannot do it count as 0.
+int sync_folder(const std::filesystem::path& folder);
+
 class FileReader {
  public:
   explicit FileReader(const std::filesystem::path& file);

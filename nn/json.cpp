@@ -87,8 +87,8 @@ class Cursor {
 // Builds the value while counting depth and refusing a key that an object has already.
 class Builder {
  public:
-  Builder(std::string_view text, std::string_view name, std::vector<Special> specials)
-      : text_(text), name_(name), specials_(std::move(specials)), seen_(text.data()) {}
+  Builder(std::string_view text, std::string_view name, std::size_t line, std::vector<Special> specials)
+      : text_(text), name_(name), line_(line), specials_(std::move(specials)), seen_(text.data()) {}
 
   json build() {
     if (auto zero = text_.find('\0'); zero != text_.npos) {  // the parser would take it for the end
@@ -130,7 +130,7 @@ class Builder {
     std::string_view read = text_.substr(0, std::max<std::size_t>(std::size_t(seen_ - text_.data()), 1) - 1);
     auto line_begin = read.rfind('\n') + 1;  // 0 on the first line
     fail(ErrorKind::io, fmt::format("{}: not valid JSON", name_),
-         fmt::format("line {}, column {}: {}", std::count(read.begin(), read.end(), '\n') + 1,
+         fmt::format("line {}, column {}: {}", std::size_t(std::count(read.begin(), read.end(), '\n')) + line_,
                      read.size() - line_begin + 1, why));
   }
 
@@ -163,6 +163,7 @@ class Builder {
   }
 
   std::string_view text_, name_;
+  std::size_t line_;  // of the text's first
   std::vector<Special> specials_;
   const char* seen_;
   std::size_t numbers_ = 0, next_special_ = 0;
@@ -173,13 +174,13 @@ class Builder {
 
 }  // namespace
 
-json parse_json(std::string_view text, std::string_view name) {
+json parse_json(std::string_view text, std::string_view name, std::size_t line) {
   if (text.size() > kMaxJsonBytes)
     fail(ErrorKind::io, fmt::format("{}: JSON too large", name),
          fmt::format("{} bytes, limit {}", text.size(), kMaxJsonBytes));
   std::string copy(text);
   auto specials = take_specials(copy);
-  return Builder(copy, name, std::move(specials)).build();
+  return Builder(copy, name, line, std::move(specials)).build();
 }
 
 json read_json(const std::filesystem::path& file) { return parse_json(read_text(file, kMaxJsonBytes), file.string()); }

@@ -6,15 +6,22 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <fstream>
 #include <numeric>
+#include <random>
 #include <set>
 #include <string>
 
+#include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
+#include "tools/shards.h"
+#include "tools/utf8.h"
 
 namespace weft {
 namespace {
+
+namespace fs = std::filesystem;
 
 std::string numbered(std::size_t n) {
   std::string text(n, '\0');
@@ -173,6 +180,184 @@ TEST(Data, TooShortOrWrongOptions) {
 TEST(Data, WindowsArePinned) {
   TokenStream data = stream(numbered(5000), {.batch = 2, .length = 4, .seed = 1234});
   EXPECT_EQ(on_host(data.next()).inputs, (std::vector<std::int64_t>{215, 147, 79, 10, 188, 120, 52, 240}));
+}
+
+TEST(Data, TheSplitCutsNoCharacter) {
+  for (std::size_t shift = 0; shift < 8; ++shift) {
+    Corpus corpus{"t", std::string(shift, 'a')};
+    while (corpus.text.size() < 200) corpus.text += "\xf0\x9f\x98\x80";
+    EXPECT_EQ(utf8_error(corpus.training()), corpus.training().size());
+    EXPECT_EQ(utf8_error(corpus.validation()), corpus.validation().size());
+    EXPECT_NEAR(double(corpus.training().size()), 180, 8);
+  }
+  EXPECT_EQ((Corpus{"t", std::string(100, '\x80')}.split()), 87u);  // what is no UTF-8 is cut somewhere
+}
+
+TEST(Data, BatchesCountCharacters) {
+  std::string text;
+  while (text.size() < 4000) text += "caf\xc3\xa9 and king ";
+  for (const Tokenizer& t : {Tokenizer::bytes(), Tokenizer::train(text, 269)}) {
+    TokenStream data(Corpus{"t", text}, t, {.batch = 3, .length = 20});
+    const HostBatch b = on_host(data.next());
+    const std::string targets = t.decode(b.targets);
+    EXPECT_EQ(std::size_t(b.bytes), targets.size());
+    EXPECT_EQ(b.characters, std::count_if(targets.begin(), targets.end(), [](char c) { return !utf8_continues(c); }));
+    EXPECT_LT(b.characters, b.bytes);
+  }
+}
+
+// ---- documents
+
+TEST(Data, LinesOfJsonAreDocuments) {
+  TempFolder folder;
+  const fs::path file = folder.write("d.jsonl", R"({"text": "one\ntwo", "id": 7})" "\r\n\n" R"({"text": ""})" "\n" R"({"text": "caf\u00e9"})");
+  const Corpus corpus = load_corpus(file);
+  EXPECT_EQ(corpus.text, "one\ntwocaf\xc3\xa9");
+  EXPECT_EQ(corpus.ends, (std::vector<std::size_t>{7, 12}));
+  std::vector<std::int64_t> ids;
+  for_each_block(corpus, 0, corpus.text.size(), Tokenizer::bytes(), [&](auto block) { ids.insert(ids.end(), block.begin(), block.end()); });
+  EXPECT_EQ(Tokenizer::bytes().decode(ids), "one\ntwo\ncaf\xc3\xa9\n");
+  // Cut inside a document, the separator stays behind its end.
+  std::string parts;
+  for (const auto& [begin, end] : {std::pair(0, 3), std::pair(3, 7), std::pair(7, 12)}) {
+    for_each_block(corpus, std::size_t(begin), std::size_t(end), Tokenizer::bytes(), [&](auto block) { parts += Tokenizer::bytes().decode(block); });
+    parts += '|';
+  }
+  EXPECT_EQ(parts, "one|\ntwo\n|caf\xc3\xa9\n|");
+}
+
+TEST(Data, DocumentsEndWithTheTokenizersMark) {
+  TempFolder folder;
+  std::string lines;
+  for (int i = 0; i < 300; ++i) lines += R"({"text": "and the king went forth into the land"})" "\n";
+  const Corpus corpus = load_corpus(folder.write("d.jsonl", lines));
+  const Tokenizer t = make_tokenizer({.name = "unigram", .vocabulary = 280}, corpus);
+  const TokenStream data(corpus, t, {.batch = 2, .length = 16});
+  std::vector<std::int64_t> ids(std::size_t(data.training_tokens().size()));
+  data.training_tokens().copy(0, ids);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), t.end_of_text()), 270);
+}
+
+TEST(Data, LinesThatAreNoDocuments) {
+  TempFolder folder;
+  const auto load = [&](const std::string& lines) { return [&folder, lines] { load_corpus(folder.write("d.jsonl", lines)); }; };
+  const std::string good = R"({"text": "a"})" "\n";
+  expect_error(ErrorKind::io, {"d.jsonl: not valid JSON", "line 3, column"}, load(good + "\n{\"text\": \"a\n"));
+  expect_error(ErrorKind::io, {"a line without a text", "line 2", R"({"text": "..."})"}, load(good + R"({"txt": "a"})"));
+  expect_error(ErrorKind::io, {"a line without a text", "line 2"}, load(good + R"({"text": 3})"));
+  expect_error(ErrorKind::io, {"a line without a text", "line 1"}, load("[]"));
+  expect_error(ErrorKind::io, {"line 1", "levels"}, load(R"({"text": )" + std::string(100, '[')));
+  expect_error(ErrorKind::io, {"line 2", "UTF-8"}, load(good + "{\"text\": \"\xff\"}"));
+  expect_error(ErrorKind::io, {"is empty"}, load("\n\n" R"({"text": ""})"));
+}
+
+// ---- shards
+
+TEST(Data, ShardsHoldWhatTheTextGives) {
+  TempFolder folder;
+  std::string text;
+  for (std::uint32_t i = 0, x = 1; i < 2000; ++i) text += std::to_string((x = x * 1664525u + 1013904223u) >> 22) + (i % 9 ? " " : "\n");
+  const Corpus corpus{"t", text};
+  for (const Tokenizer& t : {Tokenizer::bytes(), Tokenizer::train(corpus.training(), 300)}) {
+    const BatchOptions options{.batch = 3, .length = 40, .seed = 2};
+    TokenStream direct(corpus, t, options);
+    for (std::int64_t size : {std::int64_t(100), direct.training_tokens().size(), std::int64_t(1) << 40}) {
+      const fs::path to = folder / (t.name() + std::to_string(size));
+      const ShardFolder made = ShardFolder::make(to, corpus, t, size);
+      made.verify();
+      EXPECT_EQ(made.shards(), (direct.training_tokens().size() + size - 1) / size + (direct.validation_tokens().size() + size - 1) / size);
+      TokenStream shards = open_data(to, {.name = "nothing"}, options);  // they have their own tokenizer
+      EXPECT_EQ(shards.tokenizer()->hash(), t.hash());
+      direct.seek(0);
+      for (int i = 0; i < 20; ++i) ASSERT_EQ(on_host(shards.next()), on_host(direct.next()));
+      for (std::int64_t i = 0; i < direct.validation_batches(); ++i) EXPECT_EQ(on_host(shards.validation(i)), on_host(direct.validation(i)));
+    }
+  }
+  expect_error(ErrorKind::io, {"not empty"}, [&] { ShardFolder::make(folder / "bytes100", corpus, Tokenizer::bytes(), 100); });
+  expect_error(ErrorKind::usage, {"--shard-tokens 0"}, [&] { ShardFolder::make(folder / "x", corpus, Tokenizer::bytes(), 0); });
+  expect_error(ErrorKind::io, {"not a folder of tokens", "data.json"}, [&] { ShardFolder(folder.path()); });
+}
+
+TEST(Data, AWideVocabularyTakesFourBytes) {
+  PackedTokens narrow(65536), wide(65537);
+  for (PackedTokens* p : {&narrow, &wide}) p->append(std::vector<std::int64_t>{0, 65535, 3});
+  EXPECT_EQ(narrow.bytes().size(), 6u);
+  EXPECT_EQ(wide.bytes().size(), 12u);
+  for (const PackedTokens& p : {narrow, wide}) {
+    std::vector<std::int64_t> ids(2);
+    Tokens(p).copy(1, ids);
+    EXPECT_EQ(ids, (std::vector<std::int64_t>{65535, 3}));
+    EXPECT_THROW(Tokens(p).copy(2, ids), Error);
+  }
+}
+
+TEST(Data, DamagedShardsAreRefused) {
+  TempFolder folder;
+  const Corpus corpus{"t", std::string(2000, 'a')};
+  ShardFolder::make(folder / "d", corpus, Tokenizer::bytes(), 1000);
+  const fs::path file = folder / "d" / "training-00001.tokens";
+  const std::string good = read_text(file);
+  const auto with = [&](std::string bytes) {
+    return [&folder, file, bytes] {
+      std::ofstream(file, std::ios::binary) << bytes;
+      ShardFolder(folder / "d").verify();
+    };
+  };
+  const auto changed = [&](std::size_t at, char to) {
+    std::string bytes = good;
+    bytes[at] = to;
+    return bytes;
+  };
+  EXPECT_NO_THROW(with(good)());
+  expect_error(ErrorKind::io, {"training-00001.tokens", "truncated"}, with(good.substr(0, 63)));
+  expect_error(ErrorKind::io, {"1662 bytes for 800 tokens"}, with(good.substr(0, good.size() - 2)));
+  expect_error(ErrorKind::io, {"WEFTTOKS"}, with(changed(0, 'X')));
+  expect_error(ErrorKind::io, {"version 2"}, with(changed(8, 2)));
+  expect_error(ErrorKind::io, {"header is damaged"}, with(changed(24, char(good[24] + 1))));
+  expect_error(ErrorKind::io, {"not those that were written"}, with(changed(good.size() - 1, 1)));
+  fs::remove(file);
+  expect_error(ErrorKind::io, {"training-00001.tokens", "No such file"}, [&] { ShardFolder(folder / "d"); });
+  with(good)();
+  ShardFolder::make(folder / "e", corpus, Tokenizer::bytes(), 900);
+  fs::copy_file(folder / "e" / "training-00001.tokens", file, fs::copy_options::overwrite_existing);
+  expect_error(ErrorKind::io, {"not those that belong together", "1900 tokens"}, [&] { ShardFolder(folder / "d"); });
+}
+
+// Whatever the files hold, they are refused, or read without a token beyond the vocabulary.
+TEST(Data, MutatedShardsDoNotCrash) {
+  TempFolder folder;
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += char('a' + i * 7 % 26);
+  ShardFolder::make(folder / "d", {"t", text}, Tokenizer::bytes(), 1000);
+  std::mt19937 random(3);
+  int read = 0;
+  for (const char* name : {"training-00000.tokens", "validation-00000.tokens", "data.json"}) {
+    const std::string good = read_text(folder / "d" / name);
+    for (int i = 0; i < 700; ++i) {
+      std::string bytes = good;
+      for (unsigned n = 1 + random() % 3; n--;) {
+        const std::size_t at = random() % 3 ? random() % std::min<std::size_t>(bytes.size(), 70) : random() % bytes.size();
+        switch (random() % 4) {
+          case 0: bytes[at] = char(random()); break;
+          case 1: bytes.erase(at, 1 + random() % 8); break;
+          case 2: bytes.insert(at, std::string(1 + random() % 9, char(random()))); break;
+          default: bytes.resize(std::max<std::size_t>(at, 1));
+        }
+        if (bytes.empty()) bytes = "x";
+      }
+      std::ofstream(folder / "d" / name, std::ios::binary) << bytes;
+      try {
+        TokenStream data = open_data(folder / "d", {}, {.batch = 2, .length = 30});
+        for (std::int64_t id : on_host(data.next()).inputs) EXPECT_LT(id, 256);
+        ++read;
+        ShardFolder(folder / "d").verify();
+      } catch (const Error& error) {
+        EXPECT_EQ(int(error.kind()), int(ErrorKind::io)) << error.what();
+      }
+    }
+    std::ofstream(folder / "d" / name, std::ios::binary) << good;
+  }
+  EXPECT_GT(read, 20);
 }
 
 }  // namespace

@@ -187,7 +187,9 @@ TEST_F(InspectStep, TimesEveryLaunchAndTracesTheStep) {
   folder.write("config.json", config.dump());
   nlohmann::json run{{"steps", 1}, {"batch", 2}, {"length", 8}, {"width", 16}, {"layers", 1}, {"state", 4}, {"lr", 1e-3}, {"min_lr", 0}};
   run.update({{"warmup", 0}, {"weight_decay", 0}, {"clip", 1}, {"seed", 1}, {"precision", "fp32"}});
-  folder.write("state.json", nlohmann::json{{"options", run}}.dump());
+  const nlohmann::json state{{"format", 2}, {"step", 1}, {"bad_steps", 0}, {"rng", {{"seed", 1}, {"tick", 1}}}, {"environment", {}},
+                             {"data", {{"name", "text"}, {"hash", ""}, {"position", 1}}}, {"options", run}};
+  folder.write("state.json", state.dump());
   const Device before = device();
   const KernelTable table = inspect_training_step(folder.path(), {.length = 12, .device = "emu"});
   use_device(name_of(before));

@@ -311,32 +311,6 @@ TEST(Mamba, IsCausalAndItsRowsIndependent) {
   EXPECT_NE(before, after);
 }
 
-TEST(Mamba, GenerationIsSeededAndChecksItsPrompt) {
-  Mamba model(small());
-  const std::vector<std::int64_t> prompt = {1, 2, 3};
-  const auto a = generate(model, prompt, {.tokens = 20, .seed = 1}),
-             b = generate(model, prompt, {.tokens = 20, .seed = 1}),
-             c = generate(model, prompt, {.tokens = 20, .seed = 2});
-  EXPECT_EQ(a.size(), 23u);
-  EXPECT_EQ(a, b);
-  EXPECT_NE(a, c);
-  EXPECT_EQ(generate(model, prompt, {.tokens = 9, .temperature = 0}),
-            generate(model, prompt, {.tokens = 9, .temperature = 1, .top_k = 1, .seed = 7}));
-  EXPECT_THROW(generate(model, {}, {}), Error);
-  EXPECT_TRUE(model.training());
-}
-
-TEST(Sample, FollowsTheDistribution) {
-  const std::vector<float> logits = {0, float(std::log(2.0)), float(std::log(5.0)), -100};
-  int counts[4] = {};
-  for (int i = 0; i < 8000; ++i) ++counts[sample(logits, 1, 0, (i + 0.5) / 8000)];
-  EXPECT_NEAR(counts[0], 1000, 2);
-  EXPECT_NEAR(counts[1], 2000, 2);
-  EXPECT_NEAR(counts[2], 5000, 2);
-  EXPECT_EQ(sample(logits, 0, 0, 0.9), 2);
-  for (int i = 0; i < 100; ++i) EXPECT_GE(sample(logits, 1, 2, (i + 0.5) / 100), 1);
-}
-
 TEST(Mamba, MasksOfTheMixerLearn) {
   seed(3);
   Mamba model(small());

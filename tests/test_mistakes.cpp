@@ -249,7 +249,7 @@ TEST_F(Program, Mistakes) {
       {"train --steps 1 --width 0 --data /etc/passwd --length 8", 2, {"sizes must be positive", "width = 0"}},
       {"train extra", 2, {"train: unexpected word 'extra'"}},
       {"train --device cuda", 3, {"CUDA driver is missing", "apt-get install"}},
-      {"train --device tpu", 2, {"unknown device 'tpu'"}},
+      {"train --device tpu", 2, {"--device: unknown word 'tpu'; did you mean 'cpu'?"}},
       {"train --data " + at + "/none.txt", 4, {at + "/none.txt", "No such file"}},
       {"train --data " + at + "/empty.txt", 4, {"is empty"}},
       {"train --data " + at + "/short.txt", 4, {"text too short"}},
@@ -294,14 +294,14 @@ TEST_F(Program, TrainsSavesResumesAndSamples) {
   const Outcome whole = weft_program("train " + common + "--out " + (folder / "a").string());
   EXPECT_EQ(whole.code, 0) << whole.text;
   for (const char* word :
-       {"step 6/6", "loss ", "tokens/s", "left", "validation loss", "bits per byte", "saved: ", "sample"})
+       {"step 6/6", "loss ", "tokens/s", "left", "validation loss", "bits per character", "saved: ", "sample"})
     EXPECT_NE(whole.text.find(word), std::string::npos) << word << "\n" << whole.text;
   EXPECT_EQ(whole.text.find('\x1b'), std::string::npos) << "no colours outside a terminal";
   const Outcome again = weft_program("train --resume " + (folder / "a").string() + " --steps 8 --sample 0 --out " +
                                      (folder / "b").string());
   EXPECT_EQ(again.code, 0) << again.text;
   EXPECT_NE(again.text.find("resumed after step 6"), std::string::npos) << again.text;
-  EXPECT_TRUE(fs::exists(folder / "b/state.json"));
+  EXPECT_TRUE(fs::exists(folder / "b/latest/state.json"));
 }
 
 TEST_F(Program, ATrainingThatFailsNamesTheStepAndExitsWith1) {

@@ -7,27 +7,54 @@
 #include <vector>
 
 #include "tools/bench_run.h"
+#include "tools/data.h"
+#include "tools/generate.h"
 #include "tools/inspect.h"
 #include "tools/trainer.h"
 
 namespace weft {
 
 struct TrainCommand {
-  TrainOptions train;
-  std::string data, out, resume, device = "auto", prompt = "\n";
-  std::string tokenizer = "bytes";  // "unigram", or a model file
-  std::int64_t vocabulary = 4000;   // of "unigram"
-  bool steps_given = false;         // on the command line: overrides those of a resumed run
-  std::int64_t eval_every = 500;    // steps; 0: at the end only
-  std::int64_t eval_batches = 100;  // of the validation part; 0: all
-  std::int64_t sample = 500;        // tokens; 0: none
-  double temperature = 0.7;
-  std::int64_t top_k = 0;
-  int threads = 0;  // 0: as OMP_NUM_THREADS says
-  std::string precision = "auto";   // "fp32", "bf16"; auto: bf16 on a GPU
-  bool tf32 = false;                // products of fp32 on tensor cores
+  std::vector<OptionSetting> given;   // options on the command line
+  std::vector<std::string> set;       // KEY=VALUE
+  std::string config, out, resume;
+  std::vector<std::string> words;     // the whole command line
 };
 int cmd_train(const TrainCommand& command);
+
+struct PlotCommand {
+  std::vector<std::string> runs;
+  std::string out;  // name of the picture, without .png
+};
+int cmd_plot(const PlotCommand& command);
+
+struct ModelCommand {
+  std::string from, device = "auto", precision = "auto";
+  int threads = 0;  // 0: as OMP_NUM_THREADS says
+};
+LanguageModel open_model(const ModelCommand& command);  // on that device
+
+struct GenerateCommand {
+  ModelCommand model;
+  std::string prompt = "\n";  // "-": standard input
+  GenerateOptions options{.tokens = 200, .temperature = 0.8, .top_k = 40};
+};
+int cmd_generate(const GenerateCommand& command);
+
+struct EvalCommand {
+  ModelCommand model;
+  std::string data, part = "all";  // "training", "validation"
+  BatchOptions options{.batch = 8, .length = 1024};
+};
+int cmd_eval(const EvalCommand& command);
+
+struct DataCommand {
+  std::string data, out, folder;
+  TokenizerChoice tokenizer;
+  std::int64_t shard_tokens = 100'000'000;
+};
+int cmd_data_make(const DataCommand& command);
+int cmd_data_check(const DataCommand& command);
 
 struct VerifyCommand {
   std::string folder, device = "auto", dtype = "f32";

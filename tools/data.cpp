@@ -6,12 +6,15 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
 
 #include "jit/error.h"
 #include "jit/philox.h"
+#include "nn/json.h"
 #include "nn/safetensors.h"
+#include "tools/shards.h"
 #include "tools/utf8.h"
 
 namespace weft {
@@ -32,11 +35,33 @@ bool is_king_james(const std::string& text) {
   return text.starts_with("Ge1:1 In the beginning") && text.size() > 4'000'000;
 }
 
+// A .jsonl file's lines become the documents that they hold.
+void take_documents(Corpus& corpus) {
+  const std::string lines = std::exchange(corpus.text, {});
+  std::size_t number = 0;
+  for (std::string_view rest = lines; !rest.empty();) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    ++number;
+    if (line.find_first_not_of(" \t\r") == line.npos) continue;
+    const nlohmann::json object = parse_json(line, corpus.name, number);
+    const auto text = object.is_object() ? object.find("text") : object.end();
+    if (text == object.end() || !text->is_string())
+      fail(ErrorKind::io, corpus.name + ": a line without a text", fmt::format("line {}", number),
+           R"(each line is an object with a string: {"text": "..."})");
+    const std::string& document = text->get_ref<const std::string&>();
+    if (document.empty()) continue;
+    corpus.text += document;
+    corpus.ends.push_back(corpus.text.size());
+  }
+}
+
 }  // namespace
 
 Corpus load_corpus(const std::optional<std::filesystem::path>& file) {
   if (file) {
     Corpus corpus{file->string(), read_text(*file)};
+    if (file->extension() == ".jsonl") take_documents(corpus);
     if (corpus.text.empty()) fail(ErrorKind::io, corpus.name + " is empty", {}, "give a text file: --data FILE");
     return corpus;
   }
@@ -53,10 +78,25 @@ std::size_t Corpus::split() const {
   return at;
 }
 
-Tokenizer make_tokenizer(const std::string& choice, std::int64_t vocabulary, const Corpus& corpus) {
-  if (choice == "bytes") return Tokenizer::bytes();
-  if (choice == "unigram") return Tokenizer::train(corpus.training(), vocabulary, corpus.name);
-  return Tokenizer::load(choice);
+Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus) {
+  if (choice.name == "bytes") return Tokenizer::bytes();
+  if (choice.name == "unigram") return Tokenizer::train(corpus.training(), choice.vocabulary, corpus.name);
+  if (std::filesystem::exists(choice.name)) return Tokenizer::load(choice.name);
+  fail(ErrorKind::io, fmt::format("no tokenizer '{}'{}", choice.name, suggestion(choice.name, {"bytes", "unigram"})), "there is no such file",
+       "give bytes, unigram or the file of a SentencePiece model");
+}
+
+void for_each_block(const Corpus& corpus, std::size_t begin, std::size_t end, const Tokenizer& tokenizer,
+                    const std::function<void(std::span<const std::int64_t>)>& f) {
+  const std::vector<std::int64_t> separator = tokenizer.separator();
+  auto next = std::upper_bound(corpus.ends.begin(), corpus.ends.end(), begin);
+  while (begin < end) {
+    const std::size_t stop = next == corpus.ends.end() ? end : std::min(*next, end);
+    for (std::string_view block : tokenizer.blocks(std::string_view(corpus.text).substr(begin, stop - begin)))
+      f(tokenizer.encode(block, corpus.name));
+    if (next != corpus.ends.end() && *next == stop) f(separator), ++next;
+    begin = stop;
+  }
 }
 
 BatchSource::BatchSource(BatchOptions options) : options_(options) {
@@ -78,17 +118,17 @@ void BatchSource::seek(std::int64_t position) {
 
 namespace {
 
-Tokens tokens_of(std::string_view text, const Tokenizer& tokenizer) {
+Tokens tokens_of(const Corpus& corpus, std::size_t begin, std::size_t end, const Tokenizer& tokenizer) {
   PackedTokens tokens(tokenizer.vocabulary());
-  for (std::string_view block : tokenizer.blocks(text)) tokens.append(tokenizer.encode(block));
+  for_each_block(corpus, begin, end, tokenizer, [&](std::span<const std::int64_t> ids) { tokens.append(ids); });
   return Tokens(std::move(tokens));
 }
 
 }  // namespace
 
 TokenStream::TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options)
-    : TokenStream(corpus.name, tokens_of(corpus.training(), tokenizer), tokens_of(corpus.validation(), tokenizer),
-                  tokenizer, options) {}
+    : TokenStream(corpus.name, tokens_of(corpus, 0, corpus.split(), tokenizer),
+                  tokens_of(corpus, corpus.split(), corpus.text.size(), tokenizer), tokenizer, options) {}
 
 TokenStream::TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options)
     : TokenStream(load_corpus(file), std::move(tokenizer), options) {}
@@ -99,7 +139,9 @@ TokenStream::TokenStream(std::string name, Tokens training, Tokens validation, T
       tokenizer_(std::move(tokenizer)),
       training_(std::move(training)),
       validation_(std::move(validation)) {
-  if (training_.size() < options.length + 1 || validation_.size() < 2)
+  if (training_.size() == 0 && validation_.size() < 2)
+    fail(ErrorKind::io, name_ + ": text too short", fmt::format("tokens: {}; one is needed to predict another", validation_.size()));
+  if (training_.size() > 0 && (training_.size() < options.length + 1 || validation_.size() < 2))
     fail(ErrorKind::io, name_ + ": text too short",
          fmt::format("{} tokens to train on and {} to validate with; a length of {} needs {} and 2", training_.size(),
                      validation_.size(), options.length, options.length + 1),
@@ -129,6 +171,7 @@ Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>
 }
 
 Batch TokenStream::training(std::int64_t position) const {
+  if (training_.size() == 0) fail(ErrorKind::usage, name_ + ": there is nothing to train on");
   const std::uint64_t count = std::uint64_t(training_.size() - options().length);
   std::vector<std::int64_t> places;
   for (std::int64_t row = 0; row < options().batch; ++row) {
@@ -158,6 +201,35 @@ Batch TokenStream::validation(std::int64_t index) const {
 std::uint64_t TokenStream::hash() const {
   const std::uint64_t parts[] = {training_.hash(), validation_.hash(), tokenizer_.hash()};
   return XXH3_64bits(parts, sizeof parts);
+}
+
+TokenStream open_data(const std::optional<std::filesystem::path>& data, const TokenizerChoice& choice, BatchOptions options) {
+  if (data && std::filesystem::is_directory(*data)) {
+    const ShardFolder shards(*data);
+    return TokenStream(data->string(), shards.training(), shards.validation(), shards.tokenizer(), options);
+  }
+  const Corpus corpus = load_corpus(data);
+  return TokenStream(corpus, make_tokenizer(choice, corpus), options);
+}
+
+TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer, BatchOptions options) {
+  const bool training = part != "validation", validation = part != "training";
+  Tokens tokens;
+  if (std::filesystem::is_directory(data)) {
+    const ShardFolder shards(data);
+    if (shards.tokenizer().hash() != tokenizer.hash())
+      fail(ErrorKind::io, data.string() + ": the tokens are not the model's", fmt::format("made with {} ({}), the model has {} ({})",
+           shards.tokenizer().name(), shards.tokenizer().vocabulary(), tokenizer.name(), tokenizer.vocabulary()), "give the text itself");
+    if (training) tokens.append(shards.training());
+    if (validation) tokens.append(shards.validation());
+  } else {
+    const Corpus corpus = load_corpus(data);
+    tokens = tokens_of(corpus, training ? 0 : corpus.split(), validation ? corpus.text.size() : corpus.split(), tokenizer);
+  }
+  const std::int64_t targets = std::max<std::int64_t>(tokens.size() - 1, 1);  // a short text needs no large batches
+  options.length = std::min(options.length, targets);
+  if (options.length > 0) options.batch = std::min(options.batch, (targets + options.length - 1) / options.length);
+  return TokenStream(data.string(), {}, std::move(tokens), tokenizer, options);
 }
 
 }  // namespace weft

@@ -4,9 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "autograd/tensor.h"
 #include "tools/tokenizer.h"
@@ -17,6 +20,7 @@ namespace weft {
 struct Corpus {
   std::string name;  // the file, or what the default is
   std::string text;
+  std::vector<std::size_t> ends = {};  // of its documents in `text`, rising; none: a text without documents
 
   // The first 9/10, which are trained on, and the rest; never cut inside a UTF-8 character.
   std::string_view training() const { return std::string_view(text).substr(0, split()); }
@@ -24,12 +28,20 @@ struct Corpus {
   std::size_t split() const;
 };
 
-// The text of `file`; without one, the King James text as Debian's package bible-kjv prints it: one verse a line, each
-// behind its reference ("Ge1:1 In the beginning ..."). Errors are ErrorKind::io: missing, empty, neither there.
+// A text file, or the documents of a .jsonl file: an object a line, whose string "text" is one. Without a file, the King
+// James text as Debian's package bible-kjv prints it: one verse a line, each behind its reference ("Ge1:1 In the beginning
+// ..."). Errors are ErrorKind::io: missing, empty, not JSON (with the line), neither there.
 Corpus load_corpus(const std::optional<std::filesystem::path>& file = std::nullopt);
 
-// "bytes"; "unigram", made from the training part with that many pieces; or the file of a SentencePiece model.
-Tokenizer make_tokenizer(const std::string& choice, std::int64_t vocabulary, const Corpus& corpus);
+struct TokenizerChoice {
+  std::string name = "bytes";      // "bytes"; "unigram", made from the training part; or the file of a SentencePiece model
+  std::int64_t vocabulary = 4000;  // pieces of "unigram"
+};
+Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus);
+
+// Tokens of [begin, end) of the corpus, in blocks; behind each document that ends there stands the tokenizer's separator.
+void for_each_block(const Corpus& corpus, std::size_t begin, std::size_t end, const Tokenizer& tokenizer,
+                    const std::function<void(std::span<const std::int64_t>)>& f);
 
 inline constexpr std::int64_t kIgnored = -100;  // the target of what is not to be predicted, as cross_entropy ignores it
 
@@ -66,6 +78,7 @@ class BatchSource {
   virtual std::string name() const = 0;
   virtual std::uint64_t hash() const = 0;  // of the data: training can go on only with the same
   virtual const Tokenizer* tokenizer() const { return nullptr; }  // none: there is no text
+  virtual bool has_accuracy() const { return false; }             // a task: what counts is the share of right answers
   const BatchOptions& options() const { return options_; }
 
  protected:
@@ -86,6 +99,7 @@ class TokenStream : public BatchSource {
   // Errors: ErrorKind::io for a text too short for one window, or that the tokenizer does not take.
   TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options);
   TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options);
+  // Without training tokens it only validates.
   TokenStream(std::string name, Tokens training, Tokens validation, Tokenizer tokenizer, BatchOptions options);
 
   std::int64_t validation_batches() const override;
@@ -106,5 +120,11 @@ class TokenStream : public BatchSource {
   Tokenizer tokenizer_;
   Tokens training_, validation_;
 };
+
+// What --data means: a folder of shards (tools/shards.h), which has its own tokenizer, or a corpus, which is given one.
+TokenStream open_data(const std::optional<std::filesystem::path>& data, const TokenizerChoice& choice, BatchOptions options);
+// Likewise, to validate with "all" of it, or its "training" or "validation" part. Errors (ErrorKind::io): shards of another
+// tokenizer.
+TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer, BatchOptions options);
 
 }  // namespace weft

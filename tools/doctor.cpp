@@ -60,8 +60,6 @@ std::string find_library(std::initializer_list<const char*> names) {
   return "not found";
 }
 
-using Findings = std::vector<std::pair<std::string, std::string>>;
-
 // What is missing and the line that installs it.
 void report_missing(Findings& findings, const char* heading, CudaLibrary library) {
   findings.emplace_back(heading, *missing_library(library));
@@ -135,17 +133,26 @@ std::string describe_cache() {
 
 }  // namespace
 
-Findings examine_machine() {
-  Findings findings = {
-      {"CPU", fmt::format("{}, {} hardware threads", cpu_name(), std::thread::hardware_concurrency())},
-      {"built with", fmt::format("{}, for{}", compiler(), vector_extensions())},
-      {"threads", fmt::format("{} (OMP_NUM_THREADS)", threads())},
-      {"BLAS", fmt::format("{}, core {}", openblas_get_config(), openblas_get_corename())},
-      {"device in use", std::string(name_of(device()))},
-      {"devices of this version", "cpu, cuda, emu (the CUDA kernels on an interpreter, without a GPU)"}};
+Findings examine_host() {
+  return {{"CPU", fmt::format("{}, {} hardware threads", cpu_name(), std::thread::hardware_concurrency())},
+          {"built with", fmt::format("{}, for{}", compiler(), vector_extensions())},
+          {"threads", fmt::format("{} (OMP_NUM_THREADS)", threads())},
+          {"BLAS", fmt::format("{}, core {}", openblas_get_config(), openblas_get_corename())}};
+}
+
+Findings examine_gpu() {
+  Findings findings;
   examine_driver(findings);
   examine_nvrtc(findings);
   examine_cublas(findings);
+  return findings;
+}
+
+Findings examine_machine() {
+  Findings findings = examine_host();
+  findings.emplace_back("device in use", name_of(device()));
+  findings.emplace_back("devices of this version", "cpu, cuda, emu (the CUDA kernels on an interpreter, without a GPU)");
+  for (auto& finding : examine_gpu()) findings.push_back(std::move(finding));
   findings.emplace_back("NCCL", find_library({"libnccl.so.2"}));
   findings.emplace_back("kernel cache", describe_cache());
   return findings;

@@ -14,6 +14,7 @@
 #include "ops/ops.h"
 #include "optim/adamw.h"
 #include "tools/bench_time.h"
+#include "tools/checkpoint.h"
 #include "tools/trainer.h"
 
 namespace weft {
@@ -22,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path config_file(const fs::path& path) {
-  const fs::path file = fs::is_directory(path) ? path / "config.json" : path;
+  const fs::path file = fs::is_directory(path) ? model_folder(path) / "config.json" : path;
   if (!fs::is_regular_file(file))
     fail(ErrorKind::io, "inspect: there is no model here", file.string(), "give a config.json, or a folder with one");
   return file;
@@ -37,8 +38,10 @@ double bytes_of(const GemmCall& g) {
 
 // A run's own, or usual ones; what is given on the command line goes before them.
 TrainOptions step_options(const fs::path& path, const InspectOptions& given) {
-  TrainOptions o = saved_options(path).value_or(TrainOptions{.batch = 8, .length = 256, .bf16 = true});
-  o.batch = given.batch.value_or(o.batch), o.length = given.length.value_or(o.length), o.bf16 = given.bf16.value_or(o.bf16);
+  const fs::path folder = model_folder(path);
+  TrainOptions o = fs::exists(folder / "state.json") ? read_state(folder).options : TrainOptions{.length = 256, .precision = "bf16"};
+  o.batch = given.batch.value_or(o.batch), o.length = given.length.value_or(o.length);
+  if (given.bf16) o.precision = *given.bf16 ? "bf16" : "fp32";
   return o;
 }
 
@@ -135,7 +138,8 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
   if (timed) use_device(options.device);
   const std::string target = target_of(options);
   MambaConfig config = mamba_config_from_json(read_json(file), file.string());
-  config.activations = o.bf16 ? DType::bf16 : DType::f32;
+  config.activations = o.precision == "bf16" ? DType::bf16 : DType::f32;
+  config.recompute = o.recompute;
   Mamba model(config);
   AdamW optimizer(model.parameters(), {.weight_decay = o.weight_decay, .clip_norm = o.clip});
   const Shape shape{o.batch, o.length};
@@ -155,7 +159,7 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
   }
   compile_views(views, target, options.want_ptx);
   const std::string title = fmt::format("{}: {} layers, width {}; {} x {} tokens, {}", file.string(), config.layers, config.width,
-                                        o.batch, o.length, o.bf16 ? "bf16" : "fp32");
+                                        o.batch, o.length, o.precision);
   KernelTable table = kernel_table(title, target, views);
   if (timed) describe_timing(table, config.activations);
   return table;

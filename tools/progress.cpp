@@ -4,13 +4,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+
+#include "autograd/run.h"
+#include "jit/gpu.h"
 
 namespace weft {
 namespace {
 
 constexpr std::int64_t kPlainLines = 20;  // at most about so many in a run
+constexpr std::chrono::milliseconds kRedraw(100);
 constexpr std::int64_t kWarmSteps = 2;    // planning; not counted in tokens/s
 
 bool wants_colour(bool terminal) {
@@ -33,11 +39,13 @@ Progress::Progress(std::int64_t first, std::int64_t total, std::int64_t tokens_p
 void Progress::step(std::int64_t step, double loss, double lr) {
   const double took = std::chrono::duration<double>(Clock::now() - mark_).count();
   mark_ = Clock::now();
-  seconds_ += took, ++steps_;
+  seconds_ += took, last_seconds_ = took, ++steps_;
   if (steps_ > kWarmSteps) counted_seconds_ += took, ++counted_;
-  loss_sum_ += loss, ++losses_;
+  if (std::isfinite(loss)) loss_sum_ += loss, ++losses_;
   const bool last = step == total_, plain = (step - first_) % every_ == 0 || last || step == first_ + 1;
   if (terminal_) {
+    if (!plain && mark_ - drawn_ < kRedraw) return;
+    drawn_ = mark_;
     std::fputs(("\r" + line(step, lr) + "\x1b[K").c_str(), stdout);
     open_ = true;
     if (last) wipe();
@@ -50,9 +58,9 @@ void Progress::step(std::int64_t step, double loss, double lr) {
 
 std::string Progress::line(std::int64_t step, double lr) const {
   const double left = steps_ ? seconds_ / double(steps_) * double(total_ - step) : 0;
-  const std::string loss = fmt::format("loss {:.4f}", loss_sum_ / double(std::max<std::int64_t>(losses_, 1)));
-  return fmt::format("step {:>{}}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {} left", step, std::to_string(total_).size(),
-                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(),
+  const std::string loss = losses_ ? fmt::format("loss {:.4f}", loss_sum_ / double(losses_)) : "loss nan";
+  return fmt::format("step {:>{}}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {:.0f} MB  {} left", step, std::to_string(total_).size(),
+                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(), double(memory_in_use()) / 1e6,
                      format_duration(left));
 }
 
@@ -61,6 +69,8 @@ double Progress::tokens_per_second() const {
   const double seconds = warm ? counted_seconds_ : seconds_;
   return seconds > 0 ? double((warm ? counted_ : steps_) * tokens_per_step_) / seconds : 0;
 }
+
+double Progress::last_tokens_per_second() const { return last_seconds_ > 0 ? double(tokens_per_step_) / last_seconds_ : 0; }
 
 void Progress::wipe() {
   if (open_) std::fputs("\n", stdout);
@@ -75,6 +85,14 @@ void Progress::note(const std::string& text) {
 }
 
 void Progress::pause() { mark_ = Clock::now(); }
+
+std::size_t memory_in_use() {
+  if (is_gpu(device())) return Gpu::of(device()).memory_in_use();
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;)
+    if (std::size_t kilobytes = 0; word == "VmHWM:" && status >> kilobytes) return kilobytes * 1024;
+  return 0;
+}
 
 std::string format_duration(double seconds) {
   const auto s = std::int64_t(seconds + 0.5);

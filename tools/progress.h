@@ -10,13 +10,15 @@ namespace weft {
 class Progress {
  public:
   Progress(std::int64_t first, std::int64_t total, std::int64_t tokens_per_step);
-  // After each step. Shows the mean loss since the last line that stays.
+  // After each step. Shows the mean loss since the last line that stays, and the memory in use (see memory_in_use).
   void step(std::int64_t step, double loss, double lr);
   // A line that stays, such as a validation loss. Time until the next step() does not count as training.
   void note(const std::string& line);
   void pause();  // what follows is not training; step() goes on
 
-  double tokens_per_second() const;
+  double tokens_per_second() const;       // over all steps but the first two, which plan and compile
+  double last_tokens_per_second() const;  // of the last step
+  double seconds() const { return seconds_; }  // in steps
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -27,10 +29,13 @@ class Progress {
   std::int64_t first_, total_, tokens_per_step_, every_;
   double loss_sum_ = 0;
   std::int64_t losses_ = 0, steps_ = 0, counted_ = 0;
-  double seconds_ = 0, counted_seconds_ = 0;
-  Clock::time_point mark_;
+  double seconds_ = 0, counted_seconds_ = 0, last_seconds_ = 0;
+  Clock::time_point mark_, drawn_;
   bool open_ = false;  // an unfinished line stands on the terminal
 };
+
+// Bytes: on a GPU those that are in use of its memory; else the largest that were resident of this process so far.
+std::size_t memory_in_use();
 
 std::string format_duration(double seconds);  // "1:05", "2:03:04"
 

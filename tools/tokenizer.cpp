@@ -371,14 +371,14 @@ std::vector<std::string_view> Tokenizer::blocks(std::string_view text) const {
   return blocks;
 }
 
-std::vector<std::int64_t> Tokenizer::encode(std::string_view text) const {
+std::vector<std::int64_t> Tokenizer::encode(std::string_view text, const std::string& name) const {
   std::vector<std::int64_t> ids;
   if (is_bytes()) {
     ids.resize(text.size());
     std::transform(text.begin(), text.end(), ids.begin(), [](char c) { return std::int64_t(static_cast<unsigned char>(c)); });
     return ids;
   }
-  check_text(text, "text");
+  check_text(text, name);
   for (std::string_view block : blocks(text)) {
     // A U+2581 of the text would become a space: it is given as its bytes.
     while (!model_->byte_ids.empty()) {

@@ -31,8 +31,8 @@ class Tokenizer {
   bool is_bytes() const { return name() == "bytes"; }
   std::uint64_t hash() const;  // equal for equal tokenizers
 
-  // Errors (ErrorKind::io): not UTF-8, which only `bytes` takes.
-  std::vector<std::int64_t> encode(std::string_view text) const;
+  // Errors (ErrorKind::io): not UTF-8, which only `bytes` takes; `name` of the text appears in them.
+  std::vector<std::int64_t> encode(std::string_view text, const std::string& name = "text") const;
   // Parts of a text that are encoded one by one: encode(text) is what they give, one behind the other. So a large text
   // needs no large memory.
   std::vector<std::string_view> blocks(std::string_view text) const;

@@ -106,6 +106,14 @@ Tokens Tokens::open(const std::vector<fs::path>& shards, const Tokenizer& tokeni
   return all;
 }
 
+void Tokens::append(const Tokens& more) {
+  for (Segment segment : more.segments_) {
+    segment.begin = size_;
+    size_ += segment.size;
+    segments_.push_back(std::move(segment));
+  }
+}
+
 void Tokens::copy(std::int64_t at, std::span<std::int64_t> out) const {
   if (at < 0 || at + std::int64_t(out.size()) > size_)
     fail(ErrorKind::usage, "tokens: out of range", fmt::format("{} from {}, of {}", out.size(), at, size_));

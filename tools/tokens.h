@@ -46,6 +46,7 @@ class Tokens {
   // another version or tokenizer. The tokens are not read yet.
   static Tokens open(const std::vector<std::filesystem::path>& shards, const Tokenizer& tokenizer);
 
+  void append(const Tokens& more);  // shares what they are in
   std::int64_t size() const { return size_; }
   // Tokens [at, at + out.size()). Errors (ErrorKind::io): one that is not below the vocabulary.
   void copy(std::int64_t at, std::span<std::int64_t> out) const;

@@ -9,9 +9,14 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "autograd/settings.h"
 #include "nn/json.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
+#include "tools/checkpoint.h"
+#include "tools/environment.h"
+#include "tools/generate.h"
+#include "tools/version.h"
 
 namespace weft {
 namespace {
@@ -20,18 +25,24 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr const char* kTokenizerFile = "tokenizer.model";
+constexpr int kFormat = 2;  // of state.json
+
+DType activations(const TrainOptions& o) { return o.precision == "bf16" ? DType::bf16 : DType::f32; }
 
 MambaConfig config_of(const TrainOptions& o, std::int64_t vocabulary) {
-  return {.vocab = vocabulary, .width = o.width, .layers = o.layers, .state = o.state,
-          .activations = o.bf16 ? DType::bf16 : DType::f32};
+  return {.vocab = vocabulary, .width = o.width, .layers = o.layers, .state = o.state};
 }
 
-void check_options(const TrainOptions& o) {
-  if (o.steps < 1) fail(ErrorKind::usage, "train: at least one step is needed", fmt::format("steps {}", o.steps));
-  if (!(o.lr > 0) || !(o.min_lr >= 0) || o.warmup < 0 || !(o.weight_decay >= 0) || !(o.clip >= 0))
-    fail(ErrorKind::usage, "train: lr must be positive; min_lr, warmup, weight_decay and clip may not be negative",
-         fmt::format("lr {}, min_lr {}, warmup {}, weight_decay {}, clip {}", o.lr, o.min_lr, o.warmup, o.weight_decay,
-                     o.clip));
+// "auto" becomes what the device in use likes.
+TrainOptions resolved(TrainOptions o) {
+  o.check();
+  if (o.precision == "auto") o.precision = device() == Device::cuda ? "bf16" : "fp32";
+  return o;
+}
+
+MambaConfig with_options(MambaConfig config, const TrainOptions& o) {
+  config.activations = activations(o), config.recompute = o.recompute;
+  return config;
 }
 
 Mamba make_model(const MambaConfig& config, Rng& rng) {
@@ -41,33 +52,6 @@ Mamba make_model(const MambaConfig& config, Rng& rng) {
   return model;
 }
 
-json to_json(const TrainOptions& o) {
-  return {{"steps", o.steps},   {"batch", o.batch},
-          {"length", o.length}, {"width", o.width},
-          {"layers", o.layers}, {"state", o.state},
-          {"lr", o.lr},         {"min_lr", o.min_lr},
-          {"warmup", o.warmup}, {"weight_decay", o.weight_decay},
-          {"clip", o.clip},     {"seed", o.seed},
-          {"precision", o.bf16 ? "bf16" : "fp32"}};
-}
-
-TrainOptions options_from(const json& j) {
-  TrainOptions o;
-  j.at("steps").get_to(o.steps), j.at("batch").get_to(o.batch), j.at("length").get_to(o.length);
-  j.at("width").get_to(o.width), j.at("layers").get_to(o.layers), j.at("state").get_to(o.state);
-  j.at("lr").get_to(o.lr), j.at("min_lr").get_to(o.min_lr), j.at("warmup").get_to(o.warmup);
-  j.at("weight_decay").get_to(o.weight_decay), j.at("clip").get_to(o.clip), j.at("seed").get_to(o.seed);
-  o.bf16 = j.value("precision", "fp32") == "bf16";
-  return o;
-}
-
-json read_state(const fs::path& folder) {
-  const fs::path file = folder / "state.json";
-  if (!fs::exists(file))
-    fail(ErrorKind::io, "resume: no training state", file.string(), "give a folder that `weft train --out` wrote");
-  return read_json(file);
-}
-
 // A safetensors file of a checkpoint, which must be of training step `step`.
 TensorMap read_part(const fs::path& file, std::int64_t step) {
   std::map<std::string, std::string> metadata;
@@ -75,26 +59,42 @@ TensorMap read_part(const fs::path& file, std::int64_t step) {
   if (metadata["step"] != std::to_string(step))
     fail(ErrorKind::io, "resume: the files of the checkpoint belong to different steps",
          fmt::format("{} is of step {}, state.json of step {}", file.string(), metadata["step"], step),
-         "saving was interrupted; use an older copy, or start anew");
+         "use another checkpoint");
   return tensors;
 }
 
 }  // namespace
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
-    : Trainer(data, options, config_of(options, data->vocabulary())) {}
+    : Trainer(data, resolved(options), config_of(options, data->vocabulary())) {}
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaConfig config)
-    : options_((check_options(options), options)),
-      rng_(std::make_unique<Rng>(options.seed)),
+    : options_(std::move(options)),
+      rng_(std::make_unique<Rng>(options_.seed)),
       data_(std::move(data)),
-      model_(make_model(config, *rng_)),
+      model_(make_model(with_options(std::move(config), options_), *rng_)),
       optimizer_(model_.parameters(),
-                 {.lr = options.lr, .weight_decay = options.weight_decay, .clip_norm = options.clip}) {}
+                 {.lr = options_.lr, .weight_decay = options_.weight_decay, .clip_norm = options_.clip}) {}
 
-void Trainer::set_steps(std::int64_t steps) {
-  options_.steps = steps;
-  check_options(options_);
+// Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients.
+std::pair<double, double> Trainer::compute() {
+  const std::int64_t batches = options_.accumulate;
+  const auto forward = [&](const Batch& batch) {
+    Tensor loss = cross_entropy(model_(batch.inputs), batch.targets);
+    backward(batches == 1 ? loss : loss * (1.0 / double(batches)));
+    return loss;
+  };
+  std::vector<Tensor> losses;
+  for (std::int64_t i = 1; i < batches; ++i) losses.push_back(run(forward, data_->next()));
+  const auto update = [&](const Batch& batch) {
+    Tensor loss = forward(batch);
+    optimizer_.step();
+    return std::pair(loss, optimizer_.grad_norm());
+  };
+  const auto [last, norm] = run(update, data_->next());
+  double sum = last.item();
+  for (const Tensor& loss : losses) sum += loss.item();
+  return {sum / double(batches), norm.item()};
 }
 
 StepResult Trainer::step() {
@@ -102,59 +102,62 @@ StepResult Trainer::step() {
   const TrainOptions& o = options_;
   const WarmupCosine rate(
       {.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
-  const std::int64_t done = data_->position();
-  optimizer_.set_lr(rate(done));
-  const auto record = [&](const Batch& batch) {
-    Tensor loss = cross_entropy(model_(batch.inputs), batch.targets);
-    backward(loss);
-    optimizer_.step();
-    return std::pair(loss, optimizer_.grad_norm());
-  };
-  const auto [loss, norm] = run(record, data_->next());
-  const StepResult result{done + 1, loss.item(), norm.item(), optimizer_.lr()};
-  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    data_->seek(done);
-    fail(ErrorKind::training, fmt::format("training: step {} gave a value that is not finite", result.step),
-         fmt::format("loss {}, gradient norm {}, learning rate {:.3g}", result.loss, result.grad_norm, result.lr),
-         "the weights are those before this step; try a smaller --lr or a longer --warmup, or see WEFT_CHECK=nan");
+  optimizer_.set_lr(rate(step_));
+  const std::int64_t position = data_->position();
+  const std::uint64_t tick = rng_->tick();
+  const auto [loss, norm] = compute();
+  StepResult result{step_ + 1, loss, norm, optimizer_.lr(), !std::isfinite(loss) || !std::isfinite(norm)};
+  if (result.skipped) {
+    if (bad_steps_ == o.skip_bad_steps) explain(result, position, tick);
+    ++bad_steps_;
+    optimizer_.clear_bad_step();
   }
+  ++step_;
   return result;
 }
 
-Validation Trainer::validate(std::int64_t batches) {
-  const Evaluating scope(model_);
-  const std::int64_t all = data_->validation_batches();
-  const auto record = [&](const Batch& batch) {
-    return no_grad([&] { return cross_entropy(model_(batch.inputs), batch.targets, {.reduction = Reduction::sum}); });
-  };
-  Validation result;
-  for (std::int64_t b = 0; b < (batches > 0 ? std::min(batches, all) : all); ++b) {
-    const Batch batch = data_->validation(b);
-    result.loss += run(record, batch).item();
-    result.tokens += batch.counted, result.characters += batch.characters;
+void Trainer::explain(const StepResult& result, std::int64_t position, std::uint64_t tick) {
+  std::string what = fmt::format("training: step {} gave a value that is not finite", result.step), where;
+  std::string numbers = fmt::format("loss {}, gradient norm {}, learning rate {:.3g}", result.loss, result.grad_norm, result.lr);
+  data_->seek(position);
+  rng_->set(rng_->seed(), tick);
+  const bool before = std::exchange(settings().check_nan, true);
+  try {
+    compute();  // the optimizer updates nothing until its flag is cleared
+  } catch (const Error& e) {
+    numbers += "\n  " + e.parts().what + ": " + e.parts().numbers, where = e.parts().where;
   }
-  result.loss /= double(result.tokens);
-  return result;
+  settings().check_nan = before;
+  optimizer_.zero_grad();
+  data_->seek(position);
+  throw Error(ErrorKind::training, {what, numbers, where,
+                                    "the weights are those before this step; try a smaller --lr or a longer --warmup, or leave such "
+                                    "steps out: --skip-bad-steps N"});
 }
 
 std::string Trainer::sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                             std::uint64_t seed) {
-  const Tokenizer& tokenizer = *data_->tokenizer();
-  return tokenizer.decode(generate(model_, tokenizer.encode(prompt.empty() ? "\n" : prompt),
-                                   {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed}));
+  std::string text;
+  generate_text(model_, *data_->tokenizer(), prompt, {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed},
+                [&](std::string_view part) { text += part; });
+  return text;
 }
 
 void Trainer::save(const fs::path& folder) const {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) fail(ErrorKind::io, "save: the folder cannot be made", folder.string() + ": " + error.message());
-  const std::string step = std::to_string(steps_done());
-  json state = {{"format", 1},
-                {"step", steps_done()},
-                {"rng", {{"seed", rng_->seed()}, {"tick", rng_->tick()}}},
-                {"data", {{"name", data_->name()}, {"hash", fmt::format("{:016x}", data_->hash())}}},
-                {"options", to_json(options_)}};
-  const std::string config = to_hugging_face(model_.config()).dump(2) + "\n", text = state.dump(2) + "\n";
+  write_folder(folder, [&](const fs::path& to) { write_files(to); });
+}
+
+void Trainer::write_files(const fs::path& folder) const {
+  const std::string step = std::to_string(step_);
+  const json state = {{"format", kFormat},
+                      {"step", step_},
+                      {"bad_steps", bad_steps_},
+                      {"rng", {{"seed", rng_->seed()}, {"tick", rng_->tick()}}},
+                      {"data", {{"name", data_->name()}, {"hash", fmt::format("{:016x}", data_->hash())}, {"position", data_->position()}}},
+                      {"options", to_json(options_)},
+                      {"environment", environment()}};
+  const std::string config = to_hugging_face(model_.config()).dump(2) + "\n";
+  const std::string text = state.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   write_safetensors(folder / "model.safetensors", model_.weights(), {{"format", "pt"}, {"step", step}});
   write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
@@ -163,55 +166,44 @@ void Trainer::save(const fs::path& folder) const {
 }
 
 Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data) {
-  const json state = read_state(folder);
-  const std::string config_file = (folder / "config.json").string();
-  TrainOptions options;
-  std::int64_t step = 0;
-  std::uint64_t seed = 0, tick = 0;
-  std::string hash;
-  try {
-    if (state.at("format") != 1)
-      fail(ErrorKind::io, "resume: state.json is of another version of weft", state.at("format").dump());
-    options = options_from(state.at("options"));
-    state.at("step").get_to(step);
-    state.at("rng").at("seed").get_to(seed), state.at("rng").at("tick").get_to(tick);
-    state.at("data").at("hash").get_to(hash);
-  } catch (const json::exception& e) {
-    fail(ErrorKind::io, "resume: state.json is damaged", e.what());
-  }
-  MambaConfig config = mamba_config_from_json(read_json(config_file), config_file);
-  config.activations = options.bf16 ? DType::bf16 : DType::f32;
-  Trainer trainer(data, options, config);
-  if (hash != fmt::format("{:016x}", data->hash()))
+  return resume(folder, std::move(data), read_state(folder).options);
+}
+
+Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options) {
+  const SavedState state = read_state(folder);
+  const fs::path config_file = folder / "config.json";
+  Trainer trainer(data, resolved(options), mamba_config_from_json(read_json(config_file), config_file.string()));
+  if (state.data_hash != fmt::format("{:016x}", data->hash()))
     fail(ErrorKind::io, "resume: the text is not the one that training began with", data->name(),
          "give the same file with --data");
-  trainer.model_.load_weights(read_part(folder / "model.safetensors", step));
-  trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", step));
-  trainer.data_->seek(step);
-  trainer.rng_->set(seed, tick);
+  trainer.model_.load_weights(read_part(folder / "model.safetensors", state.step));
+  trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
+  trainer.data_->seek(state.position);
+  trainer.rng_->set(state.seed, state.tick);
+  trainer.step_ = state.step, trainer.bad_steps_ = state.bad_steps;
   return trainer;
 }
 
-std::optional<fs::path> saved_data_file(const fs::path& folder) {
-  const json state = read_state(folder);
-  const auto data = state.find("data");
-  if (data == state.end() || !data->is_object() || !data->contains("name") || !(*data)["name"].is_string())
-    fail(ErrorKind::io, "resume: state.json is damaged", "data.name");
-  const std::string name = (*data)["name"];
-  return fs::exists(name) ? std::optional<fs::path>(name) : std::nullopt;
-}
-
-Tokenizer saved_tokenizer(const fs::path& folder) {
-  return fs::exists(folder / kTokenizerFile) ? Tokenizer::load(folder / kTokenizerFile) : Tokenizer::bytes();
-}
-
-std::optional<TrainOptions> saved_options(const fs::path& folder) {
-  if (!fs::exists(folder / "state.json")) return std::nullopt;
+SavedState read_state(const fs::path& folder) {
+  const fs::path file = folder / "state.json";
+  if (!fs::exists(file))
+    fail(ErrorKind::io, "resume: no training state", file.string(), "give a folder that `weft train --out` wrote");
+  const json saved = read_json(file);
+  SavedState state;
   try {
-    return options_from(read_state(folder).at("options"));
+    if (saved.at("format") != kFormat)
+      fail(ErrorKind::io, "resume: the checkpoint is of another version of weft",
+           fmt::format("{}: format {}, this is weft {} with format {}", file.string(), saved.at("format").dump(), kVersion, kFormat),
+           "go on with the version that wrote it; its model.safetensors can be read by any");
+    saved.at("step").get_to(state.step), saved.at("bad_steps").get_to(state.bad_steps);
+    saved.at("rng").at("seed").get_to(state.seed), saved.at("rng").at("tick").get_to(state.tick);
+    saved.at("data").at("hash").get_to(state.data_hash), saved.at("data").at("position").get_to(state.position);
+    state.options = options_from(settings_from_json(saved.at("options"), file.string()));
+    state.environment = saved.at("environment");
   } catch (const json::exception& e) {
-    fail(ErrorKind::io, "resume: state.json is damaged", e.what());
+    fail(ErrorKind::io, "resume: state.json is damaged", file.string() + ": " + e.what(), "use another checkpoint");
   }
+  return state;
 }
 
 }  // namespace weft

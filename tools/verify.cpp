@@ -9,6 +9,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "models/generate.h"
 #include "models/mamba.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"

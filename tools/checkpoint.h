@@ -1,0 +1,50 @@
+// Folders of a training run. A checkpoint appears complete or not at all: it is written under another name, synced and renamed.
+//
+//   RUN/config.json        the options, all of them
+//   RUN/environment.json   command line, versions and devices, of each start
+//   RUN/metrics.jsonl      a line a step and a line a validation; RUN/events.out.tfevents.weft has the same for TensorBoard
+//   RUN/loss.png, .svg     the curve, with loss.gp and loss.dat that it is made from
+//   RUN/checkpoints/step-N
+//   RUN/latest             a link to the newest checkpoint
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace weft {
+
+void make_folder(const std::filesystem::path& folder);  // and those above it, where they are missing
+
+// `fill` writes the files into the folder it is given; then `folder` is replaced by that one. On any error (ErrorKind::io) a
+// folder that was there before is untouched.
+void write_folder(const std::filesystem::path& folder, const std::function<void(const std::filesystem::path&)>& fill);
+
+// The checkpoints of a run.
+class Checkpoints {
+ public:
+  explicit Checkpoints(std::filesystem::path run) : run_(std::move(run)) {}
+
+  // RUN/checkpoints/step-N for the newest N that is whole; nothing if there is none.
+  std::optional<std::filesystem::path> newest() const;
+  std::filesystem::path of_step(std::int64_t step) const;
+
+  // Writes the checkpoint of `step`, makes it the latest, and then removes all but the newest `keep` (0: none).
+  void write(std::int64_t step, std::int64_t keep, const std::function<void(const std::filesystem::path&)>& fill) const;
+  // Makes that of `step` the latest and removes the newer ones and what interrupted writing has left. Step 0: none stays.
+  void rewind(std::int64_t step) const;
+
+ private:
+  std::filesystem::path folder() const { return run_ / "checkpoints"; }
+  void point_to(std::int64_t step) const;
+  std::filesystem::path run_;
+};
+
+// The folder with the model that `path` means: a run's newest checkpoint, else `path` itself.
+std::filesystem::path model_folder(const std::filesystem::path& path);
+// The run that a checkpoint lies in, or `path` itself if it is one; nothing otherwise.
+std::optional<std::filesystem::path> run_of(const std::filesystem::path& path);
+
+}  // namespace weft

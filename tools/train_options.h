@@ -1,0 +1,124 @@
+// The options of a training run: one table of names, fields and help gives the command line, --set, --config, config.json and
+// what a checkpoint records.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace weft {
+
+// The defaults (preset "tiny") give the best text in about two minutes on two slow cores.
+struct TrainOptions {
+  std::string preset = "tiny";
+  std::int64_t steps = 1500;
+  double epochs = 0;            // > 0: as many steps as it takes to see the training part so often
+  std::int64_t batch = 8;       // windows a batch
+  std::int64_t length = 128;    // tokens a window
+  std::int64_t accumulate = 1;  // batches a step
+  std::string model = "mamba";
+  std::int64_t width = 128;
+  std::int64_t layers = 4;
+  std::int64_t state = 16;
+  double lr = 4e-3;  // at its peak
+  double min_lr = 1e-5;
+  std::int64_t warmup = 50;  // steps
+  double weight_decay = 0.1;
+  double clip = 1.0;
+  std::uint64_t seed = 1;
+  std::string data = "";            // a file; empty: the King James Bible
+  std::string task = "";            // instead of data
+  std::string tokenizer = "bytes";  // "unigram", or a model file
+  std::int64_t vocab = 4000;        // pieces of "unigram"
+  std::string device = "auto";
+  std::string precision = "auto";  // of activations; weights, residual stream and optimizer stay fp32. auto: bf16 on a GPU
+  bool tf32 = false;               // products of fp32 on tensor cores
+  bool recompute = false;          // blocks in backward, instead of keeping their values
+  std::int64_t threads = 0;        // 0: as OMP_NUM_THREADS or the machine says
+  std::int64_t eval_every = 500;   // steps; 0: at the end only
+  std::int64_t eval_batches = 100;  // of the validation part; 0: all
+  std::int64_t save_every = 500;    // steps; 0: at the end only
+  std::int64_t keep = 2;            // checkpoints; 0: all
+  std::int64_t skip_bad_steps = 0;  // steps whose loss or gradient may be not finite
+  std::string prompt = "\n";
+  std::int64_t sample = 500;  // tokens; 0: none
+  double temperature = 0.7;
+  std::int64_t top_k = 0;
+
+  // Errors (ErrorKind::usage): numbers that make no sense.
+  void check() const;
+};
+
+struct OptionInfo {
+  const char* name;  // "weight_decay"; --weight-decay on the command line
+  const char* help;
+  std::vector<std::string> words = {};  // the only values, if there are any
+  bool fixed = false;                   // resuming cannot change it
+};
+
+// Calls f(info, field) for every option, in the order of --help. Options: TrainOptions, const or not.
+template <class Options, class F>
+void each_option(Options& o, F&& f) {
+  static_assert(std::is_same_v<std::remove_const_t<Options>, TrainOptions>);
+  f(OptionInfo{"model", "Architecture: mamba", {"mamba"}, true}, o.model);
+  f(OptionInfo{"preset", "Values that other options begin with: tiny, small (10 M), 130m, or task (with --task)", {"tiny", "small", "130m", "task"}, true}, o.preset);
+  f(OptionInfo{"data", "Text, .jsonl file of documents, or folder of shards; none: the King James Bible"}, o.data);
+  f(OptionInfo{"task", "Instead of a text, a task of the Mamba paper: selective-copying or induction",
+               {"", "selective-copying", "induction"}, true}, o.task);
+  f(OptionInfo{"tokenizer", "bytes, unigram (made from the text), or a SentencePiece model", {}, true}, o.tokenizer);
+  f(OptionInfo{"vocab", "Pieces of a unigram tokenizer", {}, true}, o.vocab);
+  f(OptionInfo{"width", "Width of the model", {}, true}, o.width);
+  f(OptionInfo{"layers", "Layers of the model", {}, true}, o.layers);
+  f(OptionInfo{"state", "State size of a channel", {}, true}, o.state);
+  f(OptionInfo{"steps", "Steps in all"}, o.steps);
+  f(OptionInfo{"epochs", "Instead of --steps: times the training part is seen"}, o.epochs);
+  f(OptionInfo{"batch", "Windows of text a batch", {}, true}, o.batch);
+  f(OptionInfo{"length", "Tokens a window", {}, true}, o.length);
+  f(OptionInfo{"accumulate", "Batches a step, whose gradients are averaged", {}, true}, o.accumulate);
+  f(OptionInfo{"lr", "Learning rate after the warm-up; a cosine takes it to --min-lr"}, o.lr);
+  f(OptionInfo{"min_lr", "Learning rate at the end"}, o.min_lr);
+  f(OptionInfo{"warmup", "Steps of linear warm-up"}, o.warmup);
+  f(OptionInfo{"weight_decay", "Weight decay of AdamW"}, o.weight_decay);
+  f(OptionInfo{"clip", "Largest norm of the gradient; 0: no clipping"}, o.clip);
+  f(OptionInfo{"seed", "Seed of the weights, the batches and the sample", {}, true}, o.seed);
+  f(OptionInfo{"device", "Where to compute: auto (cuda if there is a GPU), cpu, cuda, emu (CUDA kernels interpreted)",
+               {"auto", "cpu", "cuda", "emu"}}, o.device);
+  f(OptionInfo{"precision", "Activations: fp32, bf16, or auto (bf16 on a GPU); weights stay fp32", {"auto", "fp32", "bf16"}, true},
+    o.precision);
+  f(OptionInfo{"tf32", "Let products of fp32 round their operands to tf32 on a GPU", {}, true}, o.tf32);
+  f(OptionInfo{"recompute", "Compute blocks again in backward, which needs less memory"}, o.recompute);
+  f(OptionInfo{"threads", "Threads; 0: as many as OMP_NUM_THREADS or the machine says"}, o.threads);
+  f(OptionInfo{"eval_every", "Steps between validations; 0: at the end only"}, o.eval_every);
+  f(OptionInfo{"eval_batches", "Batches of a validation; 0: the whole validation part"}, o.eval_batches);
+  f(OptionInfo{"save_every", "Steps between checkpoints; 0: at the end only"}, o.save_every);
+  f(OptionInfo{"keep", "Checkpoints to keep, the newest; 0: all"}, o.keep);
+  f(OptionInfo{"skip_bad_steps", "Steps that may fail with a value that is not finite, and are left out"}, o.skip_bad_steps);
+  f(OptionInfo{"prompt", "What the sample at the end begins with"}, o.prompt);
+  f(OptionInfo{"sample", "Tokens of the sample at the end; 0: none"}, o.sample);
+  f(OptionInfo{"temperature", "Temperature of the sample; 0: always the most probable token"}, o.temperature);
+  f(OptionInfo{"top_k", "Sample among the k most probable tokens; 0: all"}, o.top_k);
+}
+
+std::string flag_of(const std::string& name);  // "--weight-decay"
+
+// A name and a value as text: "lr", "1e-3". Names may be written with - or _.
+using OptionSetting = std::pair<std::string, std::string>;
+
+// Errors (ErrorKind::usage): no such option (with a suggestion), not a value of its kind.
+void set_option(TrainOptions& options, const OptionSetting& setting);
+OptionSetting split_setting(const std::string& text);  // "lr=1e-3"
+
+// The defaults, changed by the last preset among the settings (without one, that of a task), then by the settings in their order.
+TrainOptions options_from(const std::vector<OptionSetting>& settings);
+// `saved`, changed by the settings. Errors (ErrorKind::usage): one that must stay as it is.
+TrainOptions resumed_options(const TrainOptions& saved, const std::vector<OptionSetting>& settings);
+
+nlohmann::json to_json(const TrainOptions& options);
+// The settings of a JSON object with an option a key; `name` of the file appears in errors, which are ErrorKind::io.
+std::vector<OptionSetting> settings_from_json(const nlohmann::json& json, const std::string& name);
+
+}  // namespace weft
