@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <unordered_map>
@@ -53,6 +54,20 @@ double least_seconds(const KernelTable& t, const KernelView& k) {
 
 double roofline_share(const KernelTable& t, const KernelView& k) { return k.seconds > 0 ? least_seconds(t, k) / k.seconds : 0; }
 
+// ---- counters of the emulated device
+
+// The share of the bytes in the sectors touched that threads asked for; more than 1 where several asked for the same.
+double used_share(const EmulatedCounters& c) {
+  return c.global_sectors ? double(c.global_read + c.global_written) / (32 * double(c.global_sectors)) : 0;
+}
+
+constexpr std::array kCounterColumns{"instr", "sect", "used", "banks"};  // of threads; sectors; passes that conflicts cost
+std::vector<std::string> counter_cells(const std::optional<EmulatedCounters>& c) {
+  if (!c) return std::vector<std::string>(kCounterColumns.size());
+  return {brief(double(c->threads()), 1000), brief(double(c->global_sectors), 1000),
+          c->global_sectors ? fmt::format("{:.0f}%", 100 * used_share(*c)) : "", brief(double(c->bank_conflicts), 1000)};
+}
+
 // ---- a table of cells, for both the terminal and HTML
 
 struct Column {
@@ -67,17 +82,22 @@ struct Cells {
 constexpr std::size_t kRecordedBy = 1;  // the column that gives way where a table is too wide
 
 Cells cells_of(const KernelTable& t) {
-  const bool timed = !t.seconds.empty();
+  const bool counted = std::any_of(t.kernels.begin(), t.kernels.end(), [](const KernelView& k) { return k.counters.has_value(); });
+  const bool timed = !t.seconds.empty() && !counted;  // the emulated device's times are the host's
   Cells out{{{"kernel", false}, {"recorded by", false}, {"at", false}, {"runs", true}, {"regs", true}, {"spill", true},
              {"smem", true}, {"bytes", true}, {"flops", true}}, {}};
   if (timed) out.columns.push_back({"us", true});
   if (t.peak_bytes > 0) out.columns.push_back({"roof", true});
+  if (counted)
+    for (const char* heading : kCounterColumns) out.columns.push_back({heading, true});
   const auto add = [&](const KernelView& k, std::string at, const std::string& registers, const std::string& spills,
                        const std::string& shared, double least) {
     out.rows.push_back({k.name, k.module, std::move(at), std::to_string(k.launches), registers, spills, shared,
                         k.bytes > 0 ? brief(k.bytes, 1024) : "", k.flops > 0 ? brief(k.flops, 1000) : ""});
     if (timed) out.rows.back().push_back(fmt::format("{:.1f}", k.seconds * 1e6));
     if (t.peak_bytes > 0) out.rows.back().push_back(least > 0 && k.seconds > 0 ? fmt::format("{:.0f}%", 100 * least / k.seconds) : "");
+    if (counted)
+      for (std::string& cell : counter_cells(k.counters)) out.rows.back().push_back(std::move(cell));
   };
   KernelView total{.name = "total", .module = fmt::format("{} kernels", t.kernels.size()), .where = {}, .reasons = {}, .launches = 0};
   double least = 0;
@@ -89,6 +109,10 @@ Cells cells_of(const KernelTable& t) {
       add(k, call_site(k), "", "", "", least_seconds(t, k));
     total.launches += k.launches, total.bytes += k.bytes, total.flops += k.flops, total.seconds += k.seconds;
     total.compiled.spill_bytes += c.spill_bytes;
+    if (k.counters) {
+      if (!total.counters) total.counters.emplace();
+      total.counters->add(*k.counters);
+    }
     least += least_seconds(t, k);
   }
   add(total, "", "", std::to_string(total.compiled.spill_bytes), "", least);
@@ -306,6 +330,23 @@ std::string to_why(const KernelView& k) {
   for (const std::string& line : lines_of(k.where)) out += "  " + line + "\n";
   for (const std::string& r : k.reasons) out += "  " + r + "\n";
   if (k.reasons.empty()) out += "  a kernel of its own: nothing was fused into it\n";
+  if (k.counters)
+    for (const std::string& line : lines_of(to_text(*k.counters))) out += "  " + line + "\n";
+  return out;
+}
+
+std::string to_text(const EmulatedCounters& c) {
+  std::string out = fmt::format("{} instructions of PTX of threads, {} of warps: by class (threads, warps)\n", c.threads(), c.warps());
+  for (std::size_t k = 0; k < EmulatedCounters::classes; ++k)
+    if (c.warp_instructions[k])
+      out += fmt::format("  {:8} {:14} {:14}\n", EmulatedCounters::kClassNames[k], c.thread_instructions[k], c.warp_instructions[k]);
+  if (c.global_requests)
+    out += fmt::format("global: {} bytes read, {} written; {} requests of warps touch {} sectors, {:.0f} % of whose bytes are used\n",
+                       c.global_read, c.global_written, c.global_requests, c.global_sectors, 100 * used_share(c));
+  if (c.shared_wavefronts)
+    out += fmt::format("shared: {} bytes read, {} written; {} passes over the banks, {} of them for conflicts\n", c.shared_read,
+                       c.shared_written, c.shared_wavefronts, c.bank_conflicts);
+  if (c.local_read + c.local_written) out += fmt::format("local: {} bytes read, {} written\n", c.local_read, c.local_written);
   return out;
 }
 
@@ -340,6 +381,8 @@ nlohmann::json to_json(const KernelTable& table) {
     else
       j["product"] = k.product;
     if (k.seconds > 0) j["seconds"] = k.seconds;
+    if (k.counters)
+      for (const auto& [name, value] : k.counters->named()) j["counters"][name] = value;
     if (roofline_share(table, k) > 0) j["roofline"] = roofline_share(table, k);
     kernels.push_back(std::move(j));
   }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,7 @@
 
 #include "jit/compiler.h"
 #include "jit/cuda_text.h"
+#include "jit/emulator/counters.h"
 
 namespace weft {
 
@@ -30,6 +32,7 @@ struct KernelView {
   int launches = 1;                            // a step
   std::map<int, std::size_t> slots{};          // bytes of the memory slots that the (first) launch is given
   Compiled compiled{};                         // of a product nothing
+  std::optional<EmulatedCounters> counters{};  // of all launches, on the emulated device
 };
 
 struct KernelTable {
@@ -56,6 +59,7 @@ std::string to_html(const KernelTable& table);        // complete in itself
 std::string to_trace(const KernelTable& table);       // Chrome and Perfetto; needs `seconds`
 std::string resources(const KernelView& view);        // "110 registers, no spills, 20.0 KiB shared"
 std::string to_why(const KernelView& view);           // call site and decisions
+std::string to_text(const EmulatedCounters& counters);  // some lines, without what is zero
 // A program for nvcc that launches the kernel on made-up values, with the arguments of the (first) launch, and times it.
 std::string to_program(const KernelView& view, std::string_view target);
 // The lines of two texts, those of one alone marked with - and +.

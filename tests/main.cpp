@@ -1,5 +1,6 @@
 // Runs the tests of one file (--file=test_x.cpp), and of those the quick or the slow suites (--speed=quick|slow): a
-// suite is slow when its name begins with Slow. --mutants lists the mutants of tests/mutate.h, --mutant=N plants one.
+// suite is slow when its name begins with Slow. --coverage=FOLDER joins what WEFT_EMU_COVERAGE=FOLDER has left; --mutants lists the
+// mutants of tests/mutate.h, --mutant=N plants one.
 #include <gtest/gtest.h>
 
 #include <charconv>
@@ -8,6 +9,7 @@
 #include <string_view>
 
 #include "jit/cuda_text.h"
+#include "tests/coverage.h"
 #include "tests/mutate.h"
 
 namespace {
@@ -66,8 +68,10 @@ int main(int argc, char** argv) {
       file = "/" + std::string(word.substr(7));
     } else if (word == "--speed=quick" || word == "--speed=slow") {
       speed = word.substr(8);
+    } else if (word.starts_with("--coverage=")) {
+      return weft::report_coverage(std::string(word.substr(11)));
     } else {
-      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --mutants, --mutant=N, --gtest_...)\n", argv[i]);
+      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --coverage=FOLDER, --mutants, --mutant=N, --gtest_...)\n", argv[i]);
       return 2;
     }
     chosen = true;

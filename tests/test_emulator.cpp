@@ -5,9 +5,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <numeric>
 #include <random>
 #include <string>
@@ -17,6 +15,7 @@
 #include "jit/driver.h"
 #include "jit/dtype.h"
 #include "jit/emulator/device.h"
+#include "jit/parallel.h"
 
 namespace weft {
 namespace {
@@ -577,38 +576,178 @@ TEST(Emulator, FindsCopiesThatNobodyWaitsFor) {
           {"read of shared memory that nobody has written"});
 }
 
-// Not a check: WEFT_BENCH=1 prints how fast simple kernels run.
-TEST(Emulator, Speed) {
-  NEEDS_COMPILER;
-  if (!std::getenv("WEFT_BENCH")) GTEST_SKIP() << "WEFT_BENCH=1 measures";
-  const auto measure = [](const char* name, const std::string& text, double instructions, unsigned grid, unsigned block,
-                          auto... args) {
-    const Kernel k(text);
-    const std::clock_t begin = std::clock();  // of all threads: a rate of one core
-    k(grid, block, 0, args...);
-    const double seconds = double(std::clock() - begin) / CLOCKS_PER_SEC;
-    std::printf("%-12s %6.1f M thread-instructions/s a core\n", name, instructions / seconds / 1e6);
+// ---- counters, against numbers found by hand
+
+EmulatedCounters counted(const Kernel& k, const auto& launch) {
+  reset_emulated_counters();
+  launch(k);
+  const auto all = emulated_counters();
+  EXPECT_EQ(all.size(), 1u);
+  return all.at("k");
+}
+
+TEST(Emulator, CountsInstructions) {
+  const Kernel k(R"(.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry k(.param .u64 p)
+{
+  .reg .pred %p<3>;
+  .reg .b32 %r<5>;
+  .reg .b64 %rd<5>;
+  .reg .f32 %f<4>;
+  ld.param.u64 %rd1, [p];
+  cvta.to.global.u64 %rd2, %rd1;
+  mov.u32 %r1, %tid.x;
+  mov.u32 %r2, 0;
+LOOP:
+  add.s32 %r2, %r2, 1;
+  setp.lt.s32 %p1, %r2, 10;
+  @%p1 bra LOOP;
+  setp.lt.u32 %p2, %r1, 8;
+  @%p2 add.s32 %r2, %r2, 1;
+  cvt.rn.f32.s32 %f1, %r2;
+  ex2.approx.f32 %f2, %f1;
+  @%p2 bra SKIP;
+  add.f32 %f2, %f2, %f1;
+SKIP:
+  shfl.sync.bfly.b32 %r3, %r2, 1, 31, -1;
+  bar.sync 0;
+  mul.wide.u32 %rd3, %r1, 4;
+  add.s64 %rd4, %rd2, %rd3;
+  st.global.f32 [%rd4], %f2;
+  ret;
+}
+)",
+                 "", true);
+  const Buffer<float> y(64);
+  const EmulatedCounters c = counted(k, [&](const Kernel& kernel) { kernel(3, 40, 0, y.address()); });
+  // 3 blocks of a warp with all lanes, of which 8 branch to SKIP, and a warp with 8 lanes.
+  using Counters = EmulatedCounters;
+  const auto expect = [&](Counters::Class kind, std::uint64_t warps, std::uint64_t threads) {
+    EXPECT_EQ(c.warp_instructions[kind], 3 * warps) << Counters::kClassNames[kind];
+    EXPECT_EQ(c.thread_instructions[kind], 3 * threads) << Counters::kClassNames[kind];
   };
-  const int n = 1 << 20;
-  const Buffer<float> x(std::vector<float>(n, 0.5f)), y(std::vector<float>(n, 0.5f)), z(n);
-  measure("axpy",
-          "extern \"C\" __global__ void k(const float* x, const float* y, float* z, int n) { for (int i = blockIdx.x * "
-          "blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) z[i] = 3 * x[i] + y[i]; }",
-          12.0 * n, 64, 256, x.address(), y.address(), z.address(), n);
-  measure("exp",
-          "extern \"C\" __global__ void k(const float* x, float* z, int n) { for (int i = blockIdx.x * blockDim.x + "
-          "threadIdx.x; i < n; i += gridDim.x * blockDim.x) z[i] = expf(x[i]); }",
-          18.0 * n, 64, 256, x.address(), z.address(), n);
-  measure("fma",
-          "extern \"C\" __global__ void k(const float* x, float* z, int n) { int i = blockIdx.x * blockDim.x + "
-          "threadIdx.x; float v = x[i]; for (int j = 0; j < 256; ++j) { v = v * 1.01f + 0.5f; v = v * 0.9f - 0.5f; } "
-          "z[i] = v; }",
-          512.0 * 65536 * 1.1, 256, 256, x.address(), z.address(), n);
-  measure(
-      "block sums",
-      R"(extern "C" __global__ void k(const float* x, float* z, int n) { __shared__ float s[256]; float v = x[blockIdx.x * 256 + threadIdx.x];
-    for (int j = 0; j < 64; ++j) { s[threadIdx.x] = v; __syncthreads(); v += s[threadIdx.x ^ j]; __syncthreads(); } z[blockIdx.x * 256 + threadIdx.x] = v; })",
-      64.0 * 8 * 65536, 256, 256, x.address(), z.address(), n);
+  EXPECT_EQ(c.launches, 1u);
+  expect(Counters::integer, 2 * (2 * 10 + 2 + 2), 40 * (2 * 10 + 1 + 2) + 8);
+  expect(Counters::floating, 2, 32);
+  expect(Counters::special, 2, 40);
+  expect(Counters::convert, 2, 40);
+  expect(Counters::exchange, 2, 40);
+  expect(Counters::barrier, 2, 40);
+  expect(Counters::branch, 2 * (10 + 1 + 1), 40 * 9 + 8 + 40);
+  expect(Counters::global, 2, 40);
+  expect(Counters::other, 2 * 4, 40 * 4);
+  expect(Counters::shared, 0, 0);
+  EXPECT_EQ(c.global_written, 3 * 40 * 4u);
+  EXPECT_EQ(c.global_read, 0u);
+  EXPECT_EQ(c.global_requests, 3 * 2u);
+  EXPECT_EQ(c.global_sectors, 3 * (4 + 1u));
+}
+
+TEST(Emulator, CountsSectors) {
+  NEEDS_COMPILER;
+  const Kernel k(R"(
+    extern "C" __global__ void k(const char* x, int* y, long long stride, int bytes) {
+      const char* from = x + threadIdx.x * stride;
+      int4 v4 = bytes == 16 ? *(const int4*)from : int4{};
+      int v = bytes == 16 ? v4.x + v4.y + v4.z + v4.w : bytes == 4 ? *(const int*)from : *from;
+      if (v == 12345) *y = v;
+    })");
+  const Buffer<int> x(std::vector<int>(16384, 1)), y(1);
+  const auto sectors = [&](long long stride, int bytes, int offset = 0, unsigned threads = 32) {
+    const EmulatedCounters c =
+        counted(k, [&](const Kernel& kernel) { kernel(1, threads, 0, x.address() + offset, y.address(), stride, bytes); });
+    EXPECT_EQ(c.global_requests, (threads + 31) / 32);
+    EXPECT_EQ(c.global_read, std::uint64_t(bytes) * threads);
+    return c.global_sectors;
+  };
+  EXPECT_EQ(sectors(4, 4), 4u);
+  EXPECT_EQ(sectors(4, 4, 16), 5u) << "not at the beginning of a sector";
+  EXPECT_EQ(sectors(8, 4), 8u);
+  EXPECT_EQ(sectors(32, 4), 32u) << "a sector each";
+  EXPECT_EQ(sectors(2048, 4), 32u) << "a sector each, far apart";
+  EXPECT_EQ(sectors(0, 4), 1u) << "all the same";
+  EXPECT_EQ(sectors(16, 16), 16u);
+  EXPECT_EQ(sectors(1, 1), 1u);
+  EXPECT_EQ(sectors(-4, 4, 31 * 4), 4u) << "backwards";
+  EXPECT_EQ(sectors(4, 4, 0, 40), 5u) << "a warp of 32 lanes and one of 8";
+}
+
+TEST(Emulator, CountsBankConflicts) {
+  NEEDS_COMPILER;
+  const Kernel k(R"(
+    extern "C" __global__ void k(int* y, int stride, int bytes) {
+      __shared__ __align__(16) int s[1056];
+      for (int j = threadIdx.x; j < 1056; j += 32) s[j] = 1;
+      __syncthreads();
+      const int* from = s + threadIdx.x * stride;
+      int4 v4 = bytes == 16 ? *(const int4*)from : int4{};
+      int2 v2 = bytes == 8 ? *(const int2*)from : int2{};
+      int v = bytes == 16 ? v4.x + v4.y + v4.z + v4.w : bytes == 8 ? v2.x + v2.y : bytes == 4 ? *from : bytes == 1 ? ((const char*)s)[threadIdx.x * stride] : atomicAdd(s + threadIdx.x * stride, 1);
+      if (v == 12345) *y = v;
+    })");
+  const Buffer<int> y(1);
+  // Passes, and those that conflicts have caused, of one read; 33 writes come before it.
+  const auto passes = [&](int stride, int bytes) {
+    const EmulatedCounters c = counted(k, [&](const Kernel& kernel) { kernel(1, 32, 0, y.address(), stride, bytes); });
+    EXPECT_EQ(c.shared_read, 32u * unsigned(bytes ? bytes : 4));
+    EXPECT_EQ(c.shared_written, 4 * (1056u + (bytes ? 0 : 32)));
+    return std::pair(c.shared_wavefronts - 33, c.bank_conflicts);
+  };
+  using Passes = std::pair<std::uint64_t, std::uint64_t>;
+  EXPECT_EQ(passes(1, 4), Passes(1, 0));
+  EXPECT_EQ(passes(2, 4), Passes(2, 1)) << "two lanes a bank";
+  EXPECT_EQ(passes(32, 4), Passes(32, 31)) << "a column of 32 words a row";
+  EXPECT_EQ(passes(33, 4), Passes(1, 0)) << "the same, padded";
+  EXPECT_EQ(passes(0, 4), Passes(1, 0)) << "one word for all";
+  EXPECT_EQ(passes(1, 1), Passes(1, 0));
+  EXPECT_EQ(passes(2, 8), Passes(2, 0)) << "a half of the warp at a time";
+  EXPECT_EQ(passes(4, 8), Passes(4, 2));
+  EXPECT_EQ(passes(4, 16), Passes(4, 0)) << "a quarter at a time";
+  EXPECT_EQ(passes(8, 16), Passes(8, 4));
+  EXPECT_EQ(passes(32, 16), Passes(32, 28));
+  EXPECT_EQ(passes(1, 0), Passes(1, 0)) << "atomics";
+  EXPECT_EQ(passes(0, 0), Passes(32, 31)) << "atomics of one word, one after the other";
+}
+
+TEST(Emulator, CountsUpToAnError) {
+  NEEDS_COMPILER;
+  const Kernel k("extern \"C\" __global__ void k(int* y, int n) { y[threadIdx.x] = 1; y[threadIdx.x + n] = 2; }");
+  const Buffer<int> y(32);
+  const EmulatedCounters c = counted(k, [&](const Kernel& kernel) {
+    expect_error(ErrorKind::device, {"out of bounds"}, [&] { kernel(1, 32, 0, y.address(), 32); });
+  });
+  EXPECT_EQ(c.launches, 1u);
+  EXPECT_EQ(c.global_written, 32 * 4u);
+}
+
+// Divergence, shuffles that wait for lanes, local memory, and blocks on several threads: the same numbers every time.
+TEST(Emulator, CountsRepeat) {
+  NEEDS_COMPILER;
+  const Kernel k(R"(
+    extern "C" __global__ void k(int* y, int n) {
+      int t = threadIdx.x, local[8], sum = 0;
+      for (int j = 0; j < 8; ++j) local[(j + n) % 8] = t * j;
+      for (int j = 0; j < t % 7; ++j) sum += local[(j * n) % 8];
+      if (t % 32 < 13) sum += __shfl_xor_sync(0x1fff, sum, t % 32 < 12 ? 1 : 0); else sum -= 1;
+      sum += __reduce_add_sync(0xffffffffu, sum);
+      atomicAdd(y + sum % 64u, 1);
+    })");
+  const Buffer<int> y(std::vector<int>(64, 0));
+  const int before = threads();
+  std::vector<EmulatedCounters> all;
+  for (int n : {1, 4, 1}) {
+    set_threads(n);
+    all.push_back(counted(k, [&](const Kernel& kernel) { kernel(50, 96, 0, y.address(), 3); }));
+  }
+  set_threads(before);
+  EXPECT_EQ(all[0], all[1]);
+  EXPECT_EQ(all[0], all[2]);
+  EXPECT_EQ(all[0].local_written, 50 * 96 * 8 * 4u);
+  EXPECT_EQ(all[0].thread_instructions[EmulatedCounters::exchange], 50 * 3 * (13 + 32u));
+  EXPECT_EQ(all[0].warp_instructions[EmulatedCounters::exchange], 50 * 3 * 2u);
+  EXPECT_EQ(all[0].global_read, 50 * 96 * 4u);
 }
 
 }  // namespace

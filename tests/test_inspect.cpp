@@ -201,6 +201,22 @@ TEST_F(InspectStep, TimesEveryLaunchAndTracesTheStep) {
   const KernelView& product = kernel_named(table, "gemm__linear__24x64x16");
   EXPECT_EQ(product.flops, 2. * 24 * 64 * 16 * product.launches);
   EXPECT_GT(product.seconds, 0);
+  // Counters, of every kernel that has a text; the same the next time.
+  for (const KernelView& k : table.kernels) {
+    ASSERT_EQ(k.counters.has_value(), k.kernel != nullptr) << k.name;
+    if (!k.counters) continue;
+    EXPECT_EQ(k.counters->launches, std::uint64_t(k.launches)) << k.name;
+    EXPECT_GT(k.counters->threads(), 0u);
+    EXPECT_GT(k.counters->global_sectors, 0u);
+  }
+  const KernelTable again = inspect_training_step(folder.path(), {.length = 12, .device = "emu"});
+  use_device(name_of(before));
+  const KernelView& conv = kernel_named(table, "conv1d");
+  EXPECT_EQ(kernel_named(again, "conv1d").counters, conv.counters);
+  EXPECT_NE(to_text(table).find("banks"), std::string::npos);
+  EXPECT_NE(to_why(conv).find("requests of warps"), std::string::npos) << to_why(conv);
+  for (const auto& k : to_json(table).at("kernels"))
+    EXPECT_TRUE(k.contains("product") || k.at("counters").at("global_sectors") > 0) << k.at("name");
   // What is launched is what a plan without a device shows.
   const KernelTable plain = inspect_training_step(folder.path(), {.length = 12});
   ASSERT_EQ(plain.order.size(), table.order.size());

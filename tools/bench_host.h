@@ -16,5 +16,6 @@ struct HostCost {
 HostCost measure_host_cost(std::int64_t layers = 24, int runs = 200);
 void bench_host();         // prints it
 void bench_interpreter();  // tools/bench_interp.cpp: the blocked interpreter against a plain loop
+void bench_emulator();     // tools/bench_emulator.cpp: the emulated device
 
 }  // namespace weft

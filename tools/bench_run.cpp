@@ -33,7 +33,7 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-bool is_machine_group(const std::string& group) { return group == "interpreter" || group == "host"; }
+bool is_machine_group(const std::string& group) { return group == "interpreter" || group == "emulator" || group == "host"; }
 
 // Ends the process when a row neither finishes nor fails: a kernel that never ends cannot be interrupted.
 class Watchdog {
@@ -103,6 +103,8 @@ class Bench {
     const auto start = Clock::now();
     if (group == "interpreter")
       bench_interpreter();
+    else if (group == "emulator")
+      bench_emulator();
     else if (group == "host")
       bench_host();
     else if (group == "ceilings")
@@ -207,7 +209,7 @@ void list_rows(const std::vector<std::string>& groups, bool smoke) {
 }  // namespace
 
 std::vector<std::string> all_bench_groups() {
-  std::vector<std::string> groups = {"interpreter", "host"};
+  std::vector<std::string> groups = {"interpreter", "emulator", "host"};
   groups.insert(groups.end(), bench_groups().begin(), bench_groups().end());
   return groups;
 }

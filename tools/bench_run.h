@@ -7,7 +7,7 @@
 namespace weft {
 
 struct BenchOptions {
-  std::vector<std::string> groups = {};  // none: on a GPU those of its kernels, else "interpreter" and "host"
+  std::vector<std::string> groups = {};  // none: on a GPU those of its kernels, else "interpreter", "emulator" and "host"
   std::string json = {};                 // the figures are written here, ""; an existing file is merged into
   std::string against = {};              // a JSON file of peers to print beside, ""
   double budget_ms = 300;                // for timing one row
@@ -18,7 +18,7 @@ struct BenchOptions {
   bool list = false;                     // print the rows, measure nothing
 };
 
-// "interpreter", "host" (tools/bench_host.h) and those of tools/bench_cases.h.
+// "interpreter", "emulator", "host" (tools/bench_host.h) and those of tools/bench_cases.h.
 std::vector<std::string> all_bench_groups();
 
 // On the device in use. A row that fails becomes a row that says so. Errors: unknown groups (usage), files (io).

@@ -2,12 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
 #include "autograd/backward.h"
 #include "autograd/context.h"
 #include "autograd/run.h"
+#include "jit/emulator/device.h"
 #include "jit/gpu.h"
 #include "models/mamba.h"
 #include "nn/json.h"
@@ -61,6 +63,14 @@ std::vector<double> kernel_seconds() {
   return time_last_plan(cuts, Gpu::of(device()).emulated() ? 1 : 10);
 }
 
+// Of the kernels of one step on the emulated device.
+template <class Step>
+std::map<std::string, EmulatedCounters> count_step(const Step& step) {
+  reset_emulated_counters();
+  run(step);
+  return emulated_counters();
+}
+
 // What the device in use can reach: a large copy, and a large product of this dtype.
 void measure_peaks(KernelTable& table, DType dtype) {
   constexpr std::size_t bytes = std::size_t(1) << 29;
@@ -77,7 +87,7 @@ void measure_peaks(KernelTable& table, DType dtype) {
 void describe_timing(KernelTable& table, DType dtype) {
   const Gpu& gpu = Gpu::of(device());
   if (gpu.emulated()) {
-    table.timing = "emulated: times are this host's, of no GPU";
+    table.timing = "emulated (a trace has this host's times); instr: PTX of threads; sect: sectors of 32 bytes, and the part used; banks: conflicts";
     return;
   }
   measure_peaks(table, dtype);
@@ -151,8 +161,10 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
     return std::pair(loss, optimizer.grad_norm());
   };
   std::vector<KernelView> views;
+  std::map<std::string, EmulatedCounters> counters;
   if (timed) {
     for (int i = 0; i < 2; ++i) run(step);  // compiles everything, then launches it as later steps are
+    if (Gpu::of(device()).emulated()) counters = count_step(step);
     views = views_of(*context().last_plan, kernel_seconds());
   } else {
     views = views_of(*plan_for(Device::cuda, step));
@@ -162,6 +174,8 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
                                         o.batch, o.length, o.precision);
   KernelTable table = kernel_table(title, target, views);
   if (timed) describe_timing(table, config.activations);
+  for (KernelView& k : table.kernels)
+    if (const auto found = counters.find(k.name); found != counters.end()) k.counters = found->second;
   return table;
 }
 

@@ -6,6 +6,8 @@
 #include <bit>
 #include <cstring>
 
+#include "jit/emulator/traffic.h"
+
 namespace weft::emulator {
 namespace {
 
@@ -128,18 +130,21 @@ void check_global(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t
     if (lane >= 0) not_written(w, i, lane, "global", a[lane], describe(w.block.allocations(), a[lane]));
   }
   if (w.block.launch.grid.count() == 1) return;
-  if (dense && bytes % 4 == 0 &&
-      note_global_words(site.events + (span.low - site.begin) / 4, kLanes * bytes / 4, access, w.block.launch_number(),
-                        w.block.linear_index()))
-    return;
+  if (dense && bytes % 4 == 0) {
+    BlockEvents* events = site.events + (span.low - site.begin) / 4;
+    bool noted = true;
+    for (unsigned n = 0; n < bytes / 4 && noted; ++n)
+      noted = note_global_words<kLanes>(events + n * kLanes, access, w.block.launch_number(), w.block.linear_index());
+    if (noted) return;
+  }
   for (Mask left = lanes; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
     note_block(w, i, lane, site, a[lane], bytes, access, p);
   }
 }
 
-void check_shared(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t* a, const Span& span, unsigned bytes,
-                  Access access, Pointers& p) {
+void check_shared(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t* a, const Span& span, bool dense,
+                  unsigned bytes, Access access, Pointers& p) {
   Block& block = w.block;
   if (span.high + bytes > block.shared_bytes() || span.high + bytes < bytes) {
     const int lane =
@@ -148,14 +153,18 @@ void check_shared(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t
                 fmt::format("address {:#x}; the block has {} bytes", a[lane], block.shared_bytes()));
   }
   std::uint8_t* written = block.shared_written();
+  if (access == Access::write && dense) {
+    std::memset(written + span.low, 0xff, kLanes * bytes);
+  } else if (access == Access::write) {
+    for (Mask left = lanes; left; left &= left - 1) std::memset(written + a[std::countr_zero(left)], 0xff, bytes);
+  } else if (!dense || !all_set(written + span.low, kLanes * bytes)) {
+    const int lane = first_lane(lanes, [&](int l) { return !all_set(written + a[l], bytes); });
+    if (lane >= 0) not_written(w, i, lane, "shared", a[lane], "shared memory");
+  }
+  const auto number = std::uint32_t(&i - w.program.instructions.data());
   for (Mask left = lanes; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
-    if (access == Access::write)
-      std::memset(written + a[lane], 0xff, bytes);
-    else if (!all_set(written + a[lane], bytes))
-      not_written(w, i, lane, "shared", a[lane], "shared memory");
     bool same_value_allowed = false;
-    const auto number = std::uint32_t(&i - w.program.instructions.data());
     const auto other =
         block.shared_races().note(w.index, lane, number, std::uint32_t(a[lane]), bytes, access, same_value_allowed);
     if (!other) continue;
@@ -163,6 +172,27 @@ void check_shared(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t
     p.rewriting |= Mask{1} << lane;
     p.rewritten[std::size_t(lane)] = other;
   }
+}
+
+void count_bytes(Access access, std::uint64_t bytes, std::uint64_t& read, std::uint64_t& written) {
+  if (access != Access::write) read += bytes;
+  if (access != Access::read) written += bytes;
+}
+
+void count_global(Warp& w, Mask lanes, const std::uint64_t* a, bool dense, unsigned bytes, Access access) {
+  const Launch& launch = w.block.launch;
+  if (a[0] - std::uint64_t(launch.parameters.data()) < launch.parameters.size()) return;
+  EmulatedCounters& c = w.block.counters();
+  count_bytes(access, bytes * unsigned(std::popcount(lanes)), c.global_read, c.global_written);
+  ++c.global_requests;
+  c.global_sectors += dense ? (a[0] + kLanes * bytes - 1) / kSector - a[0] / kSector + 1 : sectors(a);
+}
+
+// Neighbouring words of shared memory: no bank twice.
+void count_dense(Warp& w, unsigned bytes, Access access) {
+  EmulatedCounters& c = w.block.counters();
+  count_bytes(access, bytes * kLanes, c.shared_read, c.shared_written);
+  c.shared_wavefronts += std::max(1u, bytes * kLanes / kBankRow);
 }
 
 void merge_rewriting(Pointers& p, const Pointers& more) {
@@ -182,6 +212,13 @@ void check_local(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t*
 
 }  // namespace
 
+void count_shared(Warp& w, Mask lanes, const std::uint64_t* a, unsigned bytes, Access access) {
+  EmulatedCounters& c = w.block.counters();
+  count_bytes(access, bytes * unsigned(std::popcount(lanes)), c.shared_read, c.shared_written);
+  const Wavefronts passes = wavefronts(lanes, a, bytes, access == Access::update);
+  c.shared_wavefronts += passes.taken, c.bank_conflicts += passes.taken - passes.least;
+}
+
 void check_rewriting(Warp& w, const Instruction& i, const Pointers& p, int lane, std::size_t offset, const void* value,
                      std::size_t bytes) {
   if (!(p.rewriting >> lane & 1) || std::memcmp(p.at[std::size_t(lane)] + offset, value, bytes) == 0) return;
@@ -191,7 +228,7 @@ void check_rewriting(Warp& w, const Instruction& i, const Pointers& p, int lane,
 }
 
 Pointers resolve(Warp& w, const Instruction& i, Mask lanes, Space space, const std::uint64_t* addresses, unsigned bytes,
-                 Access access) {
+                 Access access, bool counted) {
   std::uint64_t a[kLanes];
   const std::uint64_t some = addresses[std::countr_zero(lanes)];
   for (int l = 0; l < kLanes; ++l) a[l] = lanes >> l & 1 ? addresses[l] : some;
@@ -206,8 +243,8 @@ Pointers resolve(Warp& w, const Instruction& i, Mask lanes, Space space, const s
     space = window == kSharedWindow ? Space::shared : Space::local;
     if (window > kLocalWindow) space = Space::generic;  // out of bounds, as it will be found
     if (same != lanes) {
-      Pointers mixed = resolve(w, i, same, Space::generic, addresses, bytes, access);
-      const Pointers rest = resolve(w, i, lanes & ~same, Space::generic, addresses, bytes, access);
+      Pointers mixed = resolve(w, i, same, Space::generic, addresses, bytes, access, counted);
+      const Pointers rest = resolve(w, i, lanes & ~same, Space::generic, addresses, bytes, access, counted);
       for (int l = 0; l < kLanes; ++l)
         if (!(same >> l & 1)) mixed.at[l] = rest.at[l];
       mixed.dense = false;
@@ -221,8 +258,8 @@ Pointers resolve(Warp& w, const Instruction& i, Mask lanes, Space space, const s
   if (space == Space::generic && some < kWindow && span.high >= kWindow) {
     Mask low = 0;
     for (int l = 0; l < kLanes; ++l) low |= Mask(a[l] < kWindow) << l;
-    Pointers mixed = resolve(w, i, lanes & low, Space::generic, addresses, bytes, access);
-    const Pointers rest = resolve(w, i, lanes & ~low, Space::generic, addresses, bytes, access);
+    Pointers mixed = resolve(w, i, lanes & low, Space::generic, addresses, bytes, access, counted);
+    const Pointers rest = resolve(w, i, lanes & ~low, Space::generic, addresses, bytes, access, counted);
     for (int l = 0; l < kLanes; ++l)
       if (!(low >> l & 1)) mixed.at[l] = rest.at[l];
     mixed.dense = false;
@@ -235,14 +272,21 @@ Pointers resolve(Warp& w, const Instruction& i, Mask lanes, Space space, const s
   for (int l = 0; l < kLanes; ++l) dense &= a[l] == a[0] + unsigned(l) * bytes;
   p.dense = dense && space != Space::local;
   if (space == Space::shared) {
-    check_shared(w, i, lanes, a, span, bytes, access, p);
+    check_shared(w, i, lanes, a, span, dense, bytes, access, p);
+    if (counted && dense)
+      count_dense(w, bytes, access);
+    else if (counted)
+      count_shared(w, lanes, a, bytes, access);
     for (int l = 0; l < kLanes; ++l) p.at[l] = w.block.shared() + a[l];
   } else if (space == Space::local) {
     check_local(w, i, lanes, a, span, bytes, access);
+    EmulatedCounters& c = w.block.counters();
+    count_bytes(access, bytes * unsigned(std::popcount(lanes)), c.local_read, c.local_written);
     for (int l = 0; l < kLanes; ++l) p.at[l] = w.block.local(w, l) + a[l];
   } else {
     if (access == Access::update || (i.mode & kStrong)) w.block.trust();
     check_global(w, i, lanes, a, span, dense, bytes, access, p);
+    count_global(w, lanes, a, dense, bytes, access);
     for (int l = 0; l < kLanes; ++l) p.at[l] = reinterpret_cast<std::byte*>(a[l]);
   }
   return p;

@@ -22,9 +22,12 @@ struct Pointers {
 };
 
 // Checks bounds, alignment and initialisation of `bytes` bytes a lane, and notes the access. `space` is shared, local,
-// or else generic (global addresses are generic ones).
+// or else generic (global addresses are generic ones). `counted`: it is a request of its own.
 Pointers resolve(Warp& warp, const Instruction& i, Mask lanes, Space space, const std::uint64_t* addresses,
-                 unsigned bytes, Access access);
+                 unsigned bytes, Access access, bool counted = true);
+
+// Counts a request to shared memory.
+void count_shared(Warp& warp, Mask lanes, const std::uint64_t* addresses, unsigned bytes, Access access);
 
 // If a lane is `rewriting` and `value` is not what is there: the fault of a race.
 void check_rewriting(Warp& warp, const Instruction& i, const Pointers& p, int lane, std::size_t offset,

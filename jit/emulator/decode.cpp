@@ -44,6 +44,35 @@ void narrow(Warp& w, const Instruction& i, Mask lanes) {
   write<std::uint32_t>(w, i.d, lanes, [&](int l) { return std::uint32_t(a[l]); });
 }
 
+EmulatedCounters::Class class_of(const PtxInstruction& p) {
+  using Counters = EmulatedCounters;
+  struct Family {
+    Counters::Class kind;
+    std::initializer_list<std::string_view> words;
+  };
+  static const Family families[] = {
+      {Counters::convert, {"cvt"}},
+      {Counters::matrix, {"mma"}},
+      {Counters::special, {"ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt"}},
+      {Counters::exchange, {"shfl", "vote", "match", "redux", "activemask", "elect"}},
+      {Counters::barrier, {"bar", "barrier", "membar", "fence"}},
+      {Counters::branch, {"bra", "brx", "ret", "exit", "call", "trap"}},
+      {Counters::other, {"mov", "selp", "slct", "cvta", "isspacep", "nanosleep", "griddepcontrol", "prefetch", "prefetchu"}}};
+  const std::string_view op = p.words[0];
+  for (const Family& family : families)
+    if (std::find(family.words.begin(), family.words.end(), op) != family.words.end()) return family.kind;
+  const bool number = std::any_of(p.words.begin(), p.words.end(), [](std::string_view word) { return is_float(type_named(word)); });
+  if (op == "div" && number) return Counters::special;
+  if (op == "ld" || op == "ldu" || op == "st" || op == "atom" || op == "red" || op == "cp" || op == "ldmatrix" || op == "stmatrix") {
+    if (p.has("commit_group") || p.has("wait_group") || p.has("wait_all")) return Counters::barrier;
+    if (p.has("param") || p.has("const")) return Counters::other;
+    if (p.has("local")) return Counters::local;
+    const bool shared = std::any_of(p.words.begin(), p.words.end(), [](std::string_view word) { return word.starts_with("shared"); });
+    return shared && op != "cp" ? Counters::shared : Counters::global;
+  }
+  return number ? Counters::floating : Counters::integer;
+}
+
 class ProgramDecoder final : public Decoder {
  public:
   ProgramDecoder(const Module& module, const Function& function, const Symbols& symbols)
@@ -309,7 +338,7 @@ void ProgramDecoder::decode_call(const PtxInstruction& p) {
   for (std::size_t k = 0; k < given.size(); ++k)
     copy(caller.local.at(given[k].name), frame.local.at(callee->parameters[k].name), callee->parameters[k].size);
   Instruction i = guard_;
-  i.run = call, i.d = frame.return_place;
+  i.run = call, i.d = frame.return_place, i.kind = EmulatedCounters::branch;
   patches_.push_back({program_->instructions.size(), 0, &frame, 0});
   emit(i);
   for (std::size_t k = 0; k < results.size(); ++k)
@@ -341,6 +370,7 @@ void ProgramDecoder::decode_one(const PtxInstruction& p) {
     }
     if (!known) error("an instruction that it does not know");
   }
+  i.kind = class_of(p);
   if (branch_target_ >= 0) patches_.push_back({program_->instructions.size(), 0, frame_, branch_target_});
   emit(i);
   for (const Instruction& more : after_) emit(more);

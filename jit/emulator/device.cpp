@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "jit/emulator/coverage.h"
 #include "jit/emulator/execute.h"
 #include "jit/emulator/memory.h"
 #include "jit/emulator/program.h"
@@ -63,13 +64,14 @@ using emulator::Memory;
 constexpr std::size_t kTotalMemory = std::size_t(16) << 30, kGranularity = std::size_t(2) << 20;
 constexpr int kMaxThreads = 1024, kDefaultShared = 48 << 10;
 
-// A library that is still referred to by graphs outlives cuLibraryUnload.
+// A library that is still referred to by graphs outlives cuLibraryUnload. Never destroyed: the memory that libraries give back
+// might be gone before them.
 struct Libraries {
   std::mutex mutex;
   std::map<LibraryHandle*, std::shared_ptr<LibraryHandle>> all;
 };
 Libraries& libraries() {
-  static Libraries libraries;
+  static Libraries& libraries = *new Libraries;
   return libraries;
 }
 
@@ -281,7 +283,11 @@ CUresult load_library(CUlibrary* library, const void* code, CUjit_option*, void*
     Memory::instance().name(address, v.name);
   }
   for (const emulator::Function& f : owner->module.functions)
-    if (f.entry) owner->functions[f.name] = {owner.get(), &f, emulator::decode(owner->module, f, owner->symbols), 0};
+    if (f.entry) {
+      cu::FunctionHandle& handle = owner->functions[f.name];
+      handle = {owner.get(), &f, emulator::decode(owner->module, f, owner->symbols), 0};
+      emulator::cover_loaded(*handle.program);
+    }
   *library = owner.get();
   std::lock_guard lock(libraries().mutex);
   libraries().all[owner.get()] = owner;
@@ -311,6 +317,33 @@ CUresult get_function_attribute(int* value, CUfunction_attribute which, CUfuncti
   }
   return CUDA_SUCCESS;
 }
+
+struct Totals {
+  std::mutex mutex;
+  std::map<std::string, EmulatedCounters> by_name;
+};
+Totals& totals() {
+  static Totals totals;
+  return totals;
+}
+
+// Notes what a launch did, also when a check ends it.
+struct Noted {
+  const emulator::Program& program;
+  emulator::Counts counts{};
+  ~Noted() {
+    EmulatedCounters& c = counts.counters;
+    c.launches = 1;
+    for (std::size_t k = 0; k < counts.executed.size(); ++k)
+      if (const auto kind = program.instructions[k].kind; kind != EmulatedCounters::classes) {
+        c.warp_instructions[kind] += counts.executed[k].warps;
+        c.thread_instructions[kind] += counts.executed[k].threads;
+      }
+    const std::lock_guard lock(totals().mutex);
+    totals().by_name[program.name].add(c);
+    emulator::cover_executed(program, counts.executed);
+  }
+};
 
 CUresult launch_kernel(const CUlaunchConfig* config, CUfunction f, void** parameters, void** extra) {
   const emulator::Program& program = *f->program;
@@ -342,7 +375,10 @@ CUresult launch_kernel(const CUlaunchConfig* config, CUfunction f, void** parame
   for (std::size_t k = 0; k < program.parameters.size(); ++k)
     std::memcpy(launch.parameters.data() + program.parameters[k].first, parameters[k], program.parameters[k].second);
   return submit(config->hStream,
-                [launch = std::move(launch), keep = f->library->shared_from_this()] { emulator::execute(launch); });
+                [launch = std::move(launch), keep = f->library->shared_from_this()] {
+                  Noted noted{*launch.program};
+                  emulator::execute(launch, noted.counts);
+                });
 }
 
 void fill_code_functions(Driver& d) {
@@ -525,6 +561,15 @@ int emulated_target() {
     return number;
   }();
   return target;
+}
+
+std::map<std::string, EmulatedCounters> emulated_counters() {
+  const std::lock_guard lock(totals().mutex);
+  return totals().by_name;
+}
+void reset_emulated_counters() {
+  const std::lock_guard lock(totals().mutex);
+  totals().by_name.clear();
 }
 
 void emulated_work(CUstream stream, std::function<void()> work) { submit(stream, std::move(work)); }

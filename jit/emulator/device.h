@@ -5,9 +5,11 @@
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "jit/driver.h"
+#include "jit/emulator/counters.h"
 
 namespace weft {
 
@@ -15,6 +17,10 @@ const Driver& emulated_driver();
 
 // The architecture that it stands for: 90, or the number of WEFT_EMU_TARGET=sm_80.
 int emulated_target();
+
+// What the launches of each kernel, by name, have done since the last reset. Of a launch that a check has ended, what came before.
+std::map<std::string, EmulatedCounters> emulated_counters();
+void reset_emulated_counters();
 
 // Work of the host in the order of a stream: at once, or when the graph that captures it is launched.
 void emulated_work(cu::CUstream stream, std::function<void()> work);

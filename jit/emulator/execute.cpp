@@ -6,6 +6,7 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "jit/error.h"
@@ -46,6 +47,14 @@ std::uint64_t special(const std::string& name, const Launch& launch, Dim3 index,
   fail(ErrorKind::device, "emu: a special register that it does not know: " + name, "kernel " + launch.program->name);
 }
 
+void add(Counts& sum, const Counts& more) {
+  for (std::size_t k = 0; k < sum.executed.size(); ++k) {
+    sum.executed[k].warps += more.executed[k].warps;
+    sum.executed[k].threads += more.executed[k].threads;
+  }
+  sum.counters.add(more.counters);
+}
+
 unsigned warps_of(const Launch& launch) { return unsigned(launch.block.count() + kLanes - 1) / kLanes; }
 
 }  // namespace
@@ -63,6 +72,7 @@ Block::Block(const Launch& what, Memory::Snapshot memory, std::uint32_t launch_n
   shared_written_.resize(shared_.size());
   local_.resize(std::size_t(program.local_bytes) * warps * kLanes);
   sites_.resize(program.access_sites);
+  counts_.executed.resize(program.instructions.size());
   warps_.reserve(warps), states_.resize(warps);
   for (unsigned w = 0; w < warps; ++w) warps_.emplace_back(*this, program, w, aligned + program.register_bytes * w);
   write_constants(false);
@@ -203,17 +213,28 @@ void Block::fault(const Warp& warp, const Instruction& i, int lane, const std::s
   throw Error(ErrorKind::device, {"emu: " + what, numbers, where, hint});
 }
 
-void execute(const Launch& launch) {
+void execute(const Launch& launch, Counts& counts) {
+  counts = {std::vector<Executed>(launch.program->instructions.size()), {}};
   const Memory::Snapshot memory = Memory::instance().snapshot();
   const std::uint64_t blocks = launch.grid.count();
   // Blocks start in order, so one that waits for an earlier block gets what it waits for.
   std::atomic<std::uint64_t> next{0};
   static std::atomic<std::uint32_t> launches{0};
   const std::uint32_t number = ++launches;
+  std::mutex mutex;
   const auto workers = std::int64_t(std::min<std::uint64_t>(blocks, std::uint64_t(threads())));
   parallel(workers, [&](std::int64_t) {
     if (next.load() >= blocks) return;
     Block block(launch, memory, number);
+    struct AddAtEnd {
+      Counts& sum;
+      const Counts& more;
+      std::mutex& mutex;
+      ~AddAtEnd() {
+        const std::lock_guard lock(mutex);
+        add(sum, more);
+      }
+    } const add_at_end{counts, block.counts(), mutex};
     for (std::uint64_t n; (n = next.fetch_add(1)) < blocks;) block.run(n);
   });
 }

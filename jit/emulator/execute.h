@@ -26,8 +26,18 @@ struct Launch {
   std::vector<std::byte> parameters;  // as the kernel sees them
 };
 
-// Runs to the end. What a check finds is an Error (device) that names kernel, line of the PTX, block and thread.
-void execute(const Launch& launch);
+// How often an instruction was executed: by warps, and by threads whose predicate held.
+struct Executed {
+  std::uint64_t warps = 0, threads = 0;
+};
+struct Counts {
+  std::vector<Executed> executed;  // of each instruction of the program
+  EmulatedCounters counters;
+};
+
+// Runs to the end. What a check finds is an Error (device) that names kernel, line of the PTX, block and thread; what ran
+// before it is in `counts` too.
+void execute(const Launch& launch, Counts& counts);
 
 // Generic addresses: global memory is the host's, whose addresses are below these windows.
 inline constexpr std::uint64_t kWindow = std::uint64_t(1) << 56, kSharedWindow = kWindow, kLocalWindow = 2 * kWindow;
@@ -64,6 +74,10 @@ class Block {
   AccessSite& site(const Instruction& i) { return sites_[i.target]; }
   const std::vector<Allocation>& allocations() const { return *memory_; }
   Dim3 block_index() const { return index_; }
+  // Of all blocks so far.
+  Executed* executed() { return counts_.executed.data(); }
+  EmulatedCounters& counters() { return counts_.counters; }
+  const Counts& counts() const { return counts_; }
   [[noreturn]] void fault(const Warp& warp, const Instruction& i, int lane, const std::string& what,
                           const std::string& numbers = {}, const std::string& hint = {}) const;
   std::string thread_name(unsigned warp, int lane) const;  // "thread (3, 0, 0)"
@@ -96,6 +110,7 @@ class Block {
   std::vector<std::uint8_t> shared_written_;
   SharedRaces shared_races_;
   std::vector<AccessSite> sites_;
+  Counts counts_;
   std::vector<Warp> warps_;
   std::vector<Warp::Stop> states_;
   std::array<Barrier, 16> barriers_;

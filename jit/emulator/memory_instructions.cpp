@@ -1,6 +1,7 @@
 // Loads, stores, atomics, asynchronous copies, and conversions of addresses.
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 
 #include "jit/emulator/addresses.h"
@@ -19,24 +20,32 @@ T read_memory(const std::byte* p) {
   return value;
 }
 
-// d (or a list of places) = memory of type T; a narrow integer fills its register.
+template <class T>
+void write_memory(std::byte* p, T value) {
+  std::memcpy(p, &value, sizeof(T));
+}
+
+// What a register holds of a value in memory: a narrow integer fills it.
+template <class T>
+using Stored =
+    std::conditional_t<sizeof(T) == 8, std::uint64_t, std::conditional_t<std::is_signed_v<T>, std::int32_t, std::uint32_t>>;
+
+// d (or a list of places) = memory of type T.
 template <Space space, class T>
 void load(Warp& w, const Instruction& i, Mask lanes) {
   std::uint64_t addresses[kLanes];
   addresses_of(w, i.a, i.mode & wide_base, i.offset, addresses);
   const Pointers p = resolve(w, i, lanes, space, addresses, unsigned(sizeof(T)) * i.count, Access::read);
-  using Stored = std::conditional_t<sizeof(T) == 8, std::uint64_t,
-                                    std::conditional_t<std::is_signed_v<T>, std::int32_t, std::uint32_t>>;
   const std::uint32_t* places = i.count == 1 ? &i.d : &w.program.lists[i.list];
   for (unsigned k = 0; k < i.count; ++k) {
     if (!places[k]) continue;
     if (p.dense && i.count == 1) {
       const std::byte* from = p.at[0];
-      write<Stored>(w, places[k], lanes,
-                    [&](int l) { return Stored(read_memory<T>(from + std::size_t(l) * sizeof(T))); });
+      write<Stored<T>>(w, places[k], lanes,
+                    [&](int l) { return Stored<T>(read_memory<T>(from + std::size_t(l) * sizeof(T))); });
     } else {
-      write<Stored>(w, places[k], lanes,
-                    [&](int l) { return Stored(read_memory<T>(p.at[std::size_t(l)] + k * sizeof(T))); });
+      write<Stored<T>>(w, places[k], lanes,
+                    [&](int l) { return Stored<T>(read_memory<T>(p.at[std::size_t(l)] + k * sizeof(T))); });
     }
   }
 }
@@ -49,12 +58,33 @@ void store(Warp& w, const Instruction& i, Mask lanes) {
   const std::uint32_t* places = i.count == 1 ? &i.d : &w.program.lists[i.list];
   for (unsigned k = 0; k < i.count; ++k) {
     const Source<T> value(w, places[k]);
+    if (p.dense && i.count == 1 && !p.rewriting) {
+      std::byte* to = p.at[0];
+      for (int l = 0; l < kLanes; ++l) write_memory(to + std::size_t(l) * sizeof(T), value[l]);
+      return;
+    }
     for (Mask left = lanes; left; left &= left - 1) {
       const int lane = std::countr_zero(left);
       const T v = value[lane];
-      check_rewriting(w, i, p, lane, k * sizeof(T), &v, sizeof(T));
-      std::memcpy(p.at[std::size_t(lane)] + k * sizeof(T), &v, sizeof(T));
+      if (p.rewriting) check_rewriting(w, i, p, lane, k * sizeof(T), &v, sizeof(T));
+      write_memory(p.at[std::size_t(lane)] + k * sizeof(T), v);
     }
+  }
+}
+
+// A parameter of the kernel, at an address that the text names: the same for all lanes.
+template <Space, class T>
+void load_parameter(Warp& w, const Instruction& i, Mask lanes) {
+  const std::vector<std::byte>& all = w.block.launch.parameters;
+  const auto* from = reinterpret_cast<const std::byte*>(w.words<std::uint64_t>(i.a)[0] + std::uint64_t(i.offset));
+  if (from < all.data() || from + i.count * sizeof(T) > all.data() + all.size())
+    w.block.fault(w, i, std::countr_zero(lanes), "a read out of bounds of the kernel's parameters",
+                  std::to_string(all.size()) + " bytes");
+  const std::uint32_t* places = i.count == 1 ? &i.d : &w.program.lists[i.list];
+  for (unsigned k = 0; k < i.count; ++k) {
+    if (!places[k]) continue;
+    const auto value = Stored<T>(read_memory<T>(from + k * sizeof(T)));
+    write<Stored<T>>(w, places[k], lanes, [&](int) { return value; });
   }
 }
 
@@ -76,6 +106,10 @@ Handler by_type(unsigned bytes, bool sign) {
 template <Space space, class T>
 struct Load {
   static constexpr Handler run = load<space, T>;
+};
+template <Space space, class T>
+struct LoadParameter {
+  static constexpr Handler run = load_parameter<space, T>;
 };
 template <Space space, class T>
 struct Store {
@@ -201,10 +235,12 @@ void copy_async(Warp& w, const Instruction& i, Mask lanes) {
   }
   Pointers p{};
   if (reading) p = resolve(w, i, reading, Space::generic, from, i.bytes, Access::read);
+  for (std::uint64_t& address : to)
+    if (address >= kSharedWindow) address -= kSharedWindow;
+  count_shared(w, lanes, to, i.bytes, Access::write);
   for (Mask left = lanes; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
-    std::uint64_t address = to[lane];
-    if (address >= kSharedWindow) address -= kSharedWindow;
+    const std::uint64_t address = to[lane];
     Warp::Copy copy{lane, w.copy_group[std::size_t(lane)], std::uint32_t(address), i.bytes, {}};
     if (address % i.bytes || address + i.bytes > w.block.shared_bytes())
       w.block.fault(w, i, lane, "an asynchronous copy to a misaligned address or out of bounds of shared memory",
@@ -228,7 +264,7 @@ void wait_copies(Warp& w, const Instruction& i, Mask lanes) {
     }
     std::uint64_t address[kLanes] = {};
     address[copy.lane] = copy.to;
-    const Pointers p = resolve(w, i, Mask{1} << copy.lane, Space::shared, address, copy.bytes, Access::write);
+    const Pointers p = resolve(w, i, Mask{1} << copy.lane, Space::shared, address, copy.bytes, Access::write, false);
     check_rewriting(w, i, p, copy.lane, 0, copy.data, copy.bytes);
     std::memcpy(p.at[std::size_t(copy.lane)], copy.data, copy.bytes);
   }
@@ -268,11 +304,14 @@ bool decode_load_store(const PtxInstruction& p, Decoder& decoder, Instruction& i
   const Operand &address = p.operands.at(loading ? 1 : 0), &value = p.operands.at(loading ? 0 : 1);
   Space space = space_of(p);
   i.a = decoder.base(address, i);
+  const bool named_parameter = loading && space == Space::param && !i.target && address.parts[0].kind == Operand::symbol;
   if (space == Space::param) space = i.target ? Space::local : Space::generic;  // of a call; of the kernel
   if (p.has("volatile") || p.has("relaxed") || p.has("acquire") || p.has("release")) i.mode |= kStrong;
   i.bytes = std::uint8_t(bits_of(type) / 8);
   if (type == Type::b128) return false;
-  i.run = loading ? by_space<Load>(space, i.bytes, is_signed(type)) : by_space<Store>(space, i.bytes, false);
+  i.run = named_parameter ? by_type<LoadParameter, Space::param>(i.bytes, is_signed(type))
+          : loading       ? by_space<Load>(space, i.bytes, is_signed(type))
+                          : by_space<Store>(space, i.bytes, false);
   i.target = space == Space::generic ? decoder.program().access_sites++ : 0;
   if (space == Space::shared || (space == Space::generic && !p.has("global") && !p.has("param") && !p.has("const")))
     decoder.program().shared_granule = std::min<std::uint32_t>(decoder.program().shared_granule, i.bytes);

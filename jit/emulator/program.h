@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "jit/emulator/counters.h"
 #include "jit/emulator/ptx.h"
 
 namespace weft::emulator {
@@ -32,6 +33,7 @@ struct Instruction {
   std::uint8_t count = 1;                    // elements of a vector, or what the handler says
   std::uint8_t bytes = 0;                    // of an element in memory
   std::uint8_t mode = 0;                     // of the handler: rounding, comparison...
+  EmulatedCounters::Class kind = EmulatedCounters::classes;  // classes: not of the text, and not counted
   std::uint32_t d = 0, a = 0, b = 0, c = 0;  // places
   std::uint32_t list = 0;                    // first of the further places, in Program::lists
   std::uint32_t target = 0;  // of a branch: index of an instruction; of a load or store: number of its access site

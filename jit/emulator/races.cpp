@@ -38,43 +38,6 @@ void SharedRaces::proceed(unsigned warp, const Knowledge& joined) {
     if (v != warp) known_[warp][v] = std::max(known_[warp][v], joined[v]);
 }
 
-// Of unordered readers two are kept, of different warps; a third adds little.
-void SharedRaces::note_reader(Cell& cell, unsigned w, Event who, Event event) {
-  for (Event& reader : cell.readers) {
-    if (warp(reader) == w && reader && clock(reader) == known_[w][w]) {
-      if ((reader & 0x7ffu) != who) reader |= kMany;
-      return;
-    }
-    if (ordered(reader, w, who)) {
-      reader = event;
-      return;
-    }
-  }
-}
-
-SharedRaces::Event SharedRaces::note(unsigned w, int l, std::uint32_t instruction, std::uint32_t address,
-                                     std::uint32_t bytes, Access access, bool& same_value_allowed) {
-  const Event who = Event(w) << kLaneBits | unsigned(l);
-  const Event event =
-      who | Event(known_[w][w]) << 12 | Event(instruction) << 44 | (access == Access::update ? kAtomic : 0);
-  Event race = 0;
-  same_value_allowed = access == Access::write;
-  const std::uint32_t last = (address + bytes - 1) >> granule_shift_;
-  for (std::uint32_t at = address >> granule_shift_; at <= last; ++at) {
-    Cell& cell = cells_[at];
-    const bool both_atomic = access == Access::update && (cell.writer & kAtomic);
-    if (!ordered(cell.writer, w, who) && !both_atomic) race = cell.writer;
-    if (access == Access::read) {
-      note_reader(cell, w, who, event);
-      continue;
-    }
-    for (const Event reader : cell.readers)
-      if (!ordered(reader, w, who)) race = reader, same_value_allowed = false;
-    cell.writer = event;
-  }
-  return race;
-}
-
 // Blocks run on several threads of the host: cells are read and written whole, and a lost note loses a report at most.
 std::uint64_t note_global(BlockEvents* events, std::uint64_t offset, std::uint32_t bytes, Access access,
                           std::uint32_t launch, std::uint64_t block, bool& same_value_allowed) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "jit/emulator/program.h"
@@ -48,12 +49,47 @@ class SharedRaces {
   bool ordered(Event e, unsigned warp, Event who) const {
     return clock(e) < known_[warp][SharedRaces::warp(e)] + (SharedRaces::warp(e) != warp) || (e & 0x7ffu) == who;
   }
-  void note_reader(Cell& cell, unsigned warp, Event who, Event event);
+  // Of unordered readers two are kept, of different warps; a third adds little.
+  void note_reader(Cell& cell, unsigned w, Event who, Event event) {
+    for (Event& reader : cell.readers) {
+      if (warp(reader) == w && reader && clock(reader) == known_[w][w]) {
+        if ((reader & 0x7ffu) != who) reader |= kMany;
+        return;
+      }
+      if (ordered(reader, w, who)) {
+        reader = event;
+        return;
+      }
+    }
+  }
 
   unsigned granule_shift_, warps_;
   std::vector<Cell> cells_;
   std::vector<Knowledge> known_;  // [w][v]: the time of v that w is ordered behind; [w][w]: its own clock
 };
+
+inline SharedRaces::Event SharedRaces::note(unsigned w, int l, std::uint32_t instruction, std::uint32_t address,
+                                            std::uint32_t bytes, Access access, bool& same_value_allowed) {
+  const Event who = Event(w) << kLaneBits | unsigned(l);
+  const Event event =
+      who | Event(known_[w][w]) << 12 | Event(instruction) << 44 | (access == Access::update ? kAtomic : 0);
+  Event race = 0;
+  same_value_allowed = access == Access::write;
+  const std::uint32_t last = (address + bytes - 1) >> granule_shift_;
+  for (std::uint32_t at = address >> granule_shift_; at <= last; ++at) {
+    Cell& cell = cells_[at];
+    const bool both_atomic = access == Access::update && (cell.writer & kAtomic);
+    if (!ordered(cell.writer, w, who) && !both_atomic) race = cell.writer;
+    if (access == Access::read) {
+      note_reader(cell, w, who, event);
+      continue;
+    }
+    for (const Event reader : cell.readers)
+      if (!ordered(reader, w, who)) race = reader, same_value_allowed = false;
+    cell.writer = event;
+  }
+  return race;
+}
 
 // Global memory: of each four bytes, the block of the running launch that wrote them last and one that read them.
 // Blocks are not ordered, unless they say so: one that has executed an atomic, a fence or a volatile access is believed
@@ -64,21 +100,24 @@ struct BlockEvents {
 // Notes an access of a block; returns the event of another block of the launch that conflicts, or 0.
 std::uint64_t note_global(BlockEvents* events, std::uint64_t offset, std::uint32_t bytes, Access access,
                           std::uint32_t launch, std::uint64_t block, bool& same_value_allowed);
-// The same for whole words at once, if no other block conflicts; otherwise nothing is noted and the result is false.
-inline bool note_global_words(BlockEvents* events, std::uint64_t words, Access access, std::uint32_t launch,
-                              std::uint64_t block) {
-  const std::uint64_t who = std::uint64_t(launch & 0xffffffu) << 40 | (block + 1) << 4 | 15, own = who >> 4,
-                      now = who >> 40;
-  const auto relaxed = [](std::uint64_t& cell) { return std::atomic_ref<std::uint64_t>(cell); };
-  const auto foreign = [&](std::uint64_t event) { return (event >> 40 == now) & (event >> 4 != own); };
-  bool bad = false;
-  for (std::uint64_t n = 0; n < words; ++n) {
-    bad |= foreign(relaxed(events[n].writer).load(std::memory_order_relaxed));
-    if (access != Access::read) bad |= foreign(relaxed(events[n].reader).load(std::memory_order_relaxed));
+// The same for the `words` words of a warp that accesses neighbouring ones, if no other block conflicts; otherwise nothing
+// is noted and the result is false. What is read is copied first, so that it can be looked at as vectors: an event that
+// another thread writes at this moment is missed, and with it a report at most.
+template <std::size_t words>
+bool note_global_words(BlockEvents* events, Access access, std::uint32_t launch, std::uint64_t block) {
+  const std::uint64_t who = std::uint64_t(launch & 0xffffffu) << 40 | (block + 1) << 4 | 15;
+  std::array<BlockEvents, words> before;
+  std::memcpy(before.data(), events, sizeof before);
+  const auto foreign = [&](std::uint64_t event) { return std::uint64_t((event >> 40 == who >> 40) & (event >> 4 != who >> 4)); };
+  std::uint64_t bad = 0;
+  if (access == Access::read) {
+    for (const BlockEvents& e : before) bad |= foreign(e.writer);
+  } else {
+    for (const BlockEvents& e : before) bad |= foreign(e.writer) | foreign(e.reader);
   }
   if (bad) return false;
-  for (std::uint64_t n = 0; n < words; ++n)
-    relaxed(access == Access::read ? events[n].reader : events[n].writer).store(who, std::memory_order_relaxed);
+  for (std::size_t n = 0; n < words; ++n)
+    std::atomic_ref<std::uint64_t>(access == Access::read ? events[n].reader : events[n].writer).store(who, std::memory_order_relaxed);
   return true;
 }
 inline std::uint64_t block_of(std::uint64_t event) { return (event >> 4 & 0xfffffffffu) - 1; }

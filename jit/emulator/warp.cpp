@@ -17,15 +17,17 @@ void Warp::start(Mask lanes) {
 Warp::Stop Warp::run(int budget) {
   stop_ = Stop::none;
   const Instruction* program_begin = program.instructions.data();
+  Executed* executed = block.executed();
   while (stop_ == Stop::none) {
     if (pc_ == join_) {
       active_ |= paths_.back().lanes;
       paths_.pop_back();
       set_join();
     }
+    Executed& count = executed[pc_];
     const Instruction& i = program_begin[pc_++];
-    Mask lanes = active_;
-    if (i.guard) lanes &= i.guard_negated ? ~predicate(i.guard) : predicate(i.guard);
+    const Mask lanes = guarded(i, active_);
+    ++count.warps, count.threads += unsigned(std::popcount(lanes));
     if (lanes) i.run(*this, i, lanes);
     if (--budget == 0 && stop_ == Stop::none) stop_ = Stop::budget;
   }
@@ -90,9 +92,11 @@ void Warp::exit(Mask lanes) {
 
 bool Warp::converge(Mask needed, const Instruction& i) {
   const std::uint32_t here = pc_ - 1;
+  Executed& count = block.executed()[here];  // as if all lanes had come together
   for (auto path = waiting_.begin(); path != waiting_.end(); ++path)
     if (path->pc == here) {
       active_ |= path->lanes;
+      count.threads += unsigned(std::popcount(guarded(i, path->lanes)));
       waiting_.erase(path);
       break;
     }
@@ -107,6 +111,7 @@ bool Warp::converge(Mask needed, const Instruction& i) {
     block.fault(*this, i, std::countr_zero(missing), "the lanes of a warp wait for each other at different places",
                 "this thread waits at " + where, "let all threads of the warp reach the same barrier or shuffle");
   }
+  --count.warps, count.threads -= unsigned(std::popcount(guarded(i, active_)));
   waiting_.push_back({here, active_});
   choose();
   return false;

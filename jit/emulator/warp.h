@@ -37,6 +37,10 @@ class Warp {
     return reinterpret_cast<W*>(registers_ + place);
   }
   Mask& predicate(std::uint32_t place) { return *words<Mask>(place); }
+  // Those of `lanes` for which the guard of the instruction holds.
+  Mask guarded(const Instruction& i, Mask lanes) {
+    return i.guard ? lanes & (i.guard_negated ? ~predicate(i.guard) : predicate(i.guard)) : lanes;
+  }
 
   // ---- for instructions
   void jump(std::uint32_t target);                      // all active lanes

@@ -38,9 +38,7 @@ void nothing(Warp&, const Instruction&, Mask) {}
 // The lanes that execute an instruction for all of `needed`; 0 if some have yet to come.
 Mask together(Warp& w, const Instruction& i, Mask needed) {
   if (!w.converge(needed, i)) return 0;
-  Mask lanes = w.active();
-  if (i.guard) lanes &= i.guard_negated ? ~w.predicate(i.guard) : w.predicate(i.guard);
-  return lanes;
+  return w.guarded(i, w.active());
 }
 
 std::uint32_t uniform(Warp& w, std::uint32_t place, Mask lanes) {

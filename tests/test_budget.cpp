@@ -1,0 +1,187 @@
+// The performance of kernels without a GPU: what the emulated device counts in fixed small cases is held to tests/budget.json.
+// WEFT_UPDATE_BUDGET=1 rewrites the file.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/backward.h"
+#include "autograd/context.h"
+#include "autograd/run.h"
+#include "jit/compiler.h"
+#include "jit/emulator/device.h"
+#include "ops/ops.h"
+#include "optim/adamw.h"
+
+namespace weft {
+namespace {
+
+constexpr const char* kFile = WEFT_SOURCE_DIR "/tests/budget.json";
+
+// Counter by name of each kernel: "scan, bf16: scan_forward".
+using Budget = std::map<std::string, std::map<std::string, std::uint64_t>>;
+
+// What has grown against the budget, a line each (kernels that it does not have too), and what has shrunk.
+struct Difference {
+  std::string grown, shrunk;
+};
+Difference difference(const Budget& budget, const Budget& now) {
+  Difference d;
+  for (const auto& [kernel, counters] : now) {
+    const auto allowed = budget.find(kernel);
+    if (allowed == budget.end()) {
+      d.grown += fmt::format("  {}: not in the budget\n", kernel);
+      continue;
+    }
+    for (const auto& [name, value] : counters) {
+      const auto limit = allowed->second.find(name);
+      const std::uint64_t before = limit == allowed->second.end() ? 0 : limit->second;
+      if (value == before) continue;
+      const std::string change = before ? fmt::format("{:+.2f} %", 100 * (double(value) / double(before) - 1)) : "new";
+      (value > before ? d.grown : d.shrunk) += fmt::format("  {}: {} {} -> {} ({})\n", kernel, name, before, value, change);
+    }
+  }
+  for (const auto& [kernel, counters] : budget)
+    if (!now.contains(kernel)) d.shrunk += fmt::format("  {}: no such kernel any more\n", kernel);
+  return d;
+}
+
+TEST(Budget, Differences) {
+  const Budget budget{{"a", {{"global_read", 100}, {"bank_conflicts", 0}}}, {"b", {{"global_read", 5}}}};
+  EXPECT_EQ(difference(budget, budget).grown + difference(budget, budget).shrunk, "");
+  const Difference d = difference(budget, {{"a", {{"global_read", 99}, {"bank_conflicts", 7}}}, {"c", {{"global_read", 5}}}});
+  EXPECT_EQ(d.grown, "  a: bank_conflicts 0 -> 7 (new)\n  c: not in the budget\n");
+  EXPECT_EQ(d.shrunk, "  a: global_read 100 -> 99 (-1.00 %)\n  b: no such kernel any more\n");
+  EXPECT_EQ(difference(budget, {{"a", {{"global_read", 110}}}, {"b", {}}}).grown, "  a: global_read 100 -> 110 (+10.00 %)\n");
+}
+
+// ---- the cases
+
+Tensor values(const Shape& shape, DType dtype, double phase) {
+  std::vector<float> v(std::size_t(shape.numel()));
+  for (std::size_t i = 0; i < v.size(); ++i) v[i] = float(std::sin(0.37 * double(i + 1) + phase));
+  return run([&] { return cast(Tensor::from(v, shape), dtype); });
+}
+Tensor labels(std::int64_t rows, std::int64_t classes) {
+  std::vector<std::int64_t> v(static_cast<std::size_t>(rows));
+  for (std::size_t i = 0; i < v.size(); ++i) v[i] = std::int64_t(i * 7919) % classes;
+  return Tensor::from(v, {rows});
+}
+
+using Step = std::function<std::vector<Tensor>()>;
+
+// The op's own value too, or what computes it would be left out.
+std::vector<Tensor> both_ways(const Tensor& out, const Tensor& upstream, std::vector<Arg> inputs) {
+  std::vector<Tensor> all = grad(out, upstream, std::move(inputs));
+  all.push_back(out);
+  return all;
+}
+
+Step scan_step(DType dtype) {
+  constexpr std::int64_t b = 2, t = 64, i = 64, n = 16;
+  const Tensor u = values({b, t, i}, dtype, 0), delta = values({b, t, i}, dtype, 1), z = values({b, t, i}, dtype, 2),
+               B = values({b, t, n}, dtype, 3), C = values({b, t, n}, dtype, 4), g = values({b, t, i}, dtype, 5),
+               A = values({i, n}, DType::f32, 6), D = values({i}, DType::f32, 7), bias = values({i}, DType::f32, 8);
+  return [=] {
+    return both_ways(scan(u, delta, A - 1.5, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z)}), g, {u, delta, A, B, C, D, bias, z});
+  };
+}
+Step conv1d_step(DType dtype) {
+  const Tensor x = values({2, 64, 64}, dtype, 0), g = values({2, 64, 64}, dtype, 1), weight = values({64, 4}, DType::f32, 2),
+               bias = values({64}, DType::f32, 3);
+  return [=] { return both_ways(conv1d(x, weight, bias, {.silu = true}), g, {x, weight, bias}); };
+}
+Step norm_step(DType dtype, bool centered) {
+  const Tensor x = values({64, 256}, dtype, 0), g = values({64, 256}, dtype, 1), weight = values({256}, DType::f32, 2),
+               bias = values({256}, DType::f32, 3);
+  return [=] {
+    if (!centered) return both_ways(rms_norm(x, weight), g, {x, weight});
+    return both_ways(layer_norm(x, weight, bias), g, {x, weight, bias});
+  };
+}
+Step cross_entropy_step(DType dtype) {
+  const Tensor logits = values({32, 1000}, dtype, 0), targets = labels(32, 1000);
+  return [=] {
+    const Tensor loss = cross_entropy(logits, targets);
+    return std::vector{loss, grad(loss, {logits})[0]};
+  };
+}
+Step adamw_step() {
+  std::vector<Param> params;
+  for (const Shape& shape : {Shape{64, 64}, Shape{100}, Shape{1}, Shape{33, 65}}) {
+    const Tensor initial = values(shape, DType::f32, double(params.size()));
+    run([&] { assign(params.emplace_back(shape), initial); });
+  }
+  const auto optimizer = std::make_shared<AdamW>(params);
+  return [=] {
+    Tensor loss;
+    for (const Param& p : params) loss = loss ? loss + sum(square(p)) : sum(square(p));
+    backward(loss);
+    optimizer->step();
+    return std::vector{loss};
+  };
+}
+
+// Without the hash of its text.
+std::string base_name(const std::string& kernel) {
+  const auto hash = kernel.rfind("__");
+  return hash == std::string::npos ? kernel : kernel.substr(0, hash);
+}
+
+void count(Budget& budget, const std::string& name, const Step& step) {
+  reset_emulated_counters();
+  run(step);
+  std::map<std::string, EmulatedCounters> kernels;
+  for (const auto& [kernel, counters] : emulated_counters()) kernels[base_name(kernel)].add(counters);
+  for (const auto& [kernel, counters] : kernels)
+    for (const auto& [counter, value] : counters.named())
+      if (value) budget[fmt::format("{}: {}", name, kernel)][counter] = value;
+}
+
+struct SlowBudget : testing::Test {
+  void SetUp() override {
+    if (nvrtc_version() == 0) GTEST_SKIP() << "there is no NVRTC";
+    use_device("emu");
+  }
+  void TearDown() override { use_device(name_of(before_)); }
+  Device before_ = device();
+};
+
+TEST_F(SlowBudget, KernelsKeepToIt) {
+  Budget now;
+  for (const auto& [type, dtype] : {std::pair("f32", DType::f32), std::pair("bf16", DType::bf16)}) {
+    count(now, fmt::format("scan, {}", type), scan_step(dtype));
+    count(now, fmt::format("conv1d, {}", type), conv1d_step(dtype));
+    count(now, fmt::format("rms_norm, {}", type), norm_step(dtype, false));
+    count(now, fmt::format("layer_norm, {}", type), norm_step(dtype, true));
+    count(now, fmt::format("cross_entropy, {}", type), cross_entropy_step(dtype));
+  }
+  count(now, "adamw, f32", adamw_step());
+  nlohmann::json file = nlohmann::json::parse(std::ifstream(kFile), nullptr, false);
+  const char* update = std::getenv("WEFT_UPDATE_BUDGET");
+  if (update && std::string_view(update) == "1") {
+    file = {{"nvrtc", nvrtc_version()}, {"target", emulated_target()}, {"kernels", now}};
+    std::ofstream(kFile) << file.dump(1) << "\n";
+  }
+  ASSERT_TRUE(file.is_object()) << kFile;
+  const Difference d = difference(file.at("kernels").get<Budget>(), now);
+  if (file.at("nvrtc") != nvrtc_version() || file.at("target") != emulated_target()) {
+    fmt::print("the budget is of NVRTC {} for sm_{}, this is {} for sm_{}; more than in the budget:\n{}less:\n{}", file.at("nvrtc").get<int>(),
+               file.at("target").get<int>(), nvrtc_version(), emulated_target(), d.grown, d.shrunk);
+    return;
+  }
+  EXPECT_EQ(d.grown, "") << "kernels do more than tests/budget.json allows; if this is meant: WEFT_UPDATE_BUDGET=1";
+  if (!d.shrunk.empty()) fmt::print("kernels do less than tests/budget.json allows; WEFT_UPDATE_BUDGET=1 keeps it so:\n{}", d.shrunk);
+}
+
+}  // namespace
+}  // namespace weft
