@@ -58,9 +58,12 @@ void lower_backward(Lowering& l) {
   const Operand out = l.output();
   if (!out) return;
   const Operand ids = l.view(0), g = l.rows(1);
+  const Shape shape = l.shape(0);
   const std::int64_t v = out.dims[0], d = out.dims[1];
   l.emit("embedding_backward", [=](const Launch& launch) {
-    const Sorted sorted(read_labels(launch, ids), v);
+    const std::vector<std::int64_t> rows = read_labels(launch, ids);
+    check_labels("embedding", "id", rows, shape, v);  // a step that wants the gradient alone has no forward kernel that does
+    const Sorted sorted(rows, v);
     const Rows from(launch, g), to(launch, out);
     const std::int64_t parts =
         part_count(v, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(4 * d, 1)), 1024);

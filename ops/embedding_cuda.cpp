@@ -26,8 +26,8 @@ Operand emit_sort(Lowering& l, const Operand& ids, std::int64_t count, std::int6
     for (const bool scatter : {false, true}) {
       CudaText text = l.text(scatter ? "embedding_sort" : "embedding_count");
       text.define("SCATTER", scatter).define("FIRST", shift == 0).define("SHIFT", shift).define("DIGITS", kDigits);
-      text.define("THREADS", kDigits).strided("ids", ids).pointer("counts", counts).pointer("sorted", to);
-      text.pointer("positions", sorted ? sorted : to).integer("count", count).integer("chunk", chunk);
+      text.define("THREADS", kDigits).define("BAD_ID", std::int64_t(DeviceError::embedding_id)).strided("ids", ids).pointer("counts", counts).pointer("sorted", to);
+      text.pointer("positions", sorted ? sorted : to).integer("count", count).integer("chunk", chunk).integer("v", v);
       text.traffic(bytes_of({}, {ids, scatter ? to : Operand{}}));
       l.emit(text.launch("ops/embedding_sort.cuh", {unsigned(chunks), 1, 1}, {kDigits, 1, 1}));
     }

@@ -1,5 +1,6 @@
 // One digit of a stable radix sort of positions by id, in chunks of positions; a block a chunk, a warp a run of it. SCATTER: 0
-// counts each digit in each chunk, 1 places the positions. FIRST: the ids stand in the order of their positions.
+// counts each digit in each chunk, 1 places the positions. FIRST: the ids stand in the order of their positions;
+// they are checked there, since a step that wants the gradient alone has no forward kernel that does.
 constexpr int WARPS = THREADS / 32;
 
 struct Entry {
@@ -31,7 +32,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
   for (int k = threadIdx.x; k < WARPS * DIGITS; k += THREADS) next[k / DIGITS][k % DIGITS] = 0;
   __syncthreads();
   each_element(a, [&](index i, bool inside) {
-    if (inside) atomicAdd(&next[warp][entry_at(a, i).digit], 1);
+    if (!inside) return;
+    const Entry e = entry_at(a, i);
+    if (FIRST && !SCATTER && (e.id < 0 || e.id >= a.v)) raise(a.status, BAD_ID, e.id, a.v, i);
+    atomicAdd(&next[warp][e.digit], 1);
   });
   __syncthreads();
 

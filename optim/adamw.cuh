@@ -1,6 +1,6 @@
 // p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - rate m / (sqrt(v) scale + eps), of a chunk of one
 // parameter a block. Blocks and segments as in chunks_cuda.h; a segment is {gradient, param, m, v, p's bf16 twin or null,
-// elements, gradient's dtype, decays}.
+// elements, decays}, all but the twin of the type Param.
 
 struct Factors {
   real keep, first, first_rest, second, second_rest, rate, scale, eps, clip;
@@ -12,8 +12,8 @@ struct Factors {
 };
 
 // V elements from i on.
-template <int V, class G>
-DEVICE void update(const Factors& f, const G* g, Param* p, Param* m, Param* v, bf16* twin, i64 i) {
+template <int V>
+DEVICE void update(const Factors& f, const Param* g, Param* p, Param* m, Param* v, bf16* twin, i64 i) {
   real gi[V], pi[V], mi[V], vi[V];
   load_real<V>(g + i, gi);
   load_real<V>(p + i, pi);
@@ -32,10 +32,9 @@ DEVICE void update(const Factors& f, const G* g, Param* p, Param* m, Param* v, b
   store_real<V>(v + i, vi);
 }
 
-template <class G>
-DEVICE void update_chunk(const Factors& f, const G* g, Param* p, Param* m, Param* v, bf16* twin, i64 n) {
+DEVICE void update_chunk(const Factors& f, const Param* g, Param* p, Param* m, Param* v, bf16* twin, i64 n) {
   i64 done = 0;
-  if (u64(g) % (4 * sizeof(G)) == 0 && (u64(p) | u64(m) | u64(v)) % 16 == 0) {
+  if ((u64(g) | u64(p) | u64(m) | u64(v)) % 16 == 0) {
     done = n / 4 * 4;
     for (i64 i = 4 * threadIdx.x; i < done; i += 4 * T) update<4>(f, g, p, m, v, twin, i);
   }
@@ -45,17 +44,11 @@ DEVICE void update_chunk(const Factors& f, const G* g, Param* p, Param* m, Param
 extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {
   if (a.factors[ACTIVE] == 0.0) return;
   const u64 block = u64(a.blocks[blockIdx.x]);
-  const i64* segment = a.segments + 8 * (block >> 32);
+  const i64* segment = a.segments + 7 * (block >> 32);
   const i64 begin = i64(u32(block)) * CHUNK, n = min_of(segment[5] - begin, i64(CHUNK));
   Param* p = reinterpret_cast<Param*>(segment[1]) + begin;
   Param* m = reinterpret_cast<Param*>(segment[2]) + begin;
   Param* v = reinterpret_cast<Param*>(segment[3]) + begin;
   bf16* twin = segment[4] ? reinterpret_cast<bf16*>(segment[4]) + begin : nullptr;
-  const Factors f(a.factors, segment[7] != 0);
-  const i64 g = segment[0];
-  switch (segment[6]) {
-    case F32: update_chunk(f, reinterpret_cast<const float*>(g) + begin, p, m, v, twin, n); break;
-    case BF16: update_chunk(f, reinterpret_cast<const bf16*>(g) + begin, p, m, v, twin, n); break;
-    default: update_chunk(f, reinterpret_cast<const double*>(g) + begin, p, m, v, twin, n);
-  }
+  update_chunk(Factors(a.factors, segment[6] != 0), reinterpret_cast<const Param*>(segment[0]) + begin, p, m, v, twin, n);
 }

@@ -53,9 +53,8 @@ CudaKernel update_kernel(const Operands& o, const Operand& factors) {
     for (const Operand* memory : {&segment.gradient, &segment.param, &segment.m, &segment.v})
       segments.push_back(address_word(*memory));
     segments.push_back(segment.twin ? address_word(segment.twin) : integer_word(0));
-    for (const std::int64_t value : {o.sizes[s], std::int64_t(segment.gradient.dtype), std::int64_t(segment.decay)})
-      segments.push_back(integer_word(value));
-    bytes += double(o.sizes[s]) * double(size_of(segment.gradient.dtype) + 6 * size_of(param) + (segment.twin ? 2 : 0));
+    for (const std::int64_t value : {o.sizes[s], std::int64_t(segment.decay)}) segments.push_back(integer_word(value));
+    bytes += double(o.sizes[s]) * double(7 * size_of(param) + (segment.twin ? 2 : 0));
   }
   std::vector<CudaArg> blocks = block_words(o.sizes);
   const auto grid = unsigned(blocks.size());

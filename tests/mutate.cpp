@@ -2,14 +2,19 @@
 
 #include <algorithm>
 #include <cctype>
-#include <random>
+#include <cstdint>
 
 #include "jit/cuda_text.h"
 
 namespace weft {
 namespace {
 
-constexpr std::uint64_t kSeed = 1;  // of the order in which mutants are drawn
+// FNV-1a: the order in which mutants are drawn, by their descriptions, so that an edit moves no mutants but its own.
+std::uint64_t hash_of(std::string_view text) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return hash ^ hash >> 29;
+}
 
 bool in_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; }
 
@@ -223,12 +228,16 @@ std::vector<Mutant> mutants_of(std::string_view file, std::string_view text) { r
 
 const std::vector<Mutant>& drawn_mutants() {
   static const std::vector<Mutant> drawn = [] {
-    std::vector<Mutant> all;
+    std::vector<std::pair<std::uint64_t, Mutant>> all;
     for (const EmbeddedText& e : embedded_texts())
-      for (Mutant& m : mutants_of(e.file, e.text)) all.push_back(std::move(m));
-    std::mt19937_64 random(kSeed);
-    for (std::size_t i = all.size(); i > 1; --i) std::swap(all[i - 1], all[random() % i]);  // std::shuffle is not portable
-    return all;
+      for (Mutant& m : mutants_of(e.file, e.text)) {
+        const std::uint64_t hash = hash_of(describe(e.text, m));
+        all.emplace_back(hash, std::move(m));
+      }
+    std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<Mutant> out;
+    for (auto& [hash, m] : all) out.push_back(std::move(m));
+    return out;
   }();
   return drawn;
 }
@@ -238,9 +247,10 @@ std::string mutated(std::string_view text, const Mutant& m) { return std::string
 std::string describe(std::string_view text, const Mutant& m) {
   const std::string after = mutated(text, m);
   std::size_t begin = after.rfind('\n', m.at) + 1;  // npos + 1 is 0
+  if (m.rule == "barrier" && begin > 1) begin = after.rfind('\n', begin - 2) + 1;  // the line before tells where it was
   begin = after.find_first_not_of(' ', begin);
   std::string line = after.substr(begin, after.find('\n', m.at + m.replacement.size()) - begin);
-  for (std::size_t at = line.find('\n'); at != std::string::npos; at = line.find('\n'))  // arguments on several lines
+  for (std::size_t at = line.find('\n'); at != std::string::npos; at = line.find('\n'))  // several lines as one
     line.replace(at, line.find_first_not_of(' ', at + 1) - at, " ");
   return m.file + ": " + m.rule + ": " + line;
 }

