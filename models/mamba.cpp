@@ -197,6 +197,15 @@ void rename(TensorMap& tensors, std::string_view from, std::string_view to) {
 
 }  // namespace
 
+void check_size(const MambaConfig& config, const TensorMap& tensors) {
+  std::int64_t there = 0;
+  for (const auto& [name, tensor] : tensors) there += tensor.numel();
+  if (config.parameter_count() / 2 > there)
+    fail(ErrorKind::io, "load: the configuration is that of another model",
+         fmt::format("it has {} parameters, the tensors {} elements", config.parameter_count(), there),
+         "compare the sizes in config.json with the shapes of the tensors");
+}
+
 void Mamba::load_weights(TensorMap tensors) {
   rename(tensors, kEmbedding, kEmbeddings);
   if (config_.tie) {  // a tied copy of the head may be there, and must be one
@@ -216,8 +225,10 @@ Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
   MambaConfig config = mamba_config_from_json(read_json(file), file.string());
   if (dtype == DType::bf16) config.activations = DType::bf16;
   else config.dtype = dtype;
-  Mamba model(config);
-  model.load_weights(read_safetensors_folder(folder));
+  TensorMap tensors = read_safetensors_folder(folder);
+  check_size(config, tensors);
+  Mamba model(std::move(config));
+  model.load_weights(std::move(tensors));
   return model;
 }
 
@@ -230,11 +241,11 @@ TensorMap Mamba::weights(CheckpointNames names) const {
   return tensors;
 }
 
-void Mamba::save(const std::filesystem::path& folder, CheckpointNames names) const {
+void Mamba::save(const std::filesystem::path& folder, CheckpointNames names, std::size_t shard_bytes) const {
   std::filesystem::create_directories(folder);
   const nlohmann::json config = names == CheckpointNames::original ? to_original(config_) : to_hugging_face(config_);
   const std::string text = config.dump(2) + "\n";
-  write_safetensors(folder / "model.safetensors", weights(names), {{"format", "pt"}});
+  write_safetensors_folder(folder, weights(names), {{"format", "pt"}}, shard_bytes);
   write_file(folder / "config.json", std::as_bytes(std::span(text)));
 }
 

@@ -65,6 +65,10 @@ class MambaBlock : public Layer<MambaBlock> {
 
 enum class CheckpointNames { hugging_face, original };
 
+// Before memory is taken for a configuration from a file: an error (io) if it has more than twice the parameters that the
+// tensors have.
+void check_size(const MambaConfig& config, const TensorMap& tensors);
+
 class Mamba : public Layer<Mamba> {
  public:
   explicit Mamba(MambaConfig config);
@@ -86,7 +90,9 @@ class Mamba : public Layer<Mamba> {
   static Mamba load(const std::filesystem::path& folder, DType dtype = DType::f32);
   void load_weights(TensorMap tensors);  // names of either form; strict
   TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const;
-  void save(const std::filesystem::path& folder, CheckpointNames names = CheckpointNames::hugging_face) const;
+  // config.json in the form of the names, model.safetensors or, above `shard_bytes`, shards.
+  void save(const std::filesystem::path& folder, CheckpointNames names = CheckpointNames::hugging_face,
+            std::size_t shard_bytes = kShardBytes) const;
 
  private:
   Tensor embed(const Tensor& ids);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -17,9 +19,6 @@ using nlohmann::json;
 
 // Keys that say nothing about the mathematics.
 const std::vector<std::string> kIgnored = {"architectures",
-                                           "bos_token_id",
-                                           "eos_token_id",
-                                           "pad_token_id",
                                            "dtype",
                                            "torch_dtype",
                                            "transformers_version",
@@ -49,6 +48,10 @@ const std::vector<std::string> kIgnored = {"architectures",
                                            "use_bfloat16",
                                            "torchscript"};
 
+constexpr double kLargestSize = 1 << 30;  // of one dimension: a product of two has 64 bits
+constexpr double kMostParameters = 1e12;
+constexpr std::int64_t kMostLayers = 10000;
+
 // One JSON object, read key by key; every key asked for is known, every other one is an error at the end.
 class Reader {
  public:
@@ -67,6 +70,7 @@ class Reader {
     if (!j) return;
     if (!j->is_number_integer()) bad("an integer is expected", key + " = " + j->dump());
     value = j->get<std::int64_t>();
+    if (std::abs(j->get<double>()) > kLargestSize) bad("no size is so large", key + " = " + j->dump());
   }
   void read(const std::string& key, double& value) {
     const json* j = find(key);
@@ -79,6 +83,14 @@ class Reader {
     if (!j) return;
     if (!j->is_boolean()) bad("true or false is expected", key + " = " + j->dump());
     value = j->get<bool>();
+  }
+  // A token's id; null or negative: none. Of a list (several tokens may end a text) the first.
+  void read(const std::string& key, std::optional<std::int64_t>& value) {
+    const json* j = find(key);
+    if (j && j->is_array() && !j->empty()) j = &j->front();
+    if (!j) return;
+    if (!j->is_number_integer()) bad("a token's id is expected", key + " = " + j->dump());
+    if (const auto id = j->get<std::int64_t>(); id >= 0) value = id;
   }
   // The rank of the step size: "auto" or an integer.
   void read_rank(const std::string& key, std::int64_t& value) {
@@ -118,7 +130,9 @@ class Reader {
     for (const auto& [key, value] : object_.items())
       if (!known_.contains(key))
         ++count, unknown += (count > 1 ? ", " : "") + fmt::format("'{}'{}", key, suggestion(key, words));
-    if (count) bad(count == 1 ? "unknown key" : "unknown keys", unknown);
+    if (count)
+      bad(count == 1 ? "unknown key" : "unknown keys", unknown,
+          "what weft does not know may change the model; remove what does not");
   }
 
   [[noreturn]] void bad(const std::string& what, const std::string& numbers, std::string hint = {}) const {
@@ -207,29 +221,39 @@ void read_hugging_face(Reader& r, MambaConfig& c) {
   r.ignore({"pad_vocab_size_multiple", "tie_embeddings"});
 }
 
+template <class Number>  // double where the sizes are not yet known to be possible
+Number count_parameters(const MambaConfig& c) {
+  const Number d = Number(c.width), i = Number(c.inner_width()), r = Number(c.dt_rank()), n = Number(c.state);
+  const Number block = 2 * i * d + i * Number(c.conv) + (c.conv_bias ? i : 0) + i * (r + 2 * n) + r * i + i + i * n + i + i * d + d +
+                       (c.bias ? 2 * i + d : 0);
+  return Number(c.layers) * block + (c.tie ? 1 : 2) * Number(c.rows()) * d + d;
+}
+
 }  // namespace
 
-std::int64_t MambaConfig::parameter_count() const {
-  const std::int64_t i = inner_width(), r = dt_rank(), n = state;
-  const std::int64_t block = 2 * i * width + i * conv + (conv_bias ? i : 0) + i * (r + 2 * n) + r * i + i + i * n + i +
-                             i * width + width + (bias ? 2 * i + width : 0);
-  return layers * block + (tie ? 1 : 2) * rows() * width + width;
-}
+std::int64_t MambaConfig::parameter_count() const { return count_parameters<std::int64_t>(*this); }
 
 void MambaConfig::check() const {
   std::string problems;
-  const auto positive = [&](const char* name, std::int64_t value) {
-    if (value <= 0) problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", name, value);
+  const auto positive = [&](const char* name, std::int64_t value, std::int64_t least = 1) {
+    if (value < least || double(value) > kLargestSize)
+      problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", name, value);
   };
   positive("vocab", vocab), positive("width", width), positive("layers", layers), positive("state", state);
-  positive("conv", conv), positive("inner", inner_width()), positive("rank", dt_rank());
+  positive("conv", conv), positive("expand", expand), positive("inner", inner, 0), positive("rank", rank, 0);
   positive("vocab_padding", vocab_padding);
   if (!problems.empty())
-    fail(ErrorKind::usage, "MambaConfig: sizes must be positive", problems, "set width, layers and vocab");
+    fail(ErrorKind::usage, "MambaConfig: sizes must be positive and at most 2^30", problems, "set width, layers and vocab");
+  if (layers > kMostLayers || count_parameters<double>(*this) > kMostParameters)
+    fail(ErrorKind::usage, fmt::format("MambaConfig: at most {} layers and {:g} parameters are supported", kMostLayers, kMostParameters),
+         fmt::format("{} layers, {:g} parameters", layers, count_parameters<double>(*this)), "smaller sizes");
   if (state > 256) fail(ErrorKind::usage, "MambaConfig: a state of at most 256 is supported", fmt::format("{}", state));
   if (!(dt_min > 0 && dt_min <= dt_max && dt_floor > 0))
     fail(ErrorKind::usage, "MambaConfig: 0 < dt_min <= dt_max and 0 < dt_floor must hold",
          fmt::format("{}, {}, {}", dt_min, dt_max, dt_floor));
+  if (!(eps >= 0 && eps < 1 && embedding_deviation >= 0 && std::isfinite(embedding_deviation + dt_max + dt_scale)))
+    fail(ErrorKind::usage, "MambaConfig: 0 <= eps < 1 and 0 <= embedding_deviation must hold, and all be finite",
+         fmt::format("eps {}, embedding_deviation {}, dt_max {}, dt_scale {}", eps, embedding_deviation, dt_max, dt_scale));
   if (dtype != DType::f32 && dtype != DType::f64)
     fail(ErrorKind::usage, "MambaConfig: parameters are f32 or f64", std::string(name_of(dtype)),
          "for bf16 activations set .activations");
@@ -246,6 +270,9 @@ MambaConfig mamba_config_from_json(const json& object, std::string_view name) {
   r.require("attn_cfg", json::object());
   MambaConfig c;
   r.read("residual_in_fp32", c.residual_in_fp32);
+  r.read("bos_token_id", c.bos);
+  r.read("eos_token_id", c.eos);
+  r.read("pad_token_id", c.pad);
   if (hugging_face) {
     read_hugging_face(r, c);
   } else {
@@ -262,15 +289,16 @@ MambaConfig mamba_config_from_json(const json& object, std::string_view name) {
 }
 
 json to_hugging_face(const MambaConfig& c) {
+  const auto id = [](const std::optional<std::int64_t>& token) { return token ? json(*token) : json(nullptr); };
   return {{"architectures", {"MambaForCausalLM"}},
           {"model_type", "mamba"},
-          {"dtype", c.dtype == DType::f64 ? "float64" : "float32"},
+          {"torch_dtype", c.dtype == DType::f64 ? "float64" : "float32"},  // "dtype" since 4.56, which reads both
           {"vocab_size", c.rows()},
           {"hidden_size", c.width},
           {"num_hidden_layers", c.layers},
           {"state_size", c.state},
           {"conv_kernel", c.conv},
-          {"expand", c.inner ? c.inner / c.width : c.expand},
+          {"expand", c.inner ? std::max<std::int64_t>(c.inner / c.width, 1) : c.expand},
           {"intermediate_size", c.inner_width()},
           {"time_step_rank", c.dt_rank()},
           {"use_bias", c.bias},
@@ -279,6 +307,10 @@ json to_hugging_face(const MambaConfig& c) {
           {"layer_norm_epsilon", c.eps},
           {"residual_in_fp32", c.residual_in_fp32},
           {"tie_word_embeddings", c.tie},
+          {"bos_token_id", id(c.bos)},  // null too: the format's default is token 0
+          {"eos_token_id", id(c.eos)},
+          {"pad_token_id", id(c.pad)},
+          {"use_cache", true},
           {"time_step_min", c.dt_min},
           {"time_step_max", c.dt_max},
           {"time_step_scale", c.dt_scale},

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string_view>
 
 #include "jit/dtype.h"
@@ -29,6 +30,7 @@ struct MambaConfig {
   bool dt_constant = false;      // dt_proj.weight all dt_scale / sqrt(rank) instead of uniform
   bool rescale_residual = true;  // out_proj.weight divided by sqrt(layers)
   double embedding_deviation = 0.02;
+  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};  // ids of special tokens, for generation; nothing: the model has no such token
   DType dtype = DType::f32;        // of the parameters: f32 or f64
   DType activations = DType::f32;  // bf16: matmul, conv and scan take and give bf16; f64 parameters: f64
   bool recompute = false;          // backward evaluates the blocks again instead of keeping their values
@@ -38,7 +40,7 @@ struct MambaConfig {
   std::int64_t rows() const { return (vocab + vocab_padding - 1) / vocab_padding * vocab_padding; }  // of the embedding
   DType compute() const { return dtype == DType::f64 ? DType::f64 : activations; }
   std::int64_t parameter_count() const;  // SPEC 1.11; allocates nothing
-  void check() const;                    // an error lists every size that makes no sense
+  void check() const;                    // an error lists every size that makes no sense; the others can be counted with
 };
 
 // Reads Hugging Face or original keys. Errors (ErrorKind::io): unknown keys (all of them, with suggestions), missing

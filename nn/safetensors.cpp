@@ -187,6 +187,17 @@ class Reader {
   std::map<std::string, std::string> metadata_;
 };
 
+constexpr const char *kSingle = "model.safetensors", *kIndex = "model.safetensors.index.json";
+
+[[noreturn]] void fail_no_model(const fs::path& folder) {
+  std::string hint;
+  for (const char* pickle : {"pytorch_model.bin", "pytorch_model.bin.index.json"})
+    if (fs::exists(folder / pickle))
+      hint = fmt::format("{} is a pickle, which weft does not run; save the model with save_pretrained of transformers", pickle);
+  fail(ErrorKind::io, "no model in " + folder.string(),
+       fs::is_directory(folder) ? fmt::format("neither {} nor {}", kSingle, kIndex) : "no such folder", hint);
+}
+
 // Shard names are names of files in the folder itself.
 void check_shard_name(const fs::path& index, const std::string& shard) {
   if (shard.empty() || shard == "." || shard == ".." || shard.find_first_of(std::string_view("/\\\0", 3)) != shard.npos)
@@ -206,11 +217,9 @@ TensorMap read_safetensors(const fs::path& file, std::map<std::string, std::stri
 }
 
 TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wanted) {
-  fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
+  const fs::path single = folder / kSingle, index = folder / kIndex;
   if (fs::exists(single)) return read_safetensors(single, nullptr, wanted);
-  if (!fs::exists(index))
-    fail(ErrorKind::io, "no model in " + folder.string(),
-         fs::is_directory(folder) ? "neither model.safetensors nor model.safetensors.index.json" : "no such folder");
+  if (!fs::exists(index)) fail_no_model(folder);
 
   json root = read_json(index);
   if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object())
@@ -275,6 +284,33 @@ void write_safetensors(const fs::path& file, const TensorMap& tensors,
   out.write(std::as_bytes(std::span(text)));
   for (const auto* item : order) out.write(item->second.bytes);
   out.commit();
+}
+
+void write_safetensors_folder(const fs::path& folder, const TensorMap& tensors,
+                              const std::map<std::string, std::string>& metadata, std::size_t shard_bytes) {
+  std::vector<std::vector<std::string>> shards(1);
+  std::size_t total = 0, in_shard = 0;
+  for (const auto& [name, tensor] : tensors) {
+    const std::size_t bytes = tensor.bytes.size();
+    if (in_shard > 0 && in_shard + bytes > shard_bytes) shards.emplace_back(), in_shard = 0;
+    shards.back().push_back(name);
+    in_shard += bytes, total += bytes;
+  }
+  if (shards.size() == 1) {
+    write_safetensors(folder / kSingle, tensors, metadata);
+    fs::remove(folder / kIndex);
+    return;
+  }
+  json map = json::object();
+  for (std::size_t s = 0; s < shards.size(); ++s) {
+    const std::string file = fmt::format("model-{:05}-of-{:05}.safetensors", s + 1, shards.size());
+    TensorMap part;
+    for (const std::string& name : shards[s]) part.emplace(name, tensors.at(name)), map[name] = file;
+    write_safetensors(folder / file, part, metadata);
+  }
+  const std::string index = json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n";
+  write_file(folder / kIndex, std::as_bytes(std::span(index)));
+  fs::remove(folder / kSingle);
 }
 
 }  // namespace weft

@@ -36,6 +36,12 @@ TensorMap read_safetensors_folder(const std::filesystem::path& folder, const Ten
 void write_safetensors(const std::filesystem::path& file, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
+// Writes FOLDER/model.safetensors or, where the tensors have more than `shard_bytes`, shards of at most so many (a larger
+// tensor is alone in one) and then their index. What the folder had in the other form is removed at the end.
+inline constexpr std::size_t kShardBytes = 5'000'000'000;
+void write_safetensors_folder(const std::filesystem::path& folder, const TensorMap& tensors,
+                              const std::map<std::string, std::string>& metadata = {}, std::size_t shard_bytes = kShardBytes);
+
 // Writes bytes atomically in the same way; used for every small file that must not be lost. A link is followed; what is
 // neither a regular file nor missing is refused.
 void write_file(const std::filesystem::path& file, std::span<const std::byte> bytes);

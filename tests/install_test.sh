@@ -26,6 +26,7 @@ fi
 consume installed -DCMAKE_PREFIX_PATH="$work/prefix"
 if [ -x "$build/weft" ]; then
   "$work/prefix/bin/weft" --help >/dev/null
+  grep -q _weft "$work/prefix/share/bash-completion/completions/weft" "$work/prefix/share/zsh/site-functions/_weft"
 fi
 
 echo "== add_subdirectory"

@@ -151,6 +151,41 @@ TEST(MambaConfig, MissingSizesWrongTypesAndOtherModelsAreErrors) {
   with("d_intermediate", 64, "d_intermediate = 64");
 }
 
+TEST(MambaConfig, SpecialTokensGoRoundAndAreOnlyThoseThatTheModelHas) {
+  MambaConfig c = small();
+  json form = to_hugging_face(c);
+  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) EXPECT_TRUE(form.at(key).is_null()) << key;
+  EXPECT_FALSE(mamba_config_from_json(form).eos);
+  c.bos = 1, c.eos = 2;
+  const MambaConfig r = mamba_config_from_json(to_hugging_face(c));
+  EXPECT_EQ(r.bos, 1);
+  EXPECT_EQ(r.eos, 2);
+  EXPECT_FALSE(r.pad);
+  form["eos_token_id"] = {7, 8}, form["pad_token_id"] = -1;
+  EXPECT_EQ(mamba_config_from_json(form).eos, 7);
+  EXPECT_FALSE(mamba_config_from_json(form).pad);
+  form["eos_token_id"] = "</s>";
+  expect_error(ErrorKind::io, {"a token's id is expected", "</s>"}, [&] { mamba_config_from_json(form); });
+}
+
+TEST(MambaConfig, SizesThatNoMachineHoldsAreErrors) {
+  for (const char* key : {"hidden_size", "vocab_size", "state_size", "conv_kernel", "expand", "intermediate_size", "time_step_rank"}) {
+    json j = to_hugging_face(small());
+    j[key] = 9223372036854775807;
+    expect_error(ErrorKind::io, {"no size is so large", key}, [&] { mamba_config_from_json(j); });
+    j[key] = 18446744073709551615u;
+    expect_error(ErrorKind::io, {key}, [&] { mamba_config_from_json(j); });
+  }
+  json j = to_hugging_face(small());
+  j["hidden_size"] = j["intermediate_size"] = 1 << 30;
+  expect_error(ErrorKind::io, {"at most 10000 layers and 1e+12 parameters"}, [&] { mamba_config_from_json(j); });
+  expect_error(ErrorKind::usage, {"20000 layers"}, [] { Mamba({.vocab = 8, .width = 8, .layers = 20000}); });
+  expect_error(ErrorKind::usage, {"expand = -1"}, [] { Mamba({.vocab = 8, .width = 8, .layers = 1, .expand = -1}); });
+  MambaConfig c = small();
+  c.eps = NAN;
+  expect_error(ErrorKind::usage, {"eps nan"}, [&] { c.check(); });
+}
+
 // ---- checkpoints
 // ------------------------------------------------------------------------------------------------------
 
@@ -179,6 +214,60 @@ TEST(MambaCheckpoint, BothNameMapsGoRound) {
       EXPECT_EQ(logits_of(loaded, ids), logits_of(model, ids));
     }
   seed(0);
+}
+
+TEST(MambaCheckpoint, LargeModelsAreSavedAndLoadedAsShards) {
+  const TempFolder folder;
+  Mamba model(small());
+  const auto save = [&](std::size_t limit) { model.save(folder.path(), CheckpointNames::hugging_face, limit); };
+  save(10'000);
+  EXPECT_FALSE(fs::exists(folder / "model.safetensors"));
+  const json index = read_json(folder / "model.safetensors.index.json");
+  EXPECT_EQ(index["metadata"]["total_size"], 4 * model.parameter_count());
+  EXPECT_EQ(index["weight_map"].size(), model.state_dict().size());
+  EXPECT_EQ(index["weight_map"]["backbone.embeddings.weight"], "model-00001-of-00006.safetensors");
+  for (const auto& [name, shard] : index["weight_map"].items())
+    EXPECT_LT(fs::file_size(folder / shard.get<std::string>()), 12'000u) << "but for a tensor that is larger by itself";
+  Mamba loaded = Mamba::load(folder.path());
+  EXPECT_EQ(logits_of(loaded, some_ids(9)), logits_of(model, some_ids(9)));
+  save(1'000'000);  // the other form replaces the first
+  EXPECT_TRUE(fs::exists(folder / "model.safetensors") && !fs::exists(folder / "model.safetensors.index.json"));
+  Mamba::load(folder.path());
+  save(10'000);
+  EXPECT_FALSE(fs::exists(folder / "model.safetensors"));
+  Mamba::load(folder.path());
+}
+
+TEST(MambaCheckpoint, AllThatDoesNotFitIsListedAtOnce) {
+  const TempFolder folder;
+  Mamba(small()).save(folder.path());
+  TensorMap tensors = read_safetensors(folder / "model.safetensors");
+  tensors["backbone.layers.0.mixer.D"].shape = {6, 8};
+  tensors["extra"] = tensors.at("backbone.norm_f.weight");
+  tensors.erase("backbone.layers.1.norm.weight");
+  write_safetensors(folder / "model.safetensors", tensors);
+  expect_error(ErrorKind::io,
+               {"3 problems", "shape of backbone.layers.0.mixer.D: the file has (6, 8), the model (48,)",
+                "missing: backbone.layers.1.norm.weight (24,)", "unexpected: extra (24,)"},
+               [&] { Mamba::load(folder.path()); });
+}
+
+TEST(MambaCheckpoint, NothingIsAllocatedForAConfigurationFarFromTheFile) {
+  const TempFolder folder;
+  Mamba(small()).save(folder.path());
+  json config = read_json(folder / "config.json");
+  config["vocab_size"] = 1'000'000'000;
+  folder.write("config.json", config.dump());
+  expect_error(ErrorKind::io, {"the configuration is that of another model", "240000", "elements"},
+               [&] { Mamba::load(folder.path()); });
+}
+
+TEST(MambaCheckpoint, AFolderWithAPickleAloneSaysSo) {
+  const TempFolder folder;
+  folder.write("config.json", to_hugging_face(small()).dump());
+  folder.write("pytorch_model.bin", "PK");
+  expect_error(ErrorKind::io, {"no model in", "pytorch_model.bin is a pickle", "save_pretrained"},
+               [&] { Mamba::load(folder.path()); });
 }
 
 TEST(MambaCheckpoint, ATiedHeadThatDiffersIsAnError) {

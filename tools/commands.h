@@ -72,6 +72,21 @@ int cmd_inspect(const InspectCommand& command);
 
 int cmd_doctor();
 
+// The command line as completion scripts need it.
+struct CompletionWord {
+  enum Takes { nothing, value, file, folder };
+  std::string name, help;          // "--device"; of what stands without an option's name: "folder"
+  Takes takes = nothing;
+  std::vector<std::string> words;  // the values it takes, if they are known
+  bool many = false;               // takes several values
+};
+struct CompletionCommand {
+  std::string name, help;
+  std::vector<CompletionWord> words;
+  std::vector<CompletionCommand> commands;
+};
+int cmd_completion(const std::string& shell, const CompletionCommand& program);  // "bash" or "zsh"
+
 struct BenchCommand {
   BenchOptions bench;
   std::string device = "auto";

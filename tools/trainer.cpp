@@ -172,11 +172,14 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
 Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options) {
   const SavedState state = read_state(folder);
   const fs::path config_file = folder / "config.json";
-  Trainer trainer(data, resolved(options), mamba_config_from_json(read_json(config_file), config_file.string()));
+  const MambaConfig config = mamba_config_from_json(read_json(config_file), config_file.string());
+  TensorMap weights = read_part(folder / "model.safetensors", state.step);
+  check_size(config, weights);
+  Trainer trainer(data, resolved(options), config);
   if (state.data_hash != fmt::format("{:016x}", data->hash()))
     fail(ErrorKind::io, "resume: the text is not the one that training began with", data->name(),
          "give the same file with --data");
-  trainer.model_.load_weights(read_part(folder / "model.safetensors", state.step));
+  trainer.model_.load_weights(std::move(weights));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
   trainer.data_->seek(state.position);
   trainer.rng_->set(state.seed, state.tick);
