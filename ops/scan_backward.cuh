@@ -5,7 +5,7 @@
 //   3. SUB steps at a time, last first, decays and states are computed again into registers, and Gamma = e C + carry, the
 //      gradient of the state, runs back through them (retreat),
 //   4. what is elementwise is finished: du, and the delta hole's gradient (finish_chunk).
-// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du or a gradient of Delta is; SHARED: bytes of
+// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du, dD or a gradient of Delta is; SHARED: bytes of
 // shared memory.
 
 struct alignas(16) Shared : ChannelSums::Memory {
@@ -14,13 +14,14 @@ struct alignas(16) Shared : ChannelSums::Memory {
   real B[ROUND][PADDED], C[ROUND][PADDED];
   real saved[CHUNK / SUB - 1][S][THREADS];
   real part[2][SUB][PART_ROW];
+  real dD[THREADS];  // sums over the steps that a thread finishes: in registers they would spill
 };
 static_assert(sizeof(Shared) == SHARED, "the launch asks for another size");
 
 // What a thread carries from chunk to chunk, of its states and of its channel.
 struct Carried {
   real A2[S], carry[S], dA[S] = {};  // A log2(e); a Gamma of the step after
-  real D = 0, dD = 0;
+  real D = 0;
 };
 
 DEVICE void stage_round_at(const Args& a, const Place& p, index begin, Shared& shared) {
@@ -111,7 +112,6 @@ DEVICE void retreat(const Owner& o, index begin, index length, int first, real (
       by_a += product * x.A2[j];
       x.dA[j] += product * delta;
     }
-    x.dD += e * u;
     if constexpr (STEPS) {
       shared.part[0][k][threadIdx.x] = by_b;
       shared.part[1][k][threadIdx.x] = by_a;
@@ -131,8 +131,10 @@ DEVICE void sum_steps(const Owner& o, int first, const Carried& x, Shared& share
     const real by_b = sum_slices(shared.part[0][k], o), by_a = sum_slices(shared.part[1][k], o);
     real& delta = shared.steps.delta[first + k][o.channel];
     real& e = shared.e[first + k][o.channel];
+    const real u = shared.steps.u[first + k][o.channel];
+    if constexpr (has_dD_part) shared.dD[threadIdx.x] += e * u;
     e = delta * by_b + x.D * e;
-    delta = shared.steps.u[first + k][o.channel] * by_b + real(LN_2) * by_a;
+    delta = u * by_b + real(LN_2) * by_a;
   });
 }
 
@@ -169,6 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   real *const dB = reinterpret_cast<real*>(a.dB_part) + row, *const dC = reinterpret_cast<real*>(a.dC_part) + row;
   ChannelSums sums(o, dB, dC, index(a.groups) * N, shared);
   real delta_sum = 0;
+  shared.dD[threadIdx.x] = 0;
   for (index chunk = chunks - 1; chunk >= 0; --chunk) {
     const index begin = chunk * CHUNK;
     const auto* const kept = a.kept + ((p.batch * chunks + chunk) * N * index(a.kept_row) + o.column);
@@ -204,6 +207,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   if constexpr (has_dA_part) store_owned(o, a.dA_part + state_row * N, 1, x.dA);
   if constexpr (has_delta_sum)
     if (o.slice == 0 && o.channel < p.width) a.delta_sum[state_row] = delta_sum;
-  if constexpr (has_dD_part)
-    if (o.slice == 0 && o.channel < p.width) a.dD_part[state_row] = x.dD;
+  if constexpr (has_dD_part) {
+    __syncthreads();
+    real sum = 0;
+#pragma unroll
+    for (int slice = 0; slice < SLICES; ++slice) sum += shared.dD[slice * CHANNELS + o.channel];
+    if (o.slice == 0 && o.channel < p.width) a.dD_part[state_row] = sum;
+  }
 }

@@ -48,7 +48,7 @@ struct BlockShape {
   int backward_bytes(bool tensor) const {
     const int steps = kTime * 3 * channels_bytes(), saved = (kTime / kHeld - 1) * states * threads() * value;  // Delta, u, e
     const int sums = tensor ? kTime * channels_bytes() + threads() * kHeld * 16 : 0;
-    const int all = steps + backward_round() * states_bytes() + saved + 2 * kHeld * part_bytes() + sums;
+    const int all = steps + backward_round() * states_bytes() + saved + 2 * kHeld * part_bytes() + threads() * value + sums;
     return (all + 15) / 16 * 16;
   }
   // Blocks that a multiprocessor must be able to hold: registers of a thread are at most 65536 / (threads * blocks). They are
@@ -279,7 +279,7 @@ void cuda_scan_backward(Lowering& l) {
   const auto emit = [&](const std::string& name, const BackwardLaunch& to) {
     std::vector<Operand> stored = {g, to.du};
     for (const auto* outputs : {&to.delta_to, &to.out_to}) stored.insert(stored.end(), outputs->begin(), outputs->end());
-    const bool steps = to.du || std::any_of(to.delta_to.begin(), to.delta_to.end(), [](const Operand& o) { return bool(o); });
+    const bool steps = to.du || to.dD_part || std::any_of(to.delta_to.begin(), to.delta_to.end(), [](const Operand& o) { return bool(o); });
     const int width = scan.vector(std::move(stored), {&delta_grad, &out_grad});
     // Where activations are bf16, what is summed over channels is rounded to it too, and summed on tensor cores.
     const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32 && width > 1;

@@ -13,6 +13,7 @@
 #include "nn/json.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
+#include "tools/choices.h"
 #include "tools/checkpoint.h"
 #include "tools/environment.h"
 #include "tools/generate.h"
@@ -161,6 +162,7 @@ void Trainer::write_files(const fs::path& folder) const {
   write_safetensors(folder / "model.safetensors", model_.weights(), {{"format", "pt"}, {"step", step}});
   write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
+  save_choices(folder / "choices.json");
   write_file(folder / "config.json", std::as_bytes(std::span(config)));
   write_file(folder / "state.json", std::as_bytes(std::span(text)));
 }
@@ -171,6 +173,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
 
 Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options) {
   const SavedState state = read_state(folder);
+  load_choices(folder / "choices.json");
   const fs::path config_file = folder / "config.json";
   const MambaConfig config = mamba_config_from_json(read_json(config_file), config_file.string());
   TensorMap weights = read_part(folder / "model.safetensors", state.step);
