@@ -621,14 +621,16 @@ SKIP:
 )",
                  "", true);
   const Buffer<float> y(64);
-  const EmulatedCounters c = counted(k, [&](const Kernel& kernel) { kernel(3, 40, 0, y.address()); });
-  // 3 blocks of a warp with all lanes, of which 8 branch to SKIP, and a warp with 8 lanes.
+  const EmulatedCounters c = counted(k, [&](const Kernel& kernel) {
+    for (int i = 0; i < 3; ++i) kernel(1, 40, 0, y.address());
+  });
+  // 3 launches of a block: a warp with all lanes, of which 8 branch to SKIP, and a warp with 8 lanes.
   using Counters = EmulatedCounters;
   const auto expect = [&](Counters::Class kind, std::uint64_t warps, std::uint64_t threads) {
     EXPECT_EQ(c.warp_instructions[kind], 3 * warps) << Counters::kClassNames[kind];
     EXPECT_EQ(c.thread_instructions[kind], 3 * threads) << Counters::kClassNames[kind];
   };
-  EXPECT_EQ(c.launches, 1u);
+  EXPECT_EQ(c.launches, 3u);
   expect(Counters::integer, 2 * (2 * 10 + 2 + 2), 40 * (2 * 10 + 1 + 2) + 8);
   expect(Counters::floating, 2, 32);
   expect(Counters::special, 2, 40);
