@@ -317,7 +317,7 @@ json to_hugging_face(const MambaConfig& c) {
           {"time_step_floor", c.dt_floor},
           {"time_step_init_scheme", c.dt_constant ? "constant" : "random"},
           {"initializer_range", c.embedding_deviation},
-          {"rescale_prenorm_residual", c.rescale_residual}};
+          {"rescale_prenorm_residual", false}};  // done at initialisation; transformers 5 would do it to weights that it loads
 }
 
 json to_original(const MambaConfig& c) {

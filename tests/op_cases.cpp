@@ -536,7 +536,7 @@ void add_structured(std::vector<OpRow>& rows) {
                     Tensor last;
                     const Tensor o = scan(in[0], in[1], -exp(in[2]), in[3], in[4],
                                           {.D = in[5], .delta = softplus_bias(in[6]), .out = gate(in[7]), .initial = in[8], .last = &last});
-                    return concat({reshape(o, {-1}), reshape(last, {-1})}, 0);
+                    return concat({reshape(cast(o, last.dtype()), {-1}), reshape(last, {-1})}, 0);
                   },
                   nullptr,
                   {{"normal", {{{2, 9, 6}}, {{2, 9, 6}}, {{6, 16}, -1, 1}, {{2, 9, 16}}, {{2, 9, 16}}, {{6}}, {{6}}, {{2, 9, 6}}, {{2, 6, 16}}}},

@@ -289,7 +289,7 @@ TEST_F(Program, Mistakes) {
       {"negative learning rate", "weft train $tiny --lr -1", 2, {"may not be negative: --lr -1"}},
       {"learning rate nan", "weft train $tiny --lr nan", 2, {"--lr", "nan"}},
       {"negative top-k", "weft train $tiny --top-k -1", 2, {"may not be negative: --top-k -1"}},
-      {"no width", "weft train --width 0", 2, {"sizes must be positive", "width = 0"}},
+      {"no width", "weft train --data text.txt --length 16 --width 0", 2, {"sizes must be positive", "width = 0"}},
       {"a million layers", "weft train --data text.txt --length 16 --layers 1000000", 2, {"at most 10000 layers", "1000000 layers"}},
       {"a width of 2^40", "weft train --data text.txt --length 16 --width 1099511627776", 2, {"at most 2^30", "width = 1099511627776"}},
       {"state of 300", "weft train --data text.txt --length 16 --state 300", 2, {"a state of at most 256 is supported", "300"}},
