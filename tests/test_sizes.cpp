@@ -69,6 +69,14 @@ TEST(Sizes, LongReductions) {
     });
 }
 
+// Angles that are reduced with more digits of pi than a register has.
+TEST(Sizes, AnglesOfManyTurns) {
+  expect_equal_to_cpu("sin and cos", [](DType dtype) -> Step {
+    const Tensor turns = values({67}, dtype, 1), x = run([&] { return cast(turns * 3e9, dtype); });
+    return [=] { return std::vector{sin(x), cos(x)}; };
+  });
+}
+
 // Sums of one id that take several blocks, and of many ids in one.
 TEST(Sizes, LongEmbeddings) {
   for (const std::int64_t width : {3, 6, 8, 64})

@@ -237,9 +237,9 @@ TEST(Tokenizer, ModelsThatAreRefused) {
       {"already defined", good + piece("a")},  // SentencePiece's own words
       {"unk", piece("a")},
   };
-  for (const auto& [why, bytes] : bad) {
-    const std::string word = why.substr(0, why.find_last_not_of(' ') + 1);
-    expect_error(ErrorKind::io, {"m: not a tokenizer that can be used", word, "SentencePiece"}, [&] { Tokenizer::from_model(bytes, "m"); });
+  for (const auto& model : bad) {
+    const std::string word = model.first.substr(0, model.first.find_last_not_of(' ') + 1);
+    expect_error(ErrorKind::io, {"m: not a tokenizer that can be used", word, "SentencePiece"}, [&] { Tokenizer::from_model(model.second, "m"); });
   }
   TempFolder folder;
   expect_error(ErrorKind::io, {"absent.model", "No such file"}, [&] { Tokenizer::load(folder / "absent.model"); });
