@@ -24,7 +24,7 @@ weft --version
 weft doctor" "weft $(sed -n 's/^project(weft VERSION \([0-9.]*\).*/\1/p' "$source/CMakeLists.txt")"
 try "$work/root" train "for i in {1..400}; do echo \"line \$i of a text\"; done >text.txt
 weft train --data text.txt --steps 5 --batch 2 --length 32 --width 32 --layers 1 --sample 0 --out run
-test -s run/model.safetensors" "step *5/5"
+test -s run/latest/model.safetensors" "step *5/5"
 try "$work/root" complete 'source /usr/share/bash-completion/completions/weft
 COMP_WORDS=(weft train --dev) COMP_CWORD=2
 _weft || true  # its status means nothing

@@ -209,6 +209,7 @@ TEST(Mistakes, OfTheLibrary) {
 class Program : public ProgramTest {};
 
 // Rows name files that prepare() makes. `weft train $tiny` is a run that works.
+constexpr const char* kPage = "weft inspect model --html /dev/full";
 constexpr const char* kTiny = "tiny='--data text.txt --batch 2 --length 16 --width 16 --layers 1 --state 4 --sample 0'; ";
 
 void prepare(const TempFolder& folder) {
@@ -331,7 +332,7 @@ TEST_F(Program, Mistakes) {
       {"full disk", "ulimit -f 8; weft train $tiny --steps 2 --out full", 4, {"cannot write ", "/full/checkpoints/step-2", "File too large"}},
       {"loss that is no number", "weft train $tiny --steps 300 --lr 1e30 --warmup 1 --clip 0", 1, {"gave a value that is not finite", "--lr"}},
       {"output on a full disk", "weft train --help >/dev/full", 4, {"the output cannot be written"}},
-      {"page on a full disk", "weft inspect model --html /dev/full", 4, {"cannot write /dev/full", "not a regular file"}},
+      {"page on a full disk", kPage, 4, {"cannot write /dev/full", "not a regular file"}},
       {"preset misspelt", "weft train --preset tinny", 2, {"--preset: unknown word 'tinny'; did you mean 'tiny'?"}},
       {"key misspelt in --set", "weft train --set lerning_rate=1", 2, {"lerning_rate"}},
       {"key misspelt in --config", "weft train --config badoption.json", 4, {"badoption.json", "batchs", "did you mean"}},
@@ -358,6 +359,7 @@ TEST_F(Program, Mistakes) {
   for (const auto& row : rows) {
     SCOPED_TRACE(row.name);
     if (!missing_cuda_device() && row.code == 3) continue;
+    if (std::string_view(row.command) == kPage && missing_library(CudaLibrary::nvrtc)) continue;  // it ends before there is a page
     expect_words(shell(std::string(kTiny) + row.command), row.code, row.words);
   }
 }
