@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "ops/cuda.h"
+#include "ops/rows_cuda.h"
 #include "ops/scan.h"
 
 namespace weft {
@@ -213,12 +214,6 @@ bool reads_value(const Fused& fused, const std::vector<Operand>& outputs) {
   return std::any_of(all.begin(), all.end(), [](Expr e) { return e.op() == ExprOp::input && e.index() == 0; });
 }
 
-std::string texts(std::initializer_list<std::string_view> files) {
-  std::string all;
-  for (const std::string_view file : files) all += embedded_text(file);
-  return all;
-}
-
 }  // namespace
 
 void cuda_scan(Lowering& l) {
@@ -231,7 +226,7 @@ void cuda_scan(Lowering& l) {
     scan.describe(text, scan.block.forward_blocks(), scan.block.forward_round(), scan.vector({to, scan.D}, {&out}));
     text.rows("initial", from).rows("y", to).rows("last", ends).rows("kept", states).pointer("delta_sum", delta_sum);
     text.fused("out_of", out, scan.space.dims()).traffic(scan.bytes({from, to, ends, states}));
-    const std::string body = texts({"ops/scan.cuh", "ops/scan_forward.cuh"});
+    const std::string body = joined_texts({"ops/scan.cuh", "ops/scan_forward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(scan.block.threads()), 1, 1}));
   };
   if (scan.segments == 1) return emit("scan_forward", initial, y, last, kept, {});
@@ -294,8 +289,8 @@ void cuda_scan_backward(Lowering& l) {
     text.traffic(scan.bytes({kept, g, to.g_last, to.du, to.delta_to[0], to.d_initial, to.dB_part, to.dC_part}));
     const std::string holes = gradients_text(text, "delta", delta_grad, to.delta_to, space) +
                               gradients_text(text, "out", out_grad, to.out_to, space);
-    const std::string body = holes + texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",
-                                            "ops/scan_backward.cuh"});
+    const std::string body = holes + joined_texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",
+                                                   "ops/scan_backward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));
   };
   if (scan.blocks() > 0) {

@@ -20,6 +20,7 @@
 #include "nn/json.h"
 #include "nn/safetensors.h"
 #include "tests/temp_folder.h"
+#include "tests/words_text.h"
 #include "tools/checkpoint.h"
 #include "tools/metrics.h"
 
@@ -27,17 +28,6 @@ namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string words_text() {
-  std::string text;
-  std::uint32_t state = 1;
-  const char* const words[] = {"and ", "the ", "king ", "went ", "forth ", "into ", "a ", "land.\n"};
-  while (text.size() < 6000) {
-    state = state * 1664525u + 1013904223u;
-    text += words[state >> 29];
-  }
-  return text;
-}
 
 struct Outcome {
   int code;  // 128 + the signal, if one ended it
@@ -50,7 +40,7 @@ class Resume : public testing::Test {
     const char* program = std::getenv("WEFT_PROGRAM");
     if (!program || !*program) GTEST_SKIP() << "WEFT_PROGRAM is not set";
     program_ = program;
-    folder_.write("text.txt", words_text());
+    folder_.write("text.txt", words_text(6000));
   }
 
   // A run of a tiny model. One thread, and no gnuplot, whose pictures take longer than the training.

@@ -8,6 +8,7 @@
 #include "nn/json.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
+#include "tests/words_text.h"
 #include "tools/progress.h"
 #include "tools/weft.h"
 
@@ -16,17 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A text with some structure, the same on every machine.
-Corpus corpus() {
-  std::string text;
-  std::uint32_t state = 1;
-  const char* const words[] = {"and ", "the ", "king ", "went ", "forth ", "into ", "a ", "land.\n"};
-  while (text.size() < 20000) {
-    state = state * 1664525u + 1013904223u;
-    text += words[state >> 29];
-  }
-  return {"words", text};
-}
+Corpus corpus() { return {"words", words_text(20000)}; }
 
 std::shared_ptr<TokenStream> data(const Corpus& text, const TrainOptions& o) {
   return std::make_shared<TokenStream>(text, Tokenizer::bytes(), BatchOptions{.batch = o.batch, .length = o.length, .seed = o.seed});
