@@ -265,7 +265,7 @@ template <class R>
 DEVICE i64 integer_of(R x) {
   if (x != x) return i64(0x8000000000000000ull);
   if (x >= R(9223372036854775808.0)) return i64(0x7fffffffffffffffull);
-  if (x < R(-9223372036854775808.0)) return i64(0x8000000000000000ull);
+  if (x <= R(-9223372036854775808.0)) return i64(0x8000000000000000ull);
   return i64(x);
 }
 

@@ -118,6 +118,12 @@ DEVICE void slide(real (&window)[W][V], const real (&next)[V]) {
   }
 }
 
+// The inputs before the first step, as they are before the next one comes.
+DEVICE void read_window(const Args& a, const Part& p, real (&window)[W][V]) {
+#pragma unroll
+  for (int j = 1; j < W; ++j) read_input(a, p.batch, p.begin - W + j, p.c, window[j]);
+}
+
 // The last W - 1 inputs, by the block that has the end of the time.
 DEVICE void write_last(const Args& a, const Part& p) {
   if (p.chunk + 1 < index(a.chunks)) return;
@@ -137,8 +143,7 @@ DEVICE void forward(const Args& a) {
   if (has_last) write_last(a, p);
   if (!has_y) return;
   real x[W][V];
-#pragma unroll
-  for (int j = 1; j < W; ++j) read_input(a, p.batch, p.begin - W + j, p.c, x[j]);
+  read_window(a, p, x);
   for (index t = p.begin; t < p.end; t += AHEAD) {
     real next[AHEAD][V];
 #pragma unroll
@@ -180,11 +185,9 @@ DEVICE void backward(const Args& a) {
   taps.read(a, p, shared);
   real x[W][V], e[W][V], dw[W + 1][V];
 #pragma unroll
-  for (int j = 0; j < W; ++j) {
-    clear(e[j]), clear(dw[j]);
-    if (p.live && j > 0) read_input(a, p.batch, p.begin - W + j, p.c, x[j]);
-  }
+  for (int j = 0; j < W; ++j) clear(e[j]), clear(dw[j]);
   clear(dw[W]);
+  if (p.live) read_window(a, p, x);
   // The first run also has the initial state; a run without steps has nothing.
   const index first = p.begin > 0 ? p.begin : index(1 - W);
   const index last = p.live && (p.begin < p.end || (p.begin == 0 && threadIdx.y == 0)) ? p.end + (W - 1) : p.begin;

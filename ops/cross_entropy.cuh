@@ -30,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
     real top = total.shift(), log_sum = log_of(total.sum), target[1];
     if (top == infinity()) top = 0, log_sum = infinity();
     source<1>(a, row, index(label), target);
-    const real e = SMOOTHED ? a.smoothing() : real(0);
+    real e = 0;
+    if constexpr (SMOOTHED) e = a.smoothing();
     loss = log_sum + (real(1) - e) * (top - target[0]);
     if constexpr (SMOOTHED) loss += e / real(v) * (distance + real(v) * (top - first[0]));
     lse = top + log_sum;

@@ -3,9 +3,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index v = index(a.v), row = index(blockIdx.x) * ROWS + block_row();
   if (row >= index(a.rows)) return;
   const i64 label = a.labels[labels_at(a, row)];
-  const bool counts = label != a.ignore && label >= 0 && label < a.v;
-  const real lse = a.lse[row], e = SMOOTHED ? a.smoothing() : real(0), even = SMOOTHED ? e / real(v) : real(0);
-  const real g = counts ? real(a.factor[0]) * real(read_real(a.upstream + (PER_ROW ? row : 0))) : real(0);
+  const bool counts = label != a.ignore;  // one outside of the vocabulary is an error of the forward kernel
+  real e = 0, even = 0;
+  if constexpr (SMOOTHED) e = a.smoothing(), even = e / real(v);
+  const real lse = a.lse[row], g = real(a.factor[0]) * real(read_real(a.upstream + (PER_ROW ? row : 0)));
   each_vector(v, [&](int, index col) {
     real x[V], dx[V];
     if (counts) source<V>(a, row, col, x);

@@ -1,10 +1,14 @@
 // Runs the tests of one file (--file=test_x.cpp), and of those the quick or the slow suites (--speed=quick|slow): a
 // suite is slow when its name begins with Slow. --coverage=FOLDER joins what WEFT_EMU_COVERAGE=FOLDER has left; --mutants lists the
-// mutants of tests/mutate.h, --mutant=N plants one.
+// mutants of tests/mutate.h, --mutant=N plants one; --fingerprints reads names of compiled files and tells which are the same code.
 #include <gtest/gtest.h>
 
 #include <charconv>
 #include <cstdio>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
 #include <string>
 #include <string_view>
 
@@ -27,6 +31,16 @@ bool plant(std::string_view number) {
   if (error != std::errc() || end != number.data() + number.size() || n >= weft::drawn_mutants().size()) return false;
   weft::plant(weft::drawn_mutants()[n]);
   return true;
+}
+
+// A line for each file of the standard input: the hash of its PTX, which begins after a header, and the file.
+void list_fingerprints() {
+  for (std::string file; std::getline(std::cin, file);) {
+    std::ifstream in(file, std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(in)), {});
+    const std::size_t begin = std::min(text.find(".version"), text.size());
+    std::printf("%016zx\t%s\n", std::hash<std::string>()(weft::canonical_ptx(std::string_view(text).substr(begin))), file.c_str());
+  }
 }
 
 bool is_slow(std::string_view suite) {  // "SlowX", or "Instance/SlowX" of a TEST_P
@@ -63,6 +77,10 @@ int main(int argc, char** argv) {
       list_mutants();
       return 0;
     }
+    if (word == "--fingerprints") {
+      list_fingerprints();
+      return 0;
+    }
     if (word.starts_with("--mutant=") && plant(word.substr(9))) continue;
     if (word.starts_with("--file=")) {
       file = "/" + std::string(word.substr(7));
@@ -71,7 +89,7 @@ int main(int argc, char** argv) {
     } else if (word.starts_with("--coverage=")) {
       return weft::report_coverage(std::string(word.substr(11)));
     } else {
-      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --coverage=FOLDER, --mutants, --mutant=N, --gtest_...)\n", argv[i]);
+      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --coverage=FOLDER, --mutants, --mutant=N, --fingerprints, --gtest_...)\n", argv[i]);
       return 2;
     }
     chosen = true;

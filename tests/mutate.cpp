@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdint>
+#include <map>
 
 #include "jit/cuda_text.h"
 
@@ -199,7 +200,7 @@ class Finder {
   bool unordered(const std::string& name, std::size_t begin, const std::vector<std::pair<std::size_t, std::size_t>>& arguments) const {
     for (const char* word : {"for", "if", "switch", "asm", "volatile", "static_assert", "__launch_bounds__", "__align__", "DEVICE", "return"})
       if (name == word) return true;
-    for (const char* symmetric : {"min_of", "max_of", "__umulhi"})
+    for (const char* symmetric : {"min_of", "max_of", "__umulhi", "fold"})
       if (name == symmetric) return true;
     std::size_t before = begin;
     while (before > 0 && code_[before - 1] == ' ') --before;
@@ -253,6 +254,44 @@ std::string describe(std::string_view text, const Mutant& m) {
   for (std::size_t at = line.find('\n'); at != std::string::npos; at = line.find('\n'))  // several lines as one
     line.replace(at, line.find_first_not_of(' ', at + 1) - at, " ");
   return m.file + ": " + m.rule + ": " + line;
+}
+
+std::string canonical_ptx(std::string_view ptx) {
+  std::string out;
+  std::map<std::string, std::string, std::less<>> names;  // of registers and labels: by their first use
+  std::map<std::string, int, std::less<>> used;
+  const auto is_name = [](char c) { return in_word(c) || c == '$'; };
+  for (std::size_t begin = 0; begin < ptx.size();) {
+    const std::size_t end = std::min(ptx.find('\n', begin), ptx.size());
+    std::string_view line = ptx.substr(begin, end - begin);
+    begin = end + 1;
+    line = line.substr(0, line.find("//"));
+    line = line.substr(0, line.find_last_not_of(" \t") + 1);
+    const std::size_t first = line.find_first_not_of(" \t");
+    if (first == std::string_view::npos || line.substr(first).starts_with(".loc") || line.substr(first).starts_with(".reg")) continue;
+    if (line.substr(first).starts_with(".file") || line.substr(first).starts_with(".section")) break;  // for debuggers
+    for (std::size_t i = first; i < line.size();) {
+      std::size_t stop = i + 1;
+      while (stop < line.size() && is_name(line[stop]) && (is_name(line[i]) || line[i] == '%')) ++stop;
+      const std::string_view word = line.substr(i, stop - i);
+      i = stop;
+      const std::size_t digits = word.find_last_not_of("0123456789_") + 1;
+      if ((word[0] == '%' || word[0] == '$') && digits > 1 && digits < word.size()) {
+        std::string& name = names[std::string(word)];
+        if (name.empty()) {
+          const std::string kind(word.substr(0, digits));
+          name = kind + '#' + std::to_string(used[kind]++);
+        }
+        out += name;
+      } else if (const std::size_t hash = word.find("__"); hash != std::string_view::npos && hash > 0) {
+        out.append(word.substr(0, hash)).append(word.substr(std::min(hash + 8, word.size())));  // "softmax__24a894_param_0"
+      } else {
+        out += word;
+      }
+    }
+    out += '\n';
+  }
+  return out;
 }
 
 void plant(const Mutant& m) {

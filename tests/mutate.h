@@ -34,6 +34,10 @@ std::string mutated(std::string_view text, const Mutant& m);
 // holds while other lines change.
 std::string describe(std::string_view text, const Mutant& m);
 
+// A PTX text without what changes no instruction: comments, places in the source, names of the kernel, and which of their numbers
+// registers and labels have. Equal for two texts: they are the same code.
+std::string canonical_ptx(std::string_view ptx);
+
 // From now on kernels are made of the mutated text.
 void plant(const Mutant& m);
 

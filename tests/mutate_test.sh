@@ -42,15 +42,10 @@ baseline() {
   echo $((SECONDS - begin)) >"$file"
 }
 
-# The PTX of an entry of the cache, without what names the kernel and the source's lines.
-fingerprint() { LC_ALL=C sed -n -e '/^\.version/,$!d' -e '/\.loc/d' -e 's/__[0-9a-f]\{6\}//g' -e p "$1" | md5sum; }
-
 # Whether the entries that a cache has beside those of the baseline are the same code.
 same_code() {
-  local entry
-  for entry in $(find "$1" -type f -links 1 ! -name '*.cu'); do
-    grep -q "$(fingerprint "$entry")" "$work/fingerprints" || return 1
-  done
+  ! find "$1" -type f -links 1 ! -name '*.cu' | "$WEFT_TESTS" --fingerprints | cut -f1 | sort -u |
+    comm -23 - "$work/fingerprints" | grep -q .
 }
 
 # A verdict is a line: caught, survived, same (code) or invalid; seconds; the first failure.
@@ -73,7 +68,7 @@ try() {
   rm -rf "$cache" "$log"
   printf '%s\t%d\t%s\n' "$verdict" $((SECONDS - begin)) "$why" >"$work/verdicts/$number"
 }
-export -f filter_of baseline_of baseline fingerprint same_code try
+export -f filter_of baseline_of baseline same_code try
 
 "$WEFT_TESTS" --mutants | awk -F'\t' -v only="$only" '$2 ~ only' >"$work/mutants"
 mapfile -t drawn < <(cut -f1 "$work/mutants")
@@ -84,7 +79,7 @@ while [ "$counted" -lt "$count" ] && [ "$next" -lt ${#drawn[@]} ]; do
   last=$((next + count - counted))
   sed -n "$((next + 1)),${last}p" "$work/mutants" | cut -f2 | sort -u | while read -r file; do filter_of "$file"; done | sort -u |
     xargs -P "$jobs" -I{} bash -c 'baseline "{}"'
-  for entry in $(find "$work/cache" -type f ! -name '*.cu'); do fingerprint "$entry"; done | sort -u >"$work/fingerprints"
+  find "$work/cache" -type f ! -name '*.cu' | "$WEFT_TESTS" --fingerprints | cut -f1 | sort -u >"$work/fingerprints"
   sed -n "$((next + 1)),${last}p" "$work/mutants" | cut -f1 | xargs -P "$jobs" -I{} bash -c 'try {}'
   next=$((last < ${#drawn[@]} ? last : ${#drawn[@]}))
   counted=0

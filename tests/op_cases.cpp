@@ -556,7 +556,7 @@ void add_structured(std::vector<OpRow>& rows) {
                   }, {{"normal", {{{4, 64}}}}, {"odd", {{{3, 7, 5}}}}, {"one", {{{1}}}}, {"empty", {{{0, 4}}}}}});
   rows.push_back({"custom_of_a_view", [](auto& in) { return squared_relu(transpose(slice(in[0], 1, 1, 4)), 2); },
                   nullptr, {{"odd", {{{5, 7}}}}}});
-  rows.push_back({"dropout", [](auto& in) { return dropout(in[0], 0.4); }, nullptr, {{"normal", {{{40, 7}}}}, {"one", {{{1}}}}, {"empty", {{{0}}}}}});
+  rows.push_back({"dropout", [](auto& in) { return dropout(in[0], 0.4); }, nullptr, {{"normal", {{{40, 7}}}}, {"odd", {{{9, 7}}}}, {"one", {{{1}}}}, {"empty", {{{0}}}}}});
   for (const MaskNoise noise : {MaskNoise::gumbel, MaskNoise::logistic}) {
     const std::string tag = noise == MaskNoise::gumbel ? "_gumbel" : "_logistic";
     rows.push_back({"mask_soft" + tag, [=](auto& in) { return gumbel_sigmoid(in[0], {.temperature = 0.8, .hard = false, .noise = noise}); },
@@ -572,7 +572,7 @@ void add_structured(std::vector<OpRow>& rows) {
                     for (const double x : in[0]) out.push_back(x > 0);
                     return out;
                   }, {{"normal", {{{20, 7}}}, false}}});
-  rows.push_back({"normal_numbers", [](auto& in) { return in[0] * normal(in[0].shape(), in[0].dtype()); }, nullptr, {{"normal", {{{20, 7}}}}}});
+  rows.push_back({"normal_numbers", [](auto& in) { return in[0] * normal(in[0].shape(), in[0].dtype()); }, nullptr, {{"normal", {{{20, 7}}}}, {"odd", {{{9, 7}}}}}});
 }
 
 }  // namespace

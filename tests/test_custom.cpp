@@ -51,6 +51,30 @@ std::pair<Tensor, Tensor> halves(Arg x, Arg shift) {
   return {sums, output_of(sums, 1)};
 }
 
+// Random numbers of the words 0 and 2^32 - 1, which a draw meets once in four milliards.
+const CustomOp kExtremes({
+    .name = "extremes",
+    .inputs = {{.name = "x", .rank = 1}},
+    .outputs = {"y"},
+    .integers = {},
+    .cuda = R"(
+extern "C" __global__ void __launch_bounds__(32) KERNEL(PARAMETERS) {
+  real u;
+  uniform_from(threadIdx.x % 2 ? 0xffffffffu : 0u, u);
+  if (threadIdx.x < 2) write_real(a.y + threadIdx.x, u);
+})",
+    .launch = [](const CustomCall&) { return CustomLaunch::of(32, 32); },
+    .cpu = [](CustomData& d) { d.out[0] = {0x1p-33, 1 - 0x1p-24}; },
+});
+
+TEST(Custom, UniformNumbersLieInside) {
+  const Tensor x = zeros({2});
+  const std::vector<float> u = run([&] { return custom(kExtremes, {x}, {{{2}, DType::f32}}); }).to_host<float>();
+  EXPECT_GT(u[0], 0);
+  EXPECT_LT(u[1], 1);
+  EXPECT_GT(u[1], 0.9999999);
+}
+
 TEST(Custom, SeveralOutputsAndOptionalInputs) {
   const Tensor x = Tensor::from<float>({1, 2, 3, 4, 5, 6, 7, 8}, {2, 4}), shift = Tensor::from<float>({10, 0}, {2});
   const auto [sums, differences] = run([&] { return halves(x, Tensor{}); });

@@ -39,6 +39,12 @@ TEST(Mutate, EachRule) {
             (Lines{"DEVICE void f(int a, int b) { g<2, 3>(b + h(1, 2), a); }", "DEVICE void f(int a, int b) { g<2, 3>(a, b + h(2, 1)); }"}));
 }
 
+TEST(Mutate, TheSamePtx) {
+  const char* text = ".entry f__12ab34(\n.param .u64 f__12ab34_param_0)\n{\n.reg .f32 %f<3>;\n.loc 1 2 3\nadd.f32 %f1, %f2, %f1;  // why\n$L__BB0_1:\nbra $L__BB0_1;\n}\n.file \"x\"";
+  EXPECT_EQ(canonical_ptx(text), canonical_ptx(".entry f__777777(\n.param .u64 f__777777_param_0)\n{\n\nadd.f32 %f7, %f1, %f7;\n$L__BB0_9:\nbra $L__BB0_9;\n}\n"));
+  EXPECT_NE(canonical_ptx(text), canonical_ptx(".entry f__12ab34(\n.param .u64 f__12ab34_param_0)\n{\nadd.f32 %f1, %f2, %f2;\n$L__BB0_1:\nbra $L__BB0_1;\n}\n"));
+}
+
 TEST(Mutate, OnlyCodeIsMutated) {
   EXPECT_TRUE(mutants_of("t", "// if (a < b) f(c, d);\n#define X(a, b) a < b + 1\nasm(\"a < b, c;\");\n").empty());
 }

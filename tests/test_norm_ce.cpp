@@ -187,6 +187,27 @@ TEST(CrossEntropy, MaskedAndHugeLogits) {  // a masked column has probability 0;
   expect_near(d.to_host<double>(), {p, 0, -p, 0, 0, 0}, 1e-3, "gradient");  // the spacing of fp32 at 1e4
 }
 
+// Label smoothing adds differences of logits, which keep their digits however large the logits are.
+TEST(CrossEntropy, SmoothingOfLargeLogits) {
+  const std::int64_t rows = 3, v = 40;
+  Values x = draw(rows * v, 3);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t j = 0; j < v; ++j) x[std::size_t(r * v + j)] = float(x[std::size_t(r * v + j)] + 4096.0 * double(r + 1));
+  Values want;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    double sum = 0, mean = 0;
+    for (std::int64_t j = 0; j < v; ++j) {
+      const double d = x[std::size_t(r * v + j)] - x[std::size_t(r * v)];
+      sum += std::exp(d), mean += d / double(v);
+    }
+    const double label = x[std::size_t(r * v + r)] - x[std::size_t(r * v)];
+    want.push_back(std::log(sum) - 0.5 * label - 0.5 * mean);
+  }
+  const Tensor loss = cross_entropy(from<float>(x, {rows, v}), Tensor::from(std::vector<std::int64_t>{0, 1, 2}, {rows}),
+                                    {.label_smoothing = 0.5, .reduction = Reduction::none});
+  expect_near(loss.to_host<double>(), want, 2e-6, "loss");
+}
+
 TEST(CrossEntropy, Prologue) {  // an expression of the logits, and logits that are a slice
   const Tensor x = from<double>(draw(5 * 9, 1), {5, 9}),
                labels = Tensor::from(std::vector<std::int64_t>{0, 1, 2, 3, 4}, {5});
@@ -197,7 +218,7 @@ TEST(CrossEntropy, Prologue) {  // an expression of the logits, and logits that 
 }
 
 TEST(CrossEntropy, BadLabels) {
-  for (const std::int64_t bad : {std::int64_t(5), std::int64_t(-1)}) {
+  for (const std::int64_t bad : {std::int64_t(7), std::int64_t(-1)}) {
     const Tensor x = zeros({2, 3, 5});
     const Tensor labels = Tensor::from(std::vector<std::int64_t>{0, 1, 2, 3, bad, 4}, {2, 3});
     try {
@@ -206,7 +227,8 @@ TEST(CrossEntropy, BadLabels) {
     } catch (const Error& error) {
       const std::string text = error.what();
       EXPECT_EQ(error.kind(), ErrorKind::usage);
-      EXPECT_NE(text.find(is_gpu(device()) ? "at element 4" : "at position (1, 1)"), std::string::npos) << text;
+      const std::string place = is_gpu(device()) ? "at element 4" : "at position (1, 1)";
+      EXPECT_NE(text.find("label " + std::to_string(bad) + " " + place), std::string::npos) << text;
       EXPECT_NE(text.find("vocabulary 5"), std::string::npos) << text;
     }
   }
@@ -239,12 +261,13 @@ TEST(Embedding, RepeatedIds) {
 TEST(Embedding, BadIds) {
   const Tensor w = zeros({10, 4});
   try {
-    embedding(w, Tensor::from(std::vector<std::int32_t>{1, 2, 3, 10}, {2, 2})).to_host<float>();
+    embedding(w, Tensor::from(std::vector<std::int32_t>{1, 2, 3, 12}, {2, 2})).to_host<float>();
     FAIL();
   } catch (const Error& error) {
     const std::string text = error.what();
     EXPECT_EQ(error.kind(), ErrorKind::usage);
-    EXPECT_NE(text.find(is_gpu(device()) ? "id 10 at element 3" : "id 10 at position (1, 1)"), std::string::npos) << text;
+    EXPECT_NE(text.find(is_gpu(device()) ? "id 12 at element 3" : "id 12 at position (1, 1)"), std::string::npos) << text;
+    EXPECT_NE(text.find("vocabulary 10"), std::string::npos) << text;
   }
   EXPECT_THROW(embedding(zeros({10, 4}), zeros({3})), Error);
 }

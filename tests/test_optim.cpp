@@ -1,4 +1,5 @@
 // AdamW, clipping, schedules.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -38,46 +39,57 @@ TEST(AdamW, GoldenG7) {
   EXPECT_EQ(opt.bad_step(), 0);
 }
 
-// Three steps of tensors that are one element, not whole vectors, and several chunks, against the formula in fp64.
-TEST(AdamW, MatchesTheFormulaInF32AndF64) {
-  for (const DType dtype : {DType::f32, DType::f64}) {
-    std::vector<Param> params;
-    std::vector<Tensor> g;
-    std::vector<std::vector<double>> want, m, v;
-    double square_sum = 0;
-    for (const std::int64_t n : {1, 7, 17001}) {
-      const std::vector<double> start = irregular(n, -1, 1, 1), slope = irregular(n, -1, 1, 2);
-      params.emplace_back(Shape{n}, dtype, "p");
-      params.back().set(start);
-      params.back().set_decay(n != 7);
-      g.push_back(cast(Tensor::from(std::vector<float>(slope.begin(), slope.end()), {n}), dtype));
-      want.push_back(start), m.emplace_back(n), v.emplace_back(n);
-      for (const double x : slope) square_sum += double(float(x)) * double(float(x));
-    }
-    const double lr = 0.1, decay = 0.2, eps = 1e-3, clip = std::min(1.0, 0.5 / (std::sqrt(square_sum) + 1e-6));
-    AdamW opt(params, {.lr = lr, .betas = {0.9, 0.95}, .eps = eps, .weight_decay = decay, .clip_norm = 0.5});
-    for (int step = 1; step <= 3; ++step) {
-      run([&] {
-        Tensor loss = sum(params[0].read() * g[0]) + sum(params[1].read() * g[1]) + sum(params[2].read() * g[2]);
-        backward(loss);
-        opt.step();
-      });
-      for (std::size_t k = 0; k < 3; ++k) {
-        const std::vector<double> slope = g[k].to_host<double>();
-        for (std::size_t i = 0; i < slope.size(); ++i) {
-          const double x = clip * slope[i];
-          m[k][i] = 0.9 * m[k][i] + 0.1 * x, v[k][i] = 0.95 * v[k][i] + 0.05 * x * x;
-          want[k][i] *= k == 1 ? 1 : 1 - lr * decay;
-          want[k][i] -= lr * m[k][i] / (1 - std::pow(0.9, step)) / (std::sqrt(v[k][i] / (1 - std::pow(0.95, step))) + eps);
-        }
+// Three steps of tensors that are one element, not whole vectors, and several chunks, against the formula in fp64. JOINED: the
+// gradients are pieces of one value, not aligned for vectors.
+void check_formula(DType dtype, bool joined) {
+  SCOPED_TRACE(fmt::format("{}, {}", name_of(dtype), joined ? "joined" : "apart"));
+  std::vector<Param> params;
+  std::vector<Tensor> g;
+  std::vector<std::vector<double>> want, m, v;
+  double square_sum = 0;
+  for (const std::int64_t n : {1, 6, 17001}) {
+    const std::vector<double> start = irregular(n, -1, 1, 1), slope = irregular(n, -1, 1, 2);
+    params.emplace_back(Shape{n}, dtype, fmt::format("p{}", n));
+    params.back().set(start);
+    params.back().set_decay(n != 6);
+    g.push_back(cast(Tensor::from(std::vector<float>(slope.begin(), slope.end()), {n}), dtype));
+    want.push_back(start), m.emplace_back(n), v.emplace_back(n);
+    for (const double x : slope) square_sum += double(float(x)) * double(float(x));
+  }
+  const double lr = 0.1, decay = 0.2, eps = 1e-3, clip = std::min(1.0, 0.5 / (std::sqrt(square_sum) + 1e-6));
+  AdamW opt(params, {.lr = lr, .betas = {0.9, 0.95}, .eps = eps, .weight_decay = decay, .clip_norm = 0.5});
+  for (int step = 1; step <= 3; ++step) {
+    run([&] {
+      if (joined) backward(sum(concat({params[0].read(), params[1].read(), params[2].read()}, 0) * concat({g[0], g[1], g[2]}, 0)));
+      else backward(sum(params[0].read() * g[0]) + sum(params[1].read() * g[1]) + sum(params[2].read() * g[2]));
+      opt.step();
+    });
+    for (std::size_t k = 0; k < 3; ++k) {
+      const std::vector<double> slope = g[k].to_host<double>();
+      for (std::size_t i = 0; i < slope.size(); ++i) {
+        const double x = clip * slope[i];
+        m[k][i] = 0.9 * m[k][i] + 0.1 * x, v[k][i] = 0.95 * v[k][i] + 0.05 * x * x;
+        want[k][i] *= k == 1 ? 1 : 1 - lr * decay;
+        want[k][i] -= lr * m[k][i] / (1 - std::pow(0.9, step)) / (std::sqrt(v[k][i] / (1 - std::pow(0.95, step))) + eps);
       }
     }
-    for (std::size_t k = 0; k < 3; ++k) {
-      const std::vector<double> got = params[k].to_host<double>();
-      for (std::size_t i = 0; i < got.size(); ++i)
-        ASSERT_NEAR(got[i], want[k][i], dtype == DType::f32 ? 2e-6 : 1e-12) << name_of(dtype) << ", tensor " << k << ", element " << i;
+  }
+  const double tolerance = dtype == DType::f32 ? 2e-6 : 1e-12;
+  const TensorMap state = opt.state_dict();
+  for (std::size_t k = 0; k < 3; ++k) {
+    const std::vector<double> got = params[k].to_host<double>(), first = state.at("m." + params[k].name()).values<double>(),
+                              second = state.at("v." + params[k].name()).values<double>();
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_NEAR(got[i], want[k][i], tolerance) << "tensor " << k << ", element " << i;
+      ASSERT_NEAR(first[i], m[k][i], tolerance) << "first moment of tensor " << k << ", element " << i;
+      ASSERT_NEAR(second[i], v[k][i], tolerance) << "second moment of tensor " << k << ", element " << i;
     }
   }
+}
+
+TEST(AdamW, MatchesTheFormulaInF32AndF64) {
+  for (const DType dtype : {DType::f32, DType::f64})
+    for (const bool joined : {false, true}) check_formula(dtype, joined);
 }
 
 TEST(GlobalNorm, OfTensorsOfEveryType) {
