@@ -34,13 +34,13 @@ DEVICE Place place_of(const Args& a) {
 
 // What a thread owns: states [state, state + S) of a channel, as far as they exist.
 struct Owner {
-  int channel, slice, state, states;  // channel: of the block; states: how many of the S exist
+  int channel, slice, state, states;  // channel: of the block; states: how many of the S exist, if any
   index column;                       // the channel of the tensors
 };
 DEVICE Owner owner_of(const Place& p) {
   const int channel = int(threadIdx.x) % CHANNELS, slice = int(threadIdx.x) / CHANNELS, state = slice * S;
   const int left = N - state < S ? N - state : S;
-  return {channel, slice, state, channel < p.width && left > 0 ? left : 0, p.channel + channel};
+  return {channel, slice, state, channel < p.width ? left : 0, p.channel + channel};
 }
 // The owner's states in a row of N, and in rows that lie `stride` apart.
 template <class T>

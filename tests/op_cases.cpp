@@ -487,7 +487,8 @@ void add_structured(std::vector<OpRow>& rows) {
                   {{"normal", {{{11, 6}}, {{4, 9}, 0, 11, {}, DType::i64}}}, {"i32", {{{5, 3}}, {{7}, 0, 5, {}, DType::i32}}},
                    {"one", {{{1, 1}}, {{1}, 0, 1, {}, DType::i64}}}, {"empty", {{{5, 3}}, {{0}, 0, 1, {}, DType::i64}}},
                    {"ids_of_two_digits", {{{600, 2}}, {{90}, 0, 600, {}, DType::i64}}},  // of the sort by id on a GPU
-                   {"an_id_over_four_chunks", {{{3, 2}}, {{250}, 0, 0, {1}, DType::i64}}}},
+                   {"an_id_over_four_chunks", {{{3, 2}}, {{250}, 0, 0, {1}, DType::i64}}},
+                   {"an_id_over_whole_chunks", {{{3, 2}}, {{192}, 0, 0, {1}, DType::i64}}}},
                   {.copies = true}});
   auto ce = [](auto& in) { return cross_entropy(in[0], in[1]); };
   rows.push_back({"cross_entropy", ce,

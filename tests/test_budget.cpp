@@ -95,8 +95,8 @@ Step scan_step(DType dtype, std::int64_t b, std::int64_t t, std::int64_t i, std:
     return both_ways(scan(u, delta, A - 1.5, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z)}), g, {u, delta, A, B, C, D, bias, z});
   };
 }
-Step conv1d_step(DType dtype, std::int64_t width) {
-  const Tensor x = values({2, 64, 64}, dtype, 0), g = values({2, 64, 64}, dtype, 1), weight = values({64, width}, DType::f32, 2),
+Step conv1d_step(DType dtype, std::int64_t t, std::int64_t width) {
+  const Tensor x = values({2, t, 64}, dtype, 0), g = values({2, t, 64}, dtype, 1), weight = values({64, width}, DType::f32, 2),
                bias = values({64}, DType::f32, 3);
   return [=] { return both_ways(conv1d(x, weight, bias, {.silu = true}), g, {x, weight, bias}); };
 }
@@ -209,11 +209,12 @@ constexpr std::pair<const char*, DType> kTypes[] = {{"f32", DType::f32}, {"bf16"
 
 TEST_F(SlowBudget, Scan) {
   for (const auto& [type, dtype] : kTypes) count(fmt::format("scan, {}", type), scan_step(dtype, 2, 64, 64, 16));
-  count("scan in segments, bf16", scan_step(DType::bf16, 1, 512, 3, 4));
+  count("scan in segments, bf16", scan_step(DType::bf16, 1, 512, 3, 16));
+  count("scan of 256 states, f32", scan_step(DType::f32, 1, 40, 8, 256));
 }
 TEST_F(SlowBudget, Conv1d) {
-  for (const auto& [type, dtype] : kTypes) count(fmt::format("conv1d, {}", type), conv1d_step(dtype, 4));
-  count("wide conv1d, f32", conv1d_step(DType::f32, 7));
+  for (const auto& [type, dtype] : kTypes) count(fmt::format("conv1d, {}", type), conv1d_step(dtype, 64, 4));
+  count("wide conv1d, f32", conv1d_step(DType::f32, 100, 7));
 }
 TEST_F(SlowBudget, Norm) {
   for (const auto& [type, dtype] : kTypes) {

@@ -145,6 +145,31 @@ TEST(Conv1d, MatchesNaive) {
   }
 }
 
+// One gradient alone, of a loss of one output alone: what nobody wants is not computed.
+TEST(Conv1d, OneGradientOfOneOutput) {
+  for (const std::int64_t width : {4, 7})
+    for (const bool of_last : {false, true}) {
+      SCOPED_TRACE(testing::Message() << "width " << width << (of_last ? ", of the last inputs" : ", of the output"));
+      const Case c{2, 70, 5, width, true, !of_last, true, of_last};
+      Problem p(c);
+      if (of_last) std::fill(p.g.begin(), p.g.end(), 0.0);
+      const Results expected = naive(c, p);
+      const Shape rows{c.b, c.t, c.d}, state{c.b, c.w - 1, c.d};
+      const Tensor x = Tensor::from(p.x, rows), w = Tensor::from(p.w, {c.d, c.w}), bias = Tensor::from(p.bias, {c.d}),
+                   initial = Tensor::from(p.initial, state);
+      const auto gradient = [&](const Tensor& of) {
+        Tensor last;
+        const Tensor out = conv1d(x, w, c.bias ? bias : Tensor{}, {.silu = true, .initial = initial, .last = &last});
+        const Tensor loss = of_last ? sum(last * Tensor::from(p.g_last, state)) : sum(out * Tensor::from(p.g, rows));
+        return grad(loss, {of})[0].to_host<double>();
+      };
+      expect_near(gradient(x), expected.dx, 1e-11, "dx");
+      expect_near(gradient(w), expected.dw, 1e-11, "dw");
+      expect_near(gradient(initial), expected.dinitial, 1e-11, "dinitial");
+      if (c.bias) expect_near(gradient(bias), expected.db, 1e-11, "db");
+    }
+}
+
 // A slice of a projection, as in a model: the same bits as of a dense copy; causal and independent of the batch.
 TEST(Conv1d, StridedInput) {
   const Tensor xz = Tensor::from(gen(2 * 9 * 12, 1), {2, 9, 12}), w = Tensor::from(gen(20, 2), {5, 4});
