@@ -100,6 +100,16 @@ Step conv1d_step(DType dtype, std::int64_t t, std::int64_t width) {
                bias = values({64}, DType::f32, 3);
   return [=] { return both_ways(conv1d(x, weight, bias, {.silu = true}), g, {x, weight, bias}); };
 }
+// The gradient of the input alone: of the output, or of the last inputs.
+Step conv1d_input_step(bool of_last) {
+  const Tensor x = values({2, 64, 64}, DType::f32, 0), g = values({2, of_last ? 3 : 64, 64}, DType::f32, 1),
+               weight = values({64, 4}, DType::f32, 2);
+  return [=] {
+    Tensor last;
+    const Tensor y = conv1d(x, weight, Tensor{}, {.silu = true, .last = &last});
+    return grad(of_last ? last : y, g, {x});
+  };
+}
 Step norm_step(DType dtype, bool centered) {
   const Tensor x = values({64, 256}, dtype, 0), g = values({64, 256}, dtype, 1), weight = values({256}, DType::f32, 2),
                bias = values({256}, DType::f32, 3);
@@ -214,7 +224,9 @@ TEST_F(SlowBudget, Scan) {
 }
 TEST_F(SlowBudget, Conv1d) {
   for (const auto& [type, dtype] : kTypes) count(fmt::format("conv1d, {}", type), conv1d_step(dtype, 64, 4));
-  count("wide conv1d, f32", conv1d_step(DType::f32, 100, 7));
+  count("conv1d, input alone", conv1d_input_step(false));
+  count("conv1d, last inputs alone", conv1d_input_step(true));
+  count("wide conv1d, f32", conv1d_step(DType::f32, 100, 150));
 }
 TEST_F(SlowBudget, Norm) {
   for (const auto& [type, dtype] : kTypes) {
