@@ -122,11 +122,45 @@ void GpuPlan::launch(const Plan& plan, std::size_t k) {
   else gpu_.gemm(*kernel.gemm, plan.addresses.data());
 }
 
+namespace {
+
+// WEFT_ARENA=split: inputs and results with an allocation of their own too, so that what runs over an end is seen.
+class SplitRegion {
+ public:
+  SplitRegion(Plan& plan, Device device) : plan_(plan), gpu_(Gpu::of(device)), places_(plan.addresses) {
+    for (std::size_t s = 0; s < plan.slots.size(); ++s) {
+      const Slot& slot = plan.slots[s];
+      if (slot.kind != Slot::input && slot.kind != Slot::result) continue;
+      slots_.push_back(s);
+      values_.push_back(std::make_unique<Memory>(device, slot.bytes, fmt::format("{} {}", slot.name, slot.index)));
+      plan_.addresses[s] = values_.back()->data();
+      if (slot.kind == Slot::input) gpu_.copy(values_.back()->data(), places_[s], slot.bytes);
+    }
+  }
+  ~SplitRegion() {
+    for (const std::size_t s : slots_) plan_.addresses[s] = places_[s];
+  }
+  void fetch_results() {
+    for (std::size_t k = 0; k < slots_.size(); ++k)
+      if (plan_.slots[slots_[k]].kind == Slot::result) gpu_.copy(places_[slots_[k]], values_[k]->data(), values_[k]->size());
+  }
+
+ private:
+  Plan& plan_;
+  Gpu& gpu_;
+  std::vector<std::byte*> places_;  // in the region, by slot
+  std::vector<std::size_t> slots_;
+  std::vector<std::unique_ptr<Memory>> values_;  // of slots_
+};
+
+}  // namespace
+
 // Kernel by kernel: the first time, so that an error has a name, and where memory or switches change from kernel to kernel.
 void GpuPlan::launch_each(Plan& plan, Arena& io) {
   const Settings& s = settings();
   std::optional<SplitMemory> memory;
-  if (s.split_arena) memory.emplace(plan, device_);
+  std::optional<SplitRegion> region;
+  if (s.split_arena) memory.emplace(plan, device_), region.emplace(plan, device_);
   for (std::size_t k = 0; k < plan.kernels.size(); ++k) {
     const PlannedKernel& kernel = plan.kernels[k];
     try {
@@ -142,6 +176,7 @@ void GpuPlan::launch_each(Plan& plan, Arena& io) {
     }
     if (memory) memory->after(int(k));
   }
+  if (region) region->fetch_results();
 }
 
 std::vector<Tensor> GpuPlan::results(const Plan& plan, const Arena& io) const {

@@ -6,6 +6,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/plan.h"
+#include "autograd/settings.h"
 #include "jit/compiler.h"
 #include "jit/driver.h"
 #include "ops/ops.h"
@@ -168,6 +169,24 @@ TEST(Custom, AMissingBarrierIsReported) {
   use_device(before);
   EXPECT_EQ(y[0], 127);
   EXPECT_EQ(y[255], 128);
+}
+
+// Elements [shift, shift + 5) of x into elements [place, place + 5) of y, which both have five.
+TEST(Custom, RunningOverAnEndIsReported) {
+  if (device() != Device::emu || !settings().split_arena) GTEST_SKIP() << "needs WEFT_DEVICE=emu and WEFT_ARENA=split";
+  const CustomOp op({.name = "moved", .inputs = {{.name = "x", .rank = 1}}, .outputs = {"y"}, .integers = {"shift", "place"},
+                     .cuda = R"(
+extern "C" __global__ void __launch_bounds__(32) KERNEL(PARAMETERS) {
+  if (threadIdx.x < 5) write_real(a.y + (a.place + threadIdx.x), read_real(a.x + (a.shift + threadIdx.x)));
+})",
+                     .launch = [](const CustomCall&) { return CustomLaunch::of(32, 32); }});
+  const Tensor x = Tensor::from<float>({1, 2, 3, 4, 5}, {5});
+  const auto moved = [&](std::int64_t shift, std::int64_t place) {
+    return run([&] { return custom(op, {x}, {{{5}, DType::f32}}, {.integers = {shift, place}}); }).to_host<float>();
+  };
+  EXPECT_EQ(moved(0, 0), (std::vector<float>{1, 2, 3, 4, 5}));
+  expect_error(ErrorKind::device, {"read of 4 bytes out of bounds", "0 bytes past the end of input 0", "of 20 bytes"}, [&] { moved(1, 0); });
+  expect_error(ErrorKind::device, {"write of 4 bytes out of bounds", "0 bytes past the end of custom", "of 20 bytes"}, [&] { moved(0, 1); });
 }
 
 TEST(Custom, AMistakeInTheTextShowsItsLines) {
