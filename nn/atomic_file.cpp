@@ -143,6 +143,11 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   }
 }
 
+void AtomicFile::rewrite(std::size_t offset, std::span<const std::byte> bytes) {
+  if (lseek(fd_, off_t(offset), SEEK_SET) < 0) fail_errno("cannot write " + file_.string(), errno);
+  write(bytes);
+}
+
 void AtomicFile::commit() {
   if (fsync(fd_) != 0) fail_errno("cannot write " + file_.string(), errno);
   int closed = close(fd_);

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
 #include <set>
@@ -14,7 +15,9 @@
 
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
-#include "tests/temp_folder.h"
+#include "tests/peak_memory.h"
+#include "tests/program.h"
+#include "tests/words_text.h"
 #include "tools/shards.h"
 #include "tools/utf8.h"
 
@@ -22,6 +25,22 @@ namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
+
+std::string read(TextReader& reader, std::size_t end, Cut cut = Cut::anywhere) {
+  std::string text;
+  while (const auto part = reader.next(end, cut)) text += part->text;
+  return text;
+}
+
+// The first 9/10, the rest, and both.
+struct Parts {
+  std::string training, validation, all;
+};
+Parts parts_of(const Corpus& corpus, Cut cut = Cut::anywhere) {
+  TextReader reader(corpus);
+  const std::string training = read(reader, corpus.split(), cut), validation = read(reader, corpus.size(), cut);
+  return {training, validation, training + validation};
+}
 
 std::string numbered(std::size_t n) {
   std::string text(n, '\0');
@@ -47,8 +66,9 @@ TEST(Data, FileIsReadAsItIs) {
   TempFolder folder;
   std::string bytes = "a\r\n\xff\xfe" + std::string(1, '\0') + "  \n\n";
   Corpus corpus = load_corpus(folder.write("text", bytes));
-  EXPECT_EQ(corpus.text, bytes);
-  EXPECT_EQ(corpus.name, (folder / "text").string());
+  EXPECT_EQ(parts_of(corpus).all, bytes);
+  EXPECT_EQ(corpus.size(), bytes.size());
+  EXPECT_EQ(corpus.name(), (folder / "text").string());
 }
 
 TEST(Data, UnusableFiles) {
@@ -62,9 +82,10 @@ TEST(Data, UnusableFiles) {
 TEST(Data, DefaultCorpus) {
   try {
     Corpus corpus = load_corpus();
-    EXPECT_EQ(corpus.text.substr(0, 59), "Ge1:1 In the beginning God created the heaven and the earth");
-    EXPECT_EQ(std::count(corpus.text.begin(), corpus.text.end(), '\n'), 31102);  // verses
-    EXPECT_EQ(corpus.text, load_corpus().text);
+    const std::string text = parts_of(corpus).all;
+    EXPECT_EQ(text.substr(0, 59), "Ge1:1 In the beginning God created the heaven and the earth");
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 31102);  // verses
+    EXPECT_EQ(text, parts_of(load_corpus()).all);
   } catch (const Error& error) {
     expect_error(ErrorKind::io, {"apt-get install bible-kjv", "--data FILE"}, [&] { throw error; });
     GTEST_SKIP() << "bible-kjv is not installed";
@@ -87,8 +108,9 @@ TEST(Data, TrainingWindowsAreConsecutiveBytesOfTheTrainingPart) {
   std::string text = numbered(5000);
   const Corpus corpus{"t", text};
   TokenStream data(corpus, Tokenizer::bytes(), {.batch = 4, .length = 33, .seed = 5});
-  EXPECT_EQ(corpus.training().size(), 4500u);
-  EXPECT_EQ(std::string(corpus.training()) + std::string(corpus.validation()), text);
+  const Parts parts = parts_of(corpus);
+  EXPECT_EQ(parts.training.size(), 4500u);
+  EXPECT_EQ(parts.all, text);
   std::set<std::string> seen;
   for (int i = 0; i < 100; ++i) {
     const HostBatch batch = on_host(data.next());
@@ -100,7 +122,7 @@ TEST(Data, TrainingWindowsAreConsecutiveBytesOfTheTrainingPart) {
       for (std::size_t j = 0; j < 33; ++j) window += char(batch.inputs[row * 33 + j]);
       for (std::size_t j = 0; j + 1 < 33; ++j) EXPECT_EQ(batch.targets[row * 33 + j], batch.inputs[row * 33 + j + 1]);
       window += char(batch.targets[row * 33 + 32]);
-      EXPECT_NE(corpus.training().find(window), std::string::npos);
+      EXPECT_NE(parts.training.find(window), std::string::npos);
       seen.insert(window);
     }
   }
@@ -138,7 +160,7 @@ TEST(Data, ValidationCoversItsPartOnce) {
   for (std::size_t size : {20u, 400u, 2570u, 2571u, 10000u}) {
     const Corpus corpus{"t", numbered(size)};
     TokenStream data(corpus, Tokenizer::bytes(), {.batch = 4, .length = 16});
-    const std::string_view text = corpus.validation();
+    const std::string text = parts_of(corpus).validation;
     std::string inputs, targets;
     std::int64_t counted = 0;
     for (std::int64_t i = 0; i < data.validation_batches(); ++i) {
@@ -184,13 +206,15 @@ TEST(Data, WindowsArePinned) {
 
 TEST(Data, TheSplitCutsNoCharacter) {
   for (std::size_t shift = 0; shift < 8; ++shift) {
-    Corpus corpus{"t", std::string(shift, 'a')};
-    while (corpus.text.size() < 200) corpus.text += "\xf0\x9f\x98\x80";
-    EXPECT_EQ(utf8_error(corpus.training()), corpus.training().size());
-    EXPECT_EQ(utf8_error(corpus.validation()), corpus.validation().size());
-    EXPECT_NEAR(double(corpus.training().size()), 180, 8);
+    std::string text(shift, 'a');
+    while (text.size() < 200) text += "\xf0\x9f\x98\x80";
+    const Parts parts = parts_of({"t", text});
+    EXPECT_EQ(utf8_error(parts.training), parts.training.size());
+    EXPECT_EQ(utf8_error(parts.validation), parts.validation.size());
+    EXPECT_NEAR(double(parts.training.size()), 180, 8);
+    EXPECT_EQ(parts.all, text);
   }
-  EXPECT_EQ((Corpus{"t", std::string(100, '\x80')}.split()), 87u);  // what is no UTF-8 is cut somewhere
+  EXPECT_EQ(parts_of({"t", std::string(100, '\x80')}).training.size(), 87u);  // what is no UTF-8 is cut somewhere
 }
 
 TEST(Data, BatchesCountCharacters) {
@@ -206,24 +230,99 @@ TEST(Data, BatchesCountCharacters) {
   }
 }
 
+// ---- reading in parts
+
+TEST(Data, AFileIsReadInPartsAsAStringIs) {
+  TempFolder folder;
+  std::string text;
+  for (int i = 0; text.size() < 2 * kBytesOfLines + 1000; ++i) text += std::to_string(i) + (i % 7 ? " caf\xc3\xa9 " : "\n");
+  const Corpus memory("t", text), file = load_corpus(folder.write("t", text));
+  const std::size_t split = parts_of(file).training.size();
+  for (const Cut cut : {Cut::anywhere, Cut::lines, Cut::documents}) {
+    TextReader a(memory), b(file);
+    std::string read;
+    for (const std::size_t end : {file.split(), file.size()})
+      while (const auto part = a.next(end, cut)) {
+        const auto same = b.next(end, cut);
+        ASSERT_TRUE(same && same->text == part->text);
+        EXPECT_EQ(part->place.offset, read.size());
+        EXPECT_EQ(part->place.line, std::size_t(std::count(read.begin(), read.end(), '\n')) + 1);
+        EXPECT_EQ(same->place.line, part->place.line);
+        EXPECT_FALSE(part->ends_document);
+        EXPECT_LE(part->text.size(), cut == Cut::anywhere ? kBytesAnywhere + 4 : cut == Cut::lines ? kBytesOfLines : split);
+        read += part->text;
+        EXPECT_TRUE(cut != Cut::lines || read.size() == split || read.size() == text.size() || read.back() == '\n');
+      }
+    EXPECT_TRUE(read == text);
+    EXPECT_FALSE(a.next(file.size(), cut) || b.next(file.size(), cut));
+  }
+}
+
+TEST(Data, ALineMayBeLongerThanAPart) {
+  TempFolder folder;
+  const std::string text = "a\n" + std::string(kBytesOfLines + 5, 'x') + "\nb\n";
+  TextReader reader(load_corpus(folder.write("t", text)));
+  EXPECT_EQ(reader.next(text.size(), Cut::lines)->text, "a\n");
+  EXPECT_EQ(reader.next(text.size(), Cut::lines)->text.size(), kBytesOfLines + 6);
+  EXPECT_EQ(reader.next(text.size(), Cut::lines)->text, "b\n");
+}
+
+TEST(Data, ACharacterIsNotCutAtTheEndOfAPart) {  // wherever parts end
+  for (std::size_t size = kBytesAnywhere - 2; size < kBytesAnywhere + 12; ++size) {
+    std::string text(size, 'a');
+    text += "\xf0\x9f\x98\x80 b";
+    for (std::size_t end = size; end <= size + 4; ++end) {
+      TextReader reader(Corpus("t", text));
+      const std::string front = read(reader, end), back = read(reader, text.size());
+      EXPECT_EQ(front.size(), end == size + 4 ? end : size);
+      EXPECT_TRUE(front + back == text);
+    }
+  }
+}
+
+TEST(Data, ATextThatChangesWhileItIsRead) {
+  TempFolder folder;
+  for (const char* name : {"t", "t.jsonl"}) {
+    const Corpus corpus = load_corpus(folder.write(name, R"({"text": "a text"})" "\n"));
+    folder.write(name, "");
+    TextReader reader(corpus);
+    expect_error(ErrorKind::io, {name, "shorter while it was read"}, [&] { reader.next(corpus.size(), Cut::lines); });
+  }
+}
+
+TEST(Data, BytesThatAreNoTextAreFoundWhereTheyStand) {
+  TempFolder folder;
+  std::string text;
+  while (text.size() < kBytesOfLines + 100) text += "and the king\n";
+  const Corpus large = load_corpus(folder.write("large", text + "\xff\n")), small = load_corpus(folder.write("small", text.substr(0, 1300) + "\xff\n"));
+  const std::string place = "offset " + std::to_string(text.size()) + ", line " + std::to_string(text.size() / 13 + 1);
+  expect_error(ErrorKind::io, {"large: not UTF-8", "byte 0xff", place}, [&] { Tokenizer::train(large, large.size(), 270); });
+  const Tokenizer t = Tokenizer::train(text.substr(0, 10'000), 270);
+  expect_error(ErrorKind::io, {"part: not UTF-8", "offset 102, line 8"}, [&] { t.encode("a\n\xff", "part", {.offset = 100, .line = 7}); });
+  expect_error(ErrorKind::io, {"small: not UTF-8", "offset 1300, line 101"}, [&] { TokenStream(small, t, {}); });
+  expect_error(ErrorKind::io, {"offset 1300, line 101"}, [&] { ShardFolder::make(folder / "shards", small, t, 1000); });
+  EXPECT_FALSE(fs::exists(folder / "shards") || fs::exists(folder / "shards.tmp"));
+}
+
 // ---- documents
 
 TEST(Data, LinesOfJsonAreDocuments) {
   TempFolder folder;
   const fs::path file = folder.write("d.jsonl", R"({"text": "one\ntwo", "id": 7})" "\r\n\n" R"({"text": ""})" "\n" R"({"text": "caf\u00e9"})");
   const Corpus corpus = load_corpus(file);
-  EXPECT_EQ(corpus.text, "one\ntwocaf\xc3\xa9");
-  EXPECT_EQ(corpus.ends, (std::vector<std::size_t>{7, 12}));
-  std::vector<std::int64_t> ids;
-  for_each_block(corpus, 0, corpus.text.size(), Tokenizer::bytes(), [&](auto block) { ids.insert(ids.end(), block.begin(), block.end()); });
-  EXPECT_EQ(Tokenizer::bytes().decode(ids), "one\ntwo\ncaf\xc3\xa9\n");
-  // Cut inside a document, the separator stays behind its end.
-  std::string parts;
-  for (const auto& [begin, end] : {std::pair(0, 3), std::pair(3, 7), std::pair(7, 12)}) {
-    for_each_block(corpus, std::size_t(begin), std::size_t(end), Tokenizer::bytes(), [&](auto block) { parts += Tokenizer::bytes().decode(block); });
-    parts += '|';
-  }
-  EXPECT_EQ(parts, "one|\ntwo\n|caf\xc3\xa9\n|");
+  EXPECT_EQ(corpus.size(), 12u);
+  const auto decoded = [](TextReader& reader, std::size_t end) {
+    std::string text;
+    for_each_block(reader, end, Tokenizer::bytes(), [&](auto block) { text += Tokenizer::bytes().decode(block); });
+    return text;
+  };
+  TextReader whole(corpus), cut(corpus);
+  EXPECT_EQ(decoded(whole, 12), "one\ntwo\ncaf\xc3\xa9\n");
+  // Cut inside a document, the separator stays behind its end; a character is not cut.
+  EXPECT_EQ(decoded(cut, 3), "one");
+  EXPECT_EQ(decoded(cut, 7), "\ntwo\n");
+  EXPECT_EQ(decoded(cut, 11), "caf");
+  EXPECT_EQ(decoded(cut, 12), "\xc3\xa9\n");
 }
 
 TEST(Data, DocumentsEndWithTheTokenizersMark) {
@@ -231,7 +330,7 @@ TEST(Data, DocumentsEndWithTheTokenizersMark) {
   std::string lines;
   for (int i = 0; i < 300; ++i) lines += R"({"text": "and the king went forth into the land"})" "\n";
   const Corpus corpus = load_corpus(folder.write("d.jsonl", lines));
-  const Tokenizer t = make_tokenizer({.name = "unigram", .vocabulary = 280}, corpus);
+  const Tokenizer t = make_tokenizer({.name = "unigram", .vocabulary = 276}, corpus);
   const TokenStream data(corpus, t, {.batch = 2, .length = 16});
   std::vector<std::int64_t> ids(std::size_t(data.training_tokens().size()));
   data.training_tokens().copy(0, ids);
@@ -253,12 +352,54 @@ TEST(Data, LinesThatAreNoDocuments) {
 
 // ---- shards
 
+// What the program needs for files of 32 MB.
+class LargeFiles : public ProgramTest {
+ protected:
+  void SetUp() override {
+    ProgramTest::SetUp();
+#if defined(__SANITIZE_ADDRESS__)
+    GTEST_SKIP() << "AddressSanitizer keeps memory that was freed";
+#endif
+  }
+  static constexpr std::size_t kSize = 32'000'000;
+  fs::path lines() const {
+    const std::string line = nlohmann::json{{"text", words_text(4000)}}.dump() + "\n";
+    std::string all;
+    while (all.size() < kSize) all += line;
+    return folder_.write("lines.jsonl", all);
+  }
+  void expect_peak(const std::string& command, std::size_t most) const {
+    const std::string weft = std::getenv("WEFT_PROGRAM");
+    const std::int64_t peak = peak_memory("'" + weft + "' " + command, folder_ / "output");
+    EXPECT_TRUE(peak > 0 && std::size_t(peak) < most) << command << ": " << peak << "\n" << read_text(folder_ / "output");
+    std::printf("%.1f MB: weft %s\n", double(peak) / 1e6, command.substr(0, 12).c_str());
+  }
+  std::string make(const fs::path& file) const { return "data make --data '" + file.string() + "' --out '" + file.string() + ".shards' "; }
+};
+using SlowLargeFiles = LargeFiles;
+
+TEST_F(LargeFiles, DocumentsAreReadOneByOne) { expect_peak(make(lines()), kSize / 2); }
+
+TEST_F(SlowLargeFiles, ATextIsReadInParts) { expect_peak(make(folder_.write("text", words_text(kSize))), kSize / 2); }
+
+TEST_F(SlowLargeFiles, TrainingHoldsTheTokensAlone) {
+  constexpr std::size_t kTokens = 2 * kSize;  // of two bytes; and a half of them for a moment, when their memory grows
+  expect_peak("train --device cpu --steps 1 --width 8 --layers 1 --state 2 --batch 1 --length 8 --eval-batches 1 --sample 0 --data '" +
+                  lines().string() + "'",
+              2 * kTokens);
+}
+
+TEST_F(SlowLargeFiles, DocumentsAreEncodedOneByOne) {
+  Tokenizer::train(words_text(4000), 275).save(folder_ / "model");
+  expect_peak(make(lines()) + "--tokenizer '" + (folder_ / "model").string() + "'", kSize / 2);
+}
+
 TEST(Data, ShardsHoldWhatTheTextGives) {
   TempFolder folder;
   std::string text;
   for (std::uint32_t i = 0, x = 1; i < 2000; ++i) text += std::to_string((x = x * 1664525u + 1013904223u) >> 22) + (i % 9 ? " " : "\n");
   const Corpus corpus{"t", text};
-  for (const Tokenizer& t : {Tokenizer::bytes(), Tokenizer::train(corpus.training(), 300)}) {
+  for (const Tokenizer& t : {Tokenizer::bytes(), Tokenizer::train(corpus, corpus.split(), 300)}) {
     const BatchOptions options{.batch = 3, .length = 40, .seed = 2};
     TokenStream direct(corpus, t, options);
     for (std::int64_t size : {std::int64_t(100), direct.training_tokens().size(), std::int64_t(1) << 40}) {

@@ -181,8 +181,9 @@ Read model_folders(const TempFolder& folder) {
 }
 
 Read checkpoints(const TempFolder& folder) {
-  Corpus corpus{"words", ""};
-  for (int i = 0; i < 40; ++i) corpus.text += "the king went forth ";
+  std::string text;
+  for (int i = 0; i < 40; ++i) text += "the king went forth ";
+  const Corpus corpus("words", text);
   const auto data = [corpus] { return std::make_shared<TokenStream>(corpus, Tokenizer::bytes(), BatchOptions{.batch = 1, .length = 8}); };
   TrainOptions o;
   o.steps = 3, o.batch = 1, o.length = 8, o.width = 4, o.layers = 1, o.state = 2, o.warmup = 1;

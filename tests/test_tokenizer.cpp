@@ -85,6 +85,7 @@ TEST(Tokenizer, BytesAreTheirOwnIds) {
   EXPECT_EQ(bytes.vocabulary(), 256);
   EXPECT_EQ(bytes.name(), "bytes");
   EXPECT_EQ(bytes.separator(), std::vector<std::int64_t>{'\n'});
+  EXPECT_EQ(bytes.cut(), Cut::anywhere);
   expect_error(ErrorKind::usage, {"out of range", "id 256"}, [&] { bytes.decode(std::vector<std::int64_t>{256}); });
   expect_error(ErrorKind::usage, {"no model"}, [&] { bytes.save("x"); });
 }
@@ -93,6 +94,7 @@ TEST(Tokenizer, EveryTextComesBackExactly) {
   const Tokenizer& t = trained();
   EXPECT_EQ(t.vocabulary(), 400);
   EXPECT_EQ(t.name(), "unigram");
+  EXPECT_EQ(t.cut(), Cut::lines);
   std::string planes;
   for (char32_t c = 0; c < 0x110000; c += c < 0x3000 ? 1 : 251)
     if (c < 0xd800 || c >= 0xe000) planes += utf8(c);
@@ -114,18 +116,23 @@ TEST(Tokenizer, EveryTextComesBackExactly) {
   EXPECT_LT(t.encode(words(30000)).size(), 12000u);  // and it is shorter
 }
 
-TEST(Tokenizer, ALargeTextIsEncodedInBlocksOfWholeLines) {
-  const std::string text = words(9 << 20);
-  const auto blocks = trained().blocks(text);
-  EXPECT_EQ(blocks.size(), 3u);
-  std::string joined;
-  for (std::string_view block : blocks) {
-    EXPECT_EQ(block.back(), text.ends_with(block) ? text.back() : '\n');
-    joined += block;
-  }
-  EXPECT_EQ(joined, text);
-  EXPECT_EQ(trained().blocks(std::string(9 << 20, 'x')).size(), 1u);
-  EXPECT_EQ(Tokenizer::bytes().blocks(text).size(), 3u);
+// Of a text beyond the limit lines from everywhere are seen, in whatever order its lines come.
+TEST(Tokenizer, IsMadeOfAShareOfALargeText) {
+  std::string text;
+  for (int i = 0; i < 4000; ++i) text += i % 10 == 9 ? "the king went forth\n" : "xyxy xyxy xyxy xyxy\n";
+  const Corpus corpus("t", text);
+  const auto knows = [](const Tokenizer& t, char c) {
+    for (std::int64_t id = 0; id < t.vocabulary(); ++id)
+      if (t.piece(id) == std::string(1, c) && id > 258) return true;  // 0 to 2 are <unk>, <s>, </s>; then the bytes
+    return false;
+  };
+  const Tokenizer all = Tokenizer::train(corpus, corpus.size(), 276), few = Tokenizer::train(corpus, corpus.size(), 276, text.size() / 10);
+  const Tokenizer front = Tokenizer::train(corpus, 100, 263);
+  EXPECT_TRUE(knows(all, 'k') && knows(all, 'x'));
+  EXPECT_TRUE(knows(few, 'k') && knows(few, 'x'));
+  EXPECT_NE(few.hash(), all.hash());
+  EXPECT_TRUE(knows(front, 'x') && !knows(front, 'k'));
+  for (const Tokenizer& t : {all, few, front}) EXPECT_EQ(t.decode(t.encode(text)), text);
 }
 
 TEST(Tokenizer, SavedAndLoadedItIsTheSame) {
@@ -206,6 +213,7 @@ TEST(Tokenizer, AModelOfAnotherKind) {
   EXPECT_EQ(t.decode(t.encode("  a")), "  a");
   EXPECT_EQ(t.decode(t.encode("x")), " \xe2\x81\x87 ");  // without byte pieces this is lost
   EXPECT_EQ(t.end_of_text(), 1);
+  EXPECT_EQ(t.cut(), Cut::documents);
   const Tokenizer bpe = Tokenizer::from_model(pieces + field(2, field(3, 2)) + field(3, field(3, 0)), "m");
   EXPECT_EQ(bpe.name(), "bpe");
   EXPECT_EQ(bpe.decode(bpe.encode("ab a")), "ab a");

@@ -171,8 +171,7 @@ TEST(Trainer, ResumeRefusesWhatDoesNotBelongTogether) {
   trainer.save(other.path());
   fs::copy_file(other / "model.safetensors", folder / "model.safetensors", fs::copy_options::overwrite_existing);
   expect_error(ErrorKind::io, {"belong to different steps"}, [&] { Trainer::resume(folder.path(), data(corpus(), options())); });
-  Corpus another = corpus();
-  another.text[5] = '!';
+  const Corpus another("words", "!" + words_text(20000));
   expect_error(ErrorKind::io, {"not the one that training began with"},
                [&] { Trainer::resume(other.path(), data(another, options())); });
   expect_error(ErrorKind::io, {"no training state"}, [&] { Trainer::resume(folder / "none", data(corpus(), options())); });

@@ -4,98 +4,29 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <array>
-#include <cstdio>
-#include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
 
 #include "jit/error.h"
 #include "jit/philox.h"
-#include "nn/json.h"
-#include "nn/safetensors.h"
 #include "tools/shards.h"
-#include "tools/utf8.h"
 
 namespace weft {
-namespace {
-
-// What a shell command prints, or "" when it fails.
-std::string output_of(const char* command) {
-  std::FILE* pipe = popen(command, "r");
-  if (!pipe) return {};
-  std::string text;
-  std::array<char, 1 << 16> buffer;
-  while (std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe)) text.append(buffer.data(), n);
-  return pclose(pipe) == 0 ? text : std::string();
-}
-
-// Another program may be called bible too.
-bool is_king_james(const std::string& text) {
-  return text.starts_with("Ge1:1 In the beginning") && text.size() > 4'000'000;
-}
-
-// A .jsonl file's lines become the documents that they hold.
-void take_documents(Corpus& corpus) {
-  const std::string lines = std::exchange(corpus.text, {});
-  std::size_t number = 0;
-  for (std::string_view rest = lines; !rest.empty();) {
-    const std::string_view line = rest.substr(0, rest.find('\n'));
-    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
-    ++number;
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
-    const nlohmann::json object = parse_json(line, corpus.name, number);
-    const auto text = object.is_object() ? object.find("text") : object.end();
-    if (text == object.end() || !text->is_string())
-      fail(ErrorKind::io, corpus.name + ": a line without a text", fmt::format("line {}", number),
-           R"(each line is an object with a string: {"text": "..."})");
-    const std::string& document = text->get_ref<const std::string&>();
-    if (document.empty()) continue;
-    corpus.text += document;
-    corpus.ends.push_back(corpus.text.size());
-  }
-}
-
-}  // namespace
-
-Corpus load_corpus(const std::optional<std::filesystem::path>& file) {
-  if (file) {
-    Corpus corpus{file->string(), read_text(*file)};
-    if (file->extension() == ".jsonl") take_documents(corpus);
-    if (corpus.text.empty()) fail(ErrorKind::io, corpus.name + " is empty", {}, "give a text file: --data FILE");
-    return corpus;
-  }
-  std::string text = output_of("PATH=\"$PATH:/usr/bin:/usr/games\" bible -f 'Gen1:1-Rev22:21' </dev/null 2>/dev/null");
-  if (!is_king_james(text))
-    fail(ErrorKind::io, "no text to train on", "the program bible, which prints the default one, is not installed",
-         "`apt-get install bible-kjv`, or give a text of your own: `--data FILE`");
-  return {"King James Bible", std::move(text)};
-}
-
-std::size_t Corpus::split() const {
-  std::size_t at = text.size() - text.size() / 10;
-  for (int i = 0; i < 3 && at > 0 && at < text.size() && utf8_continues(text[at]); ++i) --at;
-  return at;
-}
 
 Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus) {
   if (choice.name == "bytes") return Tokenizer::bytes();
-  if (choice.name == "unigram") return Tokenizer::train(corpus.training(), choice.vocabulary, corpus.name);
+  if (choice.name == "unigram") return Tokenizer::train(corpus, corpus.split(), choice.vocabulary);
   if (std::filesystem::exists(choice.name)) return Tokenizer::load(choice.name);
   fail(ErrorKind::io, fmt::format("no tokenizer '{}'{}", choice.name, suggestion(choice.name, {"bytes", "unigram"})), "there is no such file",
        "give bytes, unigram or the file of a SentencePiece model");
 }
 
-void for_each_block(const Corpus& corpus, std::size_t begin, std::size_t end, const Tokenizer& tokenizer,
+void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenizer,
                     const std::function<void(std::span<const std::int64_t>)>& f) {
   const std::vector<std::int64_t> separator = tokenizer.separator();
-  auto next = std::upper_bound(corpus.ends.begin(), corpus.ends.end(), begin);
-  while (begin < end) {
-    const std::size_t stop = next == corpus.ends.end() ? end : std::min(*next, end);
-    for (std::string_view block : tokenizer.blocks(std::string_view(corpus.text).substr(begin, stop - begin)))
-      f(tokenizer.encode(block, corpus.name));
-    if (next != corpus.ends.end() && *next == stop) f(separator), ++next;
-    begin = stop;
+  while (const auto part = text.next(end, tokenizer.cut())) {
+    f(tokenizer.encode(part->text, text.corpus().name(), part->place));
+    if (part->ends_document) f(separator);
   }
 }
 
@@ -118,17 +49,21 @@ void BatchSource::seek(std::int64_t position) {
 
 namespace {
 
-Tokens tokens_of(const Corpus& corpus, std::size_t begin, std::size_t end, const Tokenizer& tokenizer) {
+Tokens tokens_of(TextReader& text, std::size_t end, const Tokenizer& tokenizer) {
   PackedTokens tokens(tokenizer.vocabulary());
-  for_each_block(corpus, begin, end, tokenizer, [&](std::span<const std::int64_t> ids) { tokens.append(ids); });
+  for_each_block(text, end, tokenizer, [&](std::span<const std::int64_t> ids) { tokens.append(ids); });
   return Tokens(std::move(tokens));
 }
 
 }  // namespace
 
 TokenStream::TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options)
-    : TokenStream(corpus.name, tokens_of(corpus, 0, corpus.split(), tokenizer),
-                  tokens_of(corpus, corpus.split(), corpus.text.size(), tokenizer), tokenizer, options) {}
+    : BatchSource(options), name_(corpus.name()), tokenizer_(std::move(tokenizer)) {
+  TextReader text(corpus);
+  training_ = tokens_of(text, corpus.split(), tokenizer_);
+  validation_ = tokens_of(text, corpus.size(), tokenizer_);
+  check_length();
+}
 
 TokenStream::TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options)
     : TokenStream(load_corpus(file), std::move(tokenizer), options) {}
@@ -139,12 +74,16 @@ TokenStream::TokenStream(std::string name, Tokens training, Tokens validation, T
       tokenizer_(std::move(tokenizer)),
       training_(std::move(training)),
       validation_(std::move(validation)) {
+  check_length();
+}
+
+void TokenStream::check_length() const {
   if (training_.size() == 0 && validation_.size() < 2)
     fail(ErrorKind::io, name_ + ": text too short", fmt::format("tokens: {}; one is needed to predict another", validation_.size()));
-  if (training_.size() > 0 && (training_.size() < options.length + 1 || validation_.size() < 2))
+  if (training_.size() > 0 && (training_.size() < options().length + 1 || validation_.size() < 2))
     fail(ErrorKind::io, name_ + ": text too short",
          fmt::format("{} tokens to train on and {} to validate with; a length of {} needs {} and 2", training_.size(),
-                     validation_.size(), options.length, options.length + 1),
+                     validation_.size(), options().length, options().length + 1),
          "give a longer text or a smaller --length");
 }
 
@@ -224,7 +163,9 @@ TokenStream open_to_evaluate(const std::filesystem::path& data, const std::strin
     if (validation) tokens.append(shards.validation());
   } else {
     const Corpus corpus = load_corpus(data);
-    tokens = tokens_of(corpus, training ? 0 : corpus.split(), validation ? corpus.text.size() : corpus.split(), tokenizer);
+    TextReader text(corpus);
+    if (!training) text.skip(corpus.split());
+    tokens = tokens_of(text, validation ? corpus.size() : corpus.split(), tokenizer);
   }
   const std::int64_t targets = std::max<std::int64_t>(tokens.size() - 1, 1);  // a short text needs no large batches
   options.length = std::min(options.length, targets);

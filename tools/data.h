@@ -1,4 +1,4 @@
-// What a model is trained on: texts and how they are cut into batches.
+// What a model is trained on: tokens of texts and how they are cut into batches.
 #pragma once
 
 #include <cstddef>
@@ -8,30 +8,14 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "autograd/tensor.h"
+#include "tools/corpus.h"
 #include "tools/tokenizer.h"
 #include "tools/tokens.h"
 
 namespace weft {
-
-struct Corpus {
-  std::string name;  // the file, or what the default is
-  std::string text;
-  std::vector<std::size_t> ends = {};  // of its documents in `text`, rising; none: a text without documents
-
-  // The first 9/10, which are trained on, and the rest; never cut inside a UTF-8 character.
-  std::string_view training() const { return std::string_view(text).substr(0, split()); }
-  std::string_view validation() const { return std::string_view(text).substr(split()); }
-  std::size_t split() const;
-};
-
-// A text file, or the documents of a .jsonl file: an object a line, whose string "text" is one. Without a file, the King
-// James text as Debian's package bible-kjv prints it: one verse a line, each behind its reference ("Ge1:1 In the beginning
-// ..."). Errors are ErrorKind::io: missing, empty, not JSON (with the line), neither there.
-Corpus load_corpus(const std::optional<std::filesystem::path>& file = std::nullopt);
 
 struct TokenizerChoice {
   std::string name = "bytes";      // "bytes"; "unigram", made from the training part; or the file of a SentencePiece model
@@ -39,8 +23,9 @@ struct TokenizerChoice {
 };
 Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus);
 
-// Tokens of [begin, end) of the corpus, in blocks; behind each document that ends there stands the tokenizer's separator.
-void for_each_block(const Corpus& corpus, std::size_t begin, std::size_t end, const Tokenizer& tokenizer,
+// Tokens of what comes next, up to byte `end` of the text, in blocks; behind each document that ends there stands the tokenizer's
+// separator.
+void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenizer,
                     const std::function<void(std::span<const std::int64_t>)>& f);
 
 inline constexpr std::int64_t kIgnored = -100;  // the target of what is not to be predicted, as cross_entropy ignores it
@@ -115,6 +100,7 @@ class TokenStream : public BatchSource {
   Batch training(std::int64_t position) const override;
 
  private:
+  void check_length() const;
   Batch windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const;
   std::string name_;
   Tokenizer tokenizer_;

@@ -2,13 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <system_error>
 
 #include "jit/error.h"
 #include "nn/json.h"
 #include "nn/safetensors.h"
+#include "tools/checkpoint.h"
 
 namespace weft {
 namespace {
@@ -24,26 +27,28 @@ fs::path shard_file(const fs::path& folder, const std::string& part, std::int64_
   return folder / fmt::format("{}-{:05}.tokens", part, n);
 }
 
-// Writes the tokens [begin, end) of the text; {"shards": n, "tokens": n}.
-json write_part(const fs::path& folder, const std::string& part, const Corpus& corpus, std::size_t begin, std::size_t end,
-                const Tokenizer& tokenizer, std::int64_t shard_tokens) {
-  PackedTokens shard(tokenizer.vocabulary());
+// Writes the tokens of what comes next, up to byte `end` of the text; {"shards": n, "tokens": n}.
+json write_part(const fs::path& folder, const std::string& part, TextReader& text, std::size_t end, const Tokenizer& tokenizer,
+                std::int64_t shard_tokens) {
+  std::optional<ShardWriter> shard;
   std::int64_t shards = 0, tokens = 0;
-  const auto flush = [&] {
-    if (shards == kMaxShards) fail(ErrorKind::usage, "data: too many shards", fmt::format("at most {}", kMaxShards), "give a larger --shard-tokens");
-    write_shard(shard_file(folder, part, shards++), shard, tokenizer);
-    tokens += shard.size();
-    shard = PackedTokens(tokenizer.vocabulary());
+  const auto finish = [&] {
+    shard->finish();
+    shard.reset();
   };
-  for_each_block(corpus, begin, end, tokenizer, [&](std::span<const std::int64_t> ids) {
+  for_each_block(text, end, tokenizer, [&](std::span<const std::int64_t> ids) {
     while (!ids.empty()) {
-      const std::size_t n = std::min(ids.size(), std::size_t(shard_tokens - shard.size()));
-      shard.append(ids.first(n));
+      if (shards == kMaxShards && !shard)
+        fail(ErrorKind::usage, "data: too many shards", fmt::format("at most {}", kMaxShards), "give a larger --shard-tokens");
+      if (!shard) shard.emplace(shard_file(folder, part, shards++), tokenizer);
+      const std::size_t n = std::min(ids.size(), std::size_t(shard_tokens - shard->size()));
+      shard->append(ids.first(n));
+      tokens += std::int64_t(n);
       ids = ids.subspan(n);
-      if (shard.size() == shard_tokens) flush();
+      if (shard->size() == shard_tokens) finish();
     }
   });
-  if (shard.size() > 0) flush();
+  if (shard) finish();
   return {{"shards", shards}, {"tokens", tokens}};
 }
 
@@ -66,19 +71,16 @@ Tokens open_part(const fs::path& folder, const std::string& part, const json& ab
 ShardFolder ShardFolder::make(const fs::path& folder, const Corpus& corpus, const Tokenizer& tokenizer, std::int64_t shard_tokens) {
   if (shard_tokens < 1) fail(ErrorKind::usage, "data: a shard has at least one token", fmt::format("--shard-tokens {}", shard_tokens));
   std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) fail(ErrorKind::io, "data: the folder cannot be made", folder.string() + ": " + error.message());
-  if (!fs::is_empty(folder)) fail(ErrorKind::io, "data: the folder is not empty", folder.string(), "give another --out");
-  if (!tokenizer.is_bytes()) tokenizer.save(folder / kTokenizer);
-  const std::size_t split = corpus.split();
-  const json about = {{"format", 1},
-                      {"source", corpus.name},
-                      {"tokenizer", tokenizer.name()},
-                      {"vocabulary", tokenizer.vocabulary()},
-                      {"training", write_part(folder, "training", corpus, 0, split, tokenizer, shard_tokens)},
-                      {"validation", write_part(folder, "validation", corpus, split, corpus.text.size(), tokenizer, shard_tokens)}};
-  const std::string text = about.dump(2) + "\n";
-  write_file(folder / kDescription, std::as_bytes(std::span(text)));
+  if (fs::exists(folder, error) && !fs::is_empty(folder, error)) fail(ErrorKind::io, "data: the folder is not empty", folder.string(), "give another --out");
+  write_folder(folder, [&](const fs::path& to) {
+    if (!tokenizer.is_bytes()) tokenizer.save(to / kTokenizer);
+    json about = {{"format", 1}, {"source", corpus.name()}, {"tokenizer", tokenizer.name()}, {"vocabulary", tokenizer.vocabulary()}};
+    TextReader text(corpus);
+    about["training"] = write_part(to, "training", text, corpus.split(), tokenizer, shard_tokens);
+    about["validation"] = write_part(to, "validation", text, corpus.size(), tokenizer, shard_tokens);
+    const std::string description = about.dump(2) + "\n";
+    write_file(to / kDescription, std::as_bytes(std::span(description)));
+  });
   return ShardFolder(folder);
 }
 

@@ -1,6 +1,6 @@
 // A folder of tokens, made once from a text and then read without it:
 //
-//   DIR/data.json              what is in it; written last, so a folder with it is complete
+//   DIR/data.json              what is in it
 //   DIR/tokenizer.model        the SentencePiece model; none: bytes
 //   DIR/training-00000.tokens  the tokens of the first 9/10 of the text, in shards (tools/tokens.h)
 //   DIR/validation-00000.tokens
@@ -18,7 +18,8 @@ class ShardFolder {
   // Errors (ErrorKind::io): not such a folder, one that is not complete, shards that do not belong to it.
   explicit ShardFolder(std::filesystem::path folder);
 
-  // Writes one, shards of at most `shard_tokens`. Errors (ErrorKind::io): the folder is there and not empty.
+  // Writes one, shards of at most `shard_tokens`; on an error there is none. Errors (ErrorKind::io): the folder is there and
+  // not empty, the text is not UTF-8, the disk is full.
   static ShardFolder make(const std::filesystem::path& folder, const Corpus& corpus, const Tokenizer& tokenizer,
                           std::int64_t shard_tokens);
 

@@ -24,7 +24,6 @@ namespace {
 namespace sp = sentencepiece;
 
 constexpr std::size_t kMaxModelBytes = 64 << 20, kMaxPieces = 1 << 20, kMaxPieceBytes = 1024;
-constexpr std::size_t kBlockBytes = 4 << 20;      // encoded at once
 constexpr std::size_t kMaxSentence = 1'000'000;   // bytes; SentencePiece leaves out longer lines
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, which stands for a space in pieces
 
@@ -200,14 +199,39 @@ void quiet() {  // it logs to stderr; nothing else sets the level in an installe
   });
 }
 
+void check_text(std::string_view text, const std::string& name, TextPlace begin) {
+  const std::size_t bad = utf8_error(text);
+  if (bad == text.size()) return;
+  fail(ErrorKind::io, name + ": not UTF-8",
+       fmt::format("byte {:#04x} at offset {}, line {}", static_cast<unsigned char>(text[bad]), begin.offset + bad,
+                   begin.line + std::size_t(std::count(text.begin(), text.begin() + std::ptrdiff_t(bad), '\n'))),
+       "convert it with iconv, or give --tokenizer bytes, which takes any file");
+}
+
+// Lines of a corpus up to byte `end`: all, or so many, drawn from everywhere, that they have about `most` bytes.
 class Lines : public sp::SentenceIterator {
  public:
-  explicit Lines(std::string_view text) : rest_(text) { Next(); }
+  Lines(const Corpus& corpus, std::size_t end, std::size_t most)
+      : reader_(corpus), end_(end), share_(std::min(1.0, double(most) / double(end))) {
+    Next();
+  }
   bool done() const override { return done_; }
   const std::string& value() const override { return line_; }
   sp::util::Status status() const override { return {}; }
   void Next() override {
-    done_ = rest_.empty();
+    do done_ = !next_line();
+    while (!done_ && !is_drawn(number_++));
+  }
+
+ private:
+  bool is_drawn(std::uint64_t number) const { return std::ldexp(double(XXH3_64bits(&number, sizeof number)), -64) <= share_; }
+  bool next_line() {
+    if (rest_.empty()) {
+      const auto part = reader_.next(end_, Cut::lines);
+      if (!part) return false;
+      rest_ = part->text;
+      check_text(rest_, reader_.corpus().name(), part->place);
+    }
     std::size_t end = std::min(rest_.find('\n'), rest_.size()), next = std::min(end + 1, rest_.size());
     if (end > kMaxSentence) {
       end = kMaxSentence;
@@ -216,32 +240,31 @@ class Lines : public sp::SentenceIterator {
     }
     line_ = rest_.substr(0, end);
     rest_.remove_prefix(next);
+    return true;
   }
 
- private:
+  TextReader reader_;
+  std::size_t end_;
+  double share_;
+  std::uint64_t number_ = 0;  // of the line
   std::string_view rest_;
   std::string line_;
   bool done_ = false;
 };
 
-void check_text(std::string_view text, const std::string& name) {
-  const std::size_t bad = utf8_error(text);
-  if (bad == text.size()) return;
-  fail(ErrorKind::io, name + ": not UTF-8",
-       fmt::format("byte {:#04x} at offset {}, line {}", static_cast<unsigned char>(text[bad]), bad,
-                   std::count(text.begin(), text.begin() + std::ptrdiff_t(bad), '\n') + 1),
-       "convert it with iconv, or give --tokenizer bytes, which takes any file");
-}
-
-// What a vocabulary must have room for: every character (a zero byte is none), every byte, and <unk>, <s>, </s>.
-std::int64_t least_vocabulary(std::string_view text) {
-  std::unordered_set<std::string_view> characters;
-  bool cut = false;
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t length = utf8_length(text.substr(at), cut);
-    if (text[at] != '\n' && text[at]) characters.insert(text.substr(at, length));
-    at += length;
+// What a vocabulary must have room for: every character (a zero byte is none), every byte, and <unk>, <s>, </s>; nothing if
+// all lines are empty.
+std::optional<std::int64_t> least_vocabulary(Lines&& lines) {
+  std::unordered_set<std::string> characters;
+  bool cut = false, empty = true;
+  for (; !lines.done(); lines.Next()) {
+    for (std::string_view rest = lines.value(); !rest.empty(); empty = false) {
+      const std::size_t length = utf8_length(rest, cut);
+      if (rest[0]) characters.emplace(rest.substr(0, length));
+      rest.remove_prefix(length);
+    }
   }
+  if (empty) return std::nullopt;
   return std::int64_t(characters.size()) + 256 + 3;
 }
 
@@ -317,14 +340,19 @@ Tokenizer Tokenizer::load(const std::filesystem::path& file) {
 }
 
 Tokenizer Tokenizer::train(std::string_view text, std::int64_t vocabulary, const std::string& name) {
+  return train(Corpus(name, std::string(text)), text.size(), vocabulary);
+}
+
+Tokenizer Tokenizer::train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary, std::size_t training_bytes) {
   quiet();
-  check_text(text, name);
-  if (text.find_first_not_of('\n') == text.npos) fail(ErrorKind::io, name + ": no text to make a tokenizer from");
-  const std::int64_t least = least_vocabulary(text);
+  const std::string& name = corpus.name();
+  const auto needed = least_vocabulary(Lines(corpus, end, training_bytes));
+  if (!needed) fail(ErrorKind::io, name + ": no text to make a tokenizer from");
+  const std::int64_t least = *needed;
   if (vocabulary < least || vocabulary > std::int64_t(kMaxPieces))
     fail(ErrorKind::usage, fmt::format("{}: a vocabulary of {} is too {}", name, vocabulary, vocabulary < least ? "small" : "large"),
          fmt::format("every byte and every character of the text must be in it: {} to {}", least, kMaxPieces), "give another --vocab");
-  Lines lines(text);
+  Lines lines(corpus, end, training_bytes);
   std::string serialized;
   // The defaults lose new lines and rare characters, and the vocabulary would depend on the number of threads.
   const sp::util::Status status = sp::SentencePieceTrainer::Train(
@@ -344,7 +372,7 @@ Tokenizer Tokenizer::train(std::string_view text, std::int64_t vocabulary, const
   Tokenizer tokenizer = from_model(std::move(serialized), name);
   if (tokenizer.vocabulary() < vocabulary)
     fail(ErrorKind::io, fmt::format("{}: too short for a vocabulary of {}", name, vocabulary),
-         fmt::format("{} bytes give {} pieces", text.size(), tokenizer.vocabulary()),
+         fmt::format("{} bytes give {} pieces", end, tokenizer.vocabulary()),
          fmt::format("give a longer text, --vocab {}, or --tokenizer bytes", tokenizer.vocabulary()));
   return tokenizer;
 }
@@ -355,31 +383,22 @@ std::uint64_t Tokenizer::hash() const { return model_->hash; }
 bool Tokenizer::strips_space() const { return model_->dummy_prefix; }
 std::int64_t Tokenizer::end_of_text() const { return model_->end_of_text; }
 
-std::vector<std::string_view> Tokenizer::blocks(std::string_view text) const {
-  std::vector<std::string_view> blocks;
-  if (model_->dummy_prefix) return {text};  // each block would begin with a space
-  while (!text.empty()) {
-    std::size_t size = std::min(text.size(), kBlockBytes);
-    if (size < text.size() && !is_bytes()) {  // no piece goes across the end of a line
-      std::size_t end = text.substr(0, size).rfind('\n');
-      if (end == text.npos) end = text.find('\n', size);
-      size = end == text.npos ? text.size() : end + 1;
-    }
-    blocks.push_back(text.substr(0, size));
-    text.remove_prefix(size);
-  }
-  return blocks;
+Cut Tokenizer::cut() const {
+  if (is_bytes()) return Cut::anywhere;
+  return model_->dummy_prefix ? Cut::documents : Cut::lines;  // no piece goes across the end of a line; a space begins every part
 }
 
-std::vector<std::int64_t> Tokenizer::encode(std::string_view text, const std::string& name) const {
+std::vector<std::int64_t> Tokenizer::encode(std::string_view text, const std::string& name, TextPlace begin) const {
   std::vector<std::int64_t> ids;
   if (is_bytes()) {
     ids.resize(text.size());
     std::transform(text.begin(), text.end(), ids.begin(), [](char c) { return std::int64_t(static_cast<unsigned char>(c)); });
     return ids;
   }
-  check_text(text, name);
-  for (std::string_view block : blocks(text)) {
+  check_text(text, name, begin);
+  while (!text.empty()) {  // in parts: SentencePiece needs some dozens of bytes for each
+    std::string_view block = text.substr(0, part_size(text, true, cut()));
+    text.remove_prefix(block.size());
     // A U+2581 of the text would become a space: it is given as its bytes.
     while (!model_->byte_ids.empty()) {
       const std::size_t mark = block.find(kSpace);

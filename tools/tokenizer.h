@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "tools/corpus.h"
+
 namespace weft {
 
 // Copies share what they were made from.
@@ -21,9 +23,11 @@ class Tokenizer {
   static Tokenizer load(const std::filesystem::path& file);
   static Tokenizer from_model(std::string serialized, const std::string& name);  // what a model file holds
 
-  // A unigram model of the pieces that `text` is best made of; it gives every text back exactly. `name` of the text appears
-  // in errors. Errors (ErrorKind::io): not UTF-8, empty, too short for so many pieces; (ErrorKind::usage) fewer pieces than
-  // the text has characters and bytes have values.
+  // A unigram model of the pieces that the corpus up to byte `end` is best made of; it gives every text back exactly. Of a text
+  // beyond kTrainingBytes it sees so many, lines from everywhere. Errors (ErrorKind::io): not UTF-8, empty, too short for so
+  // many pieces; (ErrorKind::usage) fewer pieces than the text has characters and bytes have values.
+  static constexpr std::size_t kTrainingBytes = 32 << 20;
+  static Tokenizer train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary, std::size_t training_bytes = kTrainingBytes);
   static Tokenizer train(std::string_view text, std::int64_t vocabulary, const std::string& name = "text");
 
   std::int64_t vocabulary() const;  // ids are in [0, vocabulary())
@@ -31,11 +35,10 @@ class Tokenizer {
   bool is_bytes() const { return name() == "bytes"; }
   std::uint64_t hash() const;  // equal for equal tokenizers
 
-  // Errors (ErrorKind::io): not UTF-8, which only `bytes` takes; `name` of the text appears in them.
-  std::vector<std::int64_t> encode(std::string_view text, const std::string& name = "text") const;
-  // Parts of a text that are encoded one by one: encode(text) is what they give, one behind the other. So a large text
-  // needs no large memory.
-  std::vector<std::string_view> blocks(std::string_view text) const;
+  // Errors (ErrorKind::io): not UTF-8, which only `bytes` takes; they have the name of the text and, of a part of it, the
+  // place where it begins.
+  std::vector<std::int64_t> encode(std::string_view text, const std::string& name = "text", TextPlace begin = {}) const;
+  Cut cut() const;  // where a text may be cut and encoded in parts
 
   // Errors (ErrorKind::usage): an id out of range.
   std::string decode(std::span<const std::int64_t> ids) const;

@@ -142,18 +142,48 @@ void Tokens::verify() const {
   }
 }
 
-void write_shard(const fs::path& file, const PackedTokens& tokens, const Tokenizer& tokenizer) {
+struct ShardWriter::Impl {
+  AtomicFile file;
   Header header;
-  header.width = std::uint32_t(tokens.width());
-  header.count = std::uint64_t(tokens.size());
+  PackedTokens waiting;  // to be written
+  std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> checksum{XXH3_createState(), XXH3_freeState};
+};
+
+ShardWriter::ShardWriter(const fs::path& file, const Tokenizer& tokenizer)
+    : impl_(new Impl{.file = AtomicFile(file), .header = {}, .waiting = PackedTokens(tokenizer.vocabulary())}) {
+  Header& header = impl_->header;
+  header.width = std::uint32_t(impl_->waiting.width());
   header.tokenizer = tokenizer.hash();
   header.vocabulary = std::uint64_t(tokenizer.vocabulary());
-  header.checksum = XXH3_64bits(tokens.bytes().data(), tokens.bytes().size());
+  XXH3_64bits_reset(impl_->checksum.get());
+  impl_->file.write(std::as_bytes(std::span(&header, 1)));  // finish() writes it again
+}
+
+ShardWriter::~ShardWriter() = default;
+
+std::int64_t ShardWriter::size() const { return std::int64_t(impl_->header.count); }
+
+void ShardWriter::append(std::span<const std::int64_t> ids) {
+  constexpr std::size_t kWaiting = 1 << 20;
+  impl_->waiting.append(ids);
+  impl_->header.count += ids.size();
+  if (impl_->waiting.bytes().size() >= kWaiting) flush();
+}
+
+void ShardWriter::flush() {
+  const std::vector<std::byte>& bytes = impl_->waiting.bytes();
+  XXH3_64bits_update(impl_->checksum.get(), bytes.data(), bytes.size());
+  impl_->file.write(bytes);
+  impl_->waiting.clear();
+}
+
+void ShardWriter::finish() {
+  flush();
+  Header& header = impl_->header;
+  header.checksum = XXH3_64bits_digest(impl_->checksum.get());
   header.own = header.own_checksum();
-  AtomicFile out(file);
-  out.write(std::as_bytes(std::span(&header, 1)));
-  out.write(tokens.bytes());
-  out.commit();
+  impl_->file.rewrite(0, std::as_bytes(std::span(&header, 1)));
+  impl_->file.commit();
 }
 
 }  // namespace weft

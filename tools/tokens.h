@@ -32,6 +32,7 @@ class PackedTokens {
   std::size_t width() const { return width_; }
   std::int64_t size() const { return std::int64_t(bytes_.size() / width_); }
   const std::vector<std::byte>& bytes() const { return bytes_; }
+  void clear() { bytes_.clear(); }
 
  private:
   std::size_t width_;
@@ -67,6 +68,21 @@ class Tokens {
   std::int64_t size_ = 0;
 };
 
-void write_shard(const std::filesystem::path& file, const PackedTokens& tokens, const Tokenizer& tokenizer);
+// Writes a shard while its tokens come in. Errors are ErrorKind::io. Without finish() there will be no file.
+class ShardWriter {
+ public:
+  ShardWriter(const std::filesystem::path& file, const Tokenizer& tokenizer);
+  ~ShardWriter();
+  ShardWriter(const ShardWriter&) = delete;
+  ShardWriter& operator=(const ShardWriter&) = delete;
+  void append(std::span<const std::int64_t> ids);
+  std::int64_t size() const;  // tokens
+  void finish();
+
+ private:
+  struct Impl;
+  void flush();
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace weft
