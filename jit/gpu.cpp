@@ -56,6 +56,8 @@ struct Gpu::Impl {
 
   std::multimap<std::size_t, std::byte*> free_blocks;  // by size
   std::unordered_map<std::byte*, std::size_t> blocks;  // size of each block in use
+  std::size_t held = 0, peak = 0;
+  void hold(std::size_t bytes) { peak = std::max(peak, held += bytes); }
 
   struct Staging {
     std::byte* memory = nullptr;
@@ -127,6 +129,9 @@ std::size_t Gpu::memory_in_use() const {
   return total - left;
 }
 
+std::size_t Gpu::held_memory() const { return impl_->held; }
+std::size_t Gpu::peak_memory() const { return impl_->peak; }
+
 void Gpu::fail_memory(const std::string& what, std::size_t bytes) const {
   std::size_t left = 0, total = 0;
   driver_.cuMemGetInfo(&left, &total);
@@ -148,12 +153,13 @@ std::byte* Gpu::allocate(std::size_t bytes, const std::string& what) {
   CUresult result = driver_.cuMemAlloc(&block, size);
   if (result == CUDA_ERROR_OUT_OF_MEMORY && !i.free_blocks.empty()) {
     synchronize();
-    for (const auto& [unused, kept] : i.free_blocks) driver_.cuMemFree(address(kept));
+    for (const auto& [kept_size, kept] : i.free_blocks) driver_.cuMemFree(address(kept)), i.held -= kept_size;
     i.free_blocks.clear();
     result = driver_.cuMemAlloc(&block, size);
   }
   if (result == CUDA_ERROR_OUT_OF_MEMORY) fail_memory(what, bytes);
   cuda_check(driver_, result, "cuMemAlloc");
+  i.hold(size);
   if (emulated_) name_emulated(block, what);
   i.blocks.emplace(pointer(block), size);
   return pointer(block);
@@ -163,7 +169,7 @@ void Gpu::free(std::byte* memory) {
   Impl& i = *impl_;
   const auto block = i.blocks.find(memory);
   if (block == i.blocks.end()) return;
-  if (i.split) driver_.cuStreamSynchronize(i.stream), driver_.cuMemFree(address(memory));
+  if (i.split) driver_.cuStreamSynchronize(i.stream), driver_.cuMemFree(address(memory)), i.held -= block->second;
   else i.free_blocks.emplace(block->second, memory);  // what is still running on it comes before its next use in the stream
   i.blocks.erase(block);
 }
@@ -186,6 +192,7 @@ void Gpu::extend(std::byte* base, std::size_t from, std::size_t to, const std::s
   access.location.id = impl_->device;
   cuda_check(driver_, driver_.cuMemSetAccess(address(base + from), to - from, &access, 1), "cuMemSetAccess");
   cuda_check(driver_, driver_.cuMemRelease(memory), "cuMemRelease");  // stays while it is mapped
+  impl_->hold(to - from);
 }
 
 std::byte* Gpu::stage(std::size_t bytes) {

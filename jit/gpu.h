@@ -55,7 +55,9 @@ class Gpu {
   const std::string& target() const { return target_; }  // "sm_90a"
   int multiprocessors() const { return multiprocessors_; }
   std::size_t total_memory() const { return total_memory_; }
-  std::size_t memory_in_use() const;  // of the whole device, by all processes
+  std::size_t memory_in_use() const;  // of the whole device, by all processes, as the driver says
+  std::size_t held_memory() const;    // by this object: States, values of steps, workspaces; also blocks kept for the next request
+  std::size_t peak_memory() const;    // the largest held_memory() so far
 
   // Memory. Blocks that are freed are kept for the next request of their size; WEFT_ARENA=split gives each its own allocation.
   std::byte* allocate(std::size_t bytes, const std::string& what);

@@ -202,11 +202,11 @@ class Session {
   }
 
   void finish() {
-    const std::size_t memory = memory_in_use();
-    progress_.note(fmt::format("{}: {:.1f} MB; {:.0f} tokens/s", is_gpu(device()) ? "device memory in use" : "peak memory",
-                               double(memory) / 1e6, progress_.tokens_per_second()));
+    const std::size_t memory = peak_memory(), host = peak_host_memory();
+    const std::string more = is_gpu(device()) ? fmt::format(" of the device, {:.1f} MB of the host", double(host) / 1e6) : "";
+    progress_.note(fmt::format("peak memory: {:.1f} MB{}; {:.0f} tokens/s", double(memory) / 1e6, more, progress_.tokens_per_second()));
     if (run_.empty()) return;
-    const nlohmann::json summary = {{"step", trainer_.steps_done()}, {"memory_bytes", memory},
+    const nlohmann::json summary = {{"step", trainer_.steps_done()}, {"memory_bytes", memory}, {"host_memory_bytes", host},
                                     {"tokens_per_second", std::round(progress_.tokens_per_second())}, {"seconds", progress_.seconds()}};
     const std::string text = summary.dump(2) + "\n";
     write_file(run_ / "summary.json", std::as_bytes(std::span(text)));

@@ -11,6 +11,7 @@
 #include "jit/cache.h"
 #include "jit/compiler.h"
 #include "jit/driver.h"
+#include "jit/gpu.h"
 #include "jit/parallel.h"
 
 namespace weft {
@@ -125,6 +126,13 @@ void examine_cublas(Findings& findings) {
   warn_of_driver(findings, int(version / 10000), "nvidia-cublas");
 }
 
+// Of the first device, which is the one that is used.
+std::string describe_memory() {
+  const Gpu& gpu = Gpu::of(Device::cuda);
+  return fmt::format("{:.1f} of {:.1f} GiB are in use, by all processes", double(gpu.memory_in_use()) / (1 << 30),
+                     double(gpu.total_memory()) / (1 << 30));
+}
+
 std::string describe_cache() {
   const CacheState state = cache_state();
   if (!state.problem.empty()) return fmt::format("not used: {} {}", state.folder, state.problem);
@@ -153,6 +161,7 @@ Findings examine_machine() {
   findings.emplace_back("device in use", name_of(device()));
   findings.emplace_back("devices of this version", "cpu, cuda, emu (the CUDA kernels on an interpreter, without a GPU)");
   for (auto& finding : examine_gpu()) findings.push_back(std::move(finding));
+  if (!missing_cuda_device()) findings.emplace_back("memory of device 0", describe_memory());
   findings.emplace_back("NCCL", find_library({"libnccl.so.2"}));
   findings.emplace_back("kernel cache", describe_cache());
   return findings;

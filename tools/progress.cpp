@@ -60,7 +60,7 @@ std::string Progress::line(std::int64_t step, double lr) const {
   const double left = steps_ ? seconds_ / double(steps_) * double(total_ - step) : 0;
   const std::string loss = losses_ ? fmt::format("loss {:.4f}", loss_sum_ / double(losses_)) : "loss nan";
   return fmt::format("step {:>{}}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {:.0f} MB  {} left", step, std::to_string(total_).size(),
-                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(), double(memory_in_use()) / 1e6,
+                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(), double(peak_memory()) / 1e6,
                      format_duration(left));
 }
 
@@ -86,13 +86,14 @@ void Progress::note(const std::string& text) {
 
 void Progress::pause() { mark_ = Clock::now(); }
 
-std::size_t memory_in_use() {
-  if (is_gpu(device())) return Gpu::of(device()).memory_in_use();
+std::size_t peak_host_memory() {
   std::ifstream status("/proc/self/status");
   for (std::string word; status >> word;)
     if (std::size_t kilobytes = 0; word == "VmHWM:" && status >> kilobytes) return kilobytes * 1024;
   return 0;
 }
+
+std::size_t peak_memory() { return is_gpu(device()) ? Gpu::of(device()).peak_memory() : peak_host_memory(); }
 
 std::string format_duration(double seconds) {
   const auto s = std::int64_t(seconds + 0.5);

@@ -10,7 +10,7 @@ namespace weft {
 class Progress {
  public:
   Progress(std::int64_t first, std::int64_t total, std::int64_t tokens_per_step);
-  // After each step. Shows the mean loss since the last line that stays, and the memory in use (see memory_in_use).
+  // After each step. Shows the mean loss since the last line that stays, and peak_memory() of the device in use.
   void step(std::int64_t step, double loss, double lr);
   // A line that stays, such as a validation loss. Time until the next step() does not count as training.
   void note(const std::string& line);
@@ -34,8 +34,9 @@ class Progress {
   bool open_ = false;  // an unfinished line stands on the terminal
 };
 
-// Bytes: on a GPU those that are in use of its memory; else the largest that were resident of this process so far.
-std::size_t memory_in_use();
+// Bytes that this process has held at most so far: resident memory of the host; of a GPU, what was allocated there.
+std::size_t peak_host_memory();
+std::size_t peak_memory();  // of the device in use
 
 std::string format_duration(double seconds);  // "1:05", "2:03:04"
 
