@@ -137,6 +137,13 @@ TEST(Generate, TheModelEndsTheText) {
   const GeneratedText made = generate_text(model, tokenizer, "the", {.tokens = 5000, .seed = 1}, [](std::string_view) {});
   EXPECT_TRUE(made.ended);  // untrained, each token is as likely as another
   EXPECT_LT(made.tokens, 5000);
+  // Without </s>, by the token that its configuration names.
+  MambaConfig config = small(256);
+  config.eos = 'e';
+  Mamba bytes(config);
+  std::string text;
+  EXPECT_TRUE(generate_text(bytes, Tokenizer::bytes(), "the", {.tokens = 5000, .seed = 1}, [&](std::string_view part) { text += part; }).ended);
+  EXPECT_EQ(text.find('e', 3), text.size() - 1);
 }
 
 TEST(Generate, AModelComesWithItsTokenizer) {

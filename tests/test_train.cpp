@@ -192,6 +192,18 @@ TEST(Trainer, TheModelOfACheckpointLoadsByItself) {
   expect_equal(Mamba::load(folder.path()).state_dict(), trainer.model().state_dict());
 }
 
+// So that what loads the folder elsewhere stops there too.
+TEST(Trainer, ACheckpointNamesTheTokenizersEndOfText) {
+  const TempFolder folder;
+  const Tokenizer pieces = Tokenizer::train(words_text(5000), 275);
+  for (const Tokenizer& t : {pieces, Tokenizer::bytes()}) {
+    const TrainOptions o = options();
+    Trainer(std::make_shared<TokenStream>(corpus(), t, BatchOptions{.batch = o.batch, .length = o.length}), o).save(folder.path());
+    EXPECT_EQ(read_json(folder / "config.json").at("eos_token_id"), t.is_bytes() ? nlohmann::json(nullptr) : nlohmann::json(t.end_of_text()));
+    EXPECT_EQ(Mamba::load(folder.path()).config().eos.value_or(-1), t.end_of_text());
+  }
+}
+
 TEST(Progress, Formats) {
   EXPECT_EQ(format_duration(65.2), "1:05");
   EXPECT_EQ(format_duration(7384), "2:03:04");

@@ -45,7 +45,7 @@ GeneratedText generate_text(Mamba& model, const Tokenizer& tokenizer, const std:
   generate(model, ids, options, [&](std::int64_t id) {
     last = Clock::now();
     if (result.tokens++ == 0) first = last;
-    result.ended = id == tokenizer.end_of_text();
+    result.ended = id == tokenizer.end_of_text() || id == model.config().eos;
     write(decoder.put(id));
     return !result.ended;
   });

@@ -25,7 +25,7 @@ struct GeneratedText {
   std::int64_t prompt_tokens = 0, tokens = 0;
   double prompt_seconds = 0;  // until the first new token, compiling included
   double token_seconds = 0;   // for each of the others; 0 if there is none
-  bool ended = false;         // by the model, with </s>
+  bool ended = false;         // by the model: </s>, or what its configuration calls eos
 };
 
 // Continues `prompt` ("": a new line) until options.tokens are made or the model ends the text. `write` is given the text,

@@ -30,8 +30,10 @@ constexpr int kFormat = 2;  // of state.json
 
 DType activations(const TrainOptions& o) { return o.precision == "bf16" ? DType::bf16 : DType::f32; }
 
-MambaConfig config_of(const TrainOptions& o, std::int64_t vocabulary) {
-  return {.vocab = vocabulary, .width = o.width, .layers = o.layers, .state = o.state};
+MambaConfig config_of(const TrainOptions& o, const BatchSource& data) {
+  MambaConfig config{.vocab = data.vocabulary(), .width = o.width, .layers = o.layers, .state = o.state};
+  if (const Tokenizer* t = data.tokenizer(); t && t->end_of_text() >= 0) config.eos = t->end_of_text();
+  return config;
 }
 
 // "auto" becomes what the device in use likes.
@@ -67,7 +69,7 @@ TensorMap read_part(const fs::path& file, std::int64_t step) {
 }  // namespace
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
-    : Trainer(data, resolved(options), config_of(options, data->vocabulary())) {}
+    : Trainer(data, resolved(options), config_of(options, *data)) {}
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaConfig config)
     : options_(std::move(options)),
