@@ -81,12 +81,13 @@ void fail_errno(const std::string& what, int number) {
   fail(ErrorKind::io, what, std::strerror(number), hint);
 }
 
-int sync_folder(const fs::path& folder) {
+void sync_folder(const fs::path& folder) {
   const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return errno;
+  if (fd < 0 && errno == EACCES) return;  // it may be written, but not read
+  if (fd < 0) fail_errno("cannot write " + folder.string(), errno);
   const int error = fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP ? 0 : errno;
   close(fd);
-  return error;
+  if (error) fail_errno("cannot write " + folder.string(), error);
 }
 
 FileReader::FileReader(const fs::path& file) : name_(file.string()), fd_(open(file.c_str(), O_RDONLY | O_CLOEXEC)) {
@@ -155,7 +156,7 @@ void AtomicFile::commit() {
   if (closed != 0 || rename(temporary_.c_str(), file_.c_str()) != 0)
     fail_errno("cannot write " + file_.string(), errno);
   done_ = true;
-  sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));  // an error would come too late: the file is replaced
+  sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));
 }
 
 void write_file(const fs::path& file, std::span<const std::byte> bytes) {

@@ -11,8 +11,8 @@ namespace weft {
 // Throws "what: <the system's words for errno `number`>".
 [[noreturn]] void fail_errno(const std::string& what, int number);
 
-// Makes the names in a folder outlive a power cut. Returns 0 or an errno; file systems that cannot do it count as 0.
-int sync_folder(const std::filesystem::path& folder);
+// Makes the names in a folder outlive a power cut, where the file system can do it.
+void sync_folder(const std::filesystem::path& folder);
 
 class FileReader {
  public:
@@ -40,7 +40,7 @@ class AtomicFile {
 
   void write(std::span<const std::byte> bytes);
   void rewrite(std::size_t offset, std::span<const std::byte> bytes);  // what was written there; nothing may follow but commit()
-  void commit();  // syncs and renames
+  void commit();  // syncs and renames; if only syncing the folder fails, the file is replaced already, but may not stay so
 
  private:
   std::filesystem::path file_, temporary_;

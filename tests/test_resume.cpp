@@ -246,7 +246,7 @@ TEST_F(SlowResume, AFaultAtAnySystemCallOfASave) {
   for (const char* name : {"mkdir", "openat", "write", "fsync", "rename", "symlink", "unlinkat"}) EXPECT_TRUE(names.contains(name)) << name;
   ASSERT_GT(all.size(), 100u);
 
-  std::atomic<int> killed = 0, refused = 0, passed = 0;
+  std::atomic<int> killed = 0, refused = 0;
   parallel(std::int64_t(2 * all.size()), [&](std::int64_t i) {
     const Call& call = all[std::size_t(i / 2)];
     const fs::path run = folder_ / ("run" + std::to_string(i));
@@ -254,17 +254,17 @@ TEST_F(SlowResume, AFaultAtAnySystemCallOfASave) {
     const std::string fault = kill ? "signal=KILL" : call.name == "write" ? "error=ENOSPC" : "error=EIO";
     const Outcome hurt = execute(strace + " -o /dev/null -e trace=" + call.name + " -e inject=" + call.name + ":" + fault + ":when=" +
                                  std::to_string(call.n) + " " + train(run, options));
-    EXPECT_TRUE(kill ? hurt.code == 128 + SIGKILL : hurt.code == 4 || hurt.code == 0) << hurt.code << " " << call.line << "\n" << hurt.text;
-    EXPECT_EQ(hurt.code == 4, hurt.text.find("weft: cannot") != std::string::npos) << call.line << "\n" << hurt.text;
-    ++(kill ? killed : hurt.code == 4 ? refused : passed);
+    // No error is passed over.
+    EXPECT_EQ(hurt.code, kill ? 128 + SIGKILL : 4) << call.line << "\n" << hurt.text;
+    const bool output = call.line.starts_with("write(1<");
+    EXPECT_EQ(!kill, hurt.text.find(output ? "weft: the output cannot be written" : "weft: cannot") != std::string::npos) << call.line << "\n" << hurt.text;
+    ++(kill ? killed : refused);
     const Outcome rest = execute(fs::exists(run / "checkpoints") ? resume(run) : train(run, options));
     EXPECT_EQ(rest.code, 0) << fault << " at " << call.line << "\n" << rest.text;
     if (rest.code == 0) expect_same(whole, run);
     fs::remove_all(run);
   });
-  std::printf("%zu calls: %d kills; with an error %d runs ended with exit 4 and %d passed over it\n", all.size(), killed.load(),
-              refused.load(), passed.load());
-  EXPECT_GT(refused, 100);
+  std::printf("%zu calls: %d kills, %d errors\n", all.size(), killed.load(), refused.load());
 }
 
 }  // namespace

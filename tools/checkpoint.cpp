@@ -35,11 +35,6 @@ void rename_or_fail(const fs::path& from, const fs::path& to) {
   if (rename(from.c_str(), to.c_str()) != 0) fail_errno("cannot write " + to.string(), errno);
 }
 
-// Names in the folder outlive a power cut.
-void sync(const fs::path& folder) {
-  if (const int error = sync_folder(folder)) fail_errno("cannot write " + folder.string(), error);
-}
-
 // The N of "step-N".
 std::optional<std::int64_t> step_of(const fs::path& name) {
   const std::string text = name.filename().string();
@@ -91,7 +86,7 @@ void write_folder(const fs::path& folder, const std::function<void(const fs::pat
   try {
     make_folder(temporary);
     fill(temporary);
-    sync(temporary);
+    sync_folder(temporary);
     if (rename(temporary.c_str(), clean.c_str()) != 0) {
       // A folder with files cannot be renamed over, but two can change places.
       if ((errno != ENOTEMPTY && errno != EEXIST) ||
@@ -104,7 +99,7 @@ void write_folder(const fs::path& folder, const std::function<void(const fs::pat
     fs::remove_all(temporary, ignored);
     throw;
   }
-  sync(clean.parent_path());
+  sync_folder(clean.parent_path());
 }
 
 fs::path Checkpoints::of_step(std::int64_t step) const { return folder() / fmt::format("{}{}", kStep, step); }
@@ -125,7 +120,7 @@ void Checkpoints::point_to(std::int64_t step) const {
   const fs::path target = fs::path("checkpoints") / of_step(step).filename();
   if (symlink(target.c_str(), temporary.c_str()) != 0) fail_errno("cannot write " + (run_ / "latest").string(), errno);
   rename_or_fail(temporary, run_ / "latest");
-  sync(run_);
+  sync_folder(run_);
 }
 
 void Checkpoints::write(std::int64_t step, std::int64_t keep, const std::function<void(const fs::path&)>& fill) const {

@@ -330,7 +330,7 @@ int main(int argc, char** argv) {
   int code = 1;
   try {
     const int result = run_program(argc, argv);
-    if (std::fflush(stdout) == 0) return result;
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return result;
     text = "the output cannot be written", code = exit_code(ErrorKind::io);
   } catch (const Error& e) {
     text = e.what(), code = exit_code(e.kind());
