@@ -174,6 +174,11 @@ TEST(Tokenizer, AStreamGivesWholeCharacters) {
   EXPECT_EQ(decoder.finish(), "\xc3");
 }
 
+TEST(Tokenizer, MadeOfATextWithoutSpacesItKeepsThem) {
+  const Tokenizer t = Tokenizer::train("theking\nwentforth\n", 270);
+  for (const char* text : {"the king", " ", "a \xe2\x96\x81 b", "  the  "}) EXPECT_EQ(t.decode(t.encode(text)), text);
+}
+
 TEST(Tokenizer, TextsThatMakeNone) {
   const auto train = [](std::string text, std::int64_t vocabulary) {
     return [=] { Tokenizer::train(text, vocabulary, "note.txt"); };

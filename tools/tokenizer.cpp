@@ -277,6 +277,7 @@ struct Tokenizer::Model {
   std::vector<std::int32_t> characters;
   std::int64_t end_of_text = -1;
   bool dummy_prefix = false;  // a space before the text, which decoding takes away
+  bool knows_space = false;   // as a piece of its own
   std::vector<std::int64_t> byte_ids;  // of each byte value, where encoding keeps every text; else empty
   std::string serialized;
   std::unique_ptr<sp::SentencePieceProcessor> processor;
@@ -316,6 +317,7 @@ Tokenizer Tokenizer::from_model(std::string serialized, const std::string& name)
   for (std::size_t id = 0; id < file.pieces.size(); ++id) {
     model->pieces.push_back(decoded(file.pieces[id], name));
     if (file.pieces[id].type == PieceType::byte) byte_ids[byte_value(file.pieces[id].text, name)] = std::int64_t(id);
+    if (file.pieces[id].text == kSpace) model->knows_space = true;
     if (file.pieces[id].type == PieceType::control && file.pieces[id].text == "</s>") model->end_of_text = std::int64_t(id);
   }
   model->processor = std::make_unique<sp::SentencePieceProcessor>();
@@ -399,13 +401,14 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view text, const std::st
   while (!text.empty()) {  // in parts: SentencePiece needs some dozens of bytes for each
     std::string_view block = text.substr(0, part_size(text, true, cut()));
     text.remove_prefix(block.size());
-    // A U+2581 of the text would become a space: it is given as its bytes.
+    // A U+2581 of the text would become a space, and a space that is no piece become U+2581: they are given as their bytes.
     while (!model_->byte_ids.empty()) {
-      const std::size_t mark = block.find(kSpace);
+      const std::size_t mark = std::min(block.find(kSpace), model_->knows_space ? block.npos : block.find(' '));
       if (mark == block.npos) break;
       model_->encode(block.substr(0, mark), ids);
-      for (char c : kSpace) ids.push_back(model_->byte_ids[static_cast<unsigned char>(c)]);
-      block.remove_prefix(mark + kSpace.size());
+      const std::string_view bytes = block.substr(mark, block[mark] == ' ' ? 1 : kSpace.size());
+      for (char c : bytes) ids.push_back(model_->byte_ids[static_cast<unsigned char>(c)]);
+      block.remove_prefix(mark + bytes.size());
     }
     model_->encode(block, ids);
   }
