@@ -1,6 +1,7 @@
 // What a thread records into: one tape for `run`, one for ops outside it, and the switches of the process.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -12,6 +13,10 @@
 #include "autograd/tape.h"
 
 namespace weft {
+
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 struct Context {
   ~Context() { detail::active_tape = nullptr; }

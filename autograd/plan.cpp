@@ -20,7 +20,6 @@ namespace weft {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 std::uint8_t switches() {
   const Settings& s = settings();

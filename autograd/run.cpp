@@ -16,7 +16,6 @@ namespace weft {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 thread_local Clock::time_point record_start;
 
 constexpr std::size_t kPendingNodes = 4096;

@@ -18,6 +18,17 @@
 #include "jit/sass.h"
 
 namespace weft {
+
+std::vector<std::string_view> lines_of(std::string_view text) {
+  std::vector<std::string_view> lines;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    lines.push_back(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return lines;
+}
+
 namespace {
 
 // What the result depends on. Line numbers change no instruction, and let profilers show the text.
@@ -61,16 +72,6 @@ void read_resources(Compiled& compiled) {
   compiled.constant_bytes = compiled.cubin.empty() ? 0 : int(largest_section(compiled.cubin, ".nv.constant0"));  // the log does not tell
 }
 
-std::vector<std::string_view> lines_of(std::string_view text) {
-  std::vector<std::string_view> lines;
-  while (!text.empty()) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    lines.push_back(text.substr(0, end));
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return lines;
-}
-
 // Empty lines and times would make equal compilations differ.
 std::string tidy(std::string_view log) {
   std::string kept;
@@ -104,15 +105,15 @@ void require(cu::nvrtcResult result, const char* call) {
     fail(ErrorKind::device, std::string(call) + " failed", nvrtc().nvrtcGetErrorString(result));
 }
 
-class Program {
+class NvrtcProgram {
  public:
-  explicit Program(const CompileJob& job) {
+  explicit NvrtcProgram(const CompileJob& job) {
     require(nvrtc().nvrtcCreateProgram(&program_, job.source.c_str(), (job.name + ".cu").c_str(), 0, nullptr, nullptr),
             "nvrtcCreateProgram");
   }
-  ~Program() { nvrtc().nvrtcDestroyProgram(&program_); }
-  Program(const Program&) = delete;
-  Program& operator=(const Program&) = delete;
+  ~NvrtcProgram() { nvrtc().nvrtcDestroyProgram(&program_); }
+  NvrtcProgram(const NvrtcProgram&) = delete;
+  NvrtcProgram& operator=(const NvrtcProgram&) = delete;
 
   cu::nvrtcResult compile(const std::vector<std::string>& options) {
     std::vector<const char*> words;
@@ -147,7 +148,7 @@ Compiled compile_now(const CompileJob& job) {
   std::vector<std::string> options = options_of(job.target);
   for (std::string& option : fast_options(nvrtc_version())) options.push_back(std::move(option));
   const auto begin = std::chrono::steady_clock::now();
-  Program program(job);
+  NvrtcProgram program(job);
   const cu::nvrtcResult result = program.compile(options);
   Compiled compiled;
   compiled.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

@@ -10,8 +10,6 @@ namespace {
 
 using Op = ExprOp;
 
-bool is_zero(Expr e) { return e.op() == Op::literal && e.value() == 0; }
-
 // x^y by x. At x = 0 the power has a finite slope, or none, which counts as 0, unless y >= 1.
 Expr pow_by_base(Expr x, Expr y, Expr g) {
   Expr slope = y * pow(x, y - Expr(1.0));

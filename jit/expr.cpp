@@ -169,7 +169,6 @@ Expr boolean_literal(bool value) { return intern(Op::literal, boolean, value); }
 
 bool is_literal(Expr e) { return e.op() == Op::literal; }
 bool is_literal(Expr e, double value) { return is_literal(e) && e.value() == value; }  // 0 matches -0
-bool is_zero(Expr e) { return is_literal(e, 0); }
 
 // Converts to `type`; every conversion is explicit in the DAG.
 Expr coerce(Expr e, ExprType type) {
@@ -436,6 +435,8 @@ Expr constant(double value) {
 }
 
 }  // namespace
+
+bool is_zero(Expr e) { return is_literal(e, 0); }
 
 // ---- Expr ----
 

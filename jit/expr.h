@@ -154,6 +154,7 @@ Expr replace(Expr root, Expr from, Expr to);
 
 int input_count(std::span<const Expr> roots);  // 1 + the highest input used, 0 if none
 int slot_count(std::span<const Expr> roots);   // likewise for slots (a uniform uses three)
+bool is_zero(Expr e);  // a literal, 0 or -0
 bool uses_input(Expr root, int k);
 bool uses_op(Expr root, ExprOp op);
 std::string_view name_of(ExprOp op);

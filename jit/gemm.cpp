@@ -27,8 +27,6 @@ struct Cut {
   std::int64_t tiles() const { return row_parts * column_parts; }
 };
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 Cut cut_of(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch) {
   const double flops = 2.0 * double(m) * double(n) * double(k) * double(batch);
   const auto target = std::int64_t(std::clamp(flops / kPartFlops, 1.0, double(kMostParts)));

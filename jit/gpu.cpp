@@ -28,8 +28,6 @@ constexpr std::size_t kSmallest = 512;                    // bytes of the smalle
 constexpr std::size_t kLarge = std::size_t(1) << 20;      // from here on blocks are multiples of it, below powers of two
 constexpr std::size_t kAddressUnit = std::size_t(1) << 21;
 
-std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
-
 std::size_t block_size(std::size_t bytes) {
   if (bytes > kLarge) return round_up(bytes, kLarge);
   std::size_t size = kSmallest;

@@ -14,7 +14,6 @@ namespace weft {
 namespace {
 constexpr std::size_t kReserved = std::size_t(1) << 40;  // addresses, not memory
 constexpr std::size_t kReservedOnGpu = std::size_t(1) << 36;
-std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 }  // namespace
 
 std::string_view name_of(Device device) {

@@ -21,6 +21,8 @@ inline bool is_gpu(Device device) { return device != Device::cpu; }
 // (WEFT_ARENA=split); set before a device is used.
 bool& split_memory();
 
+inline std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
 // Bytes on a device.
 class Memory {
  public:

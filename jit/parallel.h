@@ -6,6 +6,8 @@
 
 namespace weft {
 
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
+
 int threads();            // OpenMP's maximum, OMP_NUM_THREADS
 void set_threads(int n);  // n >= 1
 

@@ -5,20 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <unordered_map>
 
 #include "jit/error.h"
 
 namespace weft {
 namespace {
-
-std::vector<std::string> lines_of(std::string_view text) {
-  std::vector<std::string> lines;
-  std::istringstream in{std::string(text)};
-  for (std::string line; std::getline(in, line);) lines.push_back(std::move(line));
-  return lines;
-}
 
 std::string bytes_text(double bytes) {
   if (bytes < 1024) return fmt::format("{:.0f} B", bytes);
@@ -179,10 +171,10 @@ struct Member {
 std::vector<Member> members_of(const CudaKernel& kernel) {
   std::vector<Member> members;
   const auto begin = kernel.text.find("struct Args {\n"), end = kernel.text.find("\n};", begin);
-  for (const std::string& line : lines_of(std::string_view(kernel.text).substr(begin, end - begin))) {
+  for (const std::string_view line : lines_of(std::string_view(kernel.text).substr(begin, end - begin))) {
     const auto space = line.rfind(' ');
-    if (line.back() != ';' || line.find('(') != std::string::npos) continue;  // "struct Args {", member functions
-    members.push_back({line.substr(2, space - 2), line.substr(space + 1, line.size() - space - 2)});
+    if (line.back() != ';' || line.find('(') != std::string_view::npos) continue;  // "struct Args {", member functions
+    members.push_back({std::string(line.substr(2, space - 2)), std::string(line.substr(space + 1, line.size() - space - 2))});
   }
   if (members.size() != kernel.args.size())
     fail(ErrorKind::usage, "inspect: the arguments of the kernel cannot be told from its text", kernel.name);
@@ -327,11 +319,13 @@ std::string resources(const KernelView& k) {
 std::string to_why(const KernelView& k) {
   std::string out = fmt::format("{}\n  {}{}, {} launches a step, {} moved\n  recorded by {}\n", k.name, k.backward ? "backward; " : "",
                                 resources(k), k.launches, bytes_text(k.bytes), k.module);
-  for (const std::string& line : lines_of(k.where)) out += "  " + line + "\n";
+  const auto add_lines = [&out](const std::string& text) {
+    for (const std::string_view line : lines_of(text)) out.append("  ").append(line).append("\n");
+  };
+  add_lines(k.where);
   for (const std::string& r : k.reasons) out += "  " + r + "\n";
   if (k.reasons.empty()) out += "  a kernel of its own: nothing was fused into it\n";
-  if (k.counters)
-    for (const std::string& line : lines_of(to_text(*k.counters))) out += "  " + line + "\n";
+  if (k.counters) add_lines(to_text(*k.counters));
   return out;
 }
 
@@ -472,7 +466,7 @@ std::string to_program(const KernelView& view, std::string_view target) {
 }
 
 std::string line_difference(std::string_view a, std::string_view b) {
-  const std::vector<std::string> x = lines_of(a), y = lines_of(b);
+  const std::vector<std::string_view> x = lines_of(a), y = lines_of(b);
   // common[i][j]: length of the longest common subsequence of x from i on and y from j on.
   std::vector<std::vector<int>> common(x.size() + 1, std::vector<int>(y.size() + 1));
   for (std::size_t i = x.size(); i-- > 0;)
@@ -481,12 +475,12 @@ std::string line_difference(std::string_view a, std::string_view b) {
   std::string out;
   for (std::size_t i = 0, j = 0; i < x.size() || j < y.size();) {
     if (i < x.size() && j < y.size() && x[i] == y[j]) {
-      out += "  " + x[i] + "\n";
+      out.append("  ").append(x[i]).append("\n");
       ++i, ++j;
     } else if (j == y.size() || (i < x.size() && common[i + 1][j] >= common[i][j + 1])) {
-      out += "- " + x[i++] + "\n";
+      out.append("- ").append(x[i++]).append("\n");
     } else {
-      out += "+ " + y[j++] + "\n";
+      out.append("+ ").append(y[j++]).append("\n");
     }
   }
   return out;

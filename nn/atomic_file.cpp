@@ -153,7 +153,7 @@ void AtomicFile::commit() {
   if (fsync(fd_) != 0) fail_errno("cannot write " + file_.string(), errno);
   int closed = close(fd_);
   fd_ = -1;
-  if (closed != 0 || rename(temporary_.c_str(), file_.c_str()) != 0)
+  if (closed != 0 || ::rename(temporary_.c_str(), file_.c_str()) != 0)
     fail_errno("cannot write " + file_.string(), errno);
   done_ = true;
   sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));

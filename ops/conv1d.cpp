@@ -15,8 +15,6 @@ namespace {
 constexpr std::int64_t kTime = 128;      // steps of a chunk
 constexpr std::int64_t kChannels = 256;  // channels of a block
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Sizes, and the part of (batch, chunk of time, block of channels) with number `index`.
 struct Grid {
   std::int64_t b, t, d, w;

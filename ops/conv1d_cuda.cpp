@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "jit/parallel.h"
 #include "ops/cuda.h"
 
 namespace weft {
@@ -12,8 +13,6 @@ namespace {
 enum class Stage { forward, backward, sum, wide_forward, wide_input, wide_partials };  // as in conv1d.cuh
 
 constexpr std::int64_t kLanes = 32, kWarps = 8;  // of a block: along channels, along time
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Every operand that a kernel of the family may have.
 struct Conv {
@@ -25,7 +24,7 @@ struct Conv {
   std::int64_t chunks(std::int64_t steps) const { return std::max<std::int64_t>(1, ceil_div(length, kWarps * steps)); }
 };
 
-double bytes_of(const Operand& o) { return o ? double(o.numel()) * double(size_of(o.dtype)) : 0; }
+double operand_bytes(const Operand& o) { return o ? double(o.numel()) * double(size_of(o.dtype)) : 0; }
 
 // Channels of a thread: 16 bytes of the widest operand, and with all taps at most `registers` bytes; 0: not one fits.
 int channels_of(const Lowering& l, const Conv& c, std::int64_t registers) {
@@ -50,7 +49,7 @@ void emit(Lowering& l, const Conv& c, std::string name, Stage stage, int channel
   double bytes = 0;
   for (const Operand* o : {&c.x, &c.weight, &c.bias, &c.initial, &c.y, &c.last, &c.g, &c.g_last, &c.dx, &c.d_initial, &c.partials,
                            &c.e, &c.dw, &c.db})
-    bytes += bytes_of(*o);
+    bytes += operand_bytes(*o);
   text.traffic(bytes, 2.0 * double(c.width * c.batches * c.length * c.d));
   const std::int64_t grid = stage == Stage::sum ? ceil_div((c.width + 1) * c.d, kLanes) : c.batches * chunks * blocks;
   l.emit(text.launch("ops/conv1d.cuh", {unsigned(grid), 1, 1}, {unsigned(kLanes), unsigned(kWarps), 1}));

@@ -85,9 +85,9 @@ bool all_empty(const CustomCall& call) {
 }
 
 // Dense memory of every input and output; of an output that nobody reads, scratch.
-struct Memory {
+struct DenseMemory {
   std::vector<Operand> in, out;
-  Memory(Lowering& l, const CustomCall& call) {
+  DenseMemory(Lowering& l, const CustomCall& call) {
     for (int i = 0; i < l.inputs(); ++i) in.push_back(l.dense(i));
     for (std::size_t k = 0; k < call.outputs.size(); ++k)
       out.push_back(l.wants(int(k)) ? l.output(int(k)) : l.scratch(output_node(l, k).dtype, call.outputs[k].dims()));
@@ -99,7 +99,7 @@ void lower_custom(Lowering& l) {
   if (!o.cpu) fail(ErrorKind::usage, fmt::format("{}: this op has no CPU function", o.name), {}, "give it .cpu, or run it on a GPU");
   const CustomCall call = call_of(l, o);
   if (all_empty(call)) return;
-  const Memory memory(l, call);
+  const DenseMemory memory(l, call);
   l.emit(o.name, [&o, call, memory, first = l.constant(0)](const Launch& launch) {
     CustomData data{call, {}, {}, {}};
     for (std::size_t j = 0; j < o.constants.size(); ++j) data.constants.push_back(launch.constants[std::size_t(first) + j]);
@@ -131,7 +131,7 @@ void cuda_custom(Lowering& l) {
       fail(ErrorKind::usage, fmt::format("{}: the launch has no threads", o.name),
            fmt::format("grid {} x {} x {}, block {} x {} x {}", launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0],
                        launch.block[1], launch.block[2]));
-  const Memory memory(l, call);
+  const DenseMemory memory(l, call);
   CudaText text = l.text(o.name);
   double bytes = 0;
   auto pointer = [&](const std::string& name, const Operand& operand) {

@@ -45,9 +45,9 @@ constexpr int kLanes = 16;  // partial sums kept apart, so that the loop vectori
 template <class T>
 T fold_block(ReduceKind kind, const T* x, int n) {
   T lane[kLanes];
-  std::fill(lane, lane + kLanes, kind == kSum ? T(0) : -std::numeric_limits<T>::infinity());
+  std::fill(lane, lane + kLanes, kind == kReduceSum ? T(0) : -std::numeric_limits<T>::infinity());
   int i = 0;
-  if (kind == kSum) {
+  if (kind == kReduceSum) {
     for (; i + kLanes <= n; i += kLanes)
       for (int j = 0; j < kLanes; ++j) lane[j] += x[i + j];
     for (; i < n; ++i) lane[i % kLanes] += x[i];
@@ -61,11 +61,11 @@ T fold_block(ReduceKind kind, const T* x, int n) {
 }
 
 template <class T>
-T combine(ReduceKind kind, T a, T b) { return kind == kSum ? a + b : (b > a || b != b ? b : a); }
+T combine(ReduceKind kind, T a, T b) { return kind == kReduceSum ? a + b : (b > a || b != b ? b : a); }
 
 template <class T>
 void fold_column(ReduceKind kind, T* total, const T* x, int n) {
-  if (kind == kSum)
+  if (kind == kReduceSum)
     for (int i = 0; i < n; ++i) total[i] += x[i];
   else
     for (int i = 0; i < n; ++i) total[i] = combine(kind, total[i], x[i]);
@@ -74,7 +74,7 @@ void fold_column(ReduceKind kind, T* total, const T* x, int n) {
 // out[o, i] = fold over r of source[o, r, i]. Long reductions are cut into chunks whose partial results are folded in order.
 template <class T>
 void reduce_to(const Launch& launch, const Fused& source, ReduceKind kind, ReduceSpace s, const Operand& out) {
-  const T start = kind == kSum ? T(0) : -std::numeric_limits<T>::infinity();
+  const T start = kind == kReduceSum ? T(0) : -std::numeric_limits<T>::infinity();
   const std::int64_t width = std::min<std::int64_t>(s.inner, kBlock);  // columns of one part
   const std::int64_t columns = (s.inner + width - 1) / std::max<std::int64_t>(width, 1);
   const std::int64_t chunk = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(width, 1));
@@ -116,7 +116,7 @@ void lower_reduce(Lowering& l) {
   const ReduceSpace space = canonical(source, shape, std::uint32_t(l.integer(1)));
   const Operand out = l.output();
   const bool wide = l.in_double();
-  l.emit(kind == kSum ? "reduce_sum" : "reduce_max", [=, source = std::move(source)](const Launch& launch) {
+  l.emit(kind == kReduceSum ? "reduce_sum" : "reduce_max", [=, source = std::move(source)](const Launch& launch) {
     wide ? reduce_to<double>(launch, source, kind, space, out) : reduce_to<float>(launch, source, kind, space, out);
   });
 }
@@ -131,7 +131,7 @@ void reduce_vjp(Vjp& v) {
   const Shape shape = x.shape();
   const auto mask = std::uint32_t(v.integer(1));
   const Tensor g = with_axes(v.grad(), shape, mask, v.where());
-  if (v.integer(0) == kSum) {
+  if (v.integer(0) == kReduceSum) {
     v.add(0, expand(g, shape));
     return;
   }
@@ -172,10 +172,10 @@ void softmax_rows(const Launch& launch, const Fused& source, RowKind kind, std::
     std::vector<T> x(static_cast<std::size_t>(n)), e(static_cast<std::size_t>(n));
     for (std::int64_t row = part * batch; row < std::min(rows, (part + 1) * batch); ++row) {
       runner.read(row * n, n, x.data());
-      T high = fold_block(kMax, x.data(), int(n));
+      T high = fold_block(kReduceMax, x.data(), int(n));
       if (std::isinf(high)) high = high > 0 ? high : T(0);  // a row of -inf: exp gives 0, not NaN
       for (std::int64_t i = 0; i < n; ++i) e[std::size_t(i)] = vmath::exp(x[std::size_t(i)] - high);
-      const T total = fold_block(kSum, e.data(), int(n));
+      const T total = fold_block(kReduceSum, e.data(), int(n));
       const T lse = high + std::log(total);
       if (kind == kLogsumexp) {
         write_block<T>(view, ExprType::real, row, 1, &lse);
@@ -281,22 +281,22 @@ Tensor sum_to(const Tensor& t, const Shape& shape, Site where) {
   std::uint32_t mask = 0;
   for (int i = 0; i < from.rank(); ++i)
     if (i < lead || (shape[i - lead] == 1 && from[i] != 1)) mask |= 1u << i;
-  const std::int64_t ints[] = {kSum, mask};
+  const std::int64_t ints[] = {kReduceSum, mask};
   return record(reduce_op, {t}, {{shape, t.dtype()}}, ints, {}, where);
 }
 
-Tensor sum(Arg a, std::vector<int> axes, bool keep) { return reduce(a, kSum, axis_mask(a, axes, "sum"), keep, "sum"); }
+Tensor sum(Arg a, std::vector<int> axes, bool keep) { return reduce(a, kReduceSum, axis_mask(a, axes, "sum"), keep, "sum"); }
 
 Tensor mean(Arg a, std::vector<int> axes, bool keep) {
   const std::uint32_t mask = axis_mask(a, axes, "mean");
-  return Arg(reduce(a, kSum, mask, keep, "mean"), a.where()) / double(reduced_size(a.shape(), mask));
+  return Arg(reduce(a, kReduceSum, mask, keep, "mean"), a.where()) / double(reduced_size(a.shape(), mask));
 }
 
 Tensor max(Arg a, std::vector<int> axes, bool keep) {
   const std::uint32_t mask = axis_mask(a, axes, "max");
   if (reduced_size(a.shape(), mask) == 0 && a.shape().numel() == 0 && reduced_shape(a.shape(), mask, false).numel() > 0)
     fail_at(a.where(), "max: the maximum of no elements", to_string(a.shape()), "reduce over axes that are not empty");
-  return reduce(a, kMax, mask, keep, "max");
+  return reduce(a, kReduceMax, mask, keep, "max");
 }
 
 Tensor logsumexp(Arg a, std::vector<int> axes, bool keep) {

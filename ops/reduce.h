@@ -8,7 +8,7 @@
 
 namespace weft {
 
-enum ReduceKind : std::int64_t { kSum, kMax };
+enum ReduceKind : std::int64_t { kReduceSum, kReduceMax };
 enum RowKind : std::int64_t { kSoftmax, kLogSoftmax, kLogsumexp };
 
 // The canonical space of a reduction: out[o, i] = fold over r of source[o, r, i].

@@ -71,7 +71,7 @@ std::int64_t merge_columns(Fused& source, const Shape& shape, std::int64_t colum
   return last;
 }
 
-const char* name_of(ReduceKind kind) { return kind == kSum ? "reduce_sum" : "reduce_max"; }
+const char* name_of(ReduceKind kind) { return kind == kReduceSum ? "reduce_sum" : "reduce_max"; }
 
 std::int64_t up_to_multiple(std::int64_t n, std::int64_t of) { return (n + of - 1) / of * of; }
 
@@ -135,13 +135,13 @@ void emit_fill(Lowering& l, double value, const Operand& to) {
 
 void emit_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& shape, ReduceSpace space, const Operand& out) {
   if (space.outer * space.inner == 0) return;
-  if (space.reduced == 0) return emit_fill(l, kind == kSum ? 0 : -std::numeric_limits<double>::infinity(), out);
+  if (space.reduced == 0) return emit_fill(l, kind == kReduceSum ? 0 : -std::numeric_limits<double>::infinity(), out);
   (space.inner == 1 ? emit_row_reduce : emit_column_reduce)(l, kind, std::move(source), shape, space, out);
 }
 
 void emit_sum_of_parts(Lowering& l, const Operand& partials, const Operand& out) {
   const std::int64_t parts = partials.dims[0], n = partials.dims[1];
-  emit_reduce(l, kSum, fused_of(partials), Shape{parts, n}, {1, parts, n}, out);
+  emit_reduce(l, kReduceSum, fused_of(partials), Shape{parts, n}, {1, parts, n}, out);
 }
 
 // ints: kind, mask of the reduced axes.

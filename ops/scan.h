@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "autograd/op.h"
+#include "jit/parallel.h"
 
 namespace weft::scan_layout {
 
@@ -20,8 +21,6 @@ enum Output { kY, kLast, kKept };
 // Plain ints: for each root of delta_grad, then of out_grad, its output, or -1 for none.
 enum BackwardInput { kStates = kFixed, kG, kGLast };
 enum BackwardOutput { kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial, kElementwise };
-
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // B or C, (b, t, n) or (b, t, g, n): rows of n with a stride for each leading axis.
 struct GroupRows {

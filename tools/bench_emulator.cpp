@@ -15,7 +15,7 @@ namespace {
 
 using namespace cu;
 
-constexpr unsigned kElements = 1 << 18, kBlock = 256;
+constexpr unsigned kThreads = 1 << 18, kBlock = 256;
 
 struct Case {
   const char* name;
@@ -46,13 +46,13 @@ void measure(const Case& c) {
   cuda_check(emu, emu.cuLibraryGetKernel(&kernel, library, "k"), "the kernel");
   CUfunction function = nullptr;
   cuda_check(emu, emu.cuKernelGetFunction(&function, kernel), "the function");
-  const std::vector<float> values(kElements, 0.5f);
+  const std::vector<float> values(kThreads, 0.5f);
   for (CUdeviceptr& m : memory) {
-    cuda_check(emu, emu.cuMemAlloc(&m, kElements * sizeof(float)), "cuMemAlloc");
-    cuda_check(emu, emu.cuMemcpyHtoD(m, values.data(), kElements * sizeof(float)), "cuMemcpyHtoD");
+    cuda_check(emu, emu.cuMemAlloc(&m, kThreads * sizeof(float)), "cuMemAlloc");
+    cuda_check(emu, emu.cuMemcpyHtoD(m, values.data(), kThreads * sizeof(float)), "cuMemcpyHtoD");
   }
-  config.gridDimX = kElements / kBlock, config.blockDimX = kBlock;
-  int n = kElements;
+  config.gridDimX = kThreads / kBlock, config.blockDimX = kBlock;
+  int n = kThreads;
   void* arguments[] = {&memory[0], &memory[1], &memory[2], &n};
   double best = 0;
   for (int run = 0; run < 6; ++run) {  // the first touches the memory

@@ -10,16 +10,9 @@
 #include "models/mamba.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"
+#include "tools/bench_time.h"
 
 namespace weft {
-namespace {
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + std::ptrdiff_t(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
-
-}  // namespace
 
 HostCost measure_host_cost(std::int64_t layers, int runs) {
   constexpr std::int64_t kBatch = 1, kLength = 8;

@@ -19,12 +19,6 @@ void no_kernels(Lowering&) {}
 void no_states(const Tape&, NodeId, std::vector<std::int32_t>&) {}
 const Op& keep_op = register_op({.name = "keep", .lower = no_kernels, .cuda = no_kernels, .writes = no_states});
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + std::ptrdiff_t(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 int repeats(double one_ms, const TimeLimits& limits) {
   return int(std::clamp(limits.budget_ms / std::max(one_ms, 1e-3), 5.0, 100.0));
 }
@@ -68,6 +62,12 @@ void time_kernels(StepTimes& t, const TimedStep& step, const TimeLimits& limits)
 }
 
 }  // namespace
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ptrdiff_t(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
 
 void Keep::operator()(const Tensor& value) const {
   const Out none{Shape{0}, DType::f32};

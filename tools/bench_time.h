@@ -42,6 +42,8 @@ struct TimeLimits {
   double row_s = 120;      // an error when a step's warm-up takes longer
 };
 
+double median(std::vector<double> values);  // of at least one
+
 // Medians. Errors: what the step raises; a step that is too slow.
 StepTimes time_step(const TimedStep& step, const TimeLimits& limits);
 

@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::string_view kStep = "step-", kUnfinished = ".tmp";
+constexpr std::string_view kPrefix = "step-", kUnfinished = ".tmp";
 
 fs::path unfinished(const fs::path& name) { return name.string() + std::string(kUnfinished); }
 
@@ -39,8 +39,8 @@ void rename_or_fail(const fs::path& from, const fs::path& to) {
 std::optional<std::int64_t> step_of(const fs::path& name) {
   const std::string text = name.filename().string();
   std::int64_t step = 0;
-  if (!text.starts_with(kStep)) return std::nullopt;
-  const auto [end, error] = std::from_chars(text.data() + kStep.size(), text.data() + text.size(), step);
+  if (!text.starts_with(kPrefix)) return std::nullopt;
+  const auto [end, error] = std::from_chars(text.data() + kPrefix.size(), text.data() + text.size(), step);
   if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
   return step;
 }
@@ -102,7 +102,7 @@ void write_folder(const fs::path& folder, const std::function<void(const fs::pat
   sync_folder(clean.parent_path());
 }
 
-fs::path Checkpoints::of_step(std::int64_t step) const { return folder() / fmt::format("{}{}", kStep, step); }
+fs::path Checkpoints::of_step(std::int64_t step) const { return folder() / fmt::format("{}{}", kPrefix, step); }
 
 std::optional<fs::path> Checkpoints::newest() const {
   const std::vector<std::int64_t> steps = steps_in(folder());

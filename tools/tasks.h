@@ -27,7 +27,7 @@ struct InductionHeads {
   std::int64_t vocab = 16;
 };
 
-class Draws;  // random numbers
+class TaskDraws;  // random numbers
 
 class TaskBatches : public BatchSource {
  public:
@@ -48,7 +48,7 @@ class TaskBatches : public BatchSource {
  private:
   static constexpr std::int64_t kValidationBatches = 16;
   // Draws one sequence: inputs and targets (length), the latter kIgnored before.
-  using Fill = std::function<void(Draws&, std::span<std::int64_t>, std::span<std::int64_t>)>;
+  using Fill = std::function<void(TaskDraws&, std::span<std::int64_t>, std::span<std::int64_t>)>;
   TaskBatches(std::string name, std::int64_t vocabulary, Fill fill, BatchOptions options);
   Batch batch(std::uint64_t site, std::int64_t index) const;
 
