@@ -93,11 +93,14 @@ TEST(Tasks, APositionIsAllTheState) {
 }
 
 TEST(Tasks, WhatLeavesNoRoom) {
-  expect_error(ErrorKind::usage, {"selective copying", "length 31", "at least 32"},
+  expect_error(ErrorKind::usage, {"selective copying", "length 31, 16 tokens", "twice --memorize"},
                [] { make_task("selective-copying", {.batch = 1, .length = 31}); });
   expect_error(ErrorKind::usage, {"induction", "length 2"}, [] { make_task("induction", {.batch = 1, .length = 2}); });
   expect_error(ErrorKind::usage, {"no task 'inducton'; did you mean 'induction'?"}, [] { make_task("inducton", {}); });
   EXPECT_NO_THROW(make_task("selective-copying", {.batch = 1, .length = 32})->next());
+  EXPECT_EQ(make_task("selective-copying", {.batch = 2, .length = 31}, 5)->next().counted, 2 * 5);
+  for (const std::int64_t memorize : {std::int64_t(0), std::int64_t(1) << 62})
+    expect_error(ErrorKind::usage, {"selective copying"}, [&] { make_task("selective-copying", {.batch = 1, .length = 31}, memorize); });
   EXPECT_NO_THROW(make_task("induction", {.batch = 1, .length = 3})->next());
 }
 

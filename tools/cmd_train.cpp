@@ -72,7 +72,7 @@ Start resumed_start(const TrainCommand& c) {
 std::shared_ptr<BatchSource> batches(const Start& start) {
   const TrainOptions& o = start.options;
   const BatchOptions options{.batch = o.batch, .length = o.length, .seed = o.seed};
-  if (!o.task.empty()) return make_task(o.task, options);
+  if (!o.task.empty()) return make_task(o.task, options, o.memorize);
   TokenizerChoice choice{o.tokenizer, o.vocab};
   if (const fs::path saved = start.checkpoint / "tokenizer.model"; !start.checkpoint.empty())
     choice.name = fs::exists(saved) ? saved.string() : "bytes";

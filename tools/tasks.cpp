@@ -56,10 +56,10 @@ TaskBatches::TaskBatches(std::string name, std::int64_t vocabulary, Fill fill, B
 TaskBatches::TaskBatches(SelectiveCopying task, BatchOptions options)
     : TaskBatches(fmt::format("selective copying of {} tokens", task.memorize), task.vocab,
                   [task](TaskDraws& d, auto inputs, auto targets) { fill_copying(task, d, inputs, targets); }, options) {
-  if (task.vocab < 3 || task.memorize < 1 || options.length < 2 * task.memorize)
+  if (task.vocab < 3 || task.memorize < 1 || task.memorize > options.length / 2)
     fail(ErrorKind::usage, "selective copying: the sizes leave no room",
          fmt::format("length {}, {} tokens to memorize, vocabulary {}", options.length, task.memorize, task.vocab),
-         fmt::format("give a --length of at least {}", 2 * task.memorize));
+         "give a --length of at least twice --memorize");
 }
 
 TaskBatches::TaskBatches(InductionHeads task, BatchOptions options)
@@ -100,8 +100,8 @@ const std::vector<std::string>& task_names() {
   return names;
 }
 
-std::shared_ptr<BatchSource> make_task(const std::string& name, BatchOptions options) {
-  if (name == task_names()[0]) return std::make_shared<TaskBatches>(SelectiveCopying{}, options);
+std::shared_ptr<BatchSource> make_task(const std::string& name, BatchOptions options, std::int64_t memorize) {
+  if (name == task_names()[0]) return std::make_shared<TaskBatches>(SelectiveCopying{.memorize = memorize}, options);
   if (name == task_names()[1]) return std::make_shared<TaskBatches>(InductionHeads{}, options);
   fail(ErrorKind::usage, fmt::format("no task '{}'{}", name, suggestion(name, task_names())), fmt::format("{}", fmt::join(task_names(), ", ")));
 }

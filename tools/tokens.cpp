@@ -17,13 +17,11 @@
 #include "nn/atomic_file.h"
 
 namespace weft {
-namespace {
 
 namespace fs = std::filesystem;
 
-static_assert(std::endian::native == std::endian::little);
-
-struct Header {
+// At the front of a shard.
+struct ShardHeader {
   std::array<char, 8> magic = {'W', 'E', 'F', 'T', 'T', 'O', 'K', 'S'};
   std::uint32_t version = 1;
   std::uint32_t width = 2;
@@ -34,18 +32,22 @@ struct Header {
   std::uint64_t zero = 0;
   std::uint64_t own = 0;
 
-  std::uint64_t own_checksum() const { return XXH3_64bits(this, offsetof(Header, own)); }
+  std::uint64_t own_checksum() const { return XXH3_64bits(this, offsetof(ShardHeader, own)); }
 };
-static_assert(sizeof(Header) == 64);
+static_assert(sizeof(ShardHeader) == 64);
+
+namespace {
+
+static_assert(std::endian::native == std::endian::little);
 
 [[noreturn]] void damaged(const std::string& name, const std::string& why) {
   fail(ErrorKind::io, name + ": not a usable token shard", why, "make it again with `weft data make`");
 }
 
-Header read_header(const fs::path& file, const Tokenizer& tokenizer) {
+ShardHeader read_header(const fs::path& file, const Tokenizer& tokenizer) {
   FileReader reader(file);
-  Header header;
-  const Header expected;
+  ShardHeader header;
+  const ShardHeader expected;
   const std::string name = file.string();
   if (reader.read(std::as_writable_bytes(std::span(&header, 1))) < sizeof header) damaged(name, "truncated");
   if (header.magic != expected.magic) damaged(name, "it does not begin with WEFTTOKS");
@@ -97,7 +99,7 @@ Tokens::Tokens(PackedTokens tokens) : size_(tokens.size()) {
 Tokens Tokens::open(const std::vector<fs::path>& shards, const Tokenizer& tokenizer) {
   Tokens all;
   for (const fs::path& file : shards) {
-    const Header header = read_header(file, tokenizer);
+    const ShardHeader header = read_header(file, tokenizer);
     const auto owner = map_file(file, sizeof header + header.count * header.width);
     all.segments_.push_back({owner, owner.get() + sizeof header, header.width, all.size_, std::int64_t(header.count),
                              header.checksum, header.vocabulary, file.string()});
@@ -144,14 +146,14 @@ void Tokens::verify() const {
 
 struct ShardWriter::Impl {
   AtomicFile file;
-  Header header;
+  ShardHeader header;
   PackedTokens waiting;  // to be written
   std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> checksum{XXH3_createState(), XXH3_freeState};
 };
 
 ShardWriter::ShardWriter(const fs::path& file, const Tokenizer& tokenizer)
     : impl_(new Impl{.file = AtomicFile(file), .header = {}, .waiting = PackedTokens(tokenizer.vocabulary())}) {
-  Header& header = impl_->header;
+  ShardHeader& header = impl_->header;
   header.width = std::uint32_t(impl_->waiting.width());
   header.tokenizer = tokenizer.hash();
   header.vocabulary = std::uint64_t(tokenizer.vocabulary());
@@ -179,7 +181,7 @@ void ShardWriter::flush() {
 
 void ShardWriter::finish() {
   flush();
-  Header& header = impl_->header;
+  ShardHeader& header = impl_->header;
   header.checksum = XXH3_64bits_digest(impl_->checksum.get());
   header.own = header.own_checksum();
   impl_->file.rewrite(0, std::as_bytes(std::span(&header, 1)));

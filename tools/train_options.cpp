@@ -25,7 +25,7 @@ const std::map<std::string, std::vector<OptionSetting>> kPresets = {
     {"130m",
      {{"width", "768"}, {"layers", "24"}, {"batch", "8"}, {"length", "2048"}, {"accumulate", "8"}, {"lr", "3e-3"}, {"warmup", "500"},
       {"steps", "20000"}, {"tokenizer", "unigram"}, {"vocab", "32000"}, {"recompute", "true"}}},
-    {"task", {{"width", "64"}, {"layers", "2"}, {"batch", "64"}, {"length", "64"}, {"lr", "1e-2"}, {"steps", "300"}, {"eval_every", "100"}}}};
+    {"task", {{"width", "64"}, {"layers", "2"}, {"batch", "64"}, {"length", "64"}, {"lr", "1e-2"}, {"steps", "600"}, {"eval_every", "100"}}}};
 
 std::string with_underscores(std::string name) {
   std::replace(name.begin(), name.end(), '-', '_');

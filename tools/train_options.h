@@ -32,6 +32,7 @@ struct TrainOptions {
   std::uint64_t seed = 1;
   std::string data = "";            // a file; empty: the King James Bible
   std::string task = "";            // instead of data
+  std::int64_t memorize = 4;        // tokens, in selective-copying
   std::string tokenizer = "bytes";  // "unigram", or a model file
   std::int64_t vocab = 4000;        // pieces of "unigram"
   std::string device = "auto";
@@ -69,6 +70,7 @@ void each_option(Options& o, F&& f) {
   f(OptionInfo{"data", "Text, .jsonl file of documents, or folder of shards; none: the King James Bible"}, o.data);
   f(OptionInfo{"task", "Instead of a text, a task of the Mamba paper: selective-copying or induction",
                {"", "selective-copying", "induction"}, true}, o.task);
+  f(OptionInfo{"memorize", "Tokens to remember in selective-copying; 16 in the paper", {}, true}, o.memorize);
   f(OptionInfo{"tokenizer", "bytes, unigram (made from the text), or a SentencePiece model", {}, true}, o.tokenizer);
   f(OptionInfo{"vocab", "Pieces of a unigram tokenizer", {}, true}, o.vocab);
   f(OptionInfo{"width", "Width of the model", {}, true}, o.width);
