@@ -152,7 +152,7 @@ TEST_F(Resume, ReportsMemoryAndSpeedAsTheSystemDoes) {
   const int steps = device == "emu" ? 12 : 600;
   const auto now = [] { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); };
   const double begin = now();
-  const pid_t child = start(train(folder_ / "run", "--eval-every 0 --steps " + std::to_string(steps)), folder_ / "output");
+  const pid_t child = start(train(folder_ / "run", "--eval-every 0 --save-every 0 --steps " + std::to_string(steps)), folder_ / "output");
   const fs::path summary = folder_ / "run/summary.json";
   std::size_t peak = 0;
   while (waitpid(child, nullptr, WNOHANG) == 0) {
