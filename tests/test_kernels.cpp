@@ -210,7 +210,7 @@ void compile_batch(const Pair& pair, std::span<const Text* const> batch, bool in
 
 // Every text for both targets; some batches in full, the first among them, and all where there is no assembler.
 std::vector<Found> compile_texts(const Pair& pair, std::span<const Text* const> texts) {
-  constexpr std::size_t kBatch = 16, kInFull = 80;
+  constexpr std::size_t kBatch = 16, kInFull = 40;
   std::vector<Found> out(texts.size());
   std::vector<std::string> errors((texts.size() + kBatch - 1) / kBatch);
   parallel(std::int64_t(errors.size()), [&](std::int64_t b) {
