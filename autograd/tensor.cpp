@@ -37,7 +37,7 @@ void convert_all(const std::byte* bytes, std::int64_t n, T* out) {
 }
 
 template <class T>
-constexpr DType dtype_of() {
+constexpr DType element_dtype() {
   if constexpr (std::is_same_v<T, float>) return DType::f32;
   else if constexpr (std::is_same_v<T, double>) return DType::f64;
   else if constexpr (std::is_same_v<T, std::int32_t>) return DType::i32;
@@ -69,7 +69,7 @@ Tensor Tensor::from(const std::vector<T>& values, Shape shape, Site where) {
   if (std::int64_t(values.size()) != shape.numel())
     fail_at(where, "Tensor::from: the number of values is not that of the shape",
             fmt::format("{} values, shape {} holds {}", values.size(), to_string(shape), shape.numel()));
-  return from_bytes(values.data(), dtype_of<T>(), shape);
+  return from_bytes(values.data(), element_dtype<T>(), shape);
 }
 template Tensor Tensor::from(const std::vector<float>&, Shape, Site);
 template Tensor Tensor::from(const std::vector<double>&, Shape, Site);

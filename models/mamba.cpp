@@ -187,7 +187,7 @@ namespace {
 constexpr std::string_view kHead = "lm_head.weight", kEmbeddings = "backbone.embeddings.weight",
                            kEmbedding = "backbone.embedding.weight";
 
-void rename(TensorMap& tensors, std::string_view from, std::string_view to) {
+void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to) {
   auto node = tensors.extract(std::string(from));
   if (node.empty()) return;
   node.key() = to;
@@ -207,7 +207,7 @@ void check_size(const MambaConfig& config, const TensorMap& tensors) {
 }
 
 void Mamba::load_weights(TensorMap tensors) {
-  rename(tensors, kEmbedding, kEmbeddings);
+  rename_tensor(tensors, kEmbedding, kEmbeddings);
   if (config_.tie) {  // a tied copy of the head may be there, and must be one
     const auto head = tensors.find(std::string(kHead)), embedding = tensors.find(std::string(kEmbeddings));
     if (head != tensors.end() && embedding != tensors.end()) {
@@ -235,7 +235,7 @@ Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
 TensorMap Mamba::weights(CheckpointNames names) const {
   TensorMap tensors = state_dict();
   if (names == CheckpointNames::original) {
-    rename(tensors, kEmbeddings, kEmbedding);
+    rename_tensor(tensors, kEmbeddings, kEmbedding);
     if (config_.tie) tensors[std::string(kHead)] = tensors.at(std::string(kEmbedding));
   }
   return tensors;

@@ -18,7 +18,7 @@ namespace {
 using nlohmann::json;
 
 // Keys that say nothing about the mathematics.
-const std::vector<std::string> kIgnored = {"architectures",
+const std::vector<std::string> kIgnoredKeys = {"architectures",
                                            "dtype",
                                            "torch_dtype",
                                            "transformers_version",
@@ -53,9 +53,9 @@ constexpr double kMostParameters = 1e12;
 constexpr std::int64_t kMostLayers = 10000;
 
 // One JSON object, read key by key; every key asked for is known, every other one is an error at the end.
-class Reader {
+class ConfigReader {
  public:
-  Reader(const json& object, std::string name) : object_(object), name_(std::move(name)) {
+  ConfigReader(const json& object, std::string name) : object_(object), name_(std::move(name)) {
     if (!object_.is_object()) bad("is not a JSON object", {});
   }
 
@@ -146,7 +146,7 @@ class Reader {
 };
 
 // `key` = "random" or "constant".
-void read_dt_init(Reader& r, const std::string& key, bool& constant) {
+void read_dt_init(ConfigReader& r, const std::string& key, bool& constant) {
   const json* j = r.find(key);
   if (!j) return;
   if (*j != "random" && *j != "constant") r.bad("\"random\" or \"constant\" is expected", key + " = " + j->dump());
@@ -155,7 +155,7 @@ void read_dt_init(Reader& r, const std::string& key, bool& constant) {
 
 // ssm_cfg of the original form: arguments of the mixer.
 void read_ssm(const json& object, const std::string& name, MambaConfig& c) {
-  Reader r(object, name);
+  ConfigReader r(object, name);
   r.read("d_state", c.state);
   r.read("d_conv", c.conv);
   r.read("expand", c.expand);
@@ -172,7 +172,7 @@ void read_ssm(const json& object, const std::string& name, MambaConfig& c) {
   r.reject_unknown();
 }
 
-void read_original(Reader& r, const std::string& name, MambaConfig& c) {
+void read_original(ConfigReader& r, const std::string& name, MambaConfig& c) {
   r.need({"d_model", "n_layer", "vocab_size"});
   c.vocab_padding = 8;
   r.read("d_model", c.width);
@@ -183,7 +183,7 @@ void read_original(Reader& r, const std::string& name, MambaConfig& c) {
   if (const json* ssm = r.find("ssm_cfg")) read_ssm(*ssm, name + ": ssm_cfg", c);
 }
 
-void read_hugging_face(Reader& r, MambaConfig& c) {
+void read_hugging_face(ConfigReader& r, MambaConfig& c) {
   std::vector<std::string> sizes = {"hidden_size", "num_hidden_layers", "vocab_size", "state_size", "conv_kernel"};
   if (!r.find("intermediate_size")) sizes.push_back("expand");
   r.need(sizes);
@@ -260,7 +260,7 @@ void MambaConfig::check() const {
 }
 
 MambaConfig mamba_config_from_json(const json& object, std::string_view name) {
-  Reader r(object, std::string(name));
+  ConfigReader r(object, std::string(name));
   const bool hugging_face =
       object.contains("hidden_size") || object.contains("num_hidden_layers") || !object.contains("d_model");
   r.require("model_type", "mamba");
@@ -278,7 +278,7 @@ MambaConfig mamba_config_from_json(const json& object, std::string_view name) {
   } else {
     read_original(r, std::string(name), c);
   }
-  r.ignore(kIgnored);
+  r.ignore(kIgnoredKeys);
   r.reject_unknown();
   try {
     c.check();

@@ -179,7 +179,7 @@ void Module::initialise() const { data_->initialise(); }
 
 namespace {
 
-struct Slot {
+struct ParameterSlot {
   State state;
   Shape file_shape;
 };
@@ -189,7 +189,7 @@ std::string shape_text(const std::vector<std::int64_t>& dims) {
 }
 
 // What is wrong with `tensor` as the value of `slot`, or "".
-std::string problem(const std::string& name, const Slot& slot, const HostTensor& tensor) {
+std::string problem(const std::string& name, const ParameterSlot& slot, const HostTensor& tensor) {
   if (!std::ranges::equal(tensor.shape, slot.file_shape.dims()))
     return "shape of " + name + ": the file has " + shape_text(tensor.shape) + ", the model " +
            to_string(slot.file_shape);
@@ -199,7 +199,7 @@ std::string problem(const std::string& name, const Slot& slot, const HostTensor&
   return {};
 }
 
-void set_value(const Slot& slot, const HostTensor& tensor) {
+void set_value(const ParameterSlot& slot, const HostTensor& tensor) {
   if (tensor.dtype == slot.state.dtype()) {
     State(slot.state).set_bytes(tensor.bytes.data());
   } else {
@@ -220,13 +220,13 @@ void set_value(const Slot& slot, const HostTensor& tensor) {
 
 // The saved states by name: each once, at its first name.
 template <class Data>
-static std::map<std::string, Slot> slots_of(Data& data) {
-  std::map<std::string, Slot> slots;
+static std::map<std::string, ParameterSlot> slots_of(Data& data) {
+  std::map<std::string, ParameterSlot> slots;
   std::unordered_set<const StateImpl*> seen;
   data.visit([&](const std::string& name, auto& e) {
     auto* param = std::get_if<Param>(&e.what);
     const State& state = param ? static_cast<const State&>(*param) : std::get<State>(e.what);
-    if (seen.insert(state.impl().get()).second) slots.emplace(name, Slot{state, e.file_shape.value_or(state.shape())});
+    if (seen.insert(state.impl().get()).second) slots.emplace(name, ParameterSlot{state, e.file_shape.value_or(state.shape())});
   });
   return slots;
 }
@@ -242,7 +242,7 @@ TensorMap Module::state_dict() const {
 }
 
 void Module::load_state_dict(const TensorMap& tensors) {
-  const std::map<std::string, Slot> slots = slots_of(*data_);
+  const std::map<std::string, ParameterSlot> slots = slots_of(*data_);
   std::vector<std::string> problems;
   for (auto& [name, slot] : slots) {
     auto found = tensors.find(name);

@@ -64,9 +64,9 @@ struct Entry {
 };
 
 // A file with its header read and checked.
-class Reader {
+class SafetensorsReader {
  public:
-  explicit Reader(const fs::path& file) : name_(file.string()), file_(file) {
+  explicit SafetensorsReader(const fs::path& file) : name_(file.string()), file_(file) {
     std::uint64_t length = 0;
     if (file_.size() < sizeof length) refuse("too short for a header", fmt::format("{} bytes", file_.size()));
     fill(std::as_writable_bytes(std::span(&length, 1)));
@@ -208,7 +208,7 @@ void check_shard_name(const fs::path& index, const std::string& shard) {
 
 TensorMap read_safetensors(const fs::path& file, std::map<std::string, std::string>* metadata,
                            const TensorFilter& wanted) {
-  Reader reader(file);
+  SafetensorsReader reader(file);
   if (metadata) *metadata = reader.metadata();
   TensorMap tensors;
   for (const Entry& entry : reader.entries())
@@ -238,7 +238,7 @@ TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wa
                        *names.begin()));
   TensorMap tensors;
   for (auto& [shard, names] : shards) {
-    Reader reader(folder / shard);
+    SafetensorsReader reader(folder / shard);
     for (const Entry& entry : reader.entries()) {
       if (!names.erase(entry.name)) reader.refuse("a tensor that the index does not list here", entry.name);
       if (!wanted || wanted(entry.name)) tensors.emplace(entry.name, reader.read(entry));

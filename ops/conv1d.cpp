@@ -12,24 +12,24 @@
 namespace weft {
 namespace {
 
-constexpr std::int64_t kTime = 128;      // steps of a chunk
-constexpr std::int64_t kChannels = 256;  // channels of a block
+constexpr std::int64_t kConvTime = 128;      // steps of a chunk
+constexpr std::int64_t kConvChannels = 256;  // channels of a block
 
 // Sizes, and the part of (batch, chunk of time, block of channels) with number `index`.
-struct Grid {
+struct ConvGrid {
   std::int64_t b, t, d, w;
-  std::int64_t chunks() const { return ceil_div(t, kTime); }
-  std::int64_t blocks() const { return ceil_div(d, kChannels); }
+  std::int64_t chunks() const { return ceil_div(t, kConvTime); }
+  std::int64_t blocks() const { return ceil_div(d, kConvChannels); }
   std::int64_t parts() const { return b * chunks() * blocks(); }
 };
-struct Part {
+struct ConvPart {
   std::int64_t batch, chunk, begin, end, c, n;  // time [begin, end), channels [c, c + n)
-  Part(const Grid& grid, std::int64_t index) {
+  ConvPart(const ConvGrid& grid, std::int64_t index) {
     const std::int64_t block = index % grid.blocks();
     chunk = index / grid.blocks() % grid.chunks();
     batch = index / grid.blocks() / grid.chunks();
-    begin = chunk * kTime, end = std::min(grid.t, begin + kTime);
-    c = block * kChannels, n = std::min(grid.d - c, kChannels);
+    begin = chunk * kConvTime, end = std::min(grid.t, begin + kConvTime);
+    c = block * kConvChannels, n = std::min(grid.d - c, kConvChannels);
   }
 };
 
@@ -49,7 +49,7 @@ class Window {
 // The inputs at times [begin - (w-1), end): x (b, t, d), before time 0 `initial` (b, w-1, d) or zeros. `buffer` has
 // room for all of them, `zeros` for one.
 template <class T>
-Window<T> inputs(const Grid& g, const Part& p, std::int64_t end, const Rows& x, const Rows& initial, T* buffer,
+Window<T> inputs(const ConvGrid& g, const ConvPart& p, std::int64_t end, const Rows& x, const Rows& initial, T* buffer,
                  const T* zeros) {
   const std::int64_t first = p.begin - (g.w - 1);
   Window<T> window(first, end - first);
@@ -62,7 +62,7 @@ Window<T> inputs(const Grid& g, const Part& p, std::int64_t end, const Rows& x, 
 
 // Weight (d, w) of the part's channels as (w, n).
 template <class T>
-std::vector<T> transposed(const Grid& g, const Part& p, const Rows& weight) {
+std::vector<T> transposed(const ConvGrid& g, const ConvPart& p, const Rows& weight) {
   std::vector<T> out(std::size_t(g.w * p.n)), buffer(std::size_t(g.w));
   for (std::int64_t c = 0; c < p.n; ++c) {
     const T* row = weight.read(p.c + c, 0, g.w, buffer.data());
@@ -105,18 +105,18 @@ void silu_row(T* x, std::int64_t n) {
 // Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); ints [silu, last]. Outputs y (b, t, d) and, if
 // `last`, the last inputs (b, w-1, d).
 template <class T>
-void lower_forward(Lowering& l) {
+void lower_conv1d_forward(Lowering& l) {
   const Operand x = l.rows(0), weight = l.dense(1), bias = l.has(2) ? l.dense(2) : Operand{};
   const Operand initial = l.has(3) ? l.rows(3) : Operand{}, out = l.output(0);
   const Operand last = l.integer(1) ? l.output(1) : Operand{};
-  const Grid grid{x.dims[0], x.dims[1], x.dims[2], weight.dims[1]};
+  const ConvGrid grid{x.dims[0], x.dims[1], x.dims[2], weight.dims[1]};
   const bool silu = l.integer(0) != 0;
   if (out)
     l.emit(silu ? "conv1d__silu" : "conv1d", [=](const Launch& launch) {
       const Rows xs(launch, x), ws(launch, weight), bs(launch, bias), starts(launch, initial), to(launch, out);
       parallel(grid.parts(), [&](std::int64_t index) {
-        const Part p(grid, index);
-        std::vector<T> buffer(std::size_t((kTime + grid.w) * p.n)), zeros(p.n), line(p.n), bias_line(p.n);
+        const ConvPart p(grid, index);
+        std::vector<T> buffer(std::size_t((kConvTime + grid.w) * p.n)), zeros(p.n), line(p.n), bias_line(p.n);
         const std::vector<T> w = transposed<T>(grid, p, ws);
         const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
         const Window<T> window = inputs(grid, p, p.end, xs, starts, buffer.data(), zeros.data());
@@ -143,16 +143,16 @@ void lower_forward(Lowering& l) {
     });
 }
 
-// The operands of the backward kernel; see lower_backward.
-struct BackwardTask {
+// The operands of the backward kernel; see lower_conv1d_backward.
+struct ConvBackwardTask {
   Operand x, weight, bias, initial, g, g_last, dx, d_initial, partials;
-  Grid grid;
+  ConvGrid grid;
   bool silu;
 };
 
 // e_t = g_t (silu'(pre_t)) for times [begin, end) of the part into `e` (rows of n); pre is computed again.
 template <class T>
-void upstream(const BackwardTask& task, const Launch& launch, const Part& p, std::int64_t end, const Window<T>& window,
+void upstream(const ConvBackwardTask& task, const Launch& launch, const ConvPart& p, std::int64_t end, const Window<T>& window,
               const std::vector<T>& w, T* e) {
   const Rows gs(launch, task.g), bs(launch, task.bias);
   std::vector<T> pre(p.n), bias_line(p.n);
@@ -178,7 +178,7 @@ void upstream(const BackwardTask& task, const Launch& launch, const Part& p, std
 
 // dw (w, n; rows d apart) and db (n) of the part: the sums over its times.
 template <class T>
-void weight_sums(const Grid& g, const Part& p, const Window<T>& window, const T* e, T* dw) {
+void weight_sums(const ConvGrid& g, const ConvPart& p, const Window<T>& window, const T* e, T* dw) {
   T* db = dw + g.w * g.d;
   for (std::int64_t j = 0; j <= g.w; ++j) std::fill_n(dw + j * g.d, p.n, T(0));
   for (std::int64_t t = p.begin; t < p.end; ++t, e += p.n) {
@@ -196,9 +196,9 @@ void weight_sums(const Grid& g, const Part& p, const Window<T>& window, const T*
 
 // The gradient of the input at time s, s >= 1 - w: sum over j of w[j] e_{s + w - 1 - j}, plus what came through `last`.
 template <class T>
-void input_gradient(const BackwardTask& task, const Part& p, std::int64_t s, const Window<T>& e,
+void input_gradient(const ConvBackwardTask& task, const ConvPart& p, std::int64_t s, const Window<T>& e,
                     const std::vector<T>& w, const Rows& g_last, T* buffer, T* out) {
-  const Grid& g = task.grid;
+  const ConvGrid& g = task.grid;
   taps(g.w, e.at(s + g.w - 1), -1, w.data(), static_cast<const T*>(nullptr), p.n, out);
   const std::int64_t kept = s - (g.t - (g.w - 1));
   if (!g_last || kept < 0) return;
@@ -207,13 +207,13 @@ void input_gradient(const BackwardTask& task, const Part& p, std::int64_t s, con
 }
 
 template <class T>
-void backward_part(const BackwardTask& task, const Launch& launch, std::int64_t index) {
-  const Grid& g = task.grid;
-  const Part p(g, index);
+void conv_backward_part(const ConvBackwardTask& task, const Launch& launch, std::int64_t index) {
+  const ConvGrid& g = task.grid;
+  const ConvPart p(g, index);
   const Rows xs(launch, task.x), ws(launch, task.weight), starts(launch, task.initial), g_last(launch, task.g_last);
   const Rows dx(launch, task.dx), d_initial(launch, task.d_initial);
   const std::int64_t end = std::min(g.t, p.end + g.w - 1), first = p.begin == 0 ? 1 - g.w : p.begin;
-  std::vector<T> buffer(std::size_t((kTime + 2 * g.w) * p.n)), e(std::size_t((kTime + g.w) * p.n)), zeros(p.n),
+  std::vector<T> buffer(std::size_t((kConvTime + 2 * g.w) * p.n)), e(std::size_t((kConvTime + g.w) * p.n)), zeros(p.n),
       line(p.n), line2(p.n);
   const std::vector<T> w = transposed<T>(g, p, ws);
   const Window<T> x = inputs(g, p, end, xs, starts, buffer.data(), zeros.data());
@@ -237,7 +237,7 @@ void backward_part(const BackwardTask& task, const Launch& launch, std::int64_t 
 
 // dw (d, w) and db (d) from the partial sums (parts, w + 1, d), added in order.
 template <class T>
-void sum_partials(const Launch& launch, const Operand& partials, const Grid& g, const Operand& dw, const Operand& db) {
+void sum_partials(const Launch& launch, const Operand& partials, const ConvGrid& g, const Operand& dw, const Operand& db) {
   const Rows to_w(launch, dw), to_b(launch, db);
   const T* from = launch.pointer<T>(partials);
   const std::int64_t count = (g.w + 1) * g.d;
@@ -253,7 +253,7 @@ void sum_partials(const Launch& launch, const Operand& partials, const Grid& g, 
 
 // With no time steps the state passes through: d_initial = g_last.
 template <class T>
-void pass_through(const Launch& launch, const BackwardTask& task) {
+void pass_through(const Launch& launch, const ConvBackwardTask& task) {
   const Rows from(launch, task.g_last), to(launch, task.d_initial);
   std::vector<T> line(std::size_t(task.grid.d));
   for (std::int64_t i = 0; to && i < task.grid.b * (task.grid.w - 1); ++i)
@@ -263,27 +263,27 @@ void pass_through(const Launch& launch, const BackwardTask& task) {
 // Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); ints [silu]. Outputs dx,
 // dw, db, d_initial.
 template <class T>
-void lower_backward(Lowering& l) {
+void lower_conv1d_backward(Lowering& l) {
   const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
-  BackwardTask task{l.rows(0),   l.dense(1),  optional(2), optional(3), optional(4),      optional(5),
+  ConvBackwardTask task{l.rows(0),   l.dense(1),  optional(2), optional(3), optional(4),      optional(5),
                     l.output(0), l.output(3), {},          {},          l.integer(0) != 0};
   const Operand dw = l.output(1), db = l.output(2);
-  const Grid grid{task.x.dims[0], task.x.dims[1], task.x.dims[2], task.weight.dims[1]};
+  const ConvGrid grid{task.x.dims[0], task.x.dims[1], task.x.dims[2], task.weight.dims[1]};
   task.grid = grid;
   const std::int64_t dims[] = {grid.b * grid.chunks(), grid.w + 1, grid.d};
   if (dw || db) task.partials = l.scratch(dtype_of<T>, dims);
   l.emit("conv1d_backward", [=](const Launch& launch) {
     if (grid.t == 0) pass_through<T>(launch, task);
-    parallel(grid.parts(), [&](std::int64_t index) { backward_part<T>(task, launch, index); });
+    parallel(grid.parts(), [&](std::int64_t index) { conv_backward_part<T>(task, launch, index); });
     if (task.partials) sum_partials<T>(launch, task.partials, grid, dw, db);
   });
 }
 
 void lower_conv1d(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l); });
+  in_compute_type(l, [&]<class T>(T) { lower_conv1d_forward<T>(l); });
 }
 void lower_conv1d_backward(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+  in_compute_type(l, [&]<class T>(T) { lower_conv1d_backward<T>(l); });
 }
 
 void conv1d_vjp(Vjp& v);

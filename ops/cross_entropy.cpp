@@ -69,7 +69,7 @@ T distance_sum(const T* x, std::int64_t v, T top) {
 // Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows); the factor of the
 // gradient (), 1 / valid labels for the mean.
 template <class T>
-void lower_forward(Lowering& l) {
+void lower_cross_entropy_forward(Lowering& l) {
   const Task task(l);
   const Operand out = l.output(0), kept = l.output(1), factor = l.output(2);
   const std::int64_t dims[] = {task.rows};
@@ -111,7 +111,7 @@ void lower_forward(Lowering& l) {
 // Inputs logits, labels, upstream gradient () or one a row, log-sum-exp (rows), factor (). Output (..., v):
 // (softmax - (1 - e) onehot - e / v) times the row's upstream gradient, 0 where ignored.
 template <class T>
-void lower_backward(Lowering& l) {
+void lower_cross_entropy_backward(Lowering& l) {
   const Task task(l);
   const Operand out = l.output(), upstream = l.dense(2), kept = l.dense(3), factor = l.dense(4);
   if (!out) return;
@@ -144,10 +144,10 @@ void lower_backward(Lowering& l) {
 }
 
 void lower_cross_entropy(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l); });
+  in_compute_type(l, [&]<class T>(T) { lower_cross_entropy_forward<T>(l); });
 }
 void lower_cross_entropy_backward(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+  in_compute_type(l, [&]<class T>(T) { lower_cross_entropy_backward<T>(l); });
 }
 
 void cross_entropy_vjp(Vjp& v);

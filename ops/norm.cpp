@@ -13,11 +13,11 @@
 namespace weft {
 namespace {
 
-constexpr std::int64_t kPartElements = 32768;  // a part of the rows is about this large
+constexpr std::int64_t kNormPartElements = 32768;  // a part of the rows is about this large
 constexpr std::int64_t kMostParts = 64;        // also the number of partial sums of dw and db
 
 std::int64_t row_parts(std::int64_t rows, std::int64_t n) {
-  return part_count(rows, std::max<std::int64_t>(1, kPartElements / std::max<std::int64_t>(n, 1)), kMostParts);
+  return part_count(rows, std::max<std::int64_t>(1, kNormPartElements / std::max<std::int64_t>(n, 1)), kMostParts);
 }
 
 // A vector (n) as T, converted once for a kernel; empty if absent.
@@ -52,7 +52,7 @@ Statistics statistics(const T* x, std::int64_t n, double eps, bool centered) {
 
 // Inputs x (..., n), weight (n), bias (n); ints [centered]; constants [eps]. Outputs y (..., n), statistics (rows, 2).
 template <class T>
-void lower_forward(Lowering& l, std::string name) {
+void lower_norm_forward(Lowering& l, std::string name) {
   const Fused source = l.source(0);
   const Operand weight = l.has(1) ? l.dense(1) : Operand{}, bias = l.has(2) ? l.dense(2) : Operand{};
   const Operand out = l.output(0), stats = l.output(1);
@@ -121,7 +121,7 @@ void emit_sum(Lowering& l, const Operand& out, const Operand& partials, std::int
 
 // Inputs x (..., n), dy (..., n), weight (n) or absent, statistics (rows, 2); ints [centered]. Outputs dx, dw, db.
 template <class T>
-void lower_backward(Lowering& l) {
+void lower_norm_backward(Lowering& l) {
   const Fused x_source = l.source(0), g_source = l.source(1);
   const Operand weight = l.has(2) ? l.dense(2) : Operand{}, stats = l.rows(3);
   const Operand out = l.output(0), dw = l.output(1), db = l.output(2);
@@ -156,13 +156,13 @@ void lower_backward(Lowering& l) {
 }
 
 void lower_rms_norm(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l, "rms_norm"); });
+  in_compute_type(l, [&]<class T>(T) { lower_norm_forward<T>(l, "rms_norm"); });
 }
 void lower_layer_norm(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l, "layer_norm"); });
+  in_compute_type(l, [&]<class T>(T) { lower_norm_forward<T>(l, "layer_norm"); });
 }
 void lower_norm_backward(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+  in_compute_type(l, [&]<class T>(T) { lower_norm_backward<T>(l); });
 }
 
 void norm_vjp(Vjp& v);

@@ -51,7 +51,7 @@ struct Part {
 };
 
 // What forward and backward have in common.
-struct Task {
+struct ScanTask {
   Grid grid;
   Operand u, raw, A, D;
   GroupRows B, C;
@@ -82,7 +82,7 @@ struct Chunk {
         delta(u_buffer.size()),
         du(u_buffer.size()) {}
 
-  void load(const Task& task, const Launch& launch, const Part& p, std::int64_t chunk, std::int64_t following,
+  void load(const ScanTask& task, const Launch& launch, const Part& p, std::int64_t chunk, std::int64_t following,
             Runner<T>* hole) {
     const Grid& g = task.grid;
     const Rows us(launch, task.u), raws(launch, task.raw);
@@ -271,7 +271,7 @@ struct ForwardOutputs {
 
 // s (steps, w) of the chunk becomes y: adds D u and evaluates the out hole.
 template <class T>
-void finish_rows(const Task& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y,
+void finish_rows(const ScanTask& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y,
                  T* s) {
   for (std::int64_t k = 0; k < chunk.steps(); ++k, s += p.w) {
     const std::int64_t row = p.batch * task.grid.t + chunk.begin + k;
@@ -289,7 +289,7 @@ void finish_rows(const Task& task, const Part& p, const Chunk<T>& chunk, const T
 }
 
 template <class T>
-void forward_part(const Task& task, const Launch& launch, const Rows& initial, const ForwardOutputs<T>& outputs,
+void forward_part(const ScanTask& task, const Launch& launch, const Rows& initial, const ForwardOutputs<T>& outputs,
                   std::int64_t index) {
   const Grid& g = task.grid;
   const Part p(g, index);
@@ -322,8 +322,8 @@ Grid grid_of(const Lowering& l) {
   return {u[0], u[1], u[2], l.shape(kA)[1], b.rank() == 4 ? b[2] : 1};
 }
 
-Task task_of(Lowering& l) {
-  Task task;
+ScanTask task_of(Lowering& l) {
+  ScanTask task;
   task.grid = grid_of(l);
   task.u = l.rows(kU);
   task.raw = l.rows(kDelta);
@@ -337,8 +337,8 @@ Task task_of(Lowering& l) {
 }
 
 template <class T>
-void lower_forward(Lowering& l) {
-  Task task = task_of(l);
+void lower_scan_forward(Lowering& l) {
+  ScanTask task = task_of(l);
   task.has_out = l.filled(1);
   if (task.has_out) task.out = l.hole(1, l.shape(kU));
   const Operand initial = l.has(kInitial) ? l.rows(kInitial) : Operand{};
@@ -352,7 +352,7 @@ void lower_forward(Lowering& l) {
 
 // ---- backward -----------------------------------------------------------------------------------------------------
 
-struct BackwardTask : Task {
+struct ScanBackwardTask : ScanTask {
   Operand states, g, g_last;
   Fused delta_grad, out_grad;
   bool has_delta_grad = false, has_out_grad = false;
@@ -404,7 +404,7 @@ void run_gradients(Runner<T>& hole, const Launch& launch, const std::vector<Oper
 
 // The states and decays of the chunk, s without and then with D u, and from it e = d loss / d s.
 template <class T>
-void recompute(const BackwardTask& task, const Launch& launch, const Part& p, std::int64_t q, const Chunk<T>& chunk,
+void recompute(const ScanBackwardTask& task, const Launch& launch, const Part& p, std::int64_t q, const Chunk<T>& chunk,
                const T* D, Runner<T>* out_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
   const Rows kept(launch, task.states), gs(launch, task.g), e_root(launch, task.e_root);
@@ -439,7 +439,7 @@ void recompute(const BackwardTask& task, const Launch& launch, const Part& p, st
 
 // The gradients of the chunk, last step first; dB and dC into their partial sums.
 template <class T>
-void retreat_chunk(const BackwardTask& task, const Launch& launch, const Part& p, const Chunk<T>& chunk, const T* D,
+void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Part& p, const Chunk<T>& chunk, const T* D,
                    Runner<T>* delta_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
   const Rows du(launch, task.du), draw(launch, task.draw);
@@ -472,7 +472,7 @@ void retreat_chunk(const BackwardTask& task, const Launch& launch, const Part& p
 }
 
 template <class T>
-void backward_part(const BackwardTask& task, const Launch& launch, std::int64_t index) {
+void backward_part(const ScanBackwardTask& task, const Launch& launch, std::int64_t index) {
   const Grid& g = task.grid;
   const Part p(g, index);
   BackwardScratch<T> x(g, p, std::max(task.delta_roots.size(), task.out_roots.size()));
@@ -499,7 +499,7 @@ void backward_part(const BackwardTask& task, const Launch& launch, std::int64_t 
 
 // dA (i, n) and dD (i): partial sums of the batch elements, in order.
 template <class T>
-void sum_batches(const BackwardTask& task, const Launch& launch, const Operand& dA, const Operand& dD) {
+void sum_batches(const ScanBackwardTask& task, const Launch& launch, const Operand& dA, const Operand& dD) {
   const Grid& g = task.grid;
   std::vector<T> sum(std::size_t(g.n * g.i)), row(std::size_t(std::max(g.n, g.i)));
   const T *from_a = launch.pointer<T>(task.dA), *from_d = launch.pointer<T>(task.dD);
@@ -542,9 +542,9 @@ void sum_blocks(const Grid& g, const Launch& launch, const Operand& partials, co
 }
 
 template <class T>
-void lower_backward(Lowering& l) {
-  BackwardTask task;
-  static_cast<Task&>(task) = task_of(l);
+void lower_scan_backward(Lowering& l) {
+  ScanBackwardTask task;
+  static_cast<ScanTask&>(task) = task_of(l);
   const Grid& g = task.grid;
   const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
   task.states = l.rows(kStates), task.g = optional(kG), task.g_last = optional(kGLast);
@@ -574,10 +574,10 @@ void lower_backward(Lowering& l) {
 // ---- ops and gradients --------------------------------------------------------------------------------------------
 
 void lower_scan(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_forward<T>(l); });
+  in_compute_type(l, [&]<class T>(T) { lower_scan_forward<T>(l); });
 }
 void lower_scan_backward(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+  in_compute_type(l, [&]<class T>(T) { lower_scan_backward<T>(l); });
 }
 void scan_vjp(Vjp& v);
 

@@ -208,7 +208,7 @@ void compile_batch(const Pair& pair, std::span<const Text* const> batch, bool in
   }
 }
 
-// Every text for both targets; some batches in full, the first among them, and all where there is no assembler.
+// Every text for both targets; some batches in full, one of scans among them, and all where there is no assembler.
 std::vector<Found> compile_texts(const Pair& pair, std::span<const Text* const> texts) {
   constexpr std::size_t kBatch = 16, kInFull = 40;
   std::vector<Found> out(texts.size());
@@ -216,7 +216,7 @@ std::vector<Found> compile_texts(const Pair& pair, std::span<const Text* const> 
   parallel(std::int64_t(errors.size()), [&](std::int64_t b) {
     const std::size_t first = std::size_t(b) * kBatch;
     const auto batch = texts.subspan(first, std::min(kBatch, texts.size() - first));
-    compile_batch(pair, batch, std::size_t(b) % kInFull == 0, &out[first], errors[std::size_t(b)]);
+    compile_batch(pair, batch, std::size_t(b) % kInFull == kInFull / 4, &out[first], errors[std::size_t(b)]);
   });
   for (const std::string& e : errors) EXPECT_EQ(e, "") << "for " << pair.first.name << " and " << pair.second.name;
   return out;

@@ -356,25 +356,35 @@ template <class F, int operands>
 Handler integer(Type type) {
   return with_integer(type, []<class T>() { return of<F, operands, T>(); });
 }
-template <class F, int operands>
+// What PTX has of an operation besides f32 and f64, as a sum: the 16-bit types; .sat; .relu, of 16-bit types.
+enum Forms { kNoMore = 0, kHalf = 1, kSat = 2, kRelu = 4 };
+template <class F, int operands, int forms>
 Handler real_f(const PtxInstruction& p, Type type) {
+  const bool flushed = p.has("ftz"), saturated = p.has("sat");
+  if (saturated && !(forms & kSat)) return nullptr;
+  if (type == Type::f64) return saturated ? nullptr : of<F, operands, double>();
   if (type == Type::f32) {
-    if (p.has("sat"))
-      return p.has("ftz") ? of<Saturated<Flushed<F>>, operands, float>() : of<Saturated<F>, operands, float>();
-    return p.has("ftz") ? of<Flushed<F>, operands, float>() : of<F, operands, float>();
+    if constexpr (forms & kSat)
+      if (saturated) return flushed ? of<Saturated<Flushed<F>>, operands, float>() : of<Saturated<F>, operands, float>();
+    return flushed ? of<Flushed<F>, operands, float>() : of<F, operands, float>();
   }
-  if (type == Type::f64) return of<F, operands, double>();
-  if (p.has("relu")) return with_float(type, []<class T>() { return of<Relu<F>, operands, T>(); });
-  if (p.has("sat")) return with_float(type, []<class T>() { return of<Saturated<F>, operands, T>(); });
-  return with_float(type, []<class T>() { return of<F, operands, T>(); });
+  if constexpr (forms & kHalf)
+    return with_half(type, [&]<class T>() -> Handler {
+      if constexpr (forms & kRelu)
+        if (p.has("relu")) return of<Relu<F>, operands, T>();
+      if constexpr (forms & kSat)
+        if (saturated) return of<Saturated<F>, operands, T>();
+      return of<F, operands, T>();
+    });
+  return nullptr;
 }
 template <class F>
 Handler float_only(const PtxInstruction& p) {
   return p.has("ftz") ? of<Flushed<F>, 1, float>() : of<F, 1, float>();
 }
-template <class F, int operands>
+template <class F, int operands, int forms>
 Handler number(const PtxInstruction& p, Type type) {
-  return is_float(type) ? real_f<F, operands>(p, type) : integer<F, operands>(type);
+  return is_float(type) ? real_f<F, operands, forms>(p, type) : integer<F, operands>(type);
 }
 template <bool less>
 Handler extreme(const PtxInstruction& p, Type type) {
@@ -383,9 +393,9 @@ Handler extreme(const PtxInstruction& p, Type type) {
     if (p.has("relu")) return nullptr;
     return integer<Extreme<less, false>, 2>(type);
   }
-  if (p.has("xorsign")) return p.has("NaN") ? nullptr : real_f<OfSizes<Extreme<less, false>>, 2>(p, type);
-  if (three) return p.has("NaN") ? real_f<Extreme<less, true>, 3>(p, type) : real_f<Extreme<less, false>, 3>(p, type);
-  return p.has("NaN") ? real_f<Extreme<less, true>, 2>(p, type) : real_f<Extreme<less, false>, 2>(p, type);
+  if (p.has("xorsign")) return p.has("NaN") ? nullptr : real_f<OfSizes<Extreme<less, false>>, 2, kHalf>(p, type);
+  if (three) return p.has("NaN") ? real_f<Extreme<less, true>, 3, kNoMore>(p, type) : real_f<Extreme<less, false>, 3, kNoMore>(p, type);
+  return p.has("NaN") ? real_f<Extreme<less, true>, 2, kHalf>(p, type) : real_f<Extreme<less, false>, 2, kHalf>(p, type);
 }
 
 // ---- instructions that are not of one type
@@ -612,7 +622,7 @@ void set_number(Warp& w, const Instruction& i, Mask lanes) {  // set.eq.u32.f32:
   const std::uint32_t yes = i.bytes ? 0x3f800000u : ~0u;
   write<std::uint32_t>(w, i.d, lanes, [&](int l) { return compare<how>(a[l], b[l]) ? yes : 0u; });
 }
-template <Compare how, bool to_predicate>
+template <Compare how, bool to_predicate, bool of_integers = false>
 Handler comparing(Type type) {
   const auto handler = []<class T>() -> Handler {
     if constexpr (to_predicate)
@@ -630,19 +640,19 @@ Handler comparing(Type type) {
     case Type::bf16:
       return handler.template operator()<Brain>();
     default:
-      return with_integer(type, handler);
+      if constexpr (of_integers) return with_integer(type, handler);
+      return nullptr;
   }
 }
 template <bool to_predicate>
 Handler comparison(const PtxInstruction& p, Type type) {
   const auto word = p.words.at(1);
-  if (word == "eq") return comparing<Compare::eq, to_predicate>(type);
-  if (word == "ne") return comparing<Compare::ne, to_predicate>(type);
-  if (word == "lt" || word == "lo") return comparing<Compare::lt, to_predicate>(type);
-  if (word == "le" || word == "ls") return comparing<Compare::le, to_predicate>(type);
-  if (word == "gt" || word == "hi") return comparing<Compare::gt, to_predicate>(type);
-  if (word == "ge" || word == "hs") return comparing<Compare::ge, to_predicate>(type);
-  if (!is_float(type)) return nullptr;
+  if (word == "eq") return comparing<Compare::eq, to_predicate, true>(type);
+  if (word == "ne") return comparing<Compare::ne, to_predicate, true>(type);
+  if (word == "lt" || word == "lo") return comparing<Compare::lt, to_predicate, true>(type);
+  if (word == "le" || word == "ls") return comparing<Compare::le, to_predicate, true>(type);
+  if (word == "gt" || word == "hi") return comparing<Compare::gt, to_predicate, true>(type);
+  if (word == "ge" || word == "hs") return comparing<Compare::ge, to_predicate, true>(type);
   if (word == "equ") return comparing<Compare::equ, to_predicate>(type);
   if (word == "neu") return comparing<Compare::neu, to_predicate>(type);
   if (word == "ltu") return comparing<Compare::ltu, to_predicate>(type);
@@ -767,49 +777,37 @@ Handler decode_move(const PtxInstruction& p, Type type, Decoder& decoder, Instru
   return bits == 64 ? unary<Same, std::uint64_t> : unary<Same, std::uint32_t>;
 }
 
-Type last_type(const PtxInstruction& p) {
-  for (auto word = p.words.rbegin(); word != p.words.rend(); ++word)
-    if (Type t = type_named(*word); t != Type::none) return t;
-  return Type::none;
-}
-
 int rounding_mode(const PtxInstruction& p) { return p.has("rz") ? 1 : p.has("rm") ? 2 : p.has("rp") ? 3 : 0; }
 
 // Instructions d = f(a, b, c), all of one type.
 Handler plain(const PtxInstruction& p, Type type) {
   const std::string_view op = p.words[0];
-  if (op == "add") return number<Add, 2>(p, type);
-  if (op == "sub") return number<Subtract, 2>(p, type);
-  if (op == "mul") return p.has("hi") ? integer<MultiplyHigh, 2>(type) : number<Multiply, 2>(p, type);
+  if (op == "add") return number<Add, 2, kHalf | kSat>(p, type);
+  if (op == "sub") return number<Subtract, 2, kHalf | kSat>(p, type);
+  if (op == "mul") return p.has("hi") ? integer<MultiplyHigh, 2>(type) : number<Multiply, 2, kHalf | kSat>(p, type);
   if (op == "mul24")
     return p.has("lo") && (type == Type::u32 || type == Type::s32) ? integer<Multiply24, 2>(type) : nullptr;
-  if (op == "mad") return p.has("hi") ? integer<MultiplyHighAdd, 3>(type) : number<MultiplyAdd, 3>(p, type);
-  if (op == "fma") return is_float(type) ? real_f<MultiplyAdd, 3>(p, type) : nullptr;
-  if (op == "div") return number<Divide, 2>(p, type);
+  if (op == "mad") return p.has("hi") ? integer<MultiplyHighAdd, 3>(type) : number<MultiplyAdd, 3, kHalf | kSat | kRelu>(p, type);
+  if (op == "fma") return is_float(type) ? real_f<MultiplyAdd, 3, kHalf | kSat | kRelu>(p, type) : nullptr;
+  if (op == "div") return number<Divide, 2, kNoMore>(p, type);
   if (op == "rem") return integer<Remainder, 2>(type);
   if (op == "min") return extreme<true>(p, type);
   if (op == "max") return extreme<false>(p, type);
-  if (op == "neg") return number<Negate, 1>(p, type);
-  if (op == "abs") return number<Absolute, 1>(p, type);
-  if (op == "copysign") return is_float(type) ? real_f<CopySign, 2>(p, type) : nullptr;
+  if (op == "neg") return number<Negate, 1, kHalf>(p, type);
+  if (op == "abs") return number<Absolute, 1, kHalf>(p, type);
+  if (op == "copysign") return is_float(type) ? real_f<CopySign, 2, kNoMore>(p, type) : nullptr;
   if (op == "and") return integer<And, 2>(type);
   if (op == "or") return integer<Or, 2>(type);
   if (op == "xor") return integer<Xor, 2>(type);
   if (op == "not") return integer<Not, 1>(type);
   if (op == "brev") return integer<ReverseBits, 1>(type);
-  if (op == "sqrt") return is_float(type) ? real_f<SquareRoot, 1>(p, type) : nullptr;
+  if (op == "sqrt") return is_float(type) ? real_f<SquareRoot, 1, kNoMore>(p, type) : nullptr;
   if (op == "rcp")
-    return p.has("approx") ? real_f<Reciprocal<true>, 1>(p, type) : real_f<Reciprocal<false>, 1>(p, type);
+    return p.has("approx") ? real_f<Reciprocal<true>, 1, kNoMore>(p, type) : real_f<Reciprocal<false>, 1, kNoMore>(p, type);
   if (op == "rsqrt")
-    return p.has("approx") ? real_f<ReciprocalRoot<true>, 1>(p, type) : real_f<ReciprocalRoot<false>, 1>(p, type);
-  if (op == "tanh" || op == "ex2")
-    if (type != Type::f32 && type != Type::f64)
-      return with_float(type, [&]<class T>() -> Handler {
-        if constexpr (std::is_same_v<T, double> || std::is_same_v<T, float>)
-          return nullptr;
-        else
-          return op == "tanh" ? of<Tanh, 1, T>() : of<Exp2, 1, T>();
-      });
+    return p.has("approx") ? real_f<ReciprocalRoot<true>, 1, kNoMore>(p, type) : real_f<ReciprocalRoot<false>, 1, kNoMore>(p, type);
+  if (type != Type::f32 && (op == "tanh" || op == "ex2"))
+    return with_half(type, [&]<class T>() { return op == "tanh" ? of<Tanh, 1, T>() : of<Exp2, 1, T>(); });
   if (type != Type::f32) return nullptr;
   if (op == "ex2") return float_only<Exp2>(p);
   if (op == "lg2") return float_only<Log2>(p);
@@ -885,7 +883,7 @@ bool decode_setp(const PtxInstruction& p, Type type, Decoder& decoder, Instructi
 
 bool decode_arithmetic(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   const std::string_view op = p.words[0];
-  const Type type = last_type(p);
+  const Type type = p.type();
   const int bits = lane_bits(type);
   const auto places = [&](int d, int a, int b = 0, int c = 0) {
     i.d = decoder.place(p.operands.at(0), d), i.a = decoder.place(p.operands.at(1), a);

@@ -126,6 +126,12 @@ struct Source {
   T operator[](int lane) const { return value_of<T>(words[lane]); }
 };
 
+// Not inlined: hundreds of instructions would have this loop.
+template <class W>
+[[gnu::noinline]] inline void write_some(W* to, const W* result, Mask lanes) {
+  for (int lane = 0; lane < kLanes; ++lane) to[lane] = lanes >> lane & 1 ? result[lane] : to[lane];
+}
+
 // register `place` = f(lane) in the active lanes. `costly`: f is called for these alone.
 template <class T, bool costly = false, class F>
 inline void write(Warp& warp, std::uint32_t place, Mask lanes, F f) {
@@ -142,7 +148,7 @@ inline void write(Warp& warp, std::uint32_t place, Mask lanes, F f) {
   if (lanes == kAllLanes) {
     std::memcpy(to, result, sizeof result);
   } else {
-    for (int lane = 0; lane < kLanes; ++lane) to[lane] = lanes >> lane & 1 ? result[lane] : to[lane];
+    write_some(to, result, lanes);
   }
 }
 
@@ -183,12 +189,8 @@ Handler with_integer(Type type, F f) {
   }
 }
 template <class F>
-Handler with_float(Type type, F f) {
+Handler with_half(Type type, F f) {
   switch (type) {
-    case Type::f32:
-      return f.template operator()<float>();
-    case Type::f64:
-      return f.template operator()<double>();
     case Type::f16:
       return f.template operator()<Half>();
     case Type::bf16:

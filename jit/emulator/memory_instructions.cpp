@@ -296,11 +296,10 @@ Space space_of(const PtxInstruction& p) {
   }
   return Space::generic;
 }
-Type last_type(const PtxInstruction& p) { return type_named(p.words.back()); }
 
 bool decode_load_store(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   const bool loading = p.words[0] == "ld" || p.words[0] == "ldu";
-  const Type type = last_type(p);
+  const Type type = p.type();
   const Operand &address = p.operands.at(loading ? 1 : 0), &value = p.operands.at(loading ? 0 : 1);
   Space space = space_of(p);
   i.a = decoder.base(address, i);
@@ -342,7 +341,7 @@ bool decode_atomic(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
                             {"exch", Update::exchange},   {"cas", Update::compare},    {"inc", Update::increment},
                             {"dec", Update::decrement}};
   const bool returns = p.words[0] == "atom";
-  const Type type = last_type(p);
+  const Type type = p.type();
   const Name* how = nullptr;
   for (const Name& name : names)
     if (p.has(name.word)) how = &name;
@@ -385,7 +384,7 @@ bool decode_copy(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
 bool decode_address(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   const Space space = space_of(p);
   const bool to_generic = p.words.at(1) != "to";
-  if (last_type(p) != Type::u64) return false;
+  if (p.type() != Type::u64) return false;
   i.d = decoder.place(p.operands.at(0), 64), i.a = decoder.place(p.operands.at(1), 64);
   if (space == Space::shared)
     i.run = to_generic ? convert_address<kSharedWindow, true> : convert_address<kSharedWindow, false>;

@@ -441,6 +441,12 @@ bool PtxInstruction::has(std::string_view word) const {
   return std::find(words.begin() + 1, words.end(), word) != words.end();
 }
 
+Type PtxInstruction::type() const {
+  for (auto word = words.rbegin(); word != words.rend(); ++word)
+    if (const Type t = type_named(*word); t != Type::none) return t;
+  return Type::none;
+}
+
 Module parse_ptx(std::string text) {
   Module module;
   module.text = std::move(text);

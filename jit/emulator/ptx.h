@@ -68,6 +68,7 @@ struct PtxInstruction {
   std::vector<Operand> operands;
 
   bool has(std::string_view word) const;
+  Type type() const;  // the last that a word names; none if none does
 };
 
 enum class Space : std::uint8_t { generic, global, shared, local, constant, param };

@@ -267,7 +267,7 @@ bool decode_match(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
 
 bool decode_reduce(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   constexpr std::string_view names[] = {"add", "min", "max", "and", "or", "xor"};
-  const Type type = type_named(p.words.back());
+  const Type type = p.type();
   if (is_float(type)) return false;
   i.mode = std::uint8_t(std::find(names, names + 6, p.words.at(2)) - names);
   i.run = is_signed(type) ? reduce<std::int32_t> : reduce<std::uint32_t>;
@@ -300,7 +300,7 @@ bool decode_warp(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
     i.c = decoder.place(to.parts.at(1), 1), i.b = decoder.place(p.operands.at(1), 32);
   } else if (op == "mov" && p.operands.at(1).kind == Operand::special &&
              (p.operands[1].name.starts_with("%clock") || p.operands[1].name.starts_with("%globaltimer"))) {
-    const bool wide = bits_of(type_named(p.words.back())) == 64;
+    const bool wide = bits_of(p.type()) == 64;
     i.run = wide ? clock<std::uint64_t> : clock<std::uint32_t>;
     i.d = decoder.place(p.operands[0], wide ? 64 : 32);
   }
