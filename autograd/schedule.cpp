@@ -22,7 +22,6 @@ double price(Expr e) {
 
 // ---- the pointwise kernel -----------------------------------------------------------------------------------------------
 
-constexpr std::int64_t kPart = 64 * kBlock;  // elements of one part of the parallel loop
 
 template <class T>
 void run_pointwise(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::int64_t n) {

@@ -12,6 +12,7 @@
 namespace weft {
 
 inline constexpr int kBlock = 256;  // elements a register holds; a program's registers stay in L1
+inline constexpr std::int64_t kPart = 64 * kBlock;  // elements of one part of a parallel loop
 
 class Program {
  public:

@@ -137,7 +137,6 @@ void lower_concat(Lowering& l) {
     l.emit(part ? "concat_copy" : "concat_zero", [part = part, slice = slice](const Launch& launch) {
       const View to = launch.view(slice);
       const std::int64_t n = slice.numel();
-      constexpr std::int64_t kPart = 64 * kBlock;
       parallel((n + kPart - 1) / kPart, [&](std::int64_t p) {
         std::array<double, kBlock> buffer{};
         const ExprType type = expr_type(to.dtype);

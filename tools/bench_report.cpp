@@ -84,7 +84,7 @@ BenchJson named(const RowName& n) {
 
 }  // namespace
 
-BenchReport::BenchReport(std::filesystem::path json) : json_(std::move(json)) {
+BenchReport::BenchReport(std::filesystem::path file) : json_(std::move(file)) {
   if (!json_.empty() && std::filesystem::exists(json_)) old_ = BenchJson::parse(read_json(json_).dump());
 }
 

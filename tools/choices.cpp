@@ -52,10 +52,10 @@ void write_choices(const Choices& choices, const std::filesystem::path& file) {
 Choices read_choices(const std::filesystem::path& file) {
   Choices choices;
   try {
-    const nlohmann::json json = read_json(file);
-    json.at("device").get_to(choices.device);
-    json.at("cublas_lt").get_to(choices.cublas_lt);
-    for (const auto& [product, text] : json.at("products").items())
+    const nlohmann::json parsed = read_json(file);
+    parsed.at("device").get_to(choices.device);
+    parsed.at("cublas_lt").get_to(choices.cublas_lt);
+    for (const auto& [product, text] : parsed.at("products").items())
       if (!from_text(text.get<std::string>(), choices.gemms[product]))
         fail(ErrorKind::io, "choices: no algorithm", product, "delete " + file.string());
   } catch (const nlohmann::json::exception& e) {
