@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 
+#include "autograd/context.h"
 #include "autograd/plan.h"
 #include "autograd/settings.h"
 #include "jit/compiler.h"
@@ -230,10 +231,6 @@ void check_limits(const Target& target, const Text& t, const Resources& r) {
   EXPECT_LE(unsigned(r.registers) * t.threads, unsigned(kFile));
   EXPECT_LE(r.shared, kStaticShared);
   EXPECT_LE(unsigned(r.shared) + t.shared, unsigned(target.shared));
-}
-
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void check(std::span<const Pair> pairs, const Texts& texts) {
