@@ -12,7 +12,7 @@
 
 namespace weft {
 
-// The defaults (preset "tiny") give readable text in a minute or two on two slow cores.
+// The defaults (preset "tiny") give readable text in a minute on two slow cores.
 struct TrainOptions {
   std::string preset = "tiny";
   std::int64_t steps = 600;
