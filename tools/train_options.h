@@ -12,10 +12,10 @@
 
 namespace weft {
 
-// The defaults (preset "tiny") give readable text in a minute on two slow cores.
+// The defaults (preset "tiny") give readable text in a minute or two on two slow cores.
 struct TrainOptions {
   std::string preset = "tiny";
-  std::int64_t steps = 600;
+  std::int64_t steps = 800;
   double epochs = 0;            // > 0: as many steps as it takes to see the training part so often
   std::int64_t batch = 8;       // windows a batch
   std::int64_t length = 128;    // tokens a window
