@@ -22,7 +22,6 @@ double price(Expr e) {
 
 // ---- the pointwise kernel -----------------------------------------------------------------------------------------------
 
-
 template <class T>
 void run_pointwise(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::int64_t n) {
   parallel((n + kPart - 1) / kPart, [&](std::int64_t part) {

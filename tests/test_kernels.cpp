@@ -217,7 +217,7 @@ std::vector<Found> compile_texts(const Pair& pair, std::span<const Text* const> 
   parallel(std::int64_t(errors.size()), [&](std::int64_t b) {
     const std::size_t first = std::size_t(b) * kBatch;
     const auto batch = texts.subspan(first, std::min(kBatch, texts.size() - first));
-    compile_batch(pair, batch, std::size_t(b) % kInFull == kInFull / 4, &out[first], errors[std::size_t(b)]);
+    compile_batch(pair, batch, std::size_t(b) % kInFull == std::min(kInFull / 4, errors.size() - 1), &out[first], errors[std::size_t(b)]);
   });
   for (const std::string& e : errors) EXPECT_EQ(e, "") << "for " << pair.first.name << " and " << pair.second.name;
   return out;

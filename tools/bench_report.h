@@ -27,7 +27,7 @@ class BenchReport {
  public:
   // Rows are also written to `json` as they come, "": to none. A file that is there is merged into: its rows of the same names
   // are replaced. Errors: io.
-  explicit BenchReport(std::filesystem::path json);
+  explicit BenchReport(std::filesystem::path file);
 
   BenchJson meta = BenchJson::object();
   BenchJson ceilings = BenchJson::object();  // copy_gbps, bf16_tflops, sfu_gops: rates that floors are computed with

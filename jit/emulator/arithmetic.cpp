@@ -361,7 +361,8 @@ enum Forms { kNoMore = 0, kHalf = 1, kSat = 2, kRelu = 4 };
 template <class F, int operands, int forms>
 Handler real_f(const PtxInstruction& p, Type type) {
   const bool flushed = p.has("ftz"), saturated = p.has("sat");
-  if (saturated && !(forms & kSat)) return nullptr;
+  const bool half = type != Type::f32 && type != Type::f64;
+  if ((saturated && !(forms & kSat)) || (p.has("relu") && !(half && (forms & kRelu)))) return nullptr;
   if (type == Type::f64) return saturated ? nullptr : of<F, operands, double>();
   if (type == Type::f32) {
     if constexpr (forms & kSat)
