@@ -31,8 +31,13 @@ struct BackwardPass {
   std::vector<NodeId>& sources;           // each belongs to this node
 
   // Buffers are kept from step to step.
-  explicit BackwardPass(Tape& tape) : t(tape), wanted(buffer<std::uint8_t>()), head(buffer<std::int32_t>()), contributions(buffer<Contribution>()),
-        first_new(NodeId(tape.nodes.size())), sources(buffer<NodeId>()) {
+  explicit BackwardPass(Tape& tape)
+      : t(tape),
+        wanted(buffer<std::uint8_t>()),
+        head(buffer<std::int32_t>()),
+        contributions(buffer<Contribution>()),
+        first_new(NodeId(tape.nodes.size())),
+        sources(buffer<NodeId>()) {
     sources.clear();
     wanted.assign(t.nodes.size(), 0);
     head.assign(t.nodes.size(), -1);
@@ -52,9 +57,7 @@ struct BackwardPass {
     contributions.push_back(c);
   }
   // A value as the rules see it: inside a checkpointed range, its clone.
-  NodeId value(NodeId id) const {
-    return id >= range.first && id < range.second ? clones[id - range.first] : id;
-  }
+  NodeId value(NodeId id) const { return id >= range.first && id < range.second ? clones[id - range.first] : id; }
 
   Tensor gradient(NodeId id);
   void walk(NodeId from);
@@ -99,7 +102,8 @@ Tensor BackwardPass::gradient(NodeId id) {
   std::vector<Contribution> parts;
   for (; at >= 0; at = contributions[at].next) parts.push_back(contributions[at]);
   std::reverse(parts.begin(), parts.end());
-  const bool one_axis = std::all_of(parts.begin(), parts.end(), [&](auto& p) { return p.axis >= 0 && p.axis == parts[0].axis; });
+  const bool one_axis =
+      std::all_of(parts.begin(), parts.end(), [&](auto& p) { return p.axis >= 0 && p.axis == parts[0].axis; });
   Tensor total;
   if (one_axis && tile(parts)) {
     total = join_slices(t, id, parts);
@@ -115,9 +119,7 @@ Tensor BackwardPass::gradient(NodeId id) {
 }
 
 namespace {
-bool same_shape(const Node& a, const Node& b) {
-  return a.rank == b.rank && std::memcmp(a.dims, b.dims, sizeof a.dims) == 0;
-}
+bool same_shape(const Node& a, const Node& b) { return a.rank == b.rank && std::memcmp(a.dims, b.dims, sizeof a.dims) == 0; }
 }  // namespace
 
 void BackwardPass::enter(std::pair<NodeId, NodeId> next) {
@@ -177,7 +179,9 @@ void BackwardPass::differentiate(NodeId id) {
     if (!wanted[input]) continue;
     const NodeId g = pointwise_gradient(t, id, k, inputs, value(id), upstream);
     if (g == Tape::kNone) continue;
-    contribute(input, {same_shape(t.nodes[g], t.nodes[input]) ? g : sum_to(handle(g), t.shape(input), t.origins[id].where).node(), -1});
+    contribute(
+        input,
+        {same_shape(t.nodes[g], t.nodes[input]) ? g : sum_to(handle(g), t.shape(input), t.origins[id].where).node(), -1});
   }
 }
 
@@ -203,7 +207,7 @@ void BackwardPass::walk(NodeId from) {
   --context().hold;
 }
 
-// ---- what a rule sees ---------------------------------------------------------------------------------------------------
+// ---- what a rule sees -------------------------------------------------------------------------------------------------------
 
 int Vjp::inputs() const { return pass_.t.nodes[node_].inputs; }
 Tensor Vjp::input(int i) const {
@@ -246,7 +250,7 @@ Hole Vjp::hole(int h) const {
   return out;
 }
 
-// ---- entry points -------------------------------------------------------------------------------------------------------
+// ---- entry points -----------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -280,7 +284,8 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
     }
   }
   if (cut[root] && !wanted[root])
-    fail_at(where, "grad: no gradient flows from here", t.name(root) + " depends on the tensors only through no_grad, detach or a gradient",
+    fail_at(where, "grad: no gradient flows from here",
+            t.name(root) + " depends on the tensors only through no_grad, detach or a gradient",
             "second derivatives are not supported; differentiate a value recorded with gradients on");
   const NoGrad off;
   pass.contribute(root, {seed, -1});
@@ -351,11 +356,16 @@ void record_backward(Tape& t, const Arg& loss, NodeId root) {
     if (pass.head[id] >= 0 && t.nodes[id].op == state_op().id) pass.collect_param(id), pass.attribute(id);
   if (t.eager || !first || t.constants.size() != constants) return;  // constants of its own would have to be made again
   const auto n = std::ptrdiff_t(pass.first_new), i = std::ptrdiff_t(inputs), k = std::ptrdiff_t(ints);
-  RememberedBackward r{{t.nodes.begin(), t.nodes.begin() + n},   {t.nodes.begin() + n, t.nodes.end()},
-                       {t.inputs.begin(), t.inputs.begin() + i}, {t.inputs.begin() + i, t.inputs.end()},
+  RememberedBackward r{{t.nodes.begin(), t.nodes.begin() + n},
+                       {t.nodes.begin() + n, t.nodes.end()},
+                       {t.inputs.begin(), t.inputs.begin() + i},
+                       {t.inputs.begin() + i, t.inputs.end()},
                        pass.sources,
-                       {t.ints.begin(), t.ints.begin() + k},     {t.ints.begin() + k, t.ints.end()},
-                       t.checkpoints,                            root, {}};
+                       {t.ints.begin(), t.ints.begin() + k},
+                       {t.ints.begin() + k, t.ints.end()},
+                       t.checkpoints,
+                       root,
+                       {}};
   for (const StateImpl* impl : t.gradients) r.gradients.push_back({impl->position, impl->gradient_node});
   remembered().push_front(std::move(r));
   if (remembered().size() > kRemembered) remembered().pop_back();

@@ -53,8 +53,8 @@ class OnDevice {
 };
 
 // Whether got[i] is want[i] for all i, within a tolerance of the largest magnitude; what is beyond the type's range may be inf.
-void expect_close(const std::string& what, DType dtype, std::span<const double> got, std::span<const double> want, double tolerance,
-                  std::string_view reference) {
+void expect_close(const std::string& what, DType dtype, std::span<const double> got, std::span<const double> want,
+                  double tolerance, std::string_view reference) {
   if (got.size() != want.size())
     fail_check(fmt::format("check_op: {} has {} elements, {} {}", what, got.size(), reference, want.size()), {});
   double scale = 1;
@@ -84,7 +84,8 @@ std::vector<std::int64_t> chosen(std::int64_t n, int count) {
 
 std::vector<double> input_values(const OpInput& input, std::uint64_t stream) {
   const std::int64_t n = input.shape.numel();
-  std::vector<double> v = input.values.empty() ? irregular(n, input.low, input.high, stream) : std::vector<double>(std::size_t(n));
+  std::vector<double> v =
+      input.values.empty() ? irregular(n, input.low, input.high, stream) : std::vector<double>(std::size_t(n));
   if (!input.values.empty())
     for (std::size_t i = 0; i < v.size(); ++i) v[i] = input.values[i % input.values.size()];
   if (is_integer(input.integer))
@@ -260,7 +261,8 @@ struct CaseCheck {
 
 // f(check) for every case; errors name it.
 template <class F>
-void each_case(const OpFunction& fn, const Reference& reference, const std::vector<OpCase>& cases, const CheckOptions& options, F f) {
+void each_case(const OpFunction& fn, const Reference& reference, const std::vector<OpCase>& cases, const CheckOptions& options,
+               F f) {
   for (const OpCase& c : cases) {
     CaseCheck check{fn, reference, c, options, {}, {}};
     for (std::size_t i = 0; i < c.inputs.size(); ++i) {
@@ -311,8 +313,9 @@ void gradcheck(const OpFunction& fn, const std::vector<Tensor>& inputs, Gradchec
       for (std::size_t i = 0; i < w.size(); ++i) numeric += w[i] * (side[0][i] - side[1][i]) / (2 * options.step);
       const double found = g[std::size_t(e)];
       if (!(std::abs(numeric - found) <= options.absolute + options.relative * std::max(std::abs(numeric), std::abs(found))))
-        fail_check("gradcheck: the gradient differs from finite differences",
-                   fmt::format("input {}, element {} (value {}): {} against {}", input, e, values[std::size_t(e)], found, numeric));
+        fail_check(
+            "gradcheck: the gradient differs from finite differences",
+            fmt::format("input {}, element {} (value {}): {} against {}", input, e, values[std::size_t(e)], found, numeric));
     }
   }
 }

@@ -16,7 +16,7 @@ using OpFunction = std::function<Tensor(const std::vector<Tensor>&)>;
 struct GradcheckOptions {
   double step = 1e-6;
   double absolute = 1e-6, relative = 1e-5;  // SPEC C
-  int elements = 24;  // of each input, chosen by a fixed rule; all if there are fewer
+  int elements = 24;                        // of each input, chosen by a fixed rule; all if there are fewer
 };
 
 // Compares the gradient of sum(fn(inputs) * w), w fixed and irregular, by each real input with central differences. Inputs are
@@ -26,10 +26,10 @@ void gradcheck(const OpFunction& fn, const std::vector<Tensor>& inputs, Gradchec
 // One input of a case: its shape and where its values come from.
 struct OpInput {
   Shape shape;
-  double low = -2, high = 2;            // uniform, irregular but fixed
-  std::vector<double> values = {};      // if given: these, repeated
-  DType integer = DType::f32;           // i32 or i64: whole numbers in [low, high], not converted between precisions
-  bool differentiable = true;           // take part in the gradient check
+  double low = -2, high = 2;        // uniform, irregular but fixed
+  std::vector<double> values = {};  // if given: these, repeated
+  DType integer = DType::f32;       // i32 or i64: whole numbers in [low, high], not converted between precisions
+  bool differentiable = true;       // take part in the gradient check
 };
 
 struct OpCase {

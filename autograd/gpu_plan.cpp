@@ -28,8 +28,10 @@ GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device),
   gpu_.prepare(kernels);
   prepared_.resize(plan.kernels.size());
   for (std::size_t k = 0; k < prepared_.size(); ++k) {
-    if (const auto& cuda = plan.kernels[k].cuda) prepared_[k].loaded = &gpu_.loaded(*cuda);
-    else gpu_.prepare_gemm(*plan.kernels[k].gemm);
+    if (const auto& cuda = plan.kernels[k].cuda)
+      prepared_[k].loaded = &gpu_.loaded(*cuda);
+    else
+      gpu_.prepare_gemm(*plan.kernels[k].gemm);
   }
   std::size_t at = aligned(tape.constants.size() * sizeof(double));
   constants_bytes_ = tape.constants.size() * sizeof(double);
@@ -62,11 +64,21 @@ void GpuPlan::bind(Plan& plan, const Tape& tape, Arena& arena, Arena& io) {
   for (std::size_t s = 0; s < plan.slots.size(); ++s) {
     const Slot& slot = plan.slots[s];
     switch (slot.kind) {
-      case Slot::arena: plan.addresses[s] = split ? nullptr : arena.base() + slot.offset; break;
-      case Slot::state: plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data(); break;
-      case Slot::twin: plan.addresses[s] = tape.states[std::size_t(slot.index)]->make_twin().memory.data(); break;
-      case Slot::input: plan.addresses[s] = io.base() + input_at_[std::size_t(slot.index)]; break;
-      case Slot::result: plan.addresses[s] = io.base() + result_at_[std::size_t(slot.index)]; break;
+      case Slot::arena:
+        plan.addresses[s] = split ? nullptr : arena.base() + slot.offset;
+        break;
+      case Slot::state:
+        plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data();
+        break;
+      case Slot::twin:
+        plan.addresses[s] = tape.states[std::size_t(slot.index)]->make_twin().memory.data();
+        break;
+      case Slot::input:
+        plan.addresses[s] = io.base() + input_at_[std::size_t(slot.index)];
+        break;
+      case Slot::result:
+        plan.addresses[s] = io.base() + result_at_[std::size_t(slot.index)];
+        break;
     }
   }
   if (!split)
@@ -79,11 +91,16 @@ void GpuPlan::fill_args(const Plan& plan, std::size_t k, Arena& io) {
   Prepared& p = prepared_[k];
   auto word = [&](const CudaArg& arg) -> std::uint64_t {
     switch (arg.kind) {
-      case CudaArg::pointer: return reinterpret_cast<std::uint64_t>(plan.addresses[std::size_t(arg.slot)]) + std::uint64_t(arg.value);
-      case CudaArg::constants: return reinterpret_cast<std::uint64_t>(io.base());
-      case CudaArg::status: return reinterpret_cast<std::uint64_t>(gpu_.status());
-      case CudaArg::table: return reinterpret_cast<std::uint64_t>(p.tables[std::size_t(arg.value)]->data());
-      case CudaArg::integer: break;
+      case CudaArg::pointer:
+        return reinterpret_cast<std::uint64_t>(plan.addresses[std::size_t(arg.slot)]) + std::uint64_t(arg.value);
+      case CudaArg::constants:
+        return reinterpret_cast<std::uint64_t>(io.base());
+      case CudaArg::status:
+        return reinterpret_cast<std::uint64_t>(gpu_.status());
+      case CudaArg::table:
+        return reinterpret_cast<std::uint64_t>(p.tables[std::size_t(arg.value)]->data());
+      case CudaArg::integer:
+        break;
     }
     return std::uint64_t(arg.value);
   };
@@ -118,8 +135,10 @@ void GpuPlan::send(const Tape& tape, Arena& io) {
 
 void GpuPlan::launch(const Plan& plan, std::size_t k) {
   const PlannedKernel& kernel = plan.kernels[k];
-  if (kernel.cuda) gpu_.launch(*kernel.cuda, *prepared_[k].loaded, prepared_[k].args.data());
-  else gpu_.gemm(*kernel.gemm, plan.addresses.data());
+  if (kernel.cuda)
+    gpu_.launch(*kernel.cuda, *prepared_[k].loaded, prepared_[k].args.data());
+  else
+    gpu_.gemm(*kernel.gemm, plan.addresses.data());
 }
 
 namespace {

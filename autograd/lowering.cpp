@@ -83,8 +83,9 @@ Fused Lowering::hole(int h, const Shape& space) {
     fused.leaves.push_back(broadcast_to(this->view(view.first_input + k), space.dims()));
   }
   if (input_count(fused.roots) > values + view.captured)
-    fail(ErrorKind::usage, fmt::format("{}: hole '{}' reads an input that it was not given", scheduler_.t_.op(node_).name,
-                                       scheduler_.t_.op(node_).holes[std::size_t(h)].name),
+    fail(ErrorKind::usage,
+         fmt::format("{}: hole '{}' reads an input that it was not given", scheduler_.t_.op(node_).name,
+                     scheduler_.t_.op(node_).holes[std::size_t(h)].name),
          fmt::format("input {} of {}", input_count(fused.roots) - 1, values + view.captured));
   for (int k = 0; k < view.slots; ++k) fused.constants.push_back(constant(view.first_slot + k));
   fused.program = Program(fused.roots);

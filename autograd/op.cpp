@@ -28,8 +28,8 @@ const Op& register_op(Op op) {
 
 std::span<const Op* const> registered_ops() { return {detail::op_table, storage().size()}; }
 
-Tensor record(const Op& op, std::span<const Tensor> inputs, std::span<const Out> outputs,
-              std::span<const std::int64_t> ints, std::span<const double> constants, Site where) {
+Tensor record(const Op& op, std::span<const Tensor> inputs, std::span<const Out> outputs, std::span<const std::int64_t> ints,
+              std::span<const double> constants, Site where) {
   before_record();
   Tape& t = tape();
   constexpr std::size_t kFew = 16;
@@ -53,7 +53,7 @@ void fail_at(Site where, std::string what, std::string numbers, std::string hint
   throw Error(ErrorKind::usage, {std::move(what), std::move(numbers), t.where(where, t.frame), std::move(hint)});
 }
 
-// ---- holes ----------------------------------------------------------------------------------------------------------
+// ---- holes ------------------------------------------------------------------------------------------------------------------
 // Ints of a hole: [roots, captured, first_input, first_slot, slots, root ids...].
 
 namespace {
@@ -80,7 +80,9 @@ Recorder& Recorder::hole(int h, const Hole& filled, const Shape& space) {
   if (h != holes_++) fail_at(where_, fmt::format("{}: holes must be recorded in order", op_.name), std::string(spec.name));
   for (std::size_t k = 0; k < filled.captured.size(); ++k) {
     const Tensor& c = filled.captured[k];
-    if (!c) fail_at(where_, fmt::format("{}: hole '{}' captures an absent tensor", op_.name, spec.name), fmt::format("captured {}", k));
+    if (!c)
+      fail_at(where_, fmt::format("{}: hole '{}' captures an absent tensor", op_.name, spec.name),
+              fmt::format("captured {}", k));
     if (!broadcasts_to(c.shape(), space))
       fail_at(where_, fmt::format("{}: a tensor captured by hole '{}' does not broadcast to its space", op_.name, spec.name),
               fmt::format("captured {} is {}, the space {} is {}", k, to_string(c.shape()), spec.space, to_string(space)),
@@ -89,7 +91,8 @@ Recorder& Recorder::hole(int h, const Hole& filled, const Shape& space) {
       fail_at(where_, fmt::format("{}: hole '{}' gives no gradient to what it captures", op_.name, spec.name),
               fmt::format("captured {} requires a gradient", k), "detach() it, or apply the function outside the op");
   }
-  for (const std::size_t header : {filled.roots.size(), filled.captured.size(), inputs_.size(), constants_.size(), filled.constants.size()})
+  for (const std::size_t header :
+       {filled.roots.size(), filled.captured.size(), inputs_.size(), constants_.size(), filled.constants.size()})
     ints_.push_back(std::int64_t(header));
   for (const Expr root : filled.roots) ints_.push_back(root.id());
   for (const Tensor& c : filled.captured) input(c);
@@ -114,7 +117,7 @@ Recorder& Recorder::out(const Shape& shape, DType dtype) {
 
 Tensor Recorder::record() { return handle(tape().record(op_, inputs_, outs_, ints_, constants_, where_)); }
 
-// ---- holes of a recorded node ------------------------------------------------------------------------------------------
+// ---- holes of a recorded node -----------------------------------------------------------------------------------------------
 
 HoleView hole_of(const Tape& tape, NodeId id, int h) {
   const auto ints = tape.ints_of(id).subspan(hole_begin(tape.ints_of(id), h));

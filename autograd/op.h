@@ -50,21 +50,21 @@ std::span<const Op* const> registered_ops();
 // the op expects them.
 Tensor record(const Op& op, std::initializer_list<Tensor> inputs, std::initializer_list<Out> outputs,
               std::span<const std::int64_t> ints, std::span<const double> constants, Site where);
-Tensor record(const Op& op, std::span<const Tensor> inputs, std::span<const Out> outputs,
-              std::span<const std::int64_t> ints, std::span<const double> constants, Site where);
+Tensor record(const Op& op, std::span<const Tensor> inputs, std::span<const Out> outputs, std::span<const std::int64_t> ints,
+              std::span<const double> constants, Site where);
 Tensor output_of(const Tensor& first, int k);
 
 // Raises a usage error at `where` with the frames of the active tape.
 [[noreturn]] void fail_at(Site where, std::string what, std::string numbers = {}, std::string hint = {});
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------------------------
 // Holes in recorded ops.
 
 // A hole as a user fills it: body(values..., captured...) with captured tensors broadcast to the hole's space.
 struct Hole {
-  Few<Expr, 10> roots;         // usually one
-  Few<Tensor, 8> captured;     // input `values + k` of the roots
-  Few<double, 16> constants;   // slots of the roots
+  Few<Expr, 10> roots;        // usually one
+  Few<Tensor, 8> captured;    // input `values + k` of the roots
+  Few<double, 16> constants;  // slots of the roots
   bool filled() const { return !roots.empty(); }
 };
 
@@ -75,7 +75,9 @@ constexpr bool takes(std::index_sequence<I...>) {  // as many Exprs
   return std::is_invocable_v<F&, decltype((void(I), Expr()))...>;
 }
 template <class F, std::size_t... I>
-Expr call_with_inputs(F& f, std::index_sequence<I...>) { return f(expr::input(int(I))...); }
+Expr call_with_inputs(F& f, std::index_sequence<I...>) {
+  return f(expr::input(int(I))...);
+}
 template <std::size_t N, class F>
 Expr call_hole(F& f, std::size_t captured) {
   if constexpr (N <= 8) {
@@ -105,7 +107,7 @@ Hole hole(std::initializer_list<Arg> captured, F body) {
 class Recorder {
  public:
   Recorder(const Op& op, Site where);
-  Recorder& input(const Tensor& t);              // may be absent
+  Recorder& input(const Tensor& t);  // may be absent
   // Enforces the contract: `space` is the hole's shape; captured tensors must broadcast to it.
   Recorder& hole(int h, const Hole& hole, const Shape& space);  // in the order of op.holes, an unfilled one too
   Recorder& integer(std::int64_t value);
@@ -131,26 +133,26 @@ struct HoleView {
 HoleView hole_of(const Tape& tape, NodeId id, int h);
 std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id);  // those after the holes
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------------------------
 // Gradient rules.
 
 // What a vjp sees: the node's operands as tensors, the gradients of its outputs, and where to put those of its inputs.
 class Vjp {
  public:
   int inputs() const;
-  Tensor input(int i) const;       // absent if the operand is
+  Tensor input(int i) const;  // absent if the operand is
   Tensor output(int k = 0) const;
-  Tensor grad(int k = 0) const;    // of output k; absent if nothing depends on it
-  bool needs(int i) const;         // input i is present and wants a gradient
+  Tensor grad(int k = 0) const;             // of output k; absent if nothing depends on it
+  bool needs(int i) const;                  // input i is present and wants a gradient
   void add(int i, const Tensor& gradient);  // has the shape of input i
   // The gradient is zero but for [begin, end) of `axis`: disjoint slices of one tensor become a concat, without copies.
   void add_slice(int i, int axis, std::int64_t begin, std::int64_t end, const Tensor& gradient);
-  std::int64_t integer(int j) const;        // plain ints, after the holes
+  std::int64_t integer(int j) const;  // plain ints, after the holes
   int integers() const;
   double constant(int j) const { return constants()[std::size_t(j)]; }
   std::span<const double> constants() const;  // of the node, all of them; gradient nodes that are given these share them
-  Hole hole(int h) const;                   // as it was filled
-  int hole_input(int h, int k) const;       // which input captured tensor k of hole h is
+  Hole hole(int h) const;                     // as it was filled
+  int hole_input(int h, int k) const;         // which input captured tensor k of hole h is
   Site where() const;
 
  private:
@@ -166,7 +168,7 @@ Tensor sum_to(const Tensor& t, const Shape& shape, Site where = Site::current())
 // joins the parts, in order, along `axis`, with zeros where a part is absent (its size is then in `sizes`).
 Tensor join(std::span<const Tensor> parts, std::span<const std::int64_t> sizes, int axis, Site where);
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------------------------
 // Kernels on the CPU.
 
 using Kernel = std::function<void(const Launch&)>;
@@ -177,24 +179,25 @@ class Lowering {
  public:
   const Node& node() const;
   int inputs() const;
-  bool has(int i) const;                 // input i is present
-  Shape shape(int i) const;              // of input i
+  bool has(int i) const;     // input i is present
+  Shape shape(int i) const;  // of input i
   DType dtype(int i) const;
-  std::int64_t integer(int j) const;     // plain ints, after the holes
+  std::int64_t integer(int j) const;  // plain ints, after the holes
   int integers() const;
-  int constant(int j) const;             // position of the node's j-th constant in Launch::constants
-  bool wants(int k) const;               // output k is read by somebody
+  int constant(int j) const;  // position of the node's j-th constant in Launch::constants
+  bool wants(int k) const;    // output k is read by somebody
 
   // Input i in memory, as `dtype` if that is given: itself, a Param's twin, or a dense copy that all readers of the plan share.
-  Operand view(int i, std::optional<DType> dtype = {});   // with any strides
-  Operand rows(int i, std::optional<DType> dtype = {});   // with a contiguous last dim and one row stride (copied if it is not so)
+  Operand view(int i, std::optional<DType> dtype = {});  // with any strides
+  Operand rows(int i,
+               std::optional<DType> dtype = {});  // with a contiguous last dim and one row stride (copied if it is not so)
   Operand dense(int i, std::optional<DType> dtype = {});  // dense (copied if it is not so)
-  Fused source(int i);    // input i as an expression to evaluate: for ops that set `prologues`
-  Operand output(int k = 0);  // absent if nobody reads it; rows() unless op.dense_outputs
+  Fused source(int i);                                    // input i as an expression to evaluate: for ops that set `prologues`
+  Operand output(int k = 0);                              // absent if nobody reads it; rows() unless op.dense_outputs
   Operand scratch(DType dtype, std::span<const std::int64_t> dims);  // memory for the kernels of this node
   Operand state(std::int64_t position);  // memory of a State the op writes (see Op::writes) or reads in place
-  // The bf16 twin of a Param that the op writes, if it has one: the op then writes the rounded values there too. Who does not ask
-  // leaves the twin stale, and the next plan that reads it copies.
+  // The bf16 twin of a Param that the op writes, if it has one: the op then writes the rounded values there too. Who does not
+  // ask leaves the twin stale, and the next plan that reads it copies.
   Operand twin(std::int64_t position);
   bool filled(int h) const;
   Fused hole(int h, const Shape& space);  // leaves broadcast to `space`

@@ -107,7 +107,7 @@ void PlanCache::note_miss(const Tape& tape) {
   missed_nodes_ = tape.nodes;
 }
 
-// ---- execution ----------------------------------------------------------------------------------------------------------
+// ---- execution --------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -133,8 +133,8 @@ std::string largest_values(const Plan& plan) {
   for (const Slot& s : plan.slots)
     if (s.kind == Slot::arena && s.first <= peak && peak <= s.last) alive.push_back(&s);
   std::stable_sort(alive.begin(), alive.end(), [](const Slot* a, const Slot* b) { return a->bytes > b->bytes; });
-  std::string out = fmt::format("{:.2f} GB of values; the largest when kernel {} of {} runs:", double(plan.arena_bytes) / 1e9, peak + 1,
-                                plan.kernels.size());
+  std::string out = fmt::format("{:.2f} GB of values; the largest when kernel {} of {} runs:", double(plan.arena_bytes) / 1e9,
+                                peak + 1, plan.kernels.size());
   for (std::size_t i = 0; i < std::min<std::size_t>(5, alive.size()); ++i)
     out += fmt::format("\n    {:9.1f} MB  {} {}", double(alive[i]->bytes) / 1e6, alive[i]->name, alive[i]->where);
   return out;
@@ -161,9 +161,10 @@ void check_finite(const Plan& plan, const PlannedKernel& kernel, Device where) {
       const auto* values = static_cast<const double*>(read_block<double>(view, ExprType::real, first, n, buffer));
       for (int i = 0; i < n; ++i)
         if (!std::isfinite(values[i]))
-          throw Error(ErrorKind::training, {fmt::format("{}: made a non-finite value", kernel.record.where),
-                                            fmt::format("{} at element {} of kernel {}", values[i], first + i, kernel.record.name),
-                                            kernel.where, "lower the learning rate, clip gradients, or check the input"});
+          throw Error(ErrorKind::training,
+                      {fmt::format("{}: made a non-finite value", kernel.record.where),
+                       fmt::format("{} at element {} of kernel {}", values[i], first + i, kernel.record.name), kernel.where,
+                       "lower the learning rate, clip gradients, or check the input"});
     }
   }
 }
@@ -210,10 +211,14 @@ void bind_slots(Plan& plan, const Tape& tape, const std::vector<Tensor>& results
     plan.addresses.resize(plan.slots.size());
     for (std::size_t s = 0; s < plan.slots.size(); ++s) {
       const Slot& slot = plan.slots[s];
-      if (slot.kind == Slot::arena) plan.addresses[s] = split ? nullptr : arena.base() + slot.offset;
-      else if (slot.kind == Slot::state) plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data();
-      else if (slot.kind == Slot::twin) plan.addresses[s] = tape.states[std::size_t(slot.index)]->make_twin().memory.data();
-      else plan.moving.push_back(int(s));
+      if (slot.kind == Slot::arena)
+        plan.addresses[s] = split ? nullptr : arena.base() + slot.offset;
+      else if (slot.kind == Slot::state)
+        plan.addresses[s] = tape.states[std::size_t(slot.index)]->memory.data();
+      else if (slot.kind == Slot::twin)
+        plan.addresses[s] = tape.states[std::size_t(slot.index)]->make_twin().memory.data();
+      else
+        plan.moving.push_back(int(s));
     }
   }
   for (const int s : plan.moving) {
@@ -334,7 +339,8 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
 
 std::vector<double> time_last_plan(const std::vector<int>& cuts, int repeats) {
   const Context& c = context();
-  if (!c.last_plan || !c.last_plan->gpu) fail(ErrorKind::usage, "time_last_plan: the last run was not on a GPU", {}, "use_device(\"cuda\")");
+  if (!c.last_plan || !c.last_plan->gpu)
+    fail(ErrorKind::usage, "time_last_plan: the last run was not on a GPU", {}, "use_device(\"cuda\")");
   return c.last_plan->gpu->time(*c.last_plan, cuts, repeats);
 }
 

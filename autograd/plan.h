@@ -25,7 +25,7 @@ struct PlannedKernel {
   std::shared_ptr<const CudaKernel> cuda;  // on a GPU: one of these two
   std::optional<GemmCall> gemm;
   KernelRecord record;
-  std::string where;           // call site and frames, for errors
+  std::string where;             // call site and frames, for errors
   std::vector<Operand> outputs;  // what WEFT_CHECK=nan looks at
   bool writes_state = false;
 };
@@ -34,7 +34,7 @@ struct PlannedKernel {
 struct Slot {
   enum Kind : std::uint8_t { arena, state, twin, input, result } kind = arena;
   std::size_t bytes = 0;
-  int index = 0;   // of Tape::states (state, twin), Tape::bound or the results
+  int index = 0;              // of Tape::states (state, twin), Tape::bound or the results
   int first = -1, last = -1;  // kernels between which an arena value lives
   std::size_t offset = 0;     // in the arena
   std::string name;           // "layers.0.mixer: matmul"
@@ -48,7 +48,7 @@ struct Plan {
   ~Plan();
   std::vector<PlannedKernel> kernels;
   std::vector<Slot> slots;
-  std::vector<Out> results;      // what the step returns
+  std::vector<Out> results;  // what the step returns
   // Copies that make the twins which the plan reads equal to their States: run before it when one is stale.
   std::unique_ptr<Plan> twins;
   std::vector<int> outdated;  // States, by their position, that it writes without writing their twins
@@ -116,7 +116,7 @@ class PlanCache {
   std::unordered_multimap<std::uint64_t, std::list<Entry>::iterator> index_;
   Arena io_[3] = {Arena(Device::cpu), Arena(Device::cuda), Arena(Device::emu)};
   Arena arenas_[3] = {Arena(Device::cpu), Arena(Device::cuda), Arena(Device::emu)};
-  std::uint64_t hash_ = 0;  // of the last find
+  std::uint64_t hash_ = 0;                 // of the last find
   std::vector<std::int64_t> missed_ints_;  // of the last miss
   std::vector<Node> missed_nodes_;
   std::size_t missed_at_ = 0;

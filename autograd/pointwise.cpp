@@ -26,8 +26,8 @@ Names& names() {
   return n;
 }
 
-// d(body)/d(input k) with its operands made dense: the inputs of the gradient node are uses[i] of [inputs..., upstream, output].
-// Its slots are those of the node that is differentiated.
+// d(body)/d(input k) with its operands made dense: the inputs of the gradient node are uses[i] of [inputs..., upstream,
+// output]. Its slots are those of the node that is differentiated.
 struct Derivative {
   Expr body;
   bool zero = false, identity = false;

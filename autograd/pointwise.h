@@ -29,9 +29,9 @@ Tensor record_body(std::int64_t name, Expr body, std::span<const Tensor> inputs,
                    const Shape& shape, DType dtype, Site where);
 
 // What several parts of the engine need before ops/ exists.
-Tensor add(const Tensor& a, const Tensor& b, Site where);      // equal shapes
-Tensor convert(const Tensor& a, DType dtype, Site where);      // a itself if it has the dtype
-Tensor copy(const Tensor& a, DType dtype, Site where);         // a node of its own: results and assigns are written by it
+Tensor add(const Tensor& a, const Tensor& b, Site where);  // equal shapes
+Tensor convert(const Tensor& a, DType dtype, Site where);  // a itself if it has the dtype
+Tensor copy(const Tensor& a, DType dtype, Site where);     // a node of its own: results and assigns are written by it
 Tensor constant(double value, const Shape& shape, DType dtype, Site where);
 
 // The gradient of the pointwise node `id` by its k-th input, given the nodes of its inputs, its value and its upstream

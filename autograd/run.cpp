@@ -70,7 +70,8 @@ namespace detail {
 
 Recording::Recording(Site where) {
   Context& c = context();
-  if (c.recording()) fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
+  if (c.recording())
+    fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
   flush();
   c.step.clear();
   c.use(c.step);
@@ -138,7 +139,8 @@ void flush() {
     const std::size_t live = t.kept.size();
     for (NodeId id = 0; id < live; ++id) {
       const Tensor value = t.kept[id];
-      if (value && value.value()->references.load() > 2 && !value.value()->memory) wanted.emplace_back(value, copies.add(value));
+      if (value && value.value()->references.load() > 2 && !value.value()->memory)
+        wanted.emplace_back(value, copies.add(value));
     }
     --c.hold;
   }
@@ -160,8 +162,10 @@ void flush() {
   }
   wanted.clear();
   // A forward pass whose loss was printed before backward() keeps its tape; its values are computed again then.
-  if (!effects && differentiable(t)) t.retained = true;
-  else t.clear();
+  if (!effects && differentiable(t))
+    t.retained = true;
+  else
+    t.clear();
 }
 
 void state_dies(StateImpl& state) {
@@ -201,8 +205,10 @@ void use_device(std::string_view name, Site where) {
   } else if (name == "emu") {
     chosen = Device::emu;
   } else if (name != "auto" && name != "cpu") {
-    throw Error(ErrorKind::usage, {fmt::format("unknown device '{}'{}", name, suggestion(name, {"auto", "cpu", "cuda", "emu"})), {},
-                                   tape().where(where, -1), "use auto, cpu, cuda or emu"});
+    throw Error(ErrorKind::usage, {fmt::format("unknown device '{}'{}", name, suggestion(name, {"auto", "cpu", "cuda", "emu"})),
+                                   {},
+                                   tape().where(where, -1),
+                                   "use auto, cpu, cuda or emu"});
   }
   if (is_gpu(chosen)) Gpu::of(chosen);  // says what is missing
   flush();

@@ -26,13 +26,21 @@ Device device();
 namespace detail {
 inline void collect(Tensor& t, std::vector<Tensor*>& out) { out.push_back(&t); }
 template <class T>
-void collect(std::vector<T>& v, std::vector<Tensor*>& out) { for (T& t : v) collect(t, out); }
+void collect(std::vector<T>& v, std::vector<Tensor*>& out) {
+  for (T& t : v) collect(t, out);
+}
 template <class T, std::size_t N>
-void collect(std::array<T, N>& v, std::vector<Tensor*>& out) { for (T& t : v) collect(t, out); }
+void collect(std::array<T, N>& v, std::vector<Tensor*>& out) {
+  for (T& t : v) collect(t, out);
+}
 template <class A, class B>
-void collect(std::pair<A, B>& p, std::vector<Tensor*>& out) { collect(p.first, out), collect(p.second, out); }
+void collect(std::pair<A, B>& p, std::vector<Tensor*>& out) {
+  collect(p.first, out), collect(p.second, out);
+}
 template <class... T>
-void collect(std::tuple<T...>& t, std::vector<Tensor*>& out) { std::apply([&](auto&... e) { (collect(e, out), ...); }, t); }
+void collect(std::tuple<T...>& t, std::vector<Tensor*>& out) {
+  std::apply([&](auto&... e) { (collect(e, out), ...); }, t);
+}
 
 // Opens a recording; discards it unless finished (an exception while recording leaves nothing behind).
 class Recording {
@@ -83,15 +91,15 @@ bool recording();  // inside `run`
 
 // What the last run did and what the runtime holds: for tests, `weft bench` and `weft inspect`.
 struct RunStats {
-  bool replayed = false;       // a known plan
-  bool graph = false;          // launched as one graph
+  bool replayed = false;  // a known plan
+  bool graph = false;     // launched as one graph
   int nodes = 0, kernels = 0;
-  double record_seconds = 0;   // in the step function and backward
-  double lookup_seconds = 0;   // key, lookup, binding
-  double plan_seconds = 0;     // scheduling, if the plan was new
+  double record_seconds = 0;  // in the step function and backward
+  double lookup_seconds = 0;  // key, lookup, binding
+  double plan_seconds = 0;    // scheduling, if the plan was new
   double kernel_seconds = 0;
   std::size_t arena_bytes = 0;
-  std::size_t plans = 0;       // kept
+  std::size_t plans = 0;  // kept
 };
 const RunStats& last_run();
 
@@ -104,8 +112,8 @@ struct KernelRecord {
 };
 std::vector<KernelRecord> last_kernels();
 
-// Launches the kernels of the last run's plan again on the GPU, with cold caches, and returns the median time in seconds of each
-// stretch [cuts[i], cuts[i + 1]) of them. States are written again: for measurements only.
+// Launches the kernels of the last run's plan again on the GPU, with cold caches, and returns the median time in seconds of
+// each stretch [cuts[i], cuts[i + 1]) of them. States are written again: for measurements only.
 std::vector<double> time_last_plan(const std::vector<int>& cuts, int repeats = 30);
 
 }  // namespace weft

@@ -20,7 +20,7 @@ double price(Expr e) {
   return c.simple + kSpecialPrice * c.special;
 }
 
-// ---- the pointwise kernel -----------------------------------------------------------------------------------------------
+// ---- the pointwise kernel ---------------------------------------------------------------------------------------------------
 
 template <class T>
 void run_pointwise(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::int64_t n) {
@@ -50,10 +50,11 @@ void run_pointwise(const Launch& launch, const Fused& fused, std::span<const Ope
 }
 
 Kernel pointwise_kernel(Fused fused, std::vector<Operand> outputs, std::int64_t n, bool in_double) {
-  return [fused = std::make_shared<const Fused>(std::move(fused)), outputs = std::move(outputs), n, in_double](const Launch& l) {
-    if (n == 0) return;
-    in_double ? run_pointwise<double>(l, *fused, outputs, n) : run_pointwise<float>(l, *fused, outputs, n);
-  };
+  return
+      [fused = std::make_shared<const Fused>(std::move(fused)), outputs = std::move(outputs), n, in_double](const Launch& l) {
+        if (n == 0) return;
+        in_double ? run_pointwise<double>(l, *fused, outputs, n) : run_pointwise<float>(l, *fused, outputs, n);
+      };
 }
 
 }  // namespace
@@ -106,7 +107,7 @@ std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& resu
   return Scheduler(tape, results, device).run();
 }
 
-// ---- analysis -----------------------------------------------------------------------------------------------------------
+// ---- analysis ---------------------------------------------------------------------------------------------------------------
 
 // A node lives if a result or a write of a State depends on it. `read_` tells outputs that somebody looks at.
 void Scheduler::mark_live() {
@@ -182,7 +183,8 @@ bool Scheduler::must_store(NodeId id, std::string* why) const {
   for (const NodeId user : users_[id]) {
     if (is_pointwise(user)) {
       if (in_double(user) != in_double(id)) return *why = "stored: read in another precision", true;
-      if (positional && t_.shape(user) != t_.shape(id)) return *why = "stored: its elements are numbered by its own shape", true;
+      if (positional && t_.shape(user) != t_.shape(id))
+        return *why = "stored: its elements are numbered by its own shape", true;
       continue;
     }
     const Op& op = t_.op(user);
@@ -283,13 +285,14 @@ void Scheduler::find_readers() {
   }
 }
 
-// ---- grouping -----------------------------------------------------------------------------------------------------------
+// ---- grouping ---------------------------------------------------------------------------------------------------------------
 
 // `id` may run in the kernel of `group`, which thereby moves to id's place on the tape: nobody may read a member before
 // that, and no State that a member reads may be written before that.
 bool Scheduler::can_join(const Group& group, NodeId id) const {
   const NodeId first = group.members.front();
-  if (group.closed || group.members.size() >= kKernelRoots || t_.shape(first) != t_.shape(id) || in_double(first) != in_double(id))
+  if (group.closed || group.members.size() >= kKernelRoots || t_.shape(first) != t_.shape(id) ||
+      in_double(first) != in_double(id))
     return false;
   auto inside = [&](NodeId kernel) {
     return std::find(group.members.begin(), group.members.end(), kernel) != group.members.end();
@@ -386,7 +389,7 @@ void Scheduler::place_outputs() {
   }
 }
 
-// ---- emission -----------------------------------------------------------------------------------------------------------
+// ---- emission ---------------------------------------------------------------------------------------------------------------
 
 int Scheduler::new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name) {
   plan_->slots.push_back({kind, bytes, index, -1, -1, 0, std::move(name), {}});
@@ -407,8 +410,8 @@ Operand Scheduler::twin_memory(std::int64_t position) {
   return dense_operand(known, DType::bf16, impl.shape.dims());
 }
 
-// A Param's twin has its elements in the same places. After a write in this plan it is equal only if the writer writes both. Other
-// States, caches for one, change at every step, so a twin would save nothing.
+// A Param's twin has its elements in the same places. After a write in this plan it is equal only if the writer writes both.
+// Other States, caches for one, change at every step, so a twin would save nothing.
 Operand Scheduler::twin_of(const Operand& o, NodeId reader) {
   const Slot slot = plan_->slots[std::size_t(o.slot)];
   const auto position = std::size_t(slot.index);
@@ -431,7 +434,8 @@ void Scheduler::touch(const Operand& o) {
   if (o) touched_.push_back(o.slot);
 }
 
-void Scheduler::emit(std::string name, NodeId node, PlannedKernel k, std::vector<Operand> outputs, std::vector<std::string> reasons) {
+void Scheduler::emit(std::string name, NodeId node, PlannedKernel k, std::vector<Operand> outputs,
+                     std::vector<std::string> reasons) {
   const int index = int(plan_->kernels.size());
   for (const int s : touched_) {
     Slot& slot = plan_->slots[std::size_t(s)];
@@ -464,7 +468,8 @@ Operand Scheduler::copied(const Operand& from, NodeId node, std::optional<DType>
   const Shape shape(std::span(from.dims.data(), std::size_t(from.rank)));
   const Operand to = new_value(shape, dtype.value_or(from.dtype), node);
   emit_copy(from, to, node,
-            to.dtype == from.dtype ? "copied: its strides cannot be read in place" : "converted: its reader computes in another type");
+            to.dtype == from.dtype ? "copied: its strides cannot be read in place"
+                                   : "converted: its reader computes in another type");
   return to;
 }
 
@@ -477,7 +482,8 @@ void Scheduler::emit_copy(const Operand& from, const Operand& to, NodeId node, s
   fused.program = Program(fused.roots);
   fused.leaves = {from};
   const Shape shape(std::span(to.dims.data(), std::size_t(to.rank)));
-  emit_pointwise("copy", node, std::move(fused), {to}, shape, from.dtype == DType::f64 || to.dtype == DType::f64, {std::move(reason)});
+  emit_pointwise("copy", node, std::move(fused), {to}, shape, from.dtype == DType::f64 || to.dtype == DType::f64,
+                 {std::move(reason)});
   touched_ = outer;
 }
 
@@ -596,7 +602,8 @@ void Scheduler::emit_all() {
         const Group& g = groups_[std::size_t(group_of_[id])];
         if (const int r = result_of(id); r >= 0) {
           const Shape shape = t_.shape(id);
-          operand_[id] = dense_operand(new_slot(Slot::result, bytes_of(shape, node.dtype), r, "result"), node.dtype, shape.dims());
+          operand_[id] =
+              dense_operand(new_slot(Slot::result, bytes_of(shape, node.dtype), r, "result"), node.dtype, shape.dims());
         } else if (&t_.op(id) == &assign_op()) {
           operand_[id] = state_memory(t_.ints_of(id)[0]);
         } else if (!operand_[id]) {
@@ -605,9 +612,12 @@ void Scheduler::emit_all() {
         if (g.members.back() == id) emit_group(g);
         break;
       }
-      case Kind::structured: emit_structured(id); break;
+      case Kind::structured:
+        emit_structured(id);
+        break;
       case Kind::view:
-      case Kind::output: break;
+      case Kind::output:
+        break;
     }
   }
 }
@@ -626,7 +636,8 @@ void Scheduler::assign_memory() {
   for (const NodeId id : results_) plan_->results.push_back({t_.shape(id), t_.nodes[id].dtype});
 }
 
-// The copies are a plan of their own: they run when a State was written by something else than its optimizer, not at every step.
+// The copies are a plan of their own: they run when a State was written by something else than its optimizer, not at every
+// step.
 void Scheduler::plan_twins() {
   for (std::size_t p = 0; p < t_.states.size(); ++p)
     if (assigned_[p] >= 0 && !twin_written_[p] && t_.states[p]->dtype == DType::f32) plan_->outdated.push_back(int(p));
@@ -635,7 +646,8 @@ void Scheduler::plan_twins() {
   std::fill(twin_slot_.begin(), twin_slot_.end(), -1);
   for (std::size_t p = 0; p < t_.states.size(); ++p)
     if (twin_reader_[p] != Tape::kNone)
-      emit_copy(state_memory(std::int64_t(p)), twin_memory(std::int64_t(p)), twin_reader_[p], "the State was written without its twin");
+      emit_copy(state_memory(std::int64_t(p)), twin_memory(std::int64_t(p)), twin_reader_[p],
+                "the State was written without its twin");
   if (!plan_->slots.empty()) step->twins = std::move(plan_);
   plan_ = std::move(step);
 }

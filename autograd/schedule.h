@@ -18,7 +18,7 @@ namespace weft {
 // exponentials.
 inline constexpr double kReadPrice = 32;
 inline constexpr double kSpecialPrice = 6.4;
-inline constexpr int kKernelOps = 200;     // a kernel's expressions stay below this
+inline constexpr int kKernelOps = 200;          // a kernel's expressions stay below this
 inline constexpr std::size_t kKernelRoots = 8;  // values one pointwise kernel stores
 
 class Scheduler {
@@ -57,10 +57,11 @@ class Scheduler {
   void emit_all();
   void emit_group(const Group& group);
   void emit_structured(NodeId id);
-  void emit(std::string name, NodeId node, PlannedKernel kernel, std::vector<Operand> outputs, std::vector<std::string> reasons);
+  void emit(std::string name, NodeId node, PlannedKernel kernel, std::vector<Operand> outputs,
+            std::vector<std::string> reasons);
   void emit_pointwise(std::string name, NodeId node, Fused fused, std::vector<Operand> outputs, const Shape& space,
                       bool in_double, std::vector<std::string> reasons);
-  Operand where(NodeId id);        // memory of a value; views are resolved, by a copy if they must
+  Operand where(NodeId id);  // memory of a value; views are resolved, by a copy if they must
   Operand copied(const Operand& from, NodeId node, std::optional<DType> dtype = {});
   void emit_copy(const Operand& from, const Operand& to, NodeId node, std::string reason);
   Operand new_value(const Shape& shape, DType dtype, NodeId node);
@@ -92,19 +93,19 @@ class Scheduler {
   std::vector<Kind> kind_;
   std::vector<std::uint8_t> live_, read_, stored_, snapshot_;
   std::vector<std::vector<NodeId>> users_;
-  std::vector<Expr> expr_;                     // of pointwise nodes, over input(node) and slot(constant)
-  std::vector<std::string> reason_;            // why a pointwise value is stored or inlined
-  std::vector<std::vector<Reader>> readers_;   // kernels that read a node's memory
+  std::vector<Expr> expr_;                    // of pointwise nodes, over input(node) and slot(constant)
+  std::vector<std::string> reason_;           // why a pointwise value is stored or inlined
+  std::vector<std::vector<Reader>> readers_;  // kernels that read a node's memory
   std::vector<Group> groups_;
   std::vector<int> group_of_;
-  std::vector<std::int64_t> assigned_;         // by state position: the node that writes it, or -1
-  std::vector<Operand> operand_;               // where stored values live
-  std::vector<std::uint8_t> resolved_;         // operand_ of a view is known
-  std::vector<int> state_slot_, twin_slot_;    // by state position, or -1
-  std::vector<NodeId> twin_reader_;            // by state position: the first node that reads the twin, or kNone
-  std::vector<std::uint8_t> twin_written_;     // by state position: the node that writes the State writes the twin too
+  std::vector<std::int64_t> assigned_;       // by state position: the node that writes it, or -1
+  std::vector<Operand> operand_;             // where stored values live
+  std::vector<std::uint8_t> resolved_;       // operand_ of a view is known
+  std::vector<int> state_slot_, twin_slot_;  // by state position, or -1
+  std::vector<NodeId> twin_reader_;          // by state position: the first node that reads the twin, or kNone
+  std::vector<std::uint8_t> twin_written_;   // by state position: the node that writes the State writes the twin too
   std::map<std::pair<NodeId, DType>, Operand> converted_;  // copies, by input
-  std::vector<int> touched_;                   // slots of the node being emitted
+  std::vector<int> touched_;                               // slots of the node being emitted
   int result_of(NodeId id) const;
 };
 

@@ -24,7 +24,8 @@ void each_word(const char* variable, const std::vector<std::string>& known, F&& 
     if (word.empty() || f(word)) continue;
     std::string list;
     for (const std::string& k : known) list += (list.empty() ? "" : ", ") + k;
-    fail(ErrorKind::usage, std::string(variable) + ": unknown word '" + word + "'" + suggestion(word, known), {}, "use " + list);
+    fail(ErrorKind::usage, std::string(variable) + ": unknown word '" + word + "'" + suggestion(word, known), {},
+         "use " + list);
   }
 }
 

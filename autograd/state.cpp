@@ -85,7 +85,8 @@ StateImpl::StateImpl(Shape s, DType d, std::string n)
 
 StateImpl::Twin& StateImpl::make_twin() {
   if (!twin)
-    twin.reset(new Twin{Memory(memory.device(), bytes_of(shape, DType::bf16), "bf16 twin of '" + name + "' " + to_string(shape))});
+    twin.reset(
+        new Twin{Memory(memory.device(), bytes_of(shape, DType::bf16), "bf16 twin of '" + name + "' " + to_string(shape))});
   return *twin;
 }
 
@@ -93,8 +94,7 @@ StateImpl::~StateImpl() {
   if (position_epoch != 0) state_dies(*this);
 }
 
-State::State(Shape shape, DType dtype, std::string name)
-    : impl_(std::make_shared<StateImpl>(shape, dtype, std::move(name))) {}
+State::State(Shape shape, DType dtype, std::string name) : impl_(std::make_shared<StateImpl>(shape, dtype, std::move(name))) {}
 
 Tensor State::read(Site where) const {
   if (!impl_) fail_at(where, "state: an absent state was read");

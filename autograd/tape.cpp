@@ -53,7 +53,8 @@ NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span
   node.first_input = append(inputs, node_inputs);
   node.first_int = append(ints, node_ints);
   const double* block = constants.data();
-  const bool own = !node_constants.empty() && node_constants.data() >= block && node_constants.data() < block + constants.size();
+  const bool own =
+      !node_constants.empty() && node_constants.data() >= block && node_constants.data() < block + constants.size();
   node.first_constant = own ? std::uint32_t(node_constants.data() - block) : append(constants, node_constants);
   node.set(outputs[0]);
   origins.push_back({where, frame});
@@ -97,7 +98,8 @@ void Tape::clear() {
 std::string Tape::where(Site site, int f) const {
   std::string out = "at " + line_of(site);
   for (; f >= 0; f = frames[f].parent)
-    out += fmt::format("\nin {}, called at {}", frames[f].path->empty() ? "the model" : *frames[f].path, line_of(frames[f].where));
+    out +=
+        fmt::format("\nin {}, called at {}", frames[f].path->empty() ? "the model" : *frames[f].path, line_of(frames[f].where));
   return out;
 }
 

@@ -31,7 +31,7 @@ struct Out {
 
 struct Node {
   enum Flag : std::uint8_t { requires_grad = 1, stopped = 2 };  // stopped: recorded under NoGrad
-  std::uint16_t op = 0;  // Op::id
+  std::uint16_t op = 0;                                         // Op::id
   DType dtype = DType::f32;
   std::uint8_t rank = 0;
   std::uint8_t flags = 0;
@@ -84,18 +84,18 @@ struct Tape {
   std::vector<double> constants;  // the step's constants block; not part of the key
   std::vector<Origin> origins;    // of each node
   std::vector<Frame> frames;
-  std::int32_t frame = -1;  // innermost open frame
-  std::uint64_t epoch = 0;  // unique to this recording; a handle of another epoch is dead
-  std::uint32_t root_draws = 0;  // random draws made outside any module
+  std::int32_t frame = -1;        // innermost open frame
+  std::uint64_t epoch = 0;        // unique to this recording; a handle of another epoch is dead
+  std::uint32_t root_draws = 0;   // random draws made outside any module
   NodeId first_gradient = kNone;  // where the first backward began, for people who look at kernels
 
-  std::vector<Tensor> bound;   // values that `input` nodes stand for
-  std::vector<Tensor> kept;    // outside run: handles of every node, to know which are held elsewhere
-  bool eager = false;          // the tape outside run
-  bool retained = false;       // outside run: executed, but kept because a live value may still be differentiated
+  std::vector<Tensor> bound;             // values that `input` nodes stand for
+  std::vector<Tensor> kept;              // outside run: handles of every node, to know which are held elsewhere
+  bool eager = false;                    // the tape outside run
+  bool retained = false;                 // outside run: executed, but kept because a live value may still be differentiated
   std::vector<StateImpl*> states;        // that nodes name by their position here; see ~StateImpl
   std::vector<std::uint64_t> state_ids;  // of each, part of the key
-  std::vector<StateImpl*> gradients;  // Params with a gradient of this recording not yet consumed
+  std::vector<StateImpl*> gradients;     // Params with a gradient of this recording not yet consumed
   std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
   std::vector<Rng*> draws;                             // generators that advance when the run commits
   std::vector<std::function<void()>> commits;          // host effects of recording, in order
@@ -103,23 +103,21 @@ struct Tape {
   // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does,
   // gradients are on and the op has a vjp. Further outputs get the ids that follow. Constants that lie in the tape's own block
   // (a gradient uses those of its node) are shared, not copied.
-  NodeId record(const Op& op, std::span<const NodeId> inputs, std::span<const Out> outputs,
-                std::span<const std::int64_t> ints, std::span<const double> constants, Site where);
+  NodeId record(const Op& op, std::span<const NodeId> inputs, std::span<const Out> outputs, std::span<const std::int64_t> ints,
+                std::span<const double> constants, Site where);
   void clear();  // forgets everything, keeps capacity, begins a new epoch
 
   const Op& op(NodeId id) const { return *detail::op_table[nodes[id].op]; }
-  std::span<const NodeId> inputs_of(NodeId id) const {
-    return {inputs.data() + nodes[id].first_input, nodes[id].inputs};
-  }
+  std::span<const NodeId> inputs_of(NodeId id) const { return {inputs.data() + nodes[id].first_input, nodes[id].inputs}; }
   std::span<const std::int64_t> ints_of(NodeId id) const { return {ints.data() + nodes[id].first_int, nodes[id].ints}; }
   Shape shape(NodeId id) const { return nodes[id].shape(); }
 
-  std::string where(NodeId id) const;              // "at file:line", then each frame outward, a line each
+  std::string where(NodeId id) const;  // "at file:line", then each frame outward, a line each
   std::string where(Site site, int frame) const;
-  std::string name(NodeId id) const;               // "layers.3.mixer: matmul"
+  std::string name(NodeId id) const;  // "layers.3.mixer: matmul"
 };
 
-// ---- the tape in use on this thread ---------------------------------------------------------------------------------
+// ---- the tape in use on this thread -----------------------------------------------------------------------------------------
 
 namespace detail {
 inline constinit thread_local Tape* active_tape = nullptr;
@@ -141,7 +139,7 @@ void mark_assigned(const State& state, Site where);
 // f runs when the recording has been executed; an exception before that drops it.
 void on_commit(std::function<void()> f);
 
-// ---- what tensor.h declares -------------------------------------------------------------------------------------------
+// ---- what tensor.h declares -------------------------------------------------------------------------------------------------
 
 inline Shape Tensor::shape() const { return value_ ? value_->shape : tape().nodes[node()].shape(); }
 inline DType Tensor::dtype() const { return value_ ? value_->dtype : tape().nodes[node()].dtype; }

@@ -13,7 +13,8 @@ namespace weft {
 namespace {
 
 [[noreturn]] void fail_dead(Site where) {
-  fail_at(where, "tensor: this handle is dead", "its step has ended", "return the tensor from the step function to keep its value");
+  fail_at(where, "tensor: this handle is dead", "its step has ended",
+          "return the tensor from the step function to keep its value");
 }
 
 // Node of a value from outside on the active tape.
@@ -38,11 +39,16 @@ void convert_all(const std::byte* bytes, std::int64_t n, T* out) {
 
 template <class T>
 constexpr DType element_dtype() {
-  if constexpr (std::is_same_v<T, float>) return DType::f32;
-  else if constexpr (std::is_same_v<T, double>) return DType::f64;
-  else if constexpr (std::is_same_v<T, std::int32_t>) return DType::i32;
-  else if constexpr (std::is_same_v<T, std::int64_t>) return DType::i64;
-  else return DType::boolean;
+  if constexpr (std::is_same_v<T, float>)
+    return DType::f32;
+  else if constexpr (std::is_same_v<T, double>)
+    return DType::f64;
+  else if constexpr (std::is_same_v<T, std::int32_t>)
+    return DType::i32;
+  else if constexpr (std::is_same_v<T, std::int64_t>)
+    return DType::i64;
+  else
+    return DType::boolean;
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ struct Value {
   DType dtype = DType::f32;
   Shape shape;
   std::shared_ptr<Memory> memory;
-  std::size_t offset = 0;  // in it
+  std::size_t offset = 0;   // in it
   std::uint64_t epoch = 0;  // tape on which `node` stands for this value
   NodeId node = 0;
   bool requires_grad = false;

@@ -71,9 +71,7 @@ class Walk {
   }
 
  private:
-  void measure() {
-    count_ = view_.rank == 0 ? left_ : int(std::min<std::int64_t>(left_, view_.dims[inner_] - at_[inner_]));
-  }
+  void measure() { count_ = view_.rank == 0 ? left_ : int(std::min<std::int64_t>(left_, view_.dims[inner_] - at_[inner_])); }
 
   const View& view_;
   std::array<std::int64_t, kMaxRank> at_{};

@@ -24,7 +24,9 @@ struct View {
   std::int64_t numel() const;
   bool contiguous() const;  // row-major without gaps (dims of size 1 may have any stride)
   template <class T>
-  T* as() const { return reinterpret_cast<T*>(data); }
+  T* as() const {
+    return reinterpret_cast<T*>(data);
+  }
 };
 
 // Elements [first, first + n) of `view` in row-major order as values of type `type` computed in T (see Program):

@@ -140,8 +140,7 @@ std::optional<Compiled> cache_load(const std::string& key, int nvrtc) {
 void cache_store(const std::string& key, const Compiled& compiled, int nvrtc, const std::string& source) {
   const fs::path path = folder();
   if (path.empty()) return warn_once("kernels are not cached: neither WEFT_CACHE nor HOME is set");
-  if (!make_private(path))
-    return warn_once(fmt::format("kernels are not cached: {}: {}", path.string(), std::strerror(errno)));
+  if (!make_private(path)) return warn_once(fmt::format("kernels are not cached: {}: {}", path.string(), std::strerror(errno)));
   if (!trusted(path)) return;
   Header header{.cubin_bytes = compiled.cubin.size(),
                 .ptx_bytes = compiled.ptx.size(),

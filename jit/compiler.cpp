@@ -49,7 +49,7 @@ std::string key_of(const CompileJob& job) {
   return cache_key(fmt::format("{}\n{}\n{}", job.name, fmt::join(options_of(job.target), "\n"), job.source));
 }
 
-// ---- logs
+// ---- logs -------------------------------------------------------------------------------------------------------------------
 
 // The largest number that stands before `words` in a line of the log: "Used 24 registers".
 int resource(std::string_view log, std::string_view words) {
@@ -69,7 +69,8 @@ void read_resources(Compiled& compiled) {
   compiled.spill_bytes = resource(compiled.log, " bytes spill stores");
   compiled.stack_bytes = resource(compiled.log, " bytes stack frame");
   compiled.shared_bytes = resource(compiled.log, " bytes smem");
-  compiled.constant_bytes = compiled.cubin.empty() ? 0 : int(largest_section(compiled.cubin, ".nv.constant0"));  // the log does not tell
+  compiled.constant_bytes =
+      compiled.cubin.empty() ? 0 : int(largest_section(compiled.cubin, ".nv.constant0"));  // the log does not tell
 }
 
 // Empty lines and times would make equal compilations differ.
@@ -98,11 +99,10 @@ std::string excerpt(std::string_view log, std::string_view source) {
   return text;
 }
 
-// ---- NVRTC
+// ---- NVRTC ------------------------------------------------------------------------------------------------------------------
 
 void require(cu::nvrtcResult result, const char* call) {
-  if (result != cu::NVRTC_SUCCESS)
-    fail(ErrorKind::device, std::string(call) + " failed", nvrtc().nvrtcGetErrorString(result));
+  if (result != cu::NVRTC_SUCCESS) fail(ErrorKind::device, std::string(call) + " failed", nvrtc().nvrtcGetErrorString(result));
 }
 
 class NvrtcProgram {
@@ -121,9 +121,7 @@ class NvrtcProgram {
     return nvrtc().nvrtcCompileProgram(program_, int(words.size()), words.data());
   }
   std::string cubin() const { return read(nvrtc().nvrtcGetCUBINSize, nvrtc().nvrtcGetCUBIN, "nvrtcGetCUBIN"); }
-  std::string log() const {
-    return read(nvrtc().nvrtcGetProgramLogSize, nvrtc().nvrtcGetProgramLog, "nvrtcGetProgramLog");
-  }
+  std::string log() const { return read(nvrtc().nvrtcGetProgramLogSize, nvrtc().nvrtcGetProgramLog, "nvrtcGetProgramLog"); }
   std::string ptx() const {
     std::string text = read(nvrtc().nvrtcGetPTXSize, nvrtc().nvrtcGetPTX, "nvrtcGetPTX");
     return text.substr(0, text.find('\0'));
@@ -162,13 +160,12 @@ Compiled compile_now(const CompileJob& job) {
   return compiled;
 }
 
-// ---- the cache before it
+// ---- the cache before it ----------------------------------------------------------------------------------------------------
 
 std::optional<Compiled> load(const CompileJob& job) {
   std::optional<Compiled> compiled = cache_load(key_of(job), nvrtc_version());
   if (compiled && job.want_ptx && compiled->ptx.empty()) compiled.reset();
-  if (compiler_log().cache)
-    fmt::print(stderr, "cache {}  {} for {}\n", compiled ? "hit " : "miss", job.name, job.target);
+  if (compiler_log().cache) fmt::print(stderr, "cache {}  {} for {}\n", compiled ? "hit " : "miss", job.name, job.target);
   return compiled;
 }
 
@@ -235,8 +232,7 @@ std::vector<Compiled> compile_all(std::span<const CompileJob> jobs, const std::f
 std::string target_among(int major, int minor, std::span<const int> supported) {
   const int arch = 10 * major + minor;
   if (arch < 80)
-    fail(ErrorKind::device, fmt::format("compute capability {}.{} is too old", major, minor), {},
-         "weft needs 8.0 or later");
+    fail(ErrorKind::device, fmt::format("compute capability {}.{} is too old", major, minor), {}, "weft needs 8.0 or later");
   if (std::find(supported.begin(), supported.end(), arch) != supported.end())
     return fmt::format("sm_{}{}", arch, arch >= 90 ? "a" : "");
   int near = 0, newest = 0;  // of the same major version, of all, up to the device's
@@ -262,8 +258,7 @@ std::string target_of(int major, int minor) {
   if (target.find(std::to_string(10 * major + minor)) == std::string::npos)
     std::call_once(said, [&] {
       fmt::print(stderr, "weft: NVRTC {}.{} is older than the device ({}.{}): kernels are compiled for {}; {}\n",
-                 nvrtc_version() / 1000, nvrtc_version() % 1000 / 10, major, minor, target,
-                 install_line(CudaLibrary::nvrtc));
+                 nvrtc_version() / 1000, nvrtc_version() % 1000 / 10, major, minor, target, install_line(CudaLibrary::nvrtc));
     });
   return target;
 }

@@ -24,12 +24,18 @@ std::string complete_text(const CudaKernel& kernel) { return std::string(embedde
 
 std::string_view cuda_type(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "float";
-    case DType::f64: return "double";
-    case DType::bf16: return "bf16";
-    case DType::i32: return "i32";
-    case DType::i64: return "i64";
-    case DType::boolean: return "boolean";
+    case DType::f32:
+      return "float";
+    case DType::f64:
+      return "double";
+    case DType::bf16:
+      return "bf16";
+    case DType::i32:
+      return "i32";
+    case DType::i64:
+      return "i64";
+    case DType::boolean:
+      return "boolean";
   }
   return "?";
 }
@@ -61,7 +67,7 @@ std::int64_t last_stride(const Operand& o) {
   return o.rank == 0 || o.dims[std::size_t(o.rank - 1)] == 1 ? 0 : o.strides[std::size_t(o.rank - 1)];
 }
 
-// ---- the text of expressions --------------------------------------------------------------------------------------------
+// ---- the text of expressions ------------------------------------------------------------------------------------------------
 
 class ExprText {
  public:
@@ -85,16 +91,20 @@ class ExprText {
     switch (e.op()) {
       case ExprOp::input:
         return e.index() < fused_.values ? fmt::format("v{}[j]", e.index()) : fmt::format("x{}[j]", e.index() - fused_.values);
-      case ExprOp::literal: return literal(e);
-      case ExprOp::slot: return fmt::format("c{}", e.index());
-      default: return names_.at(e.id());
+      case ExprOp::literal:
+        return literal(e);
+      case ExprOp::slot:
+        return fmt::format("c{}", e.index());
+      default:
+        return names_.at(e.id());
     }
   }
 
   static std::string literal(Expr e) {
     if (e.type() == ExprType::boolean) return e.index() ? "true" : "false";
     if (e.type() == ExprType::integer)
-      return e.index() == std::numeric_limits<std::int64_t>::min() ? "i64(0x8000000000000000ull)" : fmt::format("i64({}ll)", e.index());
+      return e.index() == std::numeric_limits<std::int64_t>::min() ? "i64(0x8000000000000000ull)"
+                                                                   : fmt::format("i64({}ll)", e.index());
     const double v = e.value();
     if (std::isnan(v)) return "real(__longlong_as_double(0x7ff8000000000000ll))";
     if (std::isinf(v)) return v > 0 ? "infinity()" : "-infinity()";
@@ -112,46 +122,81 @@ class ExprText {
   std::string text(Expr e) {
     const bool integer = e.type() == ExprType::integer;
     switch (e.op()) {
-      case ExprOp::index: return "element + j";
-      case ExprOp::add: return integer ? fmt::format("i64(u64({}) + u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "+");
-      case ExprOp::sub: return integer ? fmt::format("i64(u64({}) - u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "-");
-      case ExprOp::mul: return integer ? fmt::format("i64(u64({}) * u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "*");
-      case ExprOp::div: return integer ? call(e, "quotient") : binary(e, "/");
-      case ExprOp::neg: return integer ? fmt::format("i64(0 - u64({}))", name(e.arg(0))) : "-" + name(e.arg(0));
-      case ExprOp::min: return call(e, "min_of");
-      case ExprOp::max: return call(e, "max_of");
-      case ExprOp::pow: return call(e, "pow_of");
-      case ExprOp::eq: return binary(e, "==");
-      case ExprOp::ne: return binary(e, "!=");
-      case ExprOp::lt: return binary(e, "<");
-      case ExprOp::le: return binary(e, "<=");
-      case ExprOp::logical_and: return binary(e, "&&");
-      case ExprOp::logical_or: return binary(e, "||");
-      case ExprOp::logical_not: return "!" + name(e.arg(0));
-      case ExprOp::select: return fmt::format("{} ? {} : {}", name(e.arg(0)), name(e.arg(1)), name(e.arg(2)));
-      case ExprOp::exp: return call(e, "exp_of");
-      case ExprOp::log: return call(e, "log_of");
-      case ExprOp::log1p: return call(e, "log1p_of");
-      case ExprOp::expm1: return call(e, "expm1_of");
-      case ExprOp::sqrt: return call(e, "sqrt_of");
-      case ExprOp::rsqrt: return call(e, "rsqrt_of");
-      case ExprOp::tanh: return call(e, "tanh_of");
-      case ExprOp::sigmoid: return call(e, "sigmoid_of");
-      case ExprOp::softplus: return call(e, "softplus_of");
-      case ExprOp::erf: return call(e, "erf_of");
-      case ExprOp::abs: return call(e, "abs_of");
-      case ExprOp::sign: return call(e, "sign_of");
-      case ExprOp::floor: return call(e, "floor_of");
-      case ExprOp::sin: return call(e, "sin_of");
-      case ExprOp::cos: return call(e, "cos_of");
-      case ExprOp::to_real: return fmt::format("real({})", name(e.arg(0)));
-      case ExprOp::to_integer: return call(e, e.arg(0).type() == ExprType::real ? "integer_of" : "i64");
+      case ExprOp::index:
+        return "element + j";
+      case ExprOp::add:
+        return integer ? fmt::format("i64(u64({}) + u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "+");
+      case ExprOp::sub:
+        return integer ? fmt::format("i64(u64({}) - u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "-");
+      case ExprOp::mul:
+        return integer ? fmt::format("i64(u64({}) * u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "*");
+      case ExprOp::div:
+        return integer ? call(e, "quotient") : binary(e, "/");
+      case ExprOp::neg:
+        return integer ? fmt::format("i64(0 - u64({}))", name(e.arg(0))) : "-" + name(e.arg(0));
+      case ExprOp::min:
+        return call(e, "min_of");
+      case ExprOp::max:
+        return call(e, "max_of");
+      case ExprOp::pow:
+        return call(e, "pow_of");
+      case ExprOp::eq:
+        return binary(e, "==");
+      case ExprOp::ne:
+        return binary(e, "!=");
+      case ExprOp::lt:
+        return binary(e, "<");
+      case ExprOp::le:
+        return binary(e, "<=");
+      case ExprOp::logical_and:
+        return binary(e, "&&");
+      case ExprOp::logical_or:
+        return binary(e, "||");
+      case ExprOp::logical_not:
+        return "!" + name(e.arg(0));
+      case ExprOp::select:
+        return fmt::format("{} ? {} : {}", name(e.arg(0)), name(e.arg(1)), name(e.arg(2)));
+      case ExprOp::exp:
+        return call(e, "exp_of");
+      case ExprOp::log:
+        return call(e, "log_of");
+      case ExprOp::log1p:
+        return call(e, "log1p_of");
+      case ExprOp::expm1:
+        return call(e, "expm1_of");
+      case ExprOp::sqrt:
+        return call(e, "sqrt_of");
+      case ExprOp::rsqrt:
+        return call(e, "rsqrt_of");
+      case ExprOp::tanh:
+        return call(e, "tanh_of");
+      case ExprOp::sigmoid:
+        return call(e, "sigmoid_of");
+      case ExprOp::softplus:
+        return call(e, "softplus_of");
+      case ExprOp::erf:
+        return call(e, "erf_of");
+      case ExprOp::abs:
+        return call(e, "abs_of");
+      case ExprOp::sign:
+        return call(e, "sign_of");
+      case ExprOp::floor:
+        return call(e, "floor_of");
+      case ExprOp::sin:
+        return call(e, "sin_of");
+      case ExprOp::cos:
+        return call(e, "cos_of");
+      case ExprOp::to_real:
+        return fmt::format("real({})", name(e.arg(0)));
+      case ExprOp::to_integer:
+        return call(e, e.arg(0).type() == ExprType::real ? "integer_of" : "i64");
       case ExprOp::uniform:
         return e.arg(0) == expr::index(0) ? fmt::format("u{}[j]", e.index())
                                           : fmt::format("uniform_at<real>(k{}, {})", e.index(), name(e.arg(0)));
       case ExprOp::input:
       case ExprOp::literal:
-      case ExprOp::slot: break;
+      case ExprOp::slot:
+        break;
     }
     return name(e);
   }
@@ -163,7 +208,7 @@ class ExprText {
 
 }  // namespace
 
-// ---- the builder --------------------------------------------------------------------------------------------------------
+// ---- the builder ------------------------------------------------------------------------------------------------------------
 
 CudaText::CudaText(std::string name, bool in_double) : in_double_(in_double) {
   kernel_.name = std::move(name);
@@ -300,13 +345,16 @@ CudaText& CudaText::fused(std::string_view name, const Fused& fused, std::span<c
     if (stride == 1) {
       body += fmt::format("  load_values<V>(a.{} + ({} + col), x{});\n", leaf_name, offset, k);
     } else if (stride == 0) {
-      body += fmt::format("  {{\n    {0} t[1];\n    load_values<1>(a.{1} + ({2}), t);\n#pragma unroll\n    for (int j = 0; j < V; ++j) x{3}[j] = t[0];\n  }}\n",
-                          type, leaf_name, offset, k);
+      body += fmt::format(
+          "  {{\n    {0} t[1];\n    load_values<1>(a.{1} + ({2}), t);\n#pragma unroll\n    for (int j = 0; j < V; ++j) x{3}[j] "
+          "= t[0];\n  }}\n",
+          type, leaf_name, offset, k);
     } else {
       integer(leaf_name + "_col", stride);
-      body += fmt::format("  {{\n    const index at = {0};\n#pragma unroll\n    for (int j = 0; j < V; ++j) {{\n      {1} t[1];\n"
-                          "      load_values<1>(a.{2} + (at + (col + j) * index(a.{2}_col)), t);\n      x{3}[j] = t[0];\n    }}\n  }}\n",
-                          offset, type, leaf_name, k);
+      body += fmt::format(
+          "  {{\n    const index at = {0};\n#pragma unroll\n    for (int j = 0; j < V; ++j) {{\n      {1} t[1];\n"
+          "      load_values<1>(a.{2} + (at + (col + j) * index(a.{2}_col)), t);\n      x{3}[j] = t[0];\n    }}\n  }}\n",
+          offset, type, leaf_name, k);
     }
   }
   body += "#pragma unroll\n  for (int j = 0; j < V; ++j) {\n";
@@ -315,14 +363,18 @@ CudaText& CudaText::fused(std::string_view name, const Fused& fused, std::span<c
   for (std::size_t k = 0; k < roots.size(); ++k) body += fmt::format("    y{}[j] = {};\n", k, roots[k]);
   body += "  }\n";
   for (std::size_t k = 0; k < fused.roots.size(); ++k) functions_ += fmt::format("// {}\n", to_string(fused.roots[k]));
-  functions_ += fmt::format("template <int V>\nDEVICE void {}(const Args& a, index row, index col{}) {{\n{}}}\n", name, arguments, body);
+  functions_ +=
+      fmt::format("template <int V>\nDEVICE void {}(const Args& a, index row, index col{}) {{\n{}}}\n", name, arguments, body);
   return *this;
 }
 
-CudaKernel CudaText::launch_text(std::string_view body, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared) {
-  std::string text = fmt::format("\nusing real = {};\nusing index = {};\n"
-                                 "DEVICE real infinity() {{ return real(__longlong_as_double(0x7ff0000000000000ll)); }}\n{}struct Args {{\n{}}};\n#define PARAMETERS const __grid_constant__ Args a\n{}",
-                                 in_double_ ? "double" : "float", wide_ ? "i64" : "int", facts_, members_, functions_);
+CudaKernel CudaText::launch_text(std::string_view body, std::array<unsigned, 3> grid, std::array<unsigned, 3> block,
+                                 unsigned shared) {
+  std::string text = fmt::format(
+      "\nusing real = {};\nusing index = {};\n"
+      "DEVICE real infinity() {{ return real(__longlong_as_double(0x7ff0000000000000ll)); }}\n{}struct Args {{\n{}}};\n#define "
+      "PARAMETERS const __grid_constant__ Args a\n{}",
+      in_double_ ? "double" : "float", wide_ ? "i64" : "int", facts_, members_, functions_);
   text += body;
   kernel_.name = fmt::format("{}__{:06x}", kernel_.name, XXH3_64bits(text.data(), text.size()) & 0xffffff);
   kernel_.text = fmt::format("\n#define KERNEL {}\n", kernel_.name) + text;
@@ -332,11 +384,12 @@ CudaKernel CudaText::launch_text(std::string_view body, std::array<unsigned, 3> 
   return std::move(kernel_);
 }
 
-CudaKernel CudaText::launch(std::string_view file, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared) {
+CudaKernel CudaText::launch(std::string_view file, std::array<unsigned, 3> grid, std::array<unsigned, 3> block,
+                            unsigned shared) {
   return launch_text(embedded_text(file), grid, block, shared);
 }
 
-// ---- vectors --------------------------------------------------------------------------------------------------------------
+// ---- vectors ----------------------------------------------------------------------------------------------------------------
 
 int vector_width(std::span<const std::int64_t> dims, std::span<const Operand> operands) {
   int width = 8;
@@ -363,7 +416,7 @@ int vector_width(std::span<const std::int64_t> dims, std::span<const Fused* cons
   return width;
 }
 
-// ---- the pointwise kernel -------------------------------------------------------------------------------------------------
+// ---- the pointwise kernel ---------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -435,9 +488,10 @@ CudaKernel pointwise_cuda(std::string name, const Fused& fused, std::span<const 
     if (stride <= 1)
       stores += fmt::format("  store_values<V>(a.{0} + ({0}_at(a, row) + col), {0});\n", y);
     else
-      stores += fmt::format("#pragma unroll\n  for (int j = 0; j < V; ++j) {{\n    {1} t[1] = {{{0}[j]}};\n"
-                            "    store_values<1>(a.{0} + ({0}_at(a, row) + (col + j) * index(a.{0}_col)), t);\n  }}\n",
-                            y, value_type(fused.roots[k].type()));
+      stores += fmt::format(
+          "#pragma unroll\n  for (int j = 0; j < V; ++j) {{\n    {1} t[1] = {{{0}[j]}};\n"
+          "    store_values<1>(a.{0} + ({0}_at(a, row) + (col + j) * index(a.{0}_col)), t);\n  }}\n",
+          y, value_type(fused.roots[k].type()));
   }
   text.traffic(bytes);
   constexpr unsigned kThreads = 256;

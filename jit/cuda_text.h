@@ -4,13 +4,11 @@
 // What a skeleton sees, besides jit/prelude.cuh:
 //   real                    float, or double where an operand is f64: everything is computed in it
 //   index                   int, or i64 where an operand has 2^31 elements or more
-//   KERNEL                  the name of its __global__ function: extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS)
-//   PARAMETERS              const __grid_constant__ Args a
-//   a.x, has_x              a pointer argument and whether it is present (constexpr bool)
-//   a.n                     an integer argument (i64 in memory)
-//   a.eps()                 a constant of the step, as real
-//   N                       a defined fact (constexpr int)
-//   source<V>(a, row, col, x)   an emitted Fused: V neighbouring elements of row `row` from column `col` on
+//   KERNEL                  the name of its __global__ function: extern "C" __global__ void __launch_bounds__(T)
+//   KERNEL(PARAMETERS) PARAMETERS              const __grid_constant__ Args a a.x, has_x              a pointer argument and
+//   whether it is present (constexpr bool) a.n                     an integer argument (i64 in memory) a.eps() a constant of
+//   the step, as real N                       a defined fact (constexpr int) source<V>(a, row, col, x)   an emitted Fused: V
+//   neighbouring elements of row `row` from column `col` on
 #pragma once
 
 #include <array>
@@ -58,11 +56,11 @@ class CudaText {
   CudaText& pointer(std::string_view name, const Operand& operand);
   CudaText& rows(std::string_view name, const Operand& operand);  // and NAME_row: elements between its rows
   CudaText& integer(std::string_view name, std::int64_t value);
-  CudaText& constant(std::string_view name, int position);        // in Launch::constants: a.NAME()
+  CudaText& constant(std::string_view name, int position);             // in Launch::constants: a.NAME()
   CudaText& table(std::string_view name, std::vector<CudaArg> words);  // const i64* NAME
   // Facts that are part of the text.
-  CudaText& define(std::string_view name, std::int64_t value);    // constexpr int
-  CudaText& type(std::string_view name, DType dtype);             // using NAME = bf16;
+  CudaText& define(std::string_view name, std::int64_t value);  // constexpr int
+  CudaText& type(std::string_view name, DType dtype);           // using NAME = bf16;
   // The function NAME<V>(a, row, col, [const real (&value)[V],...] real (&root)[V], ...) over the space `dims`. V > 1 needs
   // vector_width() >= V and a column that V divides. Roots that are integers or booleans have arrays of i64 and bool.
   CudaText& fused(std::string_view name, const Fused& fused, std::span<const std::int64_t> dims);
@@ -75,7 +73,8 @@ class CudaText {
   // The skeleton, and the shape of the launch. `file` is a path in the source tree: "ops/norm.cuh".
   CudaKernel launch(std::string_view file, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared = 0);
   // The same with a text at hand.
-  CudaKernel launch_text(std::string_view body, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared = 0);
+  CudaKernel launch_text(std::string_view body, std::array<unsigned, 3> grid, std::array<unsigned, 3> block,
+                         unsigned shared = 0);
 
  private:
   void extent(const Operand& operand);

@@ -10,13 +10,15 @@ void throw_device_error(DeviceError code, std::int64_t value, std::int64_t limit
   constexpr const char* kLost = "; what the step computed is lost: load a checkpoint if it had updated states";
   switch (code) {
     case DeviceError::embedding_id:
-      fail(ErrorKind::usage, "embedding: id out of range", fmt::format("id {} at element {}, vocabulary {}", value, position, limit),
+      fail(ErrorKind::usage, "embedding: id out of range",
+           fmt::format("id {} at element {}, vocabulary {}", value, position, limit),
            fmt::format("ids are in [0, {}); is the vocabulary that of the tokenizer?{}", limit, kLost));
     case DeviceError::cross_entropy_label:
       fail(ErrorKind::usage, "cross_entropy: label out of range",
            fmt::format("label {} at element {}, vocabulary {}", value, position, limit),
            fmt::format("labels are in [0, {}), or ignore_index; is the vocabulary that of the tokenizer?{}", limit, kLost));
-    case DeviceError::none: break;
+    case DeviceError::none:
+      break;
   }
   fail(ErrorKind::device, "a kernel raised an unknown error", fmt::format("code {}, value {}", std::uint64_t(code), value));
 }

@@ -1,4 +1,5 @@
-// What kernels can raise (`raise` in prelude.cuh): codes of the first status word; value, limit and position are the next three.
+// What kernels can raise (`raise` in prelude.cuh): codes of the first status word; value, limit and position are the next
+// three.
 #pragma once
 
 #include <cstdint>

@@ -198,8 +198,7 @@ Loaded<Table> load(CudaLibrary library, Fill fill) {
 
 const Loaded<Driver>& loaded_driver() {
   static const Loaded<Driver> loaded = load<Driver>(CudaLibrary::driver, [](void* handle, Driver& table) {
-    using GetProcAddress =
-        cu::CUresult (*)(const char* name, void** function, int version, std::uint64_t flags, int* status);
+    using GetProcAddress = cu::CUresult (*)(const char* name, void** function, int version, std::uint64_t flags, int* status);
     const auto get = reinterpret_cast<GetProcAddress>(dlsym(handle, "cuGetProcAddress_v2"));
     if (!get) return std::string(" cuGetProcAddress_v2");
     auto find = [&](const char* name) {
@@ -252,8 +251,7 @@ std::string describe(const Driver& driver, cu::CUresult result) {
   const char *name = nullptr, *text = nullptr;
   driver.cuGetErrorName(result, &name);
   driver.cuGetErrorString(result, &text);
-  return std::string(name ? name : "error " + std::to_string(int(result))) +
-         (text ? std::string(" (") + text + ")" : "");
+  return std::string(name ? name : "error " + std::to_string(int(result))) + (text ? std::string(" (") + text + ")" : "");
 }
 
 }  // namespace

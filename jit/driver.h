@@ -12,7 +12,7 @@ namespace weft {
 
 namespace cu {
 
-// ---- The driver.
+// ---- The driver. ------------------------------------------------------------------------------------------------------------
 using CUdeviceptr = std::uint64_t;
 using CUdevice = int;
 using CUmemGenericAllocationHandle = std::uint64_t;
@@ -148,12 +148,9 @@ enum CUjit_option : int {
   CU_JIT_ERROR_LOG_BUFFER = 5,
   CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES = 6,
 };
-enum CUlibraryOption : int {
-  CU_LIBRARY_HOST_UNIVERSAL_FUNCTION_AND_DATA_TABLE = 0,
-  CU_LIBRARY_BINARY_IS_PRESERVED = 1
-};
+enum CUlibraryOption : int { CU_LIBRARY_HOST_UNIVERSAL_FUNCTION_AND_DATA_TABLE = 0, CU_LIBRARY_BINARY_IS_PRESERVED = 1 };
 
-// ---- NVRTC.
+// ---- NVRTC. -----------------------------------------------------------------------------------------------------------------
 using nvrtcProgram = struct ProgramHandle*;
 enum nvrtcResult : int {
   NVRTC_SUCCESS = 0,
@@ -163,7 +160,7 @@ enum nvrtcResult : int {
   NVRTC_ERROR_BUILTIN_OPERATION_FAILURE = 7,
 };
 
-// ---- cuBLASLt.
+// ---- cuBLASLt. --------------------------------------------------------------------------------------------------------------
 using cublasLtHandle_t = struct BlasHandle*;
 using cublasLtMatmulDesc_t = struct MatmulDescHandle*;
 using cublasLtMatrixLayout_t = struct MatrixLayoutHandle*;
@@ -203,10 +200,10 @@ enum cublasLtMatmulDescAttributes_t : int {
   CUBLASLT_MATMUL_DESC_COMPUTE_TYPE = 0,
   CUBLASLT_MATMUL_DESC_SCALE_TYPE = 1,
   CUBLASLT_MATMUL_DESC_POINTER_MODE = 2,
-  CUBLASLT_MATMUL_DESC_TRANSA = 3,        // cublasOperation_t
-  CUBLASLT_MATMUL_DESC_TRANSB = 4,        // cublasOperation_t
-  CUBLASLT_MATMUL_DESC_EPILOGUE = 7,      // cublasLtEpilogue_t
-  CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,  // device address; one bias an element of each column of a column-order result
+  CUBLASLT_MATMUL_DESC_TRANSA = 3,              // cublasOperation_t
+  CUBLASLT_MATMUL_DESC_TRANSB = 4,              // cublasOperation_t
+  CUBLASLT_MATMUL_DESC_EPILOGUE = 7,            // cublasLtEpilogue_t
+  CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,        // device address; one bias an element of each column of a column-order result
   CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE = 10,  // int64: elements
   CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26,     // cudaDataType_t
 };
@@ -246,78 +243,76 @@ struct cublasLtMatmulHeuristicResult_t {
 
 }  // namespace cu
 
-// ---- The tables. One line a function: result, name, parameters. A list serves the table, its loading and its test.
-#define WEFT_CUDA_DRIVER(X)                                                                                          \
-  X(CUresult, cuInit, unsigned flags)                                                                                \
-  X(CUresult, cuDriverGetVersion, int* version) /* 12080 is 12.8 */                                                  \
-  X(CUresult, cuGetErrorName, CUresult error, const char** text)                                                     \
-  X(CUresult, cuGetErrorString, CUresult error, const char** text)                                                   \
-  X(CUresult, cuDeviceGetCount, int* count)                                                                          \
-  X(CUresult, cuDeviceGet, CUdevice* device, int ordinal)                                                            \
-  X(CUresult, cuDeviceGetName, char* name, int size, CUdevice device)                                                \
-  X(CUresult, cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice device)                       \
-  X(CUresult, cuDeviceTotalMem, std::size_t* bytes, CUdevice device)                                                 \
-  X(CUresult, cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                         \
-  X(CUresult, cuDevicePrimaryCtxRelease, CUdevice device)                                                            \
-  X(CUresult, cuCtxSetCurrent, CUcontext context)                                                                    \
-  X(CUresult, cuCtxSynchronize, void)                                                                                \
-  X(CUresult, cuMemGetInfo, std::size_t* free, std::size_t* total)                                                   \
-  X(CUresult, cuMemAlloc, CUdeviceptr* address, std::size_t bytes)                                                   \
-  X(CUresult, cuMemFree, CUdeviceptr address)                                                                        \
-  X(CUresult, cuMemHostAlloc, void** address, std::size_t bytes, unsigned flags)                                     \
-  X(CUresult, cuMemFreeHost, void* address)                                                                          \
-  X(CUresult, cuMemcpyHtoD, CUdeviceptr to, const void* from, std::size_t bytes)                                     \
-  X(CUresult, cuMemcpyDtoH, void* to, CUdeviceptr from, std::size_t bytes)                                           \
-  X(CUresult, cuMemcpyDtoD, CUdeviceptr to, CUdeviceptr from, std::size_t bytes)                                     \
-  X(CUresult, cuMemcpyHtoDAsync, CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream)               \
-  X(CUresult, cuMemcpyDtoHAsync, void* to, CUdeviceptr from, std::size_t bytes, CUstream stream)                     \
-  X(CUresult, cuMemcpyDtoDAsync, CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream)               \
-  X(CUresult, cuMemsetD8, CUdeviceptr to, unsigned char value, std::size_t count)                                    \
-  X(CUresult, cuMemsetD8Async, CUdeviceptr to, unsigned char value, std::size_t count, CUstream stream)              \
-  X(CUresult, cuMemsetD32Async, CUdeviceptr to, unsigned value, std::size_t count, CUstream stream)                  \
-  X(CUresult, cuMemAddressReserve, CUdeviceptr* address, std::size_t bytes, std::size_t alignment, CUdeviceptr wish, \
-    unsigned long long flags)                                                                                        \
-  X(CUresult, cuMemAddressFree, CUdeviceptr address, std::size_t bytes)                                              \
-  X(CUresult, cuMemCreate, CUmemGenericAllocationHandle* memory, std::size_t bytes,                                  \
-    const CUmemAllocationProp* properties, unsigned long long flags)                                                 \
-  X(CUresult, cuMemRelease, CUmemGenericAllocationHandle memory)                                                     \
-  X(CUresult, cuMemMap, CUdeviceptr address, std::size_t bytes, std::size_t offset,                                  \
-    CUmemGenericAllocationHandle memory, unsigned long long flags)                                                   \
-  X(CUresult, cuMemUnmap, CUdeviceptr address, std::size_t bytes)                                                    \
-  X(CUresult, cuMemSetAccess, CUdeviceptr address, std::size_t bytes, const CUmemAccessDesc* access,                 \
-    std::size_t count)                                                                                               \
-  X(CUresult, cuMemGetAllocationGranularity, std::size_t* bytes, const CUmemAllocationProp* properties,              \
-    CUmemAllocationGranularity_flags option)                                                                         \
-  X(CUresult, cuLibraryLoadData, CUlibrary* library, const void* code, CUjit_option* jit_options, void** jit_values, \
-    unsigned jit_count, CUlibraryOption* library_options, void** library_values, unsigned library_count)             \
-  X(CUresult, cuLibraryUnload, CUlibrary library)                                                                    \
-  X(CUresult, cuLibraryGetKernel, CUkernel* kernel, CUlibrary library, const char* name)                             \
-  X(CUresult, cuKernelGetFunction, CUfunction* function, CUkernel kernel)                                            \
-  X(CUresult, cuFuncGetAttribute, int* value, CUfunction_attribute attribute, CUfunction function)                   \
-  X(CUresult, cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value)                    \
-  X(CUresult, cuOccupancyMaxActiveBlocksPerMultiprocessor, int* blocks, CUfunction function, int threads,            \
-    std::size_t shared)                                                                                              \
-  X(CUresult, cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** parameters, void** extra)  \
-  X(CUresult, cuStreamCreate, CUstream* stream, unsigned flags)                                                      \
-  X(CUresult, cuStreamDestroy, CUstream stream)                                                                      \
-  X(CUresult, cuStreamSynchronize, CUstream stream)                                                                  \
-  X(CUresult, cuStreamQuery, CUstream stream)                                                                        \
-  X(CUresult, cuStreamWaitEvent, CUstream stream, CUevent event, unsigned flags)                                     \
-  X(CUresult, cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode mode)                                       \
-  X(CUresult, cuStreamEndCapture, CUstream stream, CUgraph* graph)                                                   \
-  X(CUresult, cuGraphInstantiateWithFlags, CUgraphExec* exec, CUgraph graph, unsigned long long flags)               \
-  X(CUresult, cuGraphGetNodes, CUgraph graph, CUgraphNode* nodes, std::size_t* count)                                \
-  X(CUresult, cuGraphUpload, CUgraphExec exec, CUstream stream)                                                      \
-  X(CUresult, cuGraphLaunch, CUgraphExec exec, CUstream stream)                                                      \
-  X(CUresult, cuGraphExecDestroy, CUgraphExec exec)                                                                  \
-  X(CUresult, cuGraphDestroy, CUgraph graph)                                                                         \
-  X(CUresult, cuEventCreate, CUevent* event, unsigned flags)                                                         \
-  X(CUresult, cuEventDestroy, CUevent event)                                                                         \
-  X(CUresult, cuEventRecord, CUevent event, CUstream stream)                                                         \
-  X(CUresult, cuEventQuery, CUevent event)                                                                           \
-  X(CUresult, cuEventSynchronize, CUevent event)                                                                     \
-  X(CUresult, cuEventElapsedTime, float* milliseconds, CUevent start, CUevent end)                                   \
-  X(CUresult, cuProfilerStart, void)                                                                                 \
+// ---- The tables. One line a function: result, name, parameters. A list serves the table, its loading and its test. ----------
+#define WEFT_CUDA_DRIVER(X)                                                                                                   \
+  X(CUresult, cuInit, unsigned flags)                                                                                         \
+  X(CUresult, cuDriverGetVersion, int* version) /* 12080 is 12.8 */                                                           \
+  X(CUresult, cuGetErrorName, CUresult error, const char** text)                                                              \
+  X(CUresult, cuGetErrorString, CUresult error, const char** text)                                                            \
+  X(CUresult, cuDeviceGetCount, int* count)                                                                                   \
+  X(CUresult, cuDeviceGet, CUdevice* device, int ordinal)                                                                     \
+  X(CUresult, cuDeviceGetName, char* name, int size, CUdevice device)                                                         \
+  X(CUresult, cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice device)                                \
+  X(CUresult, cuDeviceTotalMem, std::size_t* bytes, CUdevice device)                                                          \
+  X(CUresult, cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                                  \
+  X(CUresult, cuDevicePrimaryCtxRelease, CUdevice device)                                                                     \
+  X(CUresult, cuCtxSetCurrent, CUcontext context)                                                                             \
+  X(CUresult, cuCtxSynchronize, void)                                                                                         \
+  X(CUresult, cuMemGetInfo, std::size_t* free, std::size_t* total)                                                            \
+  X(CUresult, cuMemAlloc, CUdeviceptr* address, std::size_t bytes)                                                            \
+  X(CUresult, cuMemFree, CUdeviceptr address)                                                                                 \
+  X(CUresult, cuMemHostAlloc, void** address, std::size_t bytes, unsigned flags)                                              \
+  X(CUresult, cuMemFreeHost, void* address)                                                                                   \
+  X(CUresult, cuMemcpyHtoD, CUdeviceptr to, const void* from, std::size_t bytes)                                              \
+  X(CUresult, cuMemcpyDtoH, void* to, CUdeviceptr from, std::size_t bytes)                                                    \
+  X(CUresult, cuMemcpyDtoD, CUdeviceptr to, CUdeviceptr from, std::size_t bytes)                                              \
+  X(CUresult, cuMemcpyHtoDAsync, CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream)                        \
+  X(CUresult, cuMemcpyDtoHAsync, void* to, CUdeviceptr from, std::size_t bytes, CUstream stream)                              \
+  X(CUresult, cuMemcpyDtoDAsync, CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream)                        \
+  X(CUresult, cuMemsetD8, CUdeviceptr to, unsigned char value, std::size_t count)                                             \
+  X(CUresult, cuMemsetD8Async, CUdeviceptr to, unsigned char value, std::size_t count, CUstream stream)                       \
+  X(CUresult, cuMemsetD32Async, CUdeviceptr to, unsigned value, std::size_t count, CUstream stream)                           \
+  X(CUresult, cuMemAddressReserve, CUdeviceptr* address, std::size_t bytes, std::size_t alignment, CUdeviceptr wish,          \
+    unsigned long long flags)                                                                                                 \
+  X(CUresult, cuMemAddressFree, CUdeviceptr address, std::size_t bytes)                                                       \
+  X(CUresult, cuMemCreate, CUmemGenericAllocationHandle* memory, std::size_t bytes, const CUmemAllocationProp* properties,    \
+    unsigned long long flags)                                                                                                 \
+  X(CUresult, cuMemRelease, CUmemGenericAllocationHandle memory)                                                              \
+  X(CUresult, cuMemMap, CUdeviceptr address, std::size_t bytes, std::size_t offset, CUmemGenericAllocationHandle memory,      \
+    unsigned long long flags)                                                                                                 \
+  X(CUresult, cuMemUnmap, CUdeviceptr address, std::size_t bytes)                                                             \
+  X(CUresult, cuMemSetAccess, CUdeviceptr address, std::size_t bytes, const CUmemAccessDesc* access, std::size_t count)       \
+  X(CUresult, cuMemGetAllocationGranularity, std::size_t* bytes, const CUmemAllocationProp* properties,                       \
+    CUmemAllocationGranularity_flags option)                                                                                  \
+  X(CUresult, cuLibraryLoadData, CUlibrary* library, const void* code, CUjit_option* jit_options, void** jit_values,          \
+    unsigned jit_count, CUlibraryOption* library_options, void** library_values, unsigned library_count)                      \
+  X(CUresult, cuLibraryUnload, CUlibrary library)                                                                             \
+  X(CUresult, cuLibraryGetKernel, CUkernel* kernel, CUlibrary library, const char* name)                                      \
+  X(CUresult, cuKernelGetFunction, CUfunction* function, CUkernel kernel)                                                     \
+  X(CUresult, cuFuncGetAttribute, int* value, CUfunction_attribute attribute, CUfunction function)                            \
+  X(CUresult, cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value)                             \
+  X(CUresult, cuOccupancyMaxActiveBlocksPerMultiprocessor, int* blocks, CUfunction function, int threads, std::size_t shared) \
+  X(CUresult, cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** parameters, void** extra)           \
+  X(CUresult, cuStreamCreate, CUstream* stream, unsigned flags)                                                               \
+  X(CUresult, cuStreamDestroy, CUstream stream)                                                                               \
+  X(CUresult, cuStreamSynchronize, CUstream stream)                                                                           \
+  X(CUresult, cuStreamQuery, CUstream stream)                                                                                 \
+  X(CUresult, cuStreamWaitEvent, CUstream stream, CUevent event, unsigned flags)                                              \
+  X(CUresult, cuStreamBeginCapture, CUstream stream, CUstreamCaptureMode mode)                                                \
+  X(CUresult, cuStreamEndCapture, CUstream stream, CUgraph* graph)                                                            \
+  X(CUresult, cuGraphInstantiateWithFlags, CUgraphExec* exec, CUgraph graph, unsigned long long flags)                        \
+  X(CUresult, cuGraphGetNodes, CUgraph graph, CUgraphNode* nodes, std::size_t* count)                                         \
+  X(CUresult, cuGraphUpload, CUgraphExec exec, CUstream stream)                                                               \
+  X(CUresult, cuGraphLaunch, CUgraphExec exec, CUstream stream)                                                               \
+  X(CUresult, cuGraphExecDestroy, CUgraphExec exec)                                                                           \
+  X(CUresult, cuGraphDestroy, CUgraph graph)                                                                                  \
+  X(CUresult, cuEventCreate, CUevent* event, unsigned flags)                                                                  \
+  X(CUresult, cuEventDestroy, CUevent event)                                                                                  \
+  X(CUresult, cuEventRecord, CUevent event, CUstream stream)                                                                  \
+  X(CUresult, cuEventQuery, CUevent event)                                                                                    \
+  X(CUresult, cuEventSynchronize, CUevent event)                                                                              \
+  X(CUresult, cuEventElapsedTime, float* milliseconds, CUevent start, CUevent end)                                            \
+  X(CUresult, cuProfilerStart, void)                                                                                          \
   X(CUresult, cuProfilerStop, void)
 
 #define WEFT_NVRTC(X)                                                                                               \
@@ -336,35 +331,34 @@ struct cublasLtMatmulHeuristicResult_t {
   X(nvrtcResult, nvrtcGetProgramLogSize, nvrtcProgram program, std::size_t* bytes)                                  \
   X(nvrtcResult, nvrtcGetProgramLog, nvrtcProgram program, char* log)
 
-#define WEFT_CUBLAS_LT(X)                                                                                             \
-  X(const char*, cublasLtGetStatusString, cublasStatus_t status)                                                      \
-  X(std::size_t, cublasLtGetVersion, void) /* 120804 is 12.8.4 */                                                     \
-  X(cublasStatus_t, cublasLtCreate, cublasLtHandle_t* handle)                                                         \
-  X(cublasStatus_t, cublasLtDestroy, cublasLtHandle_t handle)                                                         \
-  X(cublasStatus_t, cublasLtMatmul, cublasLtHandle_t handle, cublasLtMatmulDesc_t matmul, const void* alpha,          \
-    const void* a, cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout, const void* beta, \
-    const void* c, cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,                         \
-    const cublasLtMatmulAlgo_t* algo, void* workspace, std::size_t workspace_bytes, CUstream stream)                  \
-  X(cublasStatus_t, cublasLtMatmulDescCreate, cublasLtMatmulDesc_t* matmul, cublasComputeType_t compute,              \
-    cudaDataType_t scale)                                                                                             \
-  X(cublasStatus_t, cublasLtMatmulDescDestroy, cublasLtMatmulDesc_t matmul)                                           \
-  X(cublasStatus_t, cublasLtMatmulDescSetAttribute, cublasLtMatmulDesc_t matmul,                                      \
-    cublasLtMatmulDescAttributes_t attribute, const void* value, std::size_t bytes)                                   \
-  X(cublasStatus_t, cublasLtMatrixLayoutCreate, cublasLtMatrixLayout_t* layout, cudaDataType_t type,                  \
-    std::uint64_t rows, std::uint64_t cols, std::int64_t ld)                                                          \
-  X(cublasStatus_t, cublasLtMatrixLayoutDestroy, cublasLtMatrixLayout_t layout)                                       \
-  X(cublasStatus_t, cublasLtMatrixLayoutSetAttribute, cublasLtMatrixLayout_t layout,                                  \
-    cublasLtMatrixLayoutAttribute_t attribute, const void* value, std::size_t bytes)                                  \
-  X(cublasStatus_t, cublasLtMatmulPreferenceCreate, cublasLtMatmulPreference_t* preference)                           \
-  X(cublasStatus_t, cublasLtMatmulPreferenceDestroy, cublasLtMatmulPreference_t preference)                           \
-  X(cublasStatus_t, cublasLtMatmulPreferenceSetAttribute, cublasLtMatmulPreference_t preference,                      \
-    cublasLtMatmulPreferenceAttributes_t attribute, const void* value, std::size_t bytes)                             \
-  X(cublasStatus_t, cublasLtMatmulAlgoCheck, cublasLtHandle_t handle, cublasLtMatmulDesc_t matmul,                    \
-    cublasLtMatrixLayout_t a_layout, cublasLtMatrixLayout_t b_layout, cublasLtMatrixLayout_t c_layout,                \
-    cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo, cublasLtMatmulHeuristicResult_t* result)       \
-  X(cublasStatus_t, cublasLtMatmulAlgoGetHeuristic, cublasLtHandle_t handle, cublasLtMatmulDesc_t matmul,             \
-    cublasLtMatrixLayout_t a_layout, cublasLtMatrixLayout_t b_layout, cublasLtMatrixLayout_t c_layout,                \
-    cublasLtMatrixLayout_t d_layout, cublasLtMatmulPreference_t preference, int wanted,                               \
+#define WEFT_CUBLAS_LT(X)                                                                                                      \
+  X(const char*, cublasLtGetStatusString, cublasStatus_t status)                                                               \
+  X(std::size_t, cublasLtGetVersion, void) /* 120804 is 12.8.4 */                                                              \
+  X(cublasStatus_t, cublasLtCreate, cublasLtHandle_t* handle)                                                                  \
+  X(cublasStatus_t, cublasLtDestroy, cublasLtHandle_t handle)                                                                  \
+  X(cublasStatus_t, cublasLtMatmul, cublasLtHandle_t handle, cublasLtMatmulDesc_t matmul, const void* alpha, const void* a,    \
+    cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,          \
+    cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo,               \
+    void* workspace, std::size_t workspace_bytes, CUstream stream)                                                             \
+  X(cublasStatus_t, cublasLtMatmulDescCreate, cublasLtMatmulDesc_t* matmul, cublasComputeType_t compute, cudaDataType_t scale) \
+  X(cublasStatus_t, cublasLtMatmulDescDestroy, cublasLtMatmulDesc_t matmul)                                                    \
+  X(cublasStatus_t, cublasLtMatmulDescSetAttribute, cublasLtMatmulDesc_t matmul, cublasLtMatmulDescAttributes_t attribute,     \
+    const void* value, std::size_t bytes)                                                                                      \
+  X(cublasStatus_t, cublasLtMatrixLayoutCreate, cublasLtMatrixLayout_t* layout, cudaDataType_t type, std::uint64_t rows,       \
+    std::uint64_t cols, std::int64_t ld)                                                                                       \
+  X(cublasStatus_t, cublasLtMatrixLayoutDestroy, cublasLtMatrixLayout_t layout)                                                \
+  X(cublasStatus_t, cublasLtMatrixLayoutSetAttribute, cublasLtMatrixLayout_t layout,                                           \
+    cublasLtMatrixLayoutAttribute_t attribute, const void* value, std::size_t bytes)                                           \
+  X(cublasStatus_t, cublasLtMatmulPreferenceCreate, cublasLtMatmulPreference_t* preference)                                    \
+  X(cublasStatus_t, cublasLtMatmulPreferenceDestroy, cublasLtMatmulPreference_t preference)                                    \
+  X(cublasStatus_t, cublasLtMatmulPreferenceSetAttribute, cublasLtMatmulPreference_t preference,                               \
+    cublasLtMatmulPreferenceAttributes_t attribute, const void* value, std::size_t bytes)                                      \
+  X(cublasStatus_t, cublasLtMatmulAlgoCheck, cublasLtHandle_t handle, cublasLtMatmulDesc_t matmul,                             \
+    cublasLtMatrixLayout_t a_layout, cublasLtMatrixLayout_t b_layout, cublasLtMatrixLayout_t c_layout,                         \
+    cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo, cublasLtMatmulHeuristicResult_t* result)                \
+  X(cublasStatus_t, cublasLtMatmulAlgoGetHeuristic, cublasLtHandle_t handle, cublasLtMatmulDesc_t matmul,                      \
+    cublasLtMatrixLayout_t a_layout, cublasLtMatrixLayout_t b_layout, cublasLtMatrixLayout_t c_layout,                         \
+    cublasLtMatrixLayout_t d_layout, cublasLtMatmulPreference_t preference, int wanted,                                        \
     cublasLtMatmulHeuristicResult_t* results, int* found)
 
 namespace cu {

@@ -50,8 +50,7 @@ int exit_code(ErrorKind kind) {
   return 1;
 }
 
-Error::Error(ErrorKind kind, ErrorParts parts)
-    : std::runtime_error(message(parts)), kind_(kind), parts_(std::move(parts)) {}
+Error::Error(ErrorKind kind, ErrorParts parts) : std::runtime_error(message(parts)), kind_(kind), parts_(std::move(parts)) {}
 
 void fail(ErrorKind kind, std::string what, std::string numbers, std::string hint) {
   throw Error(kind, {std::move(what), std::move(numbers), {}, std::move(hint)});

@@ -17,7 +17,7 @@ namespace {
 using Op = ExprOp;
 using enum ExprType;
 
-// ---- the pool of nodes ----
+// ---- the pool of nodes ------------------------------------------------------------------------------------------------------
 
 struct Node {  // by default the literal 0
   Op op = Op::literal;
@@ -38,9 +38,7 @@ struct Node {  // by default the literal 0
 // after.
 class Pool {
  public:
-  const Node& operator[](std::uint32_t id) const {
-    return chunks_[id / kChunk].load(std::memory_order_acquire)[id % kChunk];
-  }
+  const Node& operator[](std::uint32_t id) const { return chunks_[id / kChunk].load(std::memory_order_acquire)[id % kChunk]; }
 
   std::uint32_t intern(const Node& node) {
     if (std::uint32_t found = find(*table_.load(std::memory_order_acquire), node); found != kNone) return found;
@@ -158,7 +156,7 @@ Expr intern(Op op, ExprType type, std::int64_t payload, Args... args) {
   return Expr::from_id(pool.intern(made));
 }
 
-// ---- literals ----
+// ---- literals ---------------------------------------------------------------------------------------------------------------
 
 Expr real_literal(double value) {
   auto bits = std::bit_cast<std::int64_t>(value);
@@ -186,7 +184,7 @@ Expr coerce(Expr e, ExprType type) {
   return e;
 }
 
-// ---- constant folding ----
+// ---- constant folding -------------------------------------------------------------------------------------------------------
 
 double fold_real(Op op, double a, double b) {
   switch (op) {
@@ -281,8 +279,7 @@ std::optional<Expr> fold(Op op, ExprType type, Expr a, Expr b = {}) {
   return std::isfinite(value) ? std::optional(real_literal(value)) : std::nullopt;
 }
 
-// ---- simplification: every rule is exact in IEEE arithmetic, but for the sign of a zero and the rule of DESIGN 2.4
-// ----
+// ---- simplification: every rule is exact in IEEE arithmetic, but for the sign of a zero and the rule of DESIGN 2.4 ----------
 
 // An order of nodes by structure (smaller first), in which arguments of commutative operations are kept.
 bool before(Expr a, Expr b) {
@@ -438,7 +435,7 @@ Expr constant(double value) {
 
 bool is_zero(Expr e) { return is_literal(e, 0); }
 
-// ---- Expr ----
+// ---- Expr -------------------------------------------------------------------------------------------------------------------
 
 Expr::Expr(double value) : Expr(constant(value)) {}
 Expr::Expr(int value) : Expr(integer_literal(value)) {}

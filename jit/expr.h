@@ -25,15 +25,43 @@ enum class ExprOp : std::uint8_t {
   index,    // k-th coordinate of the hole; in a pointwise kernel index 0 is the linear element (integer)
   // real or integer arithmetic. min and max keep a NaN of either side; integers wrap, and their quotient is truncated,
   // and 0 where the divisor is 0
-  add, sub, mul, div, neg, min, max, pow,
+  add,
+  sub,
+  mul,
+  div,
+  neg,
+  min,
+  max,
+  pow,
   // comparisons and logic: boolean
-  eq, ne, lt, le, logical_and, logical_or, logical_not,
+  eq,
+  ne,
+  lt,
+  le,
+  logical_and,
+  logical_or,
+  logical_not,
   // select(c, a, b)
   select,
   // real functions
-  exp, log, log1p, expm1, sqrt, rsqrt, tanh, sigmoid, softplus, erf, abs, sign, floor, sin, cos,
+  exp,
+  log,
+  log1p,
+  expm1,
+  sqrt,
+  rsqrt,
+  tanh,
+  sigmoid,
+  softplus,
+  erf,
+  abs,
+  sign,
+  floor,
+  sin,
+  cos,
   // conversions; to_integer truncates and saturates, NaN becomes the smallest integer (as cvt.rzi.s64 does)
-  to_real, to_integer,
+  to_real,
+  to_integer,
   // Philox uniform in (0, 1): uniform(slot k, element): the raw bits of slots k, k+1, k+2 hold seed, tick and site
   uniform,
 };
@@ -49,12 +77,16 @@ class Expr {
 
   ExprOp op() const;
   ExprType type() const;
-  Expr arg(int i) const;         // i in [0, arity())
+  Expr arg(int i) const;  // i in [0, arity())
   int arity() const;
-  std::int64_t index() const;    // of input, slot, index, uniform; the exact value of an integer or boolean literal
-  double value() const;          // of literal
+  std::int64_t index() const;  // of input, slot, index, uniform; the exact value of an integer or boolean literal
+  double value() const;        // of literal
   std::uint32_t id() const { return id_; }
-  static Expr from_id(std::uint32_t id) { Expr e; e.id_ = id; return e; }
+  static Expr from_id(std::uint32_t id) {
+    Expr e;
+    e.id_ = id;
+    return e;
+  }
   bool operator==(const Expr&) const = default;
 
  private:
@@ -154,7 +186,7 @@ Expr replace(Expr root, Expr from, Expr to);
 
 int input_count(std::span<const Expr> roots);  // 1 + the highest input used, 0 if none
 int slot_count(std::span<const Expr> roots);   // likewise for slots (a uniform uses three)
-bool is_zero(Expr e);  // a literal, 0 or -0
+bool is_zero(Expr e);                          // a literal, 0 or -0
 bool uses_input(Expr root, int k);
 bool uses_op(Expr root, ExprOp op);
 std::string_view name_of(ExprOp op);

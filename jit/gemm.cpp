@@ -51,8 +51,8 @@ Cut cut_of(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch) {
 
 CBLAS_TRANSPOSE flag(bool transposed) { return transposed ? CblasTrans : CblasNoTrans; }
 
-void blas_gemm(bool ta, bool tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b, int ldb,
-               float beta, float* c, int ldc) {
+void blas_gemm(bool ta, bool tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b, int ldb, float beta,
+               float* c, int ldc) {
   cblas_sgemm(CblasRowMajor, flag(ta), flag(tb), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 void blas_gemm(bool ta, bool tb, int m, int n, int k, double alpha, const double* a, int lda, const double* b, int ldb,
@@ -63,8 +63,8 @@ void blas_gemv(bool transposed, int rows, int columns, float alpha, const float*
                float beta, float* y, int incy) {
   cblas_sgemv(CblasRowMajor, flag(transposed), rows, columns, alpha, a, lda, x, incx, beta, y, incy);
 }
-void blas_gemv(bool transposed, int rows, int columns, double alpha, const double* a, int lda, const double* x,
-               int incx, double beta, double* y, int incy) {
+void blas_gemv(bool transposed, int rows, int columns, double alpha, const double* a, int lda, const double* x, int incx,
+               double beta, double* y, int incy) {
   cblas_dgemv(CblasRowMajor, flag(transposed), rows, columns, alpha, a, lda, x, incx, beta, y, incy);
 }
 
@@ -141,14 +141,14 @@ void multiply(const Tile& t, const GemmInput& a, const GemmInput& b, T alpha, T 
     else
       in_place(b, from, t.column, depth, t.columns, &sb);
     if (t.rows == 1)  // y = B^T a: the matrix is read once, without packing
-      blas_gemv(!sb.transposed, int(sb.transposed ? t.columns : depth), int(sb.transposed ? depth : t.columns), alpha,
-                sb.data, sb.ld, sa.data, sa.transposed ? sa.ld : 1, beta, c, 1);
+      blas_gemv(!sb.transposed, int(sb.transposed ? t.columns : depth), int(sb.transposed ? depth : t.columns), alpha, sb.data,
+                sb.ld, sa.data, sa.transposed ? sa.ld : 1, beta, c, 1);
     else if (t.columns == 1)
-      blas_gemv(sa.transposed, int(sa.transposed ? depth : t.rows), int(sa.transposed ? t.rows : depth), alpha, sa.data,
-                sa.ld, sb.data, sb.transposed ? 1 : sb.ld, beta, c, int(ldc));
+      blas_gemv(sa.transposed, int(sa.transposed ? depth : t.rows), int(sa.transposed ? t.rows : depth), alpha, sa.data, sa.ld,
+                sb.data, sb.transposed ? 1 : sb.ld, beta, c, int(ldc));
     else
-      blas_gemm(sa.transposed, sb.transposed, int(t.rows), int(t.columns), int(depth), alpha, sa.data, sa.ld, sb.data,
-                sb.ld, beta, c, int(ldc));
+      blas_gemm(sa.transposed, sb.transposed, int(t.rows), int(t.columns), int(depth), alpha, sa.data, sa.ld, sb.data, sb.ld,
+                beta, c, int(ldc));
     beta = 1;
   }
 }
@@ -174,8 +174,7 @@ void seed(const Tile& t, const GemmOutput& c, const GemmOptions& options, T* to,
 
 // One tile over all of k, or, with partials, over a part of it.
 template <class T>
-void compute_tile(const Tile& t, const GemmInput& a, const GemmInput& b, const GemmOutput& c,
-                  const GemmOptions& options) {
+void compute_tile(const Tile& t, const GemmInput& a, const GemmInput& b, const GemmOutput& c, const GemmOptions& options) {
   struct TileScratch;
   const bool direct = c.dtype == dtype_of<T>;
   T* to = direct ? reinterpret_cast<T*>(c.data) + t.row * c.row_stride + t.column
@@ -194,9 +193,7 @@ Tile tile_of(const Cut& cut, std::int64_t m, std::int64_t n, std::int64_t k, std
   return {row, std::min(cut.rows, m - row), column, std::min(cut.columns, n - column), 0, k};
 }
 
-std::byte* at(std::byte* data, DType dtype, std::int64_t offset) {
-  return data + offset * std::int64_t(size_of(dtype));
-}
+std::byte* at(std::byte* data, DType dtype, std::int64_t offset) { return data + offset * std::int64_t(size_of(dtype)); }
 const std::byte* at(const std::byte* data, DType dtype, std::int64_t offset) {
   return data + offset * std::int64_t(size_of(dtype));
 }
@@ -223,8 +220,8 @@ void add_partials(const T* partials, std::int64_t parts, std::int64_t m, std::in
 }  // namespace
 
 template <class T>
-void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k,
-                  const GemmInput& a, const GemmInput& b, const GemmOutput& c, const GemmOptions& options) {
+void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k, const GemmInput& a,
+                  const GemmInput& b, const GemmOutput& c, const GemmOptions& options) {
   static const bool once = (openblas_set_num_threads(1), true);
   static_cast<void>(once);
   const auto count = std::int64_t(batch.size());
@@ -279,13 +276,13 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const GemmInput& a, co
   gemm_batched<T>(std::span(&zero, 1), m, n, k, a, b, c, options);
 }
 
-template void gemm<float>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&,
-                          const GemmOutput&, const GemmOptions&);
-template void gemm<double>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&,
-                           const GemmOutput&, const GemmOptions&);
-template void gemm_batched<float>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t,
-                                  const GemmInput&, const GemmInput&, const GemmOutput&, const GemmOptions&);
-template void gemm_batched<double>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t,
-                                   const GemmInput&, const GemmInput&, const GemmOutput&, const GemmOptions&);
+template void gemm<float>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&, const GemmOutput&,
+                          const GemmOptions&);
+template void gemm<double>(std::int64_t, std::int64_t, std::int64_t, const GemmInput&, const GemmInput&, const GemmOutput&,
+                           const GemmOptions&);
+template void gemm_batched<float>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t, const GemmInput&,
+                                  const GemmInput&, const GemmOutput&, const GemmOptions&);
+template void gemm_batched<double>(std::span<const GemmOffsets>, std::int64_t, std::int64_t, std::int64_t, const GemmInput&,
+                                   const GemmInput&, const GemmOutput&, const GemmOptions&);
 
 }  // namespace weft

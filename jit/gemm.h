@@ -43,7 +43,7 @@ struct GemmOffsets {
   std::int64_t a, b, c;
 };
 template <class T>
-void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k,
-                  const GemmInput& a, const GemmInput& b, const GemmOutput& c, const GemmOptions& options = {});
+void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64_t n, std::int64_t k, const GemmInput& a,
+                  const GemmInput& b, const GemmOutput& c, const GemmOptions& options = {});
 
 }  // namespace weft

@@ -34,7 +34,7 @@ namespace {
 struct Layout {
   DType dtype;
   std::int64_t rows, columns, ld, batch_stride;
-  bool transposed;  // what is multiplied is its transpose
+  bool transposed;          // what is multiplied is its transpose
   std::uint32_t alignment;  // bytes, of its first element
   auto operator<=>(const Layout&) const = default;
 };
@@ -57,8 +57,13 @@ std::uint32_t alignment(const GemmOperand& o) {
 // The transpose of a row-major (rows, columns), to be multiplied.
 Layout transpose_of(const GemmOperand& o, std::int64_t rows, std::int64_t columns) {
   const bool by_rows = o.col_stride == 1;
-  return {o.dtype,         by_rows ? columns : rows, by_rows ? rows : columns, by_rows ? o.row_stride : o.col_stride,
-          o.batch_stride, !by_rows,                 alignment(o)};
+  return {o.dtype,
+          by_rows ? columns : rows,
+          by_rows ? rows : columns,
+          by_rows ? o.row_stride : o.col_stride,
+          o.batch_stride,
+          !by_rows,
+          alignment(o)};
 }
 
 Problem problem_of(const GemmCall& call, std::size_t workspace, bool tf32) {
@@ -85,8 +90,8 @@ std::string to_string(const Layout& l) {
 }
 
 std::string to_string(const Problem& p) {
-  return fmt::format("{} x ({}) * ({}) -> ({}){}{}, {} MiB", p.batch, to_string(p.left), to_string(p.right), to_string(p.result),
-                     p.bias ? " + bias" : "", p.tf32 ? ", tf32" : "", p.workspace >> 20);
+  return fmt::format("{} x ({}) * ({}) -> ({}){}{}, {} MiB", p.batch, to_string(p.left), to_string(p.right),
+                     to_string(p.result), p.bias ? " + bias" : "", p.tf32 ? ", tf32" : "", p.workspace >> 20);
 }
 
 cu::cudaDataType_t cuda_dtype(DType dtype) {
@@ -127,7 +132,9 @@ Owned<cu::cublasLtMatmulDesc_t> create_product(const Problem& p, const GemmCall&
   const CublasLt& lt = cublas_lt();
   const bool in_double = p.left.dtype == DType::f64;
   auto out = create(lt.cublasLtMatmulDescCreate, lt.cublasLtMatmulDescDestroy, call,
-                    in_double ? cu::CUBLAS_COMPUTE_64F : p.tf32 ? cu::CUBLAS_COMPUTE_32F_FAST_TF32 : cu::CUBLAS_COMPUTE_32F,
+                    in_double ? cu::CUBLAS_COMPUTE_64F
+                    : p.tf32  ? cu::CUBLAS_COMPUTE_32F_FAST_TF32
+                              : cu::CUBLAS_COMPUTE_32F,
                     in_double ? cu::CUDA_R_64F : cu::CUDA_R_32F);
   const auto setter = lt.cublasLtMatmulDescSetAttribute;
   set(setter, out, cu::CUBLASLT_MATMUL_DESC_TRANSA, p.left.transposed ? cu::CUBLAS_OP_T : cu::CUBLAS_OP_N, call);
@@ -161,17 +168,17 @@ cu::cublasStatus_t enqueue(cu::cublasLtHandle_t handle, const Problem& p, const 
   const float one = 1, zero = 0;
   const double one_double = 1, zero_double = 0;
   const bool in_double = p.left.dtype == DType::f64;
-  return cublas_lt().cublasLtMatmul(handle, prepared.product.get(), in_double ? static_cast<const void*>(&one_double) : &one, at.left,
-                                    prepared.left.get(), at.right, prepared.right.get(),
-                                    in_double ? static_cast<const void*>(&zero_double) : &zero, at.result, prepared.result.get(),
-                                    at.result, prepared.result.get(), &algorithm, reinterpret_cast<void*>(workspace.address),
-                                    workspace.bytes, stream);
+  return cublas_lt().cublasLtMatmul(handle, prepared.product.get(), in_double ? static_cast<const void*>(&one_double) : &one,
+                                    at.left, prepared.left.get(), at.right, prepared.right.get(),
+                                    in_double ? static_cast<const void*>(&zero_double) : &zero, at.result,
+                                    prepared.result.get(), at.result, prepared.result.get(), &algorithm,
+                                    reinterpret_cast<void*>(workspace.address), workspace.bytes, stream);
 }
 
-// ---- timing the library's proposals
+// ---- timing the library's proposals -----------------------------------------------------------------------------------------
 
-// Memory of a matrix, of a batch all, filled with numbers in [-1, 1): products of zeros draw less power and run faster. Empty if there is
-// no memory.
+// Memory of a matrix, of a batch all, filled with numbers in [-1, 1): products of zeros draw less power and run faster. Empty
+// if there is no memory.
 class Scratch {
  public:
   explicit Scratch(const Layout& l, std::int64_t batch) : driver_(cuda_driver()) {
@@ -180,7 +187,8 @@ class Scratch {
     if (driver_.cuMemAlloc(&address_, bytes) != cu::CUDA_SUCCESS) return;
     const std::vector<std::byte> numbers = some_numbers(l.dtype);
     for (std::size_t at = 0; at < bytes; at += numbers.size())
-      cuda_check(driver_, driver_.cuMemcpyHtoD(address_ + at, numbers.data(), std::min(numbers.size(), bytes - at)), "cuMemcpyHtoD");
+      cuda_check(driver_, driver_.cuMemcpyHtoD(address_ + at, numbers.data(), std::min(numbers.size(), bytes - at)),
+                 "cuMemcpyHtoD");
   }
   ~Scratch() {
     if (address_) driver_.cuMemFree(address_);
@@ -235,8 +243,8 @@ class Stopwatch {
   cu::CUevent events_[2] = {};
 };
 
-// The position of the fastest. Each is timed several times in turn, and its best time counts, so that what else happens on the machine
-// falls on none; one is preferred to those before it only where that is no accident.
+// The position of the fastest. Each is timed several times in turn, and its best time counts, so that what else happens on the
+// machine falls on none; one is preferred to those before it only where that is no accident.
 std::size_t fastest(std::size_t count, const std::function<float(std::size_t)>& time) {
   constexpr int kRounds = 5;
   constexpr float kMargin = 0.98f;
@@ -285,8 +293,11 @@ class Gemms {
   using Algorithms = std::vector<cu::cublasLtMatmulAlgo_t>;
 
   Prepared prepare(const Problem& p, const GemmCall& call, cu::CUstream stream, const GemmWorkspace& workspace) {
-    Prepared out{create_product(p, call), create_layout(p.left, p.batch, call), create_layout(p.right, p.batch, call),
-                 create_layout(p.result, p.batch, call), {}};
+    Prepared out{create_product(p, call),
+                 create_layout(p.left, p.batch, call),
+                 create_layout(p.right, p.batch, call),
+                 create_layout(p.result, p.batch, call),
+                 {}};
     const std::string name = to_string(p);
     if (const auto kept = choices_.find(name); kept != choices_.end()) {
       std::ranges::copy(kept->second, out.algorithm.data);
@@ -301,9 +312,11 @@ class Gemms {
   // Whether an algorithm can be launched.
   cu::cublasStatus_t judge(const Problem& p, const Prepared& prepared, const cu::cublasLtMatmulAlgo_t& algorithm) {
     cu::cublasLtMatmulHeuristicResult_t verdict;
-    const auto status = cublas_lt().cublasLtMatmulAlgoCheck(handle_, prepared.product.get(), prepared.left.get(), prepared.right.get(),
-                                                            prepared.result.get(), prepared.result.get(), &algorithm, &verdict);
-    return status == cu::CUBLAS_STATUS_SUCCESS && verdict.workspaceSize > p.workspace ? cu::CUBLAS_STATUS_NOT_SUPPORTED : status;
+    const auto status =
+        cublas_lt().cublasLtMatmulAlgoCheck(handle_, prepared.product.get(), prepared.left.get(), prepared.right.get(),
+                                            prepared.result.get(), prepared.result.get(), &algorithm, &verdict);
+    return status == cu::CUBLAS_STATUS_SUCCESS && verdict.workspaceSize > p.workspace ? cu::CUBLAS_STATUS_NOT_SUPPORTED
+                                                                                      : status;
   }
 
   // The library's proposals that can be launched, the best in its judgement first.
@@ -331,8 +344,10 @@ class Gemms {
     for (int i = 0; i < count; ++i) {
       const cu::cublasLtMatmulAlgo_t& algorithm = proposed[std::size_t(i)].algo;
       const auto verdict = judge(p, prepared, algorithm);
-      if (verdict == cu::CUBLAS_STATUS_SUCCESS) accepted.push_back(algorithm);
-      else status = verdict;
+      if (verdict == cu::CUBLAS_STATUS_SUCCESS)
+        accepted.push_back(algorithm);
+      else
+        status = verdict;
     }
     if (accepted.empty()) check(status, "no algorithm for this product", call);
     return accepted;
@@ -388,21 +403,21 @@ void prepare_gemm(const GemmCall& call, cu::CUstream stream, const GemmWorkspace
   Gemms::instance().with(call, stream, workspace, tf32, [](auto, const Problem&, const Prepared&) {});
 }
 
-void launch_gemm(const GemmCall& call, std::byte* const* slots, cu::CUstream stream, const GemmWorkspace& workspace, bool tf32) {
-  Gemms::instance().with(call, stream, workspace, tf32, [&](cu::cublasLtHandle_t handle, const Problem& problem, const Prepared& p) {
-    if (call.bias) {
-      const void* bias = address_of(call.bias, slots);
-      set(cublas_lt().cublasLtMatmulDescSetAttribute, p.product, cu::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, call);
-    }
-    const Addresses at{address_of(call.b, slots), address_of(call.a, slots), address_of(call.c, slots)};
-    check(enqueue(handle, problem, p, p.algorithm, at, stream, workspace), "the launch failed", call);
-  });
+void launch_gemm(const GemmCall& call, std::byte* const* slots, cu::CUstream stream, const GemmWorkspace& workspace,
+                 bool tf32) {
+  Gemms::instance().with(
+      call, stream, workspace, tf32, [&](cu::cublasLtHandle_t handle, const Problem& problem, const Prepared& p) {
+        if (call.bias) {
+          const void* bias = address_of(call.bias, slots);
+          set(cublas_lt().cublasLtMatmulDescSetAttribute, p.product, cu::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, call);
+        }
+        const Addresses at{address_of(call.b, slots), address_of(call.a, slots), address_of(call.c, slots)};
+        check(enqueue(handle, problem, p, p.algorithm, at, stream, workspace), "the launch failed", call);
+      });
 }
 
 void emulate_gemm(const GemmCall& call, std::byte* const* slots) {
-  const auto input = [&](const GemmOperand& o) {
-    return GemmInput{address_of(o, slots), o.dtype, o.row_stride, o.col_stride};
-  };
+  const auto input = [&](const GemmOperand& o) { return GemmInput{address_of(o, slots), o.dtype, o.row_stride, o.col_stride}; };
   std::vector<GemmOffsets> batch;
   for (std::int64_t e = 0; e < call.batch; ++e)
     batch.push_back({e * call.a.batch_stride, e * call.b.batch_stride, e * call.c.batch_stride});

@@ -19,7 +19,7 @@ using CUstream = struct StreamHandle*;
 // A row-major matrix in a memory slot; of a batch, the first. With a col_stride of 1 its rows are contiguous and row_stride
 // is at least the number of columns; otherwise row_stride is 1 and col_stride at least the number of rows.
 struct GemmOperand {
-  int slot = -1;  // -1: absent
+  int slot = -1;            // -1: absent
   std::int64_t offset = 0;  // elements
   DType dtype = DType::f32;
   std::int64_t row_stride = 0, col_stride = 1, batch_stride = 0;
@@ -48,14 +48,14 @@ struct GemmWorkspace {
 // What a device of this compute capability should be given.
 constexpr std::size_t gemm_workspace_bytes(int major) { return std::size_t(major >= 9 ? 32 : 4) << 20; }
 
-// The algorithm of each product that was prepared, by a text with all that the choice depends on: cuBLASLt's plain data, good for one
-// version of the library and one kind of device.
+// The algorithm of each product that was prepared, by a text with all that the choice depends on: cuBLASLt's plain data, good
+// for one version of the library and one kind of device.
 using GemmChoices = std::map<std::string, std::array<std::uint64_t, 8>>;
 GemmChoices gemm_choices();
 // Products that are prepared from now on take these where the library still accepts them.
 void use_gemm_choices(const GemmChoices& choices);
-// For products without a choice: whether the library's first proposals are timed, on memory of their own, or its first is taken. Off at
-// first: two runs that time may choose differently, and so differ in the last bits.
+// For products without a choice: whether the library's first proposals are timed, on memory of their own, or its first is
+// taken. Off at first: two runs that time may choose differently, and so differ in the last bits.
 void tune_gemms(bool on);
 std::size_t gemm_library_version();  // 120804 is 12.8.4
 

@@ -24,8 +24,8 @@ using namespace cu;
 
 namespace {
 
-constexpr std::size_t kSmallest = 512;                    // bytes of the smallest block
-constexpr std::size_t kLarge = std::size_t(1) << 20;      // from here on blocks are multiples of it, below powers of two
+constexpr std::size_t kSmallest = 512;                // bytes of the smallest block
+constexpr std::size_t kLarge = std::size_t(1) << 20;  // from here on blocks are multiples of it, below powers of two
 constexpr std::size_t kAddressUnit = std::size_t(1) << 21;
 
 std::size_t block_size(std::size_t bytes) {
@@ -84,7 +84,8 @@ Gpu* Gpu::opened(Device device) { return gpus()[std::size_t(device)]; }
 
 Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emulated), impl_(std::make_unique<Impl>()) {
   if (!emulated)
-    if (const auto missing = missing_cuda_device()) fail(ErrorKind::device, "cuda: no GPU can be used", *missing, "use --device cpu");
+    if (const auto missing = missing_cuda_device())
+      fail(ErrorKind::device, "cuda: no GPU can be used", *missing, "use --device cpu");
   Impl& i = *impl_;
   cuda_check(driver_, driver_.cuInit(0), "cuInit");
   cuda_check(driver_, driver_.cuDeviceGet(&i.device, 0), "cuDeviceGet");
@@ -112,7 +113,8 @@ Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emula
   cuda_check(driver_, driver_.cuMemGetAllocationGranularity(&granularity_, &properties, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
              "cuMemGetAllocationGranularity");
   void* status = nullptr;  // pinned host memory: kernels write it when something is wrong, the host reads it for nothing
-  cuda_check(driver_, driver_.cuMemHostAlloc(&status, kStatusWords * sizeof(std::uint64_t), CU_MEMHOSTALLOC_PORTABLE), "cuMemHostAlloc");
+  cuda_check(driver_, driver_.cuMemHostAlloc(&status, kStatusWords * sizeof(std::uint64_t), CU_MEMHOSTALLOC_PORTABLE),
+             "cuMemHostAlloc");
   status_ = static_cast<std::uint64_t*>(status);
   std::fill_n(status_, kStatusWords, std::uint64_t(0));
 }
@@ -134,7 +136,8 @@ void Gpu::fail_memory(const std::string& what, std::size_t bytes) const {
   std::size_t left = 0, total = 0;
   driver_.cuMemGetInfo(&left, &total);
   fail(ErrorKind::device, fmt::format("{}: out of device memory", name_),
-       fmt::format("{}: {:.1f} MB more wanted, {:.1f} MB free of {:.1f}", what, double(bytes) / 1e6, double(left) / 1e6, double(total) / 1e6),
+       fmt::format("{}: {:.1f} MB more wanted, {:.1f} MB free of {:.1f}", what, double(bytes) / 1e6, double(left) / 1e6,
+                   double(total) / 1e6),
        "use a smaller model, batch or length, or checkpoint()");
 }
 
@@ -167,14 +170,17 @@ void Gpu::free(std::byte* memory) {
   Impl& i = *impl_;
   const auto block = i.blocks.find(memory);
   if (block == i.blocks.end()) return;
-  if (i.split) driver_.cuStreamSynchronize(i.stream), driver_.cuMemFree(address(memory)), i.held -= block->second;
-  else i.free_blocks.emplace(block->second, memory);  // what is still running on it comes before its next use in the stream
+  if (i.split)
+    driver_.cuStreamSynchronize(i.stream), driver_.cuMemFree(address(memory)), i.held -= block->second;
+  else
+    i.free_blocks.emplace(block->second, memory);  // what is still running on it comes before its next use in the stream
   i.blocks.erase(block);
 }
 
 std::byte* Gpu::reserve(std::size_t bytes) {
   CUdeviceptr base = 0;
-  cuda_check(driver_, driver_.cuMemAddressReserve(&base, round_up(bytes, std::max(granularity_, kAddressUnit)), 0, 0, 0), "cuMemAddressReserve");
+  cuda_check(driver_, driver_.cuMemAddressReserve(&base, round_up(bytes, std::max(granularity_, kAddressUnit)), 0, 0, 0),
+             "cuMemAddressReserve");
   return pointer(base);
 }
 
@@ -227,7 +233,8 @@ void Gpu::read(void* to, const std::byte* from, std::size_t bytes) {
 }
 
 void Gpu::copy(std::byte* to, const std::byte* from, std::size_t bytes) {
-  if (bytes) cuda_check(driver_, driver_.cuMemcpyDtoDAsync(address(to), address(from), bytes, impl_->stream), "cuMemcpyDtoDAsync");
+  if (bytes)
+    cuda_check(driver_, driver_.cuMemcpyDtoDAsync(address(to), address(from), bytes, impl_->stream), "cuMemcpyDtoDAsync");
 }
 
 void Gpu::fill(std::byte* to, unsigned char value, std::size_t bytes) {
@@ -251,7 +258,8 @@ void Gpu::prepare(std::span<const CudaKernel* const> kernels) {
   for (const CudaKernel* k : kernels) {
     LoadedKernel& loaded = impl_->kernels[k->name];
     if (k->shared <= std::max(loaded.shared, kFree)) continue;
-    cuda_check(driver_, driver_.cuFuncSetAttribute(loaded.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, int(k->shared)),
+    cuda_check(driver_,
+               driver_.cuFuncSetAttribute(loaded.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, int(k->shared)),
                k->name.c_str());
     loaded.shared = k->shared;
   }
@@ -344,7 +352,9 @@ void Gpu::capture(Graph& graph, const std::function<void()>& f) {
   cuda_check(driver_, result, "cuGraphInstantiateWithFlags");
 }
 
-void Gpu::launch(const Graph& graph) { cuda_check(driver_, driver_.cuGraphLaunch(graph.exec_, impl_->stream), "cuGraphLaunch"); }
+void Gpu::launch(const Graph& graph) {
+  cuda_check(driver_, driver_.cuGraphLaunch(graph.exec_, impl_->stream), "cuGraphLaunch");
+}
 
 Graph::~Graph() {
   if (exec_) driver_->cuGraphExecDestroy(exec_);

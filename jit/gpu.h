@@ -21,7 +21,7 @@ namespace weft {
 struct LoadedKernel {
   cu::CUfunction function = nullptr;
   unsigned shared = 0;  // dynamic shared memory that launches may ask for
-  Compiled compiled;  // resources and texts; the cubin itself is released
+  Compiled compiled;    // resources and texts; the cubin itself is released
 };
 
 // A recorded sequence of launches.
@@ -56,15 +56,16 @@ class Gpu {
   int multiprocessors() const { return multiprocessors_; }
   std::size_t total_memory() const { return total_memory_; }
   std::size_t memory_in_use() const;  // of the whole device, by all processes, as the driver says
-  std::size_t held_memory() const;    // by this object: States, values of steps, workspaces; also blocks kept for the next request
-  std::size_t peak_memory() const;    // the largest held_memory() so far
+  std::size_t held_memory()
+      const;  // by this object: States, values of steps, workspaces; also blocks kept for the next request
+  std::size_t peak_memory() const;  // the largest held_memory() so far
 
   // Memory. Blocks that are freed are kept for the next request of their size; WEFT_ARENA=split gives each its own allocation.
   std::byte* allocate(std::size_t bytes, const std::string& what);
   void free(std::byte* memory);
-  std::byte* reserve(std::size_t bytes);                                  // a range of addresses without memory
+  std::byte* reserve(std::size_t bytes);  // a range of addresses without memory
   void extend(std::byte* base, std::size_t from, std::size_t to, const std::string& what);  // memory for [from, to) of it
-  std::size_t granularity() const { return granularity_; }                // of extend
+  std::size_t granularity() const { return granularity_; }                                  // of extend
 
   // In the order of the stream. `write` from pageable memory and `read` are complete on return.
   void write(std::byte* to, const void* from, std::size_t bytes);

@@ -20,7 +20,7 @@ namespace weft {
 
 using Op = ExprOp;
 
-// ---- from expressions to instructions ----
+// ---- from expressions to instructions ---------------------------------------------------------------------------------------
 
 class Program::Compiler {
  public:
@@ -107,8 +107,7 @@ class Program::Compiler {
       program_.constants_.push_back({add_register(Kind::constant, e.type()), e});
       return program_.constants_.back().out;
     }
-    if (program_.used_[k])
-      fail(ErrorKind::usage, "Program: an input is used with two types", "input " + std::to_string(k));
+    if (program_.used_[k]) fail(ErrorKind::usage, "Program: an input is used with two types", "input " + std::to_string(k));
     program_.used_[k] = true;
     program_.input_types_[k] = e.type();
     program_.bound_inputs_.push_back({add_register(Kind::input, e.type(), k), k});
@@ -134,8 +133,7 @@ class Program::Compiler {
         free_[int(node(from).type())].push_back(register_[from]);
       }
     });
-    step.out = register_[at] =
-        output_[at] >= 0 ? add_register(Kind::output, e.type(), output_[at]) : temporary(e.type());
+    step.out = register_[at] = output_[at] >= 0 ? add_register(Kind::output, e.type(), output_[at]) : temporary(e.type());
     program_.code_.push_back(step);
   }
 
@@ -184,7 +182,7 @@ class Program::Compiler {
 
 Program::Program(std::span<const Expr> roots) { Compiler(*this, roots).compile(roots); }
 
-// ---- loops ----
+// ---- loops ------------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -389,9 +387,8 @@ class Machine {
   }
 
   void compare(const Program::Instruction& i) const {
-    with_comparison(i.op, [&](auto holds) {
-      i.type == ExprType::integer ? map<Bool, Int, Int>(i, holds) : map<Bool, T, T>(i, holds);
-    });
+    with_comparison(
+        i.op, [&](auto holds) { i.type == ExprType::integer ? map<Bool, Int, Int>(i, holds) : map<Bool, T, T>(i, holds); });
   }
 
   void select(const Program::Instruction& i) const {
@@ -478,7 +475,7 @@ std::uint32_t philox(std::uint64_t seed, std::uint64_t site, std::uint64_t tick,
   return philox_group(philox_key(seed, site), tick, element / 4)[element % 4];
 }
 
-// ---- State ----
+// ---- State ------------------------------------------------------------------------------------------------------------------
 
 template <class T>
 Program::State<T>::State(const Program& program, const double* constants)

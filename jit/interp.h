@@ -11,7 +11,7 @@
 
 namespace weft {
 
-inline constexpr int kBlock = 256;  // elements a register holds; a program's registers stay in L1
+inline constexpr int kBlock = 256;                  // elements a register holds; a program's registers stay in L1
 inline constexpr std::int64_t kPart = 64 * kBlock;  // elements of one part of a parallel loop
 
 class Program {
@@ -41,8 +41,7 @@ class Program {
              const std::int64_t* indices = nullptr);
 
    private:
-    void bind(const void* const* inputs, void* const* outputs, int n, std::int64_t element,
-              const std::int64_t* indices);
+    void bind(const void* const* inputs, void* const* outputs, int n, std::int64_t element, const std::int64_t* indices);
     void copy(int output, void* to, const void* from, int n) const;
 
     const Program* program_;

@@ -80,9 +80,7 @@ Interval equal_to(Interval a, Interval b) {
 }
 
 // `certain` and `impossible` are what the bounds say about the comparison.
-Interval verdict(bool certain, bool impossible) {
-  return certain ? Interval{1, 1} : impossible ? Interval{0, 0} : kBoolean;
-}
+Interval verdict(bool certain, bool impossible) { return certain ? Interval{1, 1} : impossible ? Interval{0, 0} : kBoolean; }
 
 Interval invert(Interval a) { return {1 - a.high, 1 - a.low}; }
 

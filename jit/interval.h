@@ -12,7 +12,7 @@ namespace weft {
 struct Interval {
   double low = -std::numeric_limits<double>::infinity();
   double high = std::numeric_limits<double>::infinity();
-  bool always_true() const { return low >= 1; }    // of a boolean
+  bool always_true() const { return low >= 1; }  // of a boolean
   bool always_false() const { return high <= 0; }
 };
 

@@ -16,9 +16,7 @@ constexpr std::size_t kReserved = std::size_t(1) << 40;  // addresses, not memor
 constexpr std::size_t kReservedOnGpu = std::size_t(1) << 36;
 }  // namespace
 
-std::string_view name_of(Device device) {
-  return device == Device::cpu ? "cpu" : device == Device::cuda ? "cuda" : "emu";
-}
+std::string_view name_of(Device device) { return device == Device::cpu ? "cpu" : device == Device::cuda ? "cuda" : "emu"; }
 
 bool& split_memory() {
   static bool split = false;
@@ -29,26 +27,34 @@ Memory::Memory(Device device, std::size_t bytes, const std::string& what)
     : device_(device), bytes_(bytes), data_(is_gpu(device) ? Gpu::of(device).allocate(bytes, what) : allocate(bytes, what)) {}
 
 Memory::~Memory() {
-  if (!is_gpu(device_)) deallocate(data_);
-  else if (Gpu* gpu = Gpu::opened(device_)) gpu->free(data_);
+  if (!is_gpu(device_))
+    deallocate(data_);
+  else if (Gpu* gpu = Gpu::opened(device_))
+    gpu->free(data_);
 }
 
 void Memory::write(const void* from) {
   if (bytes_ == 0) return;
-  if (is_gpu(device_)) Gpu::of(device_).write(data_, from, bytes_);
-  else std::memcpy(data_, from, bytes_);
+  if (is_gpu(device_))
+    Gpu::of(device_).write(data_, from, bytes_);
+  else
+    std::memcpy(data_, from, bytes_);
 }
 
 void Memory::read(void* to) const {
   if (bytes_ == 0) return;
-  if (is_gpu(device_)) Gpu::of(device_).read(to, data_, bytes_);
-  else std::memcpy(to, data_, bytes_);
+  if (is_gpu(device_))
+    Gpu::of(device_).read(to, data_, bytes_);
+  else
+    std::memcpy(to, data_, bytes_);
 }
 
 void Memory::fill(unsigned char value) {
   if (bytes_ == 0) return;
-  if (is_gpu(device_)) Gpu::of(device_).fill(data_, value, bytes_);
-  else std::memset(data_, value, bytes_);
+  if (is_gpu(device_))
+    Gpu::of(device_).fill(data_, value, bytes_);
+  else
+    std::memset(data_, value, bytes_);
 }
 
 const std::byte* Memory::host() const {
@@ -77,19 +83,23 @@ void Arena::grow(std::size_t bytes) {
   }
   if (!base_) {
     void* range = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (range == MAP_FAILED) fail(ErrorKind::device, "memory: cannot reserve addresses for the arena", "1 TiB", "raise the limit of `ulimit -v`");
+    if (range == MAP_FAILED)
+      fail(ErrorKind::device, "memory: cannot reserve addresses for the arena", "1 TiB", "raise the limit of `ulimit -v`");
     base_ = static_cast<std::byte*>(range);
   }
   const std::size_t size = round_up(bytes, std::size_t(1) << 21);
   if (size > kReserved || mprotect(base_ + size_, size - size_, PROT_READ | PROT_WRITE) != 0)
-    fail(ErrorKind::device, "memory: the step does not fit", std::to_string(bytes) + " bytes", "use a smaller batch or length, or checkpoint()");
+    fail(ErrorKind::device, "memory: the step does not fit", std::to_string(bytes) + " bytes",
+         "use a smaller batch or length, or checkpoint()");
   madvise(base_ + size_, size - size_, MADV_HUGEPAGE);  // fewer page faults; harmless where unsupported
   size_ = size;
 }
 
 std::byte* allocate(std::size_t bytes, const std::string& what) {
   void* memory = std::aligned_alloc(kAlignment, round_up(std::max<std::size_t>(bytes, 1), kAlignment));
-  if (!memory) fail(ErrorKind::device, "memory: out of memory", what + ": " + std::to_string(bytes) + " bytes", "use a smaller model or batch");
+  if (!memory)
+    fail(ErrorKind::device, "memory: out of memory", what + ": " + std::to_string(bytes) + " bytes",
+         "use a smaller model or batch");
   return static_cast<std::byte*>(memory);
 }
 
@@ -112,9 +122,9 @@ std::size_t place(std::vector<Lifetime>& values) {
     }
     value.offset = offset;
     total = std::max(total, offset + value.bytes);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), i,
-                                   [&](auto a, auto b) { return values[a].offset < values[b].offset; }),
-                  i);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), i, [&](auto a, auto b) { return values[a].offset < values[b].offset; }),
+        i);
   }
   return total;
 }

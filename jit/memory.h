@@ -76,8 +76,8 @@ struct Lifetime {
   int first, last;
   std::size_t offset = 0;  // result
 };
-// Gives each an offset such that no two that are alive together overlap; returns the total. Greedy by size. Offsets are multiples
-// of kPlacement: a GPU's vectors and matrices want so much.
+// Gives each an offset such that no two that are alive together overlap; returns the total. Greedy by size. Offsets are
+// multiples of kPlacement: a GPU's vectors and matrices want so much.
 inline constexpr std::size_t kPlacement = 256;
 std::size_t place(std::vector<Lifetime>& values);
 

@@ -11,7 +11,7 @@ namespace weft {
 
 using Op = ExprOp;
 
-// ---- Order ----
+// ---- Order ------------------------------------------------------------------------------------------------------------------
 
 Order::Order(std::span<const Expr> roots) {
   resize(5);
@@ -50,7 +50,7 @@ void Order::resize(int bits) {
 
 std::vector<Expr> topological(std::span<const Expr> roots) { return Order(roots).take(); }
 
-// ---- rewriting ----
+// ---- rewriting --------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -117,7 +117,7 @@ Expr replace(Expr root, Expr from, Expr to) {
   return rebuild(root, [&](Expr e, Expr) { return e == from ? std::optional(to) : std::nullopt; });
 }
 
-// ---- questions ----
+// ---- questions --------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -178,22 +178,21 @@ int input_count(std::span<const Expr> roots) { return leaf_count(roots, Op::inpu
 int slot_count(std::span<const Expr> roots) { return leaf_count(roots, Op::slot); }
 
 bool uses_input(Expr root, int k) {
-  return std::ranges::any_of(topological(std::span(&root, 1)),
-                             [k](Expr e) { return e.op() == Op::input && e.index() == k; });
+  return std::ranges::any_of(topological(std::span(&root, 1)), [k](Expr e) { return e.op() == Op::input && e.index() == k; });
 }
 
 bool uses_op(Expr root, ExprOp op) {
   return std::ranges::any_of(topological(std::span(&root, 1)), [op](Expr e) { return e.op() == op; });
 }
 
-// ---- text ----
+// ---- text -------------------------------------------------------------------------------------------------------------------
 
 std::string_view name_of(ExprOp op) {
-  static constexpr std::string_view names[] = {
-      "input", "literal", "slot",  "index", "add",  "sub",     "mul",        "div",     "neg",      "min",
-      "max",   "pow",     "eq",    "ne",    "lt",   "le",      "and",        "or",      "not",      "select",
-      "exp",   "log",     "log1p", "expm1", "sqrt", "rsqrt",   "tanh",       "sigmoid", "softplus", "erf",
-      "abs",   "sign",    "floor", "sin",   "cos",  "to_real", "to_integer", "uniform"};
+  static constexpr std::string_view names[] = {"input", "literal", "slot", "index",   "add",        "sub",    "mul",   "div",
+                                               "neg",   "min",     "max",  "pow",     "eq",         "ne",     "lt",    "le",
+                                               "and",   "or",      "not",  "select",  "exp",        "log",    "log1p", "expm1",
+                                               "sqrt",  "rsqrt",   "tanh", "sigmoid", "softplus",   "erf",    "abs",   "sign",
+                                               "floor", "sin",     "cos",  "to_real", "to_integer", "uniform"};
   static_assert(std::size(names) == std::size_t(Op::uniform) + 1);
   return names[std::size_t(op)];
 }

@@ -20,14 +20,11 @@ constexpr PhiloxWords philox_block(PhiloxWords counter, std::uint32_t key0, std:
 }
 
 // The 64-bit key of a draw, low word first: the seed with the site (a hash or a small number) spread over all bits.
-constexpr std::uint64_t philox_key(std::uint64_t seed, std::uint64_t site) {
-  return seed + 0x9e3779b97f4a7c15ull * site;
-}
+constexpr std::uint64_t philox_key(std::uint64_t seed, std::uint64_t site) { return seed + 0x9e3779b97f4a7c15ull * site; }
 
 // The four words of elements 4 * group .. 4 * group + 3.
 constexpr PhiloxWords philox_group(std::uint64_t key, std::uint64_t tick, std::uint64_t group) {
-  PhiloxWords counter = {std::uint32_t(group), std::uint32_t(group >> 32), std::uint32_t(tick),
-                         std::uint32_t(tick >> 32)};
+  PhiloxWords counter = {std::uint32_t(group), std::uint32_t(group >> 32), std::uint32_t(tick), std::uint32_t(tick >> 32)};
   return philox_block(counter, std::uint32_t(key), std::uint32_t(key >> 32));
 }
 

@@ -39,7 +39,7 @@ DEVICE u32 pack_bf16(float low, float high) {
 }
 DEVICE bf16 to_bf16(float x) { return bf16{u16(pack_bf16(x, 0.0f))}; }
 
-// ---- loads and stores of V neighbouring elements; V > 1 needs an address aligned to the smaller of 16 bytes and the V elements
+// ---- loads and stores of V neighbouring elements; V > 1 needs an address aligned to min(16 bytes, V elements)
 
 template <int V, class T>
 DEVICE void load(const T* from, T (&x)[V]) {
@@ -184,7 +184,7 @@ DEVICE void store_values(boolean* to, const bool (&x)[V]) {
   for (int j = 0; j < V; ++j) to[j] = x[j];
 }
 
-// ---- scalar functions of expressions, for float and double; min and max keep a NaN of either side
+// ---- scalar functions of expressions, for float and double; min and max keep a NaN of either side ---------------------------
 
 DEVICE float min_of(float a, float b) {
   float r;
@@ -269,7 +269,7 @@ DEVICE i64 integer_of(R x) {
   return i64(x);
 }
 
-// ---- Philox-4x32-10 (jit/philox.h), the same bits on every device
+// ---- Philox-4x32-10 (jit/philox.h), the same bits on every device -----------------------------------------------------------
 
 struct Philox4 {
   u32 word[4];
@@ -320,7 +320,7 @@ DEVICE void uniforms(const double* constants, i64 element, R (&x)[V]) {
   }
 }
 
-// ---- reductions: the order is fixed, so results are equal from run to run
+// ---- reductions: the order is fixed, so results are equal from run to run ---------------------------------------------------
 
 // Of WIDTH neighbouring lanes, known to all of them. Every lane of the warp must take part.
 template <int WIDTH = 32, class R>
@@ -362,7 +362,7 @@ DEVICE R block_max(R x, R* shared) {
   return x;
 }
 
-// ---- errors that only the device can see: the first one is kept and reported by the host
+// ---- errors that only the device can see: the first one is kept and reported by the host ------------------------------------
 
 // status: {code, value, limit, position}. Codes are those of jit/device_errors.h; position is an element of the tensor.
 DEVICE void raise(u64* status, u64 code, i64 value, i64 limit, i64 position) {

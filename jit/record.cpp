@@ -46,7 +46,7 @@ double least_seconds(const KernelTable& t, const KernelView& k) {
 
 double roofline_share(const KernelTable& t, const KernelView& k) { return k.seconds > 0 ? least_seconds(t, k) / k.seconds : 0; }
 
-// ---- counters of the emulated device
+// ---- counters of the emulated device ----------------------------------------------------------------------------------------
 
 // The share of the bytes in the sectors touched that threads asked for; more than 1 where several asked for the same.
 double used_share(const EmulatedCounters& c) {
@@ -60,7 +60,7 @@ std::vector<std::string> counter_cells(const std::optional<EmulatedCounters>& c)
           c->global_sectors ? fmt::format("{:.0f}%", 100 * used_share(*c)) : "", brief(double(c->bank_conflicts), 1000)};
 }
 
-// ---- a table of cells, for both the terminal and HTML
+// ---- a table of cells, for both the terminal and HTML -----------------------------------------------------------------------
 
 struct Column {
   const char* heading;
@@ -74,10 +74,19 @@ struct Cells {
 constexpr std::size_t kRecordedBy = 1;  // the column that gives way where a table is too wide
 
 Cells cells_of(const KernelTable& t) {
-  const bool counted = std::any_of(t.kernels.begin(), t.kernels.end(), [](const KernelView& k) { return k.counters.has_value(); });
+  const bool counted =
+      std::any_of(t.kernels.begin(), t.kernels.end(), [](const KernelView& k) { return k.counters.has_value(); });
   const bool timed = !t.seconds.empty() && !counted;  // the emulated device's times are the host's
-  Cells out{{{"kernel", false}, {"recorded by", false}, {"at", false}, {"runs", true}, {"regs", true}, {"spill", true},
-             {"smem", true}, {"bytes", true}, {"flops", true}}, {}};
+  Cells out{{{"kernel", false},
+             {"recorded by", false},
+             {"at", false},
+             {"runs", true},
+             {"regs", true},
+             {"spill", true},
+             {"smem", true},
+             {"bytes", true},
+             {"flops", true}},
+            {}};
   if (timed) out.columns.push_back({"us", true});
   if (t.peak_bytes > 0) out.columns.push_back({"roof", true});
   if (counted)
@@ -87,16 +96,19 @@ Cells cells_of(const KernelTable& t) {
     out.rows.push_back({k.name, k.module, std::move(at), std::to_string(k.launches), registers, spills, shared,
                         k.bytes > 0 ? brief(k.bytes, 1024) : "", k.flops > 0 ? brief(k.flops, 1000) : ""});
     if (timed) out.rows.back().push_back(fmt::format("{:.1f}", k.seconds * 1e6));
-    if (t.peak_bytes > 0) out.rows.back().push_back(least > 0 && k.seconds > 0 ? fmt::format("{:.0f}%", 100 * least / k.seconds) : "");
+    if (t.peak_bytes > 0)
+      out.rows.back().push_back(least > 0 && k.seconds > 0 ? fmt::format("{:.0f}%", 100 * least / k.seconds) : "");
     if (counted)
       for (std::string& cell : counter_cells(k.counters)) out.rows.back().push_back(std::move(cell));
   };
-  KernelView total{.name = "total", .module = fmt::format("{} kernels", t.kernels.size()), .where = {}, .reasons = {}, .launches = 0};
+  KernelView total{
+      .name = "total", .module = fmt::format("{} kernels", t.kernels.size()), .where = {}, .reasons = {}, .launches = 0};
   double least = 0;
   for (const KernelView& k : t.kernels) {
     const Compiled& c = k.compiled;
     if (c.registers > 0)
-      add(k, call_site(k), std::to_string(c.registers), std::to_string(c.spill_bytes), brief(shared_bytes(k), 1024), least_seconds(t, k));
+      add(k, call_site(k), std::to_string(c.registers), std::to_string(c.spill_bytes), brief(shared_bytes(k), 1024),
+          least_seconds(t, k));
     else
       add(k, call_site(k), "", "", "", least_seconds(t, k));
     total.launches += k.launches, total.bytes += k.bytes, total.flops += k.flops, total.seconds += k.seconds;
@@ -138,16 +150,21 @@ void fit(Cells& cells) {
   for (auto& row : cells.rows) row[kRecordedBy] = end_of_path(row[kRecordedBy], room);
 }
 
-// ---- HTML
+// ---- HTML -------------------------------------------------------------------------------------------------------------------
 
 std::string escaped(std::string_view text) {
   std::string out;
   for (const char c : text) {
-    if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '"') out += "&quot;";
-    else out += c;
+    if (c == '&')
+      out += "&amp;";
+    else if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '"')
+      out += "&quot;";
+    else
+      out += c;
   }
   return out;
 }
@@ -163,7 +180,7 @@ constexpr std::string_view kStyle =
     ".n{text-align:right;font-variant-numeric:tabular-nums}tr:last-child{font-weight:bold}"
     "pre{background:#8881;padding:1em;overflow:auto}summary{cursor:pointer}h3{margin:1.5em 0 .3em;font-family:monospace}";
 
-// ---- the members of `struct Args` of a text, in the order of the arguments
+// ---- the members of `struct Args` of a text, in the order of the arguments --------------------------------------------------
 
 struct Member {
   std::string type, name;
@@ -241,18 +258,21 @@ std::string argument(const KernelView& view, const CudaArg& arg, const Member& m
   const CudaKernel& k = *view.kernel;
   switch (arg.kind) {
     case CudaArg::pointer:
-      return fmt::format("  host::point(args.{}, slot{}, {}, {});\n", member.name, arg.slot, view.slots.at(arg.slot), arg.value);
+      return fmt::format("  host::point(args.{}, slot{}, {}, {});\n", member.name, arg.slot, view.slots.at(arg.slot),
+                         arg.value);
     case CudaArg::integer:
       return member.type.ends_with('*') ? "" : fmt::format("  args.{} = {}ll;\n", member.name, arg.value);
     case CudaArg::constants:
       return fmt::format("  host::point(args.{}, host::allocate(8 * kConstants), 8 * kConstants, 0);\n", member.name);
     case CudaArg::status:
       return fmt::format("  args.{} = reinterpret_cast<decltype(args.{})>(host::allocate(64));\n", member.name, member.name);
-    case CudaArg::table: break;
+    case CudaArg::table:
+      break;
   }
   std::string words;
   for (const CudaArg& w : k.tables.at(std::size_t(arg.value)))
-    words += w.kind == CudaArg::pointer ? fmt::format("\n      kernel::i64(slot{} + {}),", w.slot, w.value) : fmt::format(" {}ll,", w.value);
+    words += w.kind == CudaArg::pointer ? fmt::format("\n      kernel::i64(slot{} + {}),", w.slot, w.value)
+                                        : fmt::format(" {}ll,", w.value);
   return fmt::format("  args.{} = host::table({{{}}});\n", member.name, words);
 }
 
@@ -301,7 +321,8 @@ const KernelView& kernel_named(const KernelTable& table, std::string_view name) 
   if (words.size() == 1) return *words[0];
   if (begin_so.size() == 1) return *begin_so[0];
   if (begin_so.empty())
-    fail(ErrorKind::usage, fmt::format("no kernel is named '{}'{}", name, suggestion(name, names)), {}, "weft inspect lists them");
+    fail(ErrorKind::usage, fmt::format("no kernel is named '{}'{}", name, suggestion(name, names)), {},
+         "weft inspect lists them");
   names.clear();
   for (const KernelView* k : begin_so) names.push_back(k->name);
   fail(ErrorKind::usage, fmt::format("several kernels begin with '{}'", name), fmt::format("{}", fmt::join(names, ", ")),
@@ -317,8 +338,8 @@ std::string resources(const KernelView& k) {
 }
 
 std::string to_why(const KernelView& k) {
-  std::string out = fmt::format("{}\n  {}{}, {} launches a step, {} moved\n  recorded by {}\n", k.name, k.backward ? "backward; " : "",
-                                resources(k), k.launches, bytes_text(k.bytes), k.module);
+  std::string out = fmt::format("{}\n  {}{}, {} launches a step, {} moved\n  recorded by {}\n", k.name,
+                                k.backward ? "backward; " : "", resources(k), k.launches, bytes_text(k.bytes), k.module);
   const auto add_lines = [&out](const std::string& text) {
     for (const std::string_view line : lines_of(text)) out.append("  ").append(line).append("\n");
   };
@@ -330,13 +351,16 @@ std::string to_why(const KernelView& k) {
 }
 
 std::string to_text(const EmulatedCounters& c) {
-  std::string out = fmt::format("{} instructions of PTX of threads, {} of warps: by class (threads, warps)\n", c.threads(), c.warps());
+  std::string out =
+      fmt::format("{} instructions of PTX of threads, {} of warps: by class (threads, warps)\n", c.threads(), c.warps());
   for (std::size_t k = 0; k < EmulatedCounters::classes; ++k)
     if (c.warp_instructions[k])
-      out += fmt::format("  {:8} {:14} {:14}\n", EmulatedCounters::kClassNames[k], c.thread_instructions[k], c.warp_instructions[k]);
+      out += fmt::format("  {:8} {:14} {:14}\n", EmulatedCounters::kClassNames[k], c.thread_instructions[k],
+                         c.warp_instructions[k]);
   if (c.global_requests)
-    out += fmt::format("global: {} bytes read, {} written; {} requests of warps touch {} sectors, {:.0f} % of whose bytes are used\n",
-                       c.global_read, c.global_written, c.global_requests, c.global_sectors, 100 * used_share(c));
+    out += fmt::format(
+        "global: {} bytes read, {} written; {} requests of warps touch {} sectors, {:.0f} % of whose bytes are used\n",
+        c.global_read, c.global_written, c.global_requests, c.global_sectors, 100 * used_share(c));
   if (c.shared_wavefronts)
     out += fmt::format("shared: {} bytes read, {} written; {} passes over the banks, {} of them for conflicts\n", c.shared_read,
                        c.shared_written, c.shared_wavefronts, c.bank_conflicts);
@@ -352,7 +376,8 @@ std::string to_text(const KernelTable& table) {
   const auto line = [&](auto&& cell) {
     std::string text;
     for (std::size_t c = 0; c < widths.size(); ++c)
-      text += cells.columns[c].numbers ? fmt::format("{:>{}}  ", cell(c), widths[c]) : fmt::format("{:<{}}  ", cell(c), widths[c]);
+      text +=
+          cells.columns[c].numbers ? fmt::format("{:>{}}  ", cell(c), widths[c]) : fmt::format("{:<{}}  ", cell(c), widths[c]);
     out += text.substr(0, text.find_last_not_of(' ') + 1) + "\n";
   };
   line([&](std::size_t c) { return std::string(cells.columns[c].heading); });
@@ -363,7 +388,7 @@ std::string to_text(const KernelTable& table) {
 nlohmann::json to_json(const KernelTable& table) {
   nlohmann::json kernels = nlohmann::json::array();
   for (const KernelView& k : table.kernels) {
-    nlohmann::json j{{"name", k.name},         {"module", k.module},   {"where", k.where},  {"why", k.reasons},
+    nlohmann::json j{{"name", k.name},         {"module", k.module},     {"where", k.where}, {"why", k.reasons},
                      {"backward", k.backward}, {"launches", k.launches}, {"bytes", k.bytes}, {"flops", k.flops}};
     if (k.kernel)
       j.update({{"grid", k.kernel->grid},
@@ -382,14 +407,18 @@ nlohmann::json to_json(const KernelTable& table) {
   }
   nlohmann::json out{{"title", table.title}, {"target", table.target}, {"kernels", std::move(kernels)}, {"order", table.order}};
   if (!table.seconds.empty())
-    out.update({{"timing", table.timing}, {"seconds", table.seconds}, {"peak_bytes", table.peak_bytes}, {"peak_flops", table.peak_flops}});
+    out.update({{"timing", table.timing},
+                {"seconds", table.seconds},
+                {"peak_bytes", table.peak_bytes},
+                {"peak_flops", table.peak_flops}});
   return out;
 }
 
 std::string to_html(const KernelTable& table) {
   const Cells cells = cells_of(table);
-  std::string out = fmt::format("<!doctype html>\n<meta charset=\"utf-8\">\n<title>{0}</title>\n<style>{1}</style>\n<h1>{0}</h1>\n<p>{2}{3}</p>\n",
-                                escaped(table.title), kStyle, escaped(table.target), escaped(table.timing.empty() ? "" : "; " + table.timing));
+  std::string out = fmt::format(
+      "<!doctype html>\n<meta charset=\"utf-8\">\n<title>{0}</title>\n<style>{1}</style>\n<h1>{0}</h1>\n<p>{2}{3}</p>\n",
+      escaped(table.title), kStyle, escaped(table.target), escaped(table.timing.empty() ? "" : "; " + table.timing));
   const auto row_of = [&](const std::vector<std::string>& row, std::string_view tag) {
     out += "<tr>";
     for (std::size_t c = 0; c < row.size(); ++c) {
@@ -422,9 +451,18 @@ std::string to_trace(const KernelTable& table) {
   for (std::size_t i = 0; i < table.order.size(); ++i) {
     const KernelView& k = table.kernels[std::size_t(table.order[i])];
     const double duration = table.seconds[i] * 1e6;
-    events.push_back({{"name", k.name}, {"cat", k.backward ? "backward" : "forward"}, {"ph", "X"}, {"pid", 0}, {"tid", 0},
-                      {"ts", at}, {"dur", duration},
-                      {"args", {{"recorded by", k.module}, {"at", call_site(k)}, {"bytes", k.bytes / k.launches}, {"flops", k.flops / k.launches}}}});
+    events.push_back({{"name", k.name},
+                      {"cat", k.backward ? "backward" : "forward"},
+                      {"ph", "X"},
+                      {"pid", 0},
+                      {"tid", 0},
+                      {"ts", at},
+                      {"dur", duration},
+                      {"args",
+                       {{"recorded by", k.module},
+                        {"at", call_site(k)},
+                        {"bytes", k.bytes / k.launches},
+                        {"flops", k.flops / k.launches}}}});
     at += duration;
   }
   return nlohmann::json{{"traceEvents", std::move(events)}, {"displayTimeUnit", "ns"}}.dump(1) + "\n";
@@ -435,15 +473,19 @@ std::string to_program(const KernelView& view, std::string_view target) {
     fail(ErrorKind::usage, fmt::format("inspect: {} is a product of cuBLASLt, which has no source", view.name), view.product);
   const CudaKernel& k = *view.kernel;
   const std::vector<Member> members = members_of(k);
-  std::string out = fmt::format("// {}, recorded by {}\n// nvcc -std=c++17 -diag-suppress 128,177 -arch={} -o repro THIS.cu && ./repro\nnamespace kernel {{\n{}\n}}  // namespace kernel\n\n",
-                                k.name, view.module, target, complete_text(k));
+  std::string out = fmt::format(
+      "// {}, recorded by {}\n// nvcc -std=c++17 -diag-suppress 128,177 -arch={} -o repro THIS.cu && ./repro\nnamespace kernel "
+      "{{\n{}\n}}  // namespace kernel\n\n",
+      k.name, view.module, target, complete_text(k));
   out += kProgramHead;
   out += "int main() {\n  [[maybe_unused]] constexpr std::size_t kConstants = 65536;  // more than a step has\n";
   for (const auto& [slot, bytes] : view.slots) out += fmt::format("  char* slot{} = host::allocate({});\n", slot, bytes);
   out += "  kernel::Args args{};\n";
   for (std::size_t i = 0; i < members.size(); ++i) out += argument(view, k.args[i], members[i]);
-  out += fmt::format("  const dim3 grid({}, {}, {}), block({}, {}, {});\n", k.grid[0], k.grid[1], k.grid[2], k.block[0], k.block[1], k.block[2]);
-  out += fmt::format("  CHECK(cudaFuncSetAttribute(kernel::{}, cudaFuncAttributeMaxDynamicSharedMemorySize, {}));\n", k.name, k.shared);
+  out += fmt::format("  const dim3 grid({}, {}, {}), block({}, {}, {});\n", k.grid[0], k.grid[1], k.grid[2], k.block[0],
+                     k.block[1], k.block[2]);
+  out += fmt::format("  CHECK(cudaFuncSetAttribute(kernel::{}, cudaFuncAttributeMaxDynamicSharedMemorySize, {}));\n", k.name,
+                     k.shared);
   out += fmt::format(R"(  cudaEvent_t begin, end;
   CHECK(cudaEventCreate(&begin));
   CHECK(cudaEventCreate(&end));
@@ -461,7 +503,8 @@ std::string to_program(const KernelView& view, std::string_view target) {
   if (bytes > 0) std::printf(", %.0f GB/s", bytes / seconds / 1e9);
   std::printf("\n");
 }}
-)", k.name, k.shared, k.bytes);
+)",
+                     k.name, k.shared, k.bytes);
   return out;
 }
 

@@ -20,11 +20,11 @@ namespace weft {
 
 // One launch; in a KernelTable all launches of one text.
 struct KernelView {
-  std::string name;      // "conv1d__silu__a84cb8"; of a product of cuBLASLt "gemm__linear__2048x512x64"
-  std::string module;    // module path and op: "layers.0.mixer: conv1d"
-  std::string where;     // call site, then a line a frame outward
-  std::vector<std::string> reasons;  // decisions of the scheduler, a line each
-  bool backward = false;             // a gradient's or an update's
+  std::string name;                            // "conv1d__silu__a84cb8"; of a product of cuBLASLt "gemm__linear__2048x512x64"
+  std::string module;                          // module path and op: "layers.0.mixer: conv1d"
+  std::string where;                           // call site, then a line a frame outward
+  std::vector<std::string> reasons;            // decisions of the scheduler, a line each
+  bool backward = false;                       // a gradient's or an update's
   std::shared_ptr<const CudaKernel> kernel{};  // null: a product
   std::string product{};                       // "(512, 768) bf16 * (768, 1024) bf16 -> f32"
   double bytes = 0, flops = 0;                 // of all launches; 0: unknown
@@ -36,8 +36,8 @@ struct KernelView {
 };
 
 struct KernelTable {
-  std::string title;   // what was inspected
-  std::string target;  // "sm_90a"
+  std::string title;                // what was inspected
+  std::string target;               // "sm_90a"
   std::vector<KernelView> kernels;  // by time if it was measured, else by bytes; most first
   std::vector<int> order;           // of a step's launches, as positions in `kernels`
   std::vector<double> seconds;      // of each launch, if they were measured
@@ -49,16 +49,16 @@ struct KernelTable {
 // Gathers a step's launches, in their order, to a table.
 KernelTable kernel_table(std::string title, std::string target, const std::vector<KernelView>& launches);
 
-// The kernel with this name, or the only one whose name begins so, whole words ("conv1d" of "conv1d__silu__a84cb8") before parts
-// of one ("conv1d_backward__..."). An Error (usage) names what is close.
+// The kernel with this name, or the only one whose name begins so, whole words ("conv1d" of "conv1d__silu__a84cb8") before
+// parts of one ("conv1d_backward__..."). An Error (usage) names what is close.
 const KernelView& kernel_named(const KernelTable& table, std::string_view name);
 
-std::string to_text(const KernelTable& table);        // for a terminal, 120 columns wide if names allow
+std::string to_text(const KernelTable& table);  // for a terminal, 120 columns wide if names allow
 nlohmann::json to_json(const KernelTable& table);
-std::string to_html(const KernelTable& table);        // complete in itself
-std::string to_trace(const KernelTable& table);       // Chrome and Perfetto; needs `seconds`
-std::string resources(const KernelView& view);        // "110 registers, no spills, 20.0 KiB shared"
-std::string to_why(const KernelView& view);           // call site and decisions
+std::string to_html(const KernelTable& table);          // complete in itself
+std::string to_trace(const KernelTable& table);         // Chrome and Perfetto; needs `seconds`
+std::string resources(const KernelView& view);          // "110 registers, no spills, 20.0 KiB shared"
+std::string to_why(const KernelView& view);             // call site and decisions
 std::string to_text(const EmulatedCounters& counters);  // some lines, without what is zero
 // A program for nvcc that launches the kernel on made-up values, with the arguments of the (first) launch, and times it.
 std::string to_program(const KernelView& view, std::string_view target);

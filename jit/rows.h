@@ -127,8 +127,6 @@ inline std::int64_t part_count(std::int64_t n, std::int64_t grain, std::int64_t 
 struct Range {
   std::int64_t begin, end;
 };
-inline Range part_of(std::int64_t n, std::int64_t parts, std::int64_t p) {
-  return {n * p / parts, n * (p + 1) / parts};
-}
+inline Range part_of(std::int64_t n, std::int64_t parts, std::int64_t p) { return {n * p / parts, n * (p + 1) / parts}; }
 
 }  // namespace weft

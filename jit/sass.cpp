@@ -23,7 +23,7 @@ namespace {
   fail(ErrorKind::io, "this is not a cubin", std::string(why), "compile the kernel again");
 }
 
-// ---- ELF64, little endian (the structs of elf.h, which not every system has)
+// ---- ELF64, little endian (the structs of elf.h, which not every system has) ------------------------------------------------
 
 struct FileHeader {
   std::array<std::uint8_t, 16> ident;
@@ -77,7 +77,9 @@ class Elf {
     if (at >= all.size()) not_a_cubin("a name is missing");
     return all.substr(at, all.find('\0', at) - at);
   }
-  std::string_view contents(const SectionHeader& s) const { return s.type == kNoBits ? std::string_view() : bytes(s.offset, s.size); }
+  std::string_view contents(const SectionHeader& s) const {
+    return s.type == kNoBits ? std::string_view() : bytes(s.offset, s.size);
+  }
   std::string_view name(const SectionHeader& s) const { return text(sections_[header_.names], s.name); }
   const std::vector<SectionHeader>& sections() const { return sections_; }
   // 80, 90, ...; from CUDA 13 on (version 8 of the format) it stands in the second byte of the flags.
@@ -89,29 +91,30 @@ class Elf {
   std::vector<SectionHeader> sections_;
 };
 
-// ---- instructions
+// ---- instructions -----------------------------------------------------------------------------------------------------------
 
 struct Mnemonic {
   int opcode;  // low 9 bits of the first word; bits 9 to 11 tell where the operands are
   const char* name;
 };
-constexpr Mnemonic kMnemonics[] = {  // as nvdisasm prints them for sm_80, sm_90a, sm_100 and sm_120
-    {0x002, "MOV"},       {0x003, "P2R"},       {0x004, "R2P"},       {0x005, "CS2R"},      {0x007, "SEL"},       {0x008, "FSEL"},
-    {0x009, "FMNMX"},     {0x00b, "FSETP"},     {0x00c, "ISETP"},     {0x010, "IADD3"},     {0x011, "LEA"},       {0x012, "LOP3"},
-    {0x013, "IABS"},      {0x016, "PRMT"},      {0x017, "IMNMX"},     {0x019, "SHF"},       {0x01c, "PLOP3"},     {0x020, "FMUL"},
-    {0x021, "FADD"},      {0x023, "FFMA"},      {0x024, "IMAD"},      {0x025, "IMAD"},      {0x027, "IMAD"},      {0x028, "DMUL"},
-    {0x029, "DADD"},      {0x02a, "DSETP"},     {0x02b, "DFMA"},      {0x030, "HADD2"},     {0x031, "HFMA2"},     {0x032, "HMUL2"},
-    {0x035, "IADD"},      {0x036, "VIADD"},     {0x03b, "LDSM"},      {0x03c, "HMMA"},      {0x03e, "F2FP"},      {0x045, "I2FP"},
-    {0x046, "VIADDMNMX"}, {0x048, "VIMNMX"},    {0x049, "FFMA2"},     {0x05a, "UI2F"},      {0x05c, "UF2I"},      {0x082, "UMOV"},
-    {0x085, "UIMNMX"},    {0x086, "VOTEU"},     {0x087, "USEL"},      {0x08c, "UISETP"},    {0x090, "UIADD3"},    {0x091, "ULEA"},
-    {0x092, "ULOP3"},     {0x097, "UIADD3"},    {0x099, "USHF"},      {0x09c, "UPLOP3"},    {0x0a4, "UIMAD"},     {0x0a5, "UIMAD"},
-    {0x0a6, "UIMAD"},     {0x0b9, "ULDC"},      {0x0ca, "R2UR"},      {0x102, "FCHK"},      {0x105, "F2I"},       {0x106, "I2F"},
-    {0x108, "MUFU"},      {0x109, "POPC"},      {0x110, "F2F"},       {0x111, "F2I"},       {0x118, "NOP"},       {0x119, "S2R"},
-    {0x11b, "ENDCOLLECTIVE"},{0x11d, "BAR"},       {0x141, "BSYNC"},     {0x144, "CALL"},      {0x145, "BSSY"},      {0x146, "YIELD"},
-    {0x147, "BRA"},       {0x148, "WARPSYNC"},  {0x14d, "EXIT"},      {0x150, "RET"},       {0x180, "LD"},        {0x181, "LDG"},
-    {0x182, "LDC"},       {0x183, "LDL"},       {0x184, "LDS"},       {0x185, "ST"},        {0x186, "STG"},       {0x187, "STL"},
-    {0x188, "STS"},       {0x189, "SHFL"},      {0x18c, "ATOMS"},     {0x1a1, "MATCH"},     {0x1a6, "RED"},       {0x1a9, "ATOMG"},
-    {0x1ac, "LDCU"},      {0x1ae, "LDGSTS"},    {0x1c2, "R2UR"},      {0x1c3, "S2UR"},      {0x1f0, "HGMMA"},
+constexpr Mnemonic kMnemonics[] = {
+    // as nvdisasm prints them for sm_80, sm_90a, sm_100 and sm_120
+    {0x002, "MOV"},           {0x003, "P2R"},      {0x004, "R2P"},   {0x005, "CS2R"},   {0x007, "SEL"},    {0x008, "FSEL"},
+    {0x009, "FMNMX"},         {0x00b, "FSETP"},    {0x00c, "ISETP"}, {0x010, "IADD3"},  {0x011, "LEA"},    {0x012, "LOP3"},
+    {0x013, "IABS"},          {0x016, "PRMT"},     {0x017, "IMNMX"}, {0x019, "SHF"},    {0x01c, "PLOP3"},  {0x020, "FMUL"},
+    {0x021, "FADD"},          {0x023, "FFMA"},     {0x024, "IMAD"},  {0x025, "IMAD"},   {0x027, "IMAD"},   {0x028, "DMUL"},
+    {0x029, "DADD"},          {0x02a, "DSETP"},    {0x02b, "DFMA"},  {0x030, "HADD2"},  {0x031, "HFMA2"},  {0x032, "HMUL2"},
+    {0x035, "IADD"},          {0x036, "VIADD"},    {0x03b, "LDSM"},  {0x03c, "HMMA"},   {0x03e, "F2FP"},   {0x045, "I2FP"},
+    {0x046, "VIADDMNMX"},     {0x048, "VIMNMX"},   {0x049, "FFMA2"}, {0x05a, "UI2F"},   {0x05c, "UF2I"},   {0x082, "UMOV"},
+    {0x085, "UIMNMX"},        {0x086, "VOTEU"},    {0x087, "USEL"},  {0x08c, "UISETP"}, {0x090, "UIADD3"}, {0x091, "ULEA"},
+    {0x092, "ULOP3"},         {0x097, "UIADD3"},   {0x099, "USHF"},  {0x09c, "UPLOP3"}, {0x0a4, "UIMAD"},  {0x0a5, "UIMAD"},
+    {0x0a6, "UIMAD"},         {0x0b9, "ULDC"},     {0x0ca, "R2UR"},  {0x102, "FCHK"},   {0x105, "F2I"},    {0x106, "I2F"},
+    {0x108, "MUFU"},          {0x109, "POPC"},     {0x110, "F2F"},   {0x111, "F2I"},    {0x118, "NOP"},    {0x119, "S2R"},
+    {0x11b, "ENDCOLLECTIVE"}, {0x11d, "BAR"},      {0x141, "BSYNC"}, {0x144, "CALL"},   {0x145, "BSSY"},   {0x146, "YIELD"},
+    {0x147, "BRA"},           {0x148, "WARPSYNC"}, {0x14d, "EXIT"},  {0x150, "RET"},    {0x180, "LD"},     {0x181, "LDG"},
+    {0x182, "LDC"},           {0x183, "LDL"},      {0x184, "LDS"},   {0x185, "ST"},     {0x186, "STG"},    {0x187, "STL"},
+    {0x188, "STS"},           {0x189, "SHFL"},     {0x18c, "ATOMS"}, {0x1a1, "MATCH"},  {0x1a6, "RED"},    {0x1a9, "ATOMG"},
+    {0x1ac, "LDCU"},          {0x1ae, "LDGSTS"},   {0x1c2, "R2UR"},  {0x1c3, "S2UR"},   {0x1f0, "HGMMA"},
 };
 
 constexpr int kOpcodeBits = 0x1ff, kNop = 0x118, kBranch = 0x147;
@@ -119,8 +122,8 @@ constexpr std::int64_t kInstruction = 16;  // bytes
 
 int opcode_of(std::uint64_t word) { return int(word & kOpcodeBits); }
 
-// Bytes from the next instruction to the target. sm_80 keeps bytes in bits 32 and up; from sm_90 on there are words of 4 bytes, the
-// low 8 bits at bit 16, the rest from bit 34 on.
+// Bytes from the next instruction to the target. sm_80 keeps bytes in bits 32 and up; from sm_90 on there are words of 4 bytes,
+// the low 8 bits at bit 16, the rest from bit 34 on.
 std::int64_t branch_offset(std::uint64_t word, int architecture) {
   const auto high = std::int64_t(word);
   return architecture < 90 ? high >> 32 : 4 * (((high >> 34) * 256) + std::int64_t(word >> 16 & 0xff));
@@ -156,9 +159,8 @@ void find_loops(SassKernel& kernel, const std::vector<std::uint64_t>& words) {
     kernel.loops.push_back(std::move(loop));
   }
   // Two branches to the same begin (a continue) are one loop.
-  std::sort(kernel.loops.begin(), kernel.loops.end(), [](const SassLoop& a, const SassLoop& b) {
-    return std::pair(a.begin, -a.end) < std::pair(b.begin, -b.end);
-  });
+  std::sort(kernel.loops.begin(), kernel.loops.end(),
+            [](const SassLoop& a, const SassLoop& b) { return std::pair(a.begin, -a.end) < std::pair(b.begin, -b.end); });
   const auto same = [](const SassLoop& a, const SassLoop& b) { return a.begin == b.begin; };
   kernel.loops.erase(std::unique(kernel.loops.begin(), kernel.loops.end(), same), kernel.loops.end());
   for (SassLoop& inner : kernel.loops)
@@ -190,7 +192,7 @@ void read_info(const Elf& elf, std::string_view info, std::string_view symbols, 
   }
 }
 
-// ---- programs of the toolkit
+// ---- programs of the toolkit ------------------------------------------------------------------------------------------------
 
 std::string shell_quoted(const std::filesystem::path& p) {
   std::string out = "'";
@@ -240,8 +242,8 @@ std::string sass_mnemonic(std::uint64_t word) {
 
 const SassLoop* SassKernel::hottest() const {
   const auto weight = [](const SassLoop& l) { return std::int64_t(l.counts.instructions) << std::min(2 * l.depth, 40); };
-  const auto best = std::max_element(loops.begin(), loops.end(),
-                                     [&](const SassLoop& a, const SassLoop& b) { return weight(a) < weight(b); });
+  const auto best =
+      std::max_element(loops.begin(), loops.end(), [&](const SassLoop& a, const SassLoop& b) { return weight(a) < weight(b); });
   return best == loops.end() ? nullptr : &*best;
 }
 
@@ -261,7 +263,8 @@ std::vector<SassKernel> read_cubin(std::string_view cubin) {
     if (!elf.name(s).starts_with(kText)) continue;
     SassKernel kernel{.name = std::string(elf.name(s).substr(kText.size())), .architecture = elf.architecture()};
     std::vector<std::uint64_t> words;
-    for (std::uint64_t at = 0; at + kInstruction <= s.size; at += kInstruction) words.push_back(elf.read<std::uint64_t>(s.offset + at));
+    for (std::uint64_t at = 0; at + kInstruction <= s.size; at += kInstruction)
+      words.push_back(elf.read<std::uint64_t>(s.offset + at));
     for (const std::uint64_t word : words) count(kernel.counts, word);
     find_loops(kernel, words);
     kernels.emplace(kernel.name, std::move(kernel));
@@ -296,7 +299,8 @@ std::optional<std::string> disassemble(std::string_view cubin) {
 }
 
 std::string_view disassembler_hint() {
-  return "for the whole listing: pip install nvidia-cuda-nvdisasm, and put its nvdisasm on PATH; or CUDA's package cuda-nvdisasm";
+  return "for the whole listing: pip install nvidia-cuda-nvdisasm, and put its nvdisasm on PATH; or CUDA's package "
+         "cuda-nvdisasm";
 }
 
 }  // namespace weft

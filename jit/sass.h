@@ -12,13 +12,13 @@
 namespace weft {
 
 struct SassCounts {
-  int instructions = 0;  // without padding
-  int mufu = 0;          // exp2, reciprocal, square root, ...: a quarter of the rate of FMA or less
-  int fma = 0;           // fp32 and fp64 multiply-adds
-  int tensor = 0;        // matrix instructions of a warp or warp group
-  int loads = 0, stores = 0;  // of global memory; an atomic stores
-  int shared = 0;        // loads, stores and atomics of shared memory
-  int local = 0;         // loads and stores of local memory: spills, or arrays that are indexed
+  int instructions = 0;                  // without padding
+  int mufu = 0;                          // exp2, reciprocal, square root, ...: a quarter of the rate of FMA or less
+  int fma = 0;                           // fp32 and fp64 multiply-adds
+  int tensor = 0;                        // matrix instructions of a warp or warp group
+  int loads = 0, stores = 0;             // of global memory; an atomic stores
+  int shared = 0;                        // loads, stores and atomics of shared memory
+  int local = 0;                         // loads and stores of local memory: spills, or arrays that are indexed
   std::map<std::string, int> histogram;  // by mnemonic: "FFMA"; an unknown opcode is "0x1ff"
 };
 
@@ -43,8 +43,8 @@ struct SassKernel {
 
 // The kernels of a cubin. An Error (io) if it is not one.
 std::vector<SassKernel> read_cubin(std::string_view cubin);
-// Bytes of the largest section whose name begins with `prefix`, such as ".nv.constant0", the bank with the parameters; 0 without
-// one. An Error (io) if it is not a cubin.
+// Bytes of the largest section whose name begins with `prefix`, such as ".nv.constant0", the bank with the parameters; 0
+// without one. An Error (io) if it is not a cubin.
 std::uint64_t largest_section(std::string_view cubin, std::string_view prefix);
 
 // The mnemonic of an instruction by its first word: "FFMA"; "0x1ff" if it is not known.

@@ -18,7 +18,7 @@ namespace weft {
 
 // Where a value lives: memory slot, element offset, index map. The slot's address is known when the plan runs.
 struct Operand {
-  int slot = -1;  // -1: absent (an output nobody reads, an optional input not given)
+  int slot = -1;            // -1: absent (an output nobody reads, an optional input not given)
   std::int64_t offset = 0;  // elements
   DType dtype = DType::f32;
   int rank = 0;
@@ -28,7 +28,7 @@ struct Operand {
   explicit operator bool() const { return slot >= 0; }
   std::int64_t numel() const;
   bool contiguous() const;
-  bool rows() const;  // last dim contiguous, the leading ones walk with one row stride
+  bool rows() const;                // last dim contiguous, the leading ones walk with one row stride
   std::int64_t row_stride() const;  // elements between rows, if rows()
 };
 
@@ -83,12 +83,12 @@ class Runner {
 
 // The contract of a hole (DESIGN 2.5), enforced when an op with a filled hole is recorded and shown by inspect.
 struct HoleSpec {
-  std::string_view name;        // "delta"
-  int values;                   // what the skeleton passes: 1 for a prologue or epilogue, 2 with an upstream gradient
-  std::string_view space;       // index map, in the op's letters: "(b, t, i)"
-  int reuse;                    // times the hole is evaluated per element of its space
-  bool gradients;               // captured tensors may need gradients
-  std::string_view padding;     // what padded elements must be, after the hole: "0" or "none"
+  std::string_view name;     // "delta"
+  int values;                // what the skeleton passes: 1 for a prologue or epilogue, 2 with an upstream gradient
+  std::string_view space;    // index map, in the op's letters: "(b, t, i)"
+  int reuse;                 // times the hole is evaluated per element of its space
+  bool gradients;            // captured tensors may need gradients
+  std::string_view padding;  // what padded elements must be, after the hole: "0" or "none"
 };
 
 }  // namespace weft

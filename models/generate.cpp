@@ -25,10 +25,10 @@ std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>
   std::vector<std::int64_t> ids = prompt;
   for (std::int64_t n = 0; n < o.tokens; ++n) {
     // Every step but the first records the same nodes: one plan, replayed.
-    const Tensor logits = n == 0 ? run([&](const Tensor& x) { return model.prefill(x, cache); },
-                                       Tensor::from(ids, {1, std::int64_t(ids.size())}))
-                                 : run([&](const Tensor& x) { return model.step(x, cache); },
-                                       Tensor::from(std::vector<std::int64_t>{ids.back()}, {1, 1}));
+    const Tensor logits =
+        n == 0 ? run([&](const Tensor& x) { return model.prefill(x, cache); }, Tensor::from(ids, {1, std::int64_t(ids.size())}))
+               : run([&](const Tensor& x) { return model.step(x, cache); },
+                     Tensor::from(std::vector<std::int64_t>{ids.back()}, {1, 1}));
     const std::vector<float> values = logits.to_host<float>();  // the embedding's padding is not sampled from
     const double u = (double(philox_group(o.seed, std::uint64_t(n), 0)[0]) + 0.5) * 0x1p-32;
     ids.push_back(sample(std::span(values).first(std::size_t(vocab)), o.temperature, o.top_k, o.top_p, u));

@@ -33,8 +33,7 @@ MambaConfig checked(MambaConfig config) {
 
 }  // namespace
 
-// ---- mixer
-// ------------------------------------------------------------------------------------------------------------
+// ---- mixer ------------------------------------------------------------------------------------------------------------------
 
 MambaCache::MambaCache(const MambaConfig& c, std::int64_t b) : batch(b) {
   for (std::int64_t l = 0; l < c.layers; ++l) {
@@ -100,8 +99,7 @@ Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
   return out_proj_(o);
 }
 
-// ---- block
-// ------------------------------------------------------------------------------------------------------------
+// ---- block ------------------------------------------------------------------------------------------------------------------
 
 MambaBlock::MambaBlock(const MambaConfig& c)
     : norm_(c.width, {.eps = c.eps, .dtype = c.dtype, .output = c.compute()}), mixer_(c) {
@@ -113,8 +111,7 @@ Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
   return x + mixer_(norm_(x), cache, use);
 }
 
-// ---- model
-// ------------------------------------------------------------------------------------------------------------
+// ---- model ------------------------------------------------------------------------------------------------------------------
 
 Mamba::Mamba(MambaConfig config)
     : config_(checked(std::move(config))),
@@ -179,8 +176,7 @@ std::vector<GumbelMask> Mamba::masks() {
   return masks;
 }
 
-// ---- checkpoints
-// ------------------------------------------------------------------------------------------------------
+// ---- checkpoints ------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -212,8 +208,8 @@ void Mamba::load_weights(TensorMap tensors) {
     const auto head = tensors.find(std::string(kHead)), embedding = tensors.find(std::string(kEmbeddings));
     if (head != tensors.end() && embedding != tensors.end()) {
       if (head->second.bytes != embedding->second.bytes)
-        fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them",
-             std::string(kHead), "set tie_word_embeddings (tie_embeddings) to false");
+        fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them", std::string(kHead),
+             "set tie_word_embeddings (tie_embeddings) to false");
       tensors.erase(head);
     }
   }
@@ -223,8 +219,10 @@ void Mamba::load_weights(TensorMap tensors) {
 Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
   const std::filesystem::path file = folder / "config.json";
   MambaConfig config = mamba_config_from_json(read_json(file), file.string());
-  if (dtype == DType::bf16) config.activations = DType::bf16;
-  else config.dtype = dtype;
+  if (dtype == DType::bf16)
+    config.activations = DType::bf16;
+  else
+    config.dtype = dtype;
   TensorMap tensors = read_safetensors_folder(folder);
   check_size(config, tensors);
   Mamba model(std::move(config));

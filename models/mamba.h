@@ -23,11 +23,7 @@ struct MambaCache {
   std::vector<MambaLayerCache> layers;
 };
 
-enum class CacheUse {
-  none,
-  fill,
-  go_on
-};  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
+enum class CacheUse { none, fill, go_on };  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
 
 // x (b, t, d) -> (b, t, d)
 class MambaMixer : public Layer<MambaMixer> {

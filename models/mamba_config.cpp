@@ -19,34 +19,34 @@ using nlohmann::json;
 
 // Keys that say nothing about the mathematics.
 const std::vector<std::string> kIgnoredKeys = {"architectures",
-                                           "dtype",
-                                           "torch_dtype",
-                                           "transformers_version",
-                                           "use_cache",
-                                           "use_mambapy",
-                                           "use_associative_scan",
-                                           "model_type",
-                                           "_name_or_path",
-                                           "_attn_implementation_autoset",
-                                           "fused_add_norm",
-                                           "return_dict",
-                                           "output_hidden_states",
-                                           "output_attentions",
-                                           "auto_map",
-                                           "task_specific_params",
-                                           "problem_type",
-                                           "id2label",
-                                           "label2id",
-                                           "is_decoder",
-                                           "is_encoder_decoder",
-                                           "gradient_checkpointing",
-                                           "n_positions",
-                                           "type_vocab_size",
-                                           "chunk_size_feed_forward",
-                                           "pruned_heads",
-                                           "tie_encoder_decoder",
-                                           "use_bfloat16",
-                                           "torchscript"};
+                                               "dtype",
+                                               "torch_dtype",
+                                               "transformers_version",
+                                               "use_cache",
+                                               "use_mambapy",
+                                               "use_associative_scan",
+                                               "model_type",
+                                               "_name_or_path",
+                                               "_attn_implementation_autoset",
+                                               "fused_add_norm",
+                                               "return_dict",
+                                               "output_hidden_states",
+                                               "output_attentions",
+                                               "auto_map",
+                                               "task_specific_params",
+                                               "problem_type",
+                                               "id2label",
+                                               "label2id",
+                                               "is_decoder",
+                                               "is_encoder_decoder",
+                                               "gradient_checkpointing",
+                                               "n_positions",
+                                               "type_vocab_size",
+                                               "chunk_size_feed_forward",
+                                               "pruned_heads",
+                                               "tie_encoder_decoder",
+                                               "use_bfloat16",
+                                               "torchscript"};
 
 constexpr double kLargestSize = 1 << 30;  // of one dimension: a product of two has 64 bits
 constexpr double kMostParameters = 1e12;
@@ -224,8 +224,8 @@ void read_hugging_face(ConfigReader& r, MambaConfig& c) {
 template <class Number>  // double where the sizes are not yet known to be possible
 Number count_parameters(const MambaConfig& c) {
   const Number d = Number(c.width), i = Number(c.inner_width()), r = Number(c.dt_rank()), n = Number(c.state);
-  const Number block = 2 * i * d + i * Number(c.conv) + (c.conv_bias ? i : 0) + i * (r + 2 * n) + r * i + i + i * n + i + i * d + d +
-                       (c.bias ? 2 * i + d : 0);
+  const Number block = 2 * i * d + i * Number(c.conv) + (c.conv_bias ? i : 0) + i * (r + 2 * n) + r * i + i + i * n + i +
+                       i * d + d + (c.bias ? 2 * i + d : 0);
   return Number(c.layers) * block + (c.tie ? 1 : 2) * Number(c.rows()) * d + d;
 }
 
@@ -245,7 +245,8 @@ void MambaConfig::check() const {
   if (!problems.empty())
     fail(ErrorKind::usage, "MambaConfig: sizes must be positive and at most 2^30", problems, "set width, layers and vocab");
   if (layers > kMostLayers || count_parameters<double>(*this) > kMostParameters)
-    fail(ErrorKind::usage, fmt::format("MambaConfig: at most {} layers and {:g} parameters are supported", kMostLayers, kMostParameters),
+    fail(ErrorKind::usage,
+         fmt::format("MambaConfig: at most {} layers and {:g} parameters are supported", kMostLayers, kMostParameters),
          fmt::format("{} layers, {:g} parameters", layers, count_parameters<double>(*this)), "smaller sizes");
   if (state > 256) fail(ErrorKind::usage, "MambaConfig: a state of at most 256 is supported", fmt::format("{}", state));
   if (!(dt_min > 0 && dt_min <= dt_max && dt_floor > 0))

@@ -36,7 +36,8 @@ std::int64_t sample(std::span<const float> logits, double temperature, std::int6
          fmt::format("temperature {}, top-k {}, top-p {}", temperature, top_k, top_p));
   const auto highest = std::max_element(logits.begin(), logits.end());
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return x < INFINITY; }) || !std::isfinite(*highest))
-    fail(ErrorKind::training, "sample: the model's logits are not finite", {}, "the weights may be damaged; see `WEFT_CHECK=nan`");
+    fail(ErrorKind::training, "sample: the model's logits are not finite", {},
+         "the weights may be damaged; see `WEFT_CHECK=nan`");
   if (temperature == 0) return highest - logits.begin();
   const bool some = (top_k > 0 && std::size_t(top_k) < logits.size()) || top_p < 1;
   std::vector<std::int64_t> order;  // without a choice to be made, the indices as they are

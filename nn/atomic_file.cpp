@@ -62,8 +62,7 @@ Container read_all(const fs::path& file, std::size_t limit) {
   Container bytes;
   std::size_t have = 0, room = reader.size();
   do {  // one byte more than expected shows whether the end is there: streams and files of /proc show size 0
-    if (have > limit || room > limit)
-      fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
+    if (have > limit || room > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
     room = std::max(room, 2 * have) + 1;
     bytes.resize(room);
     have += reader.read(std::as_writable_bytes(std::span(bytes)).subspan(have));
@@ -153,8 +152,7 @@ void AtomicFile::commit() {
   if (fsync(fd_) != 0) fail_errno("cannot write " + file_.string(), errno);
   int closed = close(fd_);
   fd_ = -1;
-  if (closed != 0 || ::rename(temporary_.c_str(), file_.c_str()) != 0)
-    fail_errno("cannot write " + file_.string(), errno);
+  if (closed != 0 || ::rename(temporary_.c_str(), file_.c_str()) != 0) fail_errno("cannot write " + file_.string(), errno);
   done_ = true;
   sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));
 }

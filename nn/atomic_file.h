@@ -39,7 +39,8 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);
-  void rewrite(std::size_t offset, std::span<const std::byte> bytes);  // what was written there; nothing may follow but commit()
+  void rewrite(std::size_t offset,
+               std::span<const std::byte> bytes);  // what was written there; nothing may follow but commit()
   void commit();  // syncs and renames; if only syncing the folder fails, the file is replaced already, but may not stay so
 
  private:

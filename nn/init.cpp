@@ -37,9 +37,7 @@ Initialiser normal(double deviation) {
   return [deviation](const Draws& draws, std::int64_t i) { return deviation * draws.normal(i); };
 }
 
-Initialiser kaiming_uniform(std::int64_t fan_in) {
-  return uniform(1 / std::sqrt(double(std::max<std::int64_t>(fan_in, 1))));
-}
+Initialiser kaiming_uniform(std::int64_t fan_in) { return uniform(1 / std::sqrt(double(std::max<std::int64_t>(fan_in, 1)))); }
 
 Initialiser dt_bias(double low, double high, double floor) {
   return [=](const Draws& draws, std::int64_t i) { return dt_bias_value(draws.uniform(i), low, high, floor); };

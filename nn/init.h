@@ -25,10 +25,9 @@ using Initialiser = std::function<double(const Draws& draws, std::int64_t elemen
 
 namespace init {
 Initialiser constant(double value);
-Initialiser uniform(double bound);     // U(-bound, bound)
-Initialiser normal(double deviation);  // N(0, deviation^2)
-Initialiser kaiming_uniform(
-    std::int64_t fan_in);  // with a = sqrt 5, the default of Linear and conv: U(+-1/sqrt(fan_in))
+Initialiser uniform(double bound);                 // U(-bound, bound)
+Initialiser normal(double deviation);              // N(0, deviation^2)
+Initialiser kaiming_uniform(std::int64_t fan_in);  // with a = sqrt 5, the default of Linear and conv: U(+-1/sqrt(fan_in))
 // The bias under which softplus gives steps log-uniform in [low, high], at least `floor` (SPEC 1.3).
 Initialiser dt_bias(double low = 1e-3, double high = 0.1, double floor = 1e-4);
 Initialiser s4d_real(std::int64_t state);  // A_log (i, n): ln(n + 1)

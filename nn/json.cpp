@@ -27,8 +27,8 @@ struct Special {
 };
 
 bool in_word(char c) {
-  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '+' ||
-         c == '.' || c == '_';
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '+' || c == '.' ||
+         c == '_';
 }
 
 // Overwrites each bare NaN, Infinity and -Infinity by a 0 and spaces, so that positions stay true, and lists them.
@@ -176,8 +176,7 @@ class Builder {
 
 json parse_json(std::string_view text, std::string_view name, std::size_t line) {
   if (text.size() > kMaxJsonBytes)
-    fail(ErrorKind::io, fmt::format("{}: JSON too large", name),
-         fmt::format("{} bytes, limit {}", text.size(), kMaxJsonBytes));
+    fail(ErrorKind::io, fmt::format("{}: JSON too large", name), fmt::format("{} bytes, limit {}", text.size(), kMaxJsonBytes));
   std::string copy(text);
   auto specials = take_specials(copy);
   return Builder(copy, name, line, std::move(specials)).build();

@@ -28,14 +28,12 @@ Tensor weight_tensor(const Param& param, const std::optional<GumbelMask>& mask) 
 
 }  // namespace
 
-// ---- masks
-// ------------------------------------------------------------------------------------------------------------
+// ---- masks ------------------------------------------------------------------------------------------------------------------
 
 GumbelMask::GumbelMask(Shape weight, DType dtype, MaskOptions options)
     : logits_(parameter(weight, dtype, false)), options_(std::make_shared<MaskOptions>(std::move(options))) {
   const double s0 = options_->initial_sparsity;
-  if (!(s0 > 0 && s0 < 1))
-    fail(ErrorKind::usage, "mask: initial_sparsity must lie between 0 and 1", std::to_string(s0));
+  if (!(s0 > 0 && s0 < 1)) fail(ErrorKind::usage, "mask: initial_sparsity must lie between 0 and 1", std::to_string(s0));
   set_temperature(options_->temperature);
   add("logits", logits_, init::constant(std::log((1 - s0) / s0)));
 }
@@ -80,8 +78,7 @@ Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight, double 
   return total ? total : zeros({});
 }
 
-// ---- Linear, Conv1d
-// ---------------------------------------------------------------------------------------------------
+// ---- Linear, Conv1d ---------------------------------------------------------------------------------------------------------
 
 Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options) {
   check_sizes("Linear", {in, out});
@@ -92,9 +89,7 @@ Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options) {
   add("bias", bias_, options.bias_init ? options.bias_init : init::kaiming_uniform(in));
 }
 
-Tensor Linear::forward(const Tensor& x) {
-  return linear(x, weight_function(), bias_ ? bias_.read() : Tensor{});
-}
+Tensor Linear::forward(const Tensor& x) { return linear(x, weight_function(), bias_ ? bias_.read() : Tensor{}); }
 
 Tensor Linear::weight_function() const { return weight_tensor(weight_, *mask_); }
 const Param& Linear::weight() const { return initialise(), weight_; }
@@ -141,8 +136,7 @@ Conv1d masked(Conv1d layer, MaskOptions options) {
   return layer;
 }
 
-// ---- the others
-// -------------------------------------------------------------------------------------------------------
+// ---- the others -------------------------------------------------------------------------------------------------------------
 
 Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options) {
   check_sizes("Embedding", {vocab, width});

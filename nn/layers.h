@@ -12,8 +12,7 @@
 
 namespace weft {
 
-// ---- masks (SPEC 6)
-// ---------------------------------------------------------------------------------------------------
+// ---- masks (SPEC 6) ---------------------------------------------------------------------------------------------------------
 
 struct MaskOptions {
   double temperature = 0.5;
@@ -41,8 +40,7 @@ class GumbelMask : public Module {
 
 Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight = 1e-5, double target = 0.3);  // their sum
 
-// ---- layers
-// -----------------------------------------------------------------------------------------------------------
+// ---- layers -----------------------------------------------------------------------------------------------------------------
 
 struct LinearOptions {
   bool bias = true;
@@ -55,8 +53,8 @@ struct LinearOptions {
 class Linear : public Layer<Linear> {
  public:
   Linear(std::int64_t in, std::int64_t out, LinearOptions options = {});
-  Tensor forward(const Tensor& x);            // (..., in) -> (..., out), in x's dtype
-  Tensor weight_function() const;            // (out, in), masked
+  Tensor forward(const Tensor& x);  // (..., in) -> (..., out), in x's dtype
+  Tensor weight_function() const;   // (out, in), masked
   const Param& weight() const;
   const Param& bias() const;       // absent if there is none
   void mask(MaskOptions options);  // from now on; the bias is not masked

@@ -46,8 +46,7 @@ struct Module::Data {
 
 void Module::Data::check_new(const std::string& name) const {
   if (name.empty() || name.front() == '.' || name.back() == '.')
-    fail(ErrorKind::usage, "module: a name may not be empty or begin or end with a dot",
-         "'" + name + "' in '" + *path + "'");
+    fail(ErrorKind::usage, "module: a name may not be empty or begin or end with a dot", "'" + name + "' in '" + *path + "'");
   for (const Entry& e : entries)
     if (e.name == name)
       fail(ErrorKind::usage, "module: a name is registered twice", "'" + name + "' in module '" + *path + "'",
@@ -98,7 +97,7 @@ void Module::Data::initialise() {
   initialised = true;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------------------------
 
 Module::Module() : data_(std::make_shared<Data>()) {}
 
@@ -174,7 +173,7 @@ void Module::train(bool on) { data_->train(on); }
 const std::string& Module::path() const { return *data_->path; }
 void Module::initialise() const { data_->initialise(); }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------------------------
 // State dict.
 
 namespace {
@@ -191,8 +190,7 @@ std::string shape_text(const std::vector<std::int64_t>& dims) {
 // What is wrong with `tensor` as the value of `slot`, or "".
 std::string problem(const std::string& name, const ParameterSlot& slot, const HostTensor& tensor) {
   if (!std::ranges::equal(tensor.shape, slot.file_shape.dims()))
-    return "shape of " + name + ": the file has " + shape_text(tensor.shape) + ", the model " +
-           to_string(slot.file_shape);
+    return "shape of " + name + ": the file has " + shape_text(tensor.shape) + ", the model " + to_string(slot.file_shape);
   if (tensor.dtype != slot.state.dtype() && !(is_real(tensor.dtype) && is_real(slot.state.dtype())))
     return "type of " + name + ": the file has " + std::string(name_of(tensor.dtype)) + ", the model " +
            std::string(name_of(slot.state.dtype()));
@@ -259,7 +257,7 @@ void Module::load_state_dict(const TensorMap& tensors) {
   data_->visit([](const std::string&, Data::Entry& e) { e.init = {}; });  // loaded values are not drawn over
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------------------------
 
 CallFrame::CallFrame(const Module& module, Site where, const Tensor& input) {
   if (!module.data_->initialised) [[unlikely]]

@@ -48,8 +48,8 @@ class Module {
   std::int64_t parameter_count() const;          // trainable or not, each once
   void set_trainable(bool on);                   // of every parameter below
   bool training() const;
-  void train(bool on = true);                    // dropout, masks; this module and those below
-  const std::string& path() const;               // "layers.3.mixer"; "" for a root
+  void train(bool on = true);       // dropout, masks; this module and those below
+  const std::string& path() const;  // "layers.3.mixer"; "" for a root
 
   // Draws the parameters that have an initialiser and no values yet, by their full names. Listing the parameters and calling
   // the module do it first, so it need not be called: by then the modules around are complete and names are final.

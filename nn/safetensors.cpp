@@ -33,13 +33,12 @@ struct Format {
   std::optional<DType> dtype;
 };
 constexpr std::array<Format, 21> kFormats{{
-    {"F64", 64, DType::f64},      {"F32", 32, DType::f32},      {"BF16", 16, DType::bf16},
-    {"I64", 64, DType::i64},      {"I32", 32, DType::i32},      {"BOOL", 8, DType::boolean},
-    {"F16", 16, DType::f32},      {"I16", 16, std::nullopt},    {"I8", 8, std::nullopt},
-    {"U64", 64, std::nullopt},    {"U32", 32, std::nullopt},    {"U16", 16, std::nullopt},
-    {"U8", 8, std::nullopt},      {"C64", 64, std::nullopt},    {"F8_E4M3", 8, std::nullopt},
-    {"F8_E5M2", 8, std::nullopt}, {"F8_E8M0", 8, std::nullopt}, {"F6_E2M3", 6, std::nullopt},
-    {"F6_E3M2", 6, std::nullopt}, {"F4", 4, std::nullopt},      {"F8_E4M3FNUZ", 8, std::nullopt},
+    {"F64", 64, DType::f64},          {"F32", 32, DType::f32},      {"BF16", 16, DType::bf16},    {"I64", 64, DType::i64},
+    {"I32", 32, DType::i32},          {"BOOL", 8, DType::boolean},  {"F16", 16, DType::f32},      {"I16", 16, std::nullopt},
+    {"I8", 8, std::nullopt},          {"U64", 64, std::nullopt},    {"U32", 32, std::nullopt},    {"U16", 16, std::nullopt},
+    {"U8", 8, std::nullopt},          {"C64", 64, std::nullopt},    {"F8_E4M3", 8, std::nullopt}, {"F8_E5M2", 8, std::nullopt},
+    {"F8_E8M0", 8, std::nullopt},     {"F6_E2M3", 6, std::nullopt}, {"F6_E3M2", 6, std::nullopt}, {"F4", 4, std::nullopt},
+    {"F8_E4M3FNUZ", 8, std::nullopt},
 }};
 
 std::string_view format_name(DType dtype) {
@@ -159,8 +158,8 @@ class SafetensorsReader {
              fmt::format("tensor {}: [{}, {}] of {} bytes", name, entry.begin, entry.end, file_.size() - data_),
              "the file may be truncated");
     if (entry.end - entry.begin != bits / 8)
-      refuse("size is not shape x dtype", fmt::format("tensor {}: {} bytes for {} {}", name, entry.end - entry.begin,
-                                                      dtype, dims_text(entry.shape)));
+      refuse("size is not shape x dtype",
+             fmt::format("tensor {}: {} bytes for {} {}", name, entry.end - entry.begin, dtype, dims_text(entry.shape)));
     return entry;
   }
 
@@ -193,7 +192,8 @@ constexpr const char *kSingle = "model.safetensors", *kIndex = "model.safetensor
   std::string hint;
   for (const char* pickle : {"pytorch_model.bin", "pytorch_model.bin.index.json"})
     if (fs::exists(folder / pickle))
-      hint = fmt::format("{} is a pickle, which weft does not run; save the model with save_pretrained of transformers", pickle);
+      hint =
+          fmt::format("{} is a pickle, which weft does not run; save the model with save_pretrained of transformers", pickle);
   fail(ErrorKind::io, "no model in " + folder.string(),
        fs::is_directory(folder) ? fmt::format("neither {} nor {}", kSingle, kIndex) : "no such folder", hint);
 }
@@ -206,8 +206,7 @@ void check_shard_name(const fs::path& index, const std::string& shard) {
 
 }  // namespace
 
-TensorMap read_safetensors(const fs::path& file, std::map<std::string, std::string>* metadata,
-                           const TensorFilter& wanted) {
+TensorMap read_safetensors(const fs::path& file, std::map<std::string, std::string>* metadata, const TensorFilter& wanted) {
   SafetensorsReader reader(file);
   if (metadata) *metadata = reader.metadata();
   TensorMap tensors;
@@ -234,8 +233,7 @@ TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wa
   for (const auto& [shard, names] : shards)  // before gigabytes are read
     if (!fs::exists(folder / shard))
       fail(ErrorKind::io, "missing shard " + (folder / shard).string(),
-           fmt::format("{} lists it for {} tensors, such as {}", index.filename().string(), names.size(),
-                       *names.begin()));
+           fmt::format("{} lists it for {} tensors, such as {}", index.filename().string(), names.size(), *names.begin()));
   TensorMap tensors;
   for (auto& [shard, names] : shards) {
     SafetensorsReader reader(folder / shard);
@@ -248,8 +246,7 @@ TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wa
   return tensors;
 }
 
-void write_safetensors(const fs::path& file, const TensorMap& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+void write_safetensors(const fs::path& file, const TensorMap& tensors, const std::map<std::string, std::string>& metadata) {
   std::vector<const TensorMap::value_type*> order;
   for (const auto& item : tensors) order.push_back(&item);
   std::stable_sort(order.begin(), order.end(),
@@ -263,8 +260,7 @@ void write_safetensors(const fs::path& file, const TensorMap& tensors,
     if (name == "__metadata__") fail(ErrorKind::usage, "a tensor cannot be called __metadata__", file.string());
     if (tensor.bytes.size() != std::size_t(tensor.numel()) * size_of(tensor.dtype))
       fail(ErrorKind::usage, "tensor has not the bytes of its shape",
-           fmt::format("{}: {} {}, {} bytes", name, name_of(tensor.dtype), dims_text(tensor.shape),
-                       tensor.bytes.size()));
+           fmt::format("{}: {} {}, {} bytes", name, name_of(tensor.dtype), dims_text(tensor.shape), tensor.bytes.size()));
     std::size_t begin = std::exchange(end, end + tensor.bytes.size());
     header[name] = {{"dtype", format_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
   }
@@ -276,8 +272,7 @@ void write_safetensors(const fs::path& file, const TensorMap& tensors,
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');
   std::uint64_t length = text.size();
-  if (length > kMaxJsonBytes)
-    fail(ErrorKind::usage, file.string() + ": header too large", fmt::format("{} bytes", length));
+  if (length > kMaxJsonBytes) fail(ErrorKind::usage, file.string() + ": header too large", fmt::format("{} bytes", length));
 
   AtomicFile out(file);
   out.write(std::as_bytes(std::span(&length, 1)));

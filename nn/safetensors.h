@@ -32,8 +32,8 @@ TensorMap read_safetensors_folder(const std::filesystem::path& folder, const Ten
 
 // Writes `file` atomically (a temporary name in the same folder, synced, renamed). The header has the names in sorted
 // order; the data start 8-aligned and lie by falling element size, so each tensor is aligned for its dtype. On any
-// error (a full disk) the previous file is untouched and the temporary one removed; only when the folder cannot be synced, at the
-// end, has it been replaced.
+// error (a full disk) the previous file is untouched and the temporary one removed; only when the folder cannot be synced, at
+// the end, has it been replaced.
 void write_safetensors(const std::filesystem::path& file, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

@@ -19,8 +19,7 @@ inline std::string describe(const Tensor& t) {
 inline void require_real(Site where, std::string_view op, std::string_view name, const Tensor& t) {
   if (!t) fail_at(where, fmt::format("{}: {} is absent", op, name), {}, "pass a tensor");
   if (!is_real(t.dtype()))
-    fail_at(where, fmt::format("{}: {} is not real", op, name), fmt::format("{} {}", name, describe(t)),
-            "cast() it to f32");
+    fail_at(where, fmt::format("{}: {} is not real", op, name), fmt::format("{} {}", name, describe(t)), "cast() it to f32");
 }
 
 inline void require_integer(Site where, std::string_view op, std::string_view name, const Tensor& t) {
@@ -55,8 +54,8 @@ void in_compute_type(const Lowering& lowering, F&& f) {
     f(float{});
 }
 
-// What both operands of a product are read as. A bf16 operand makes its partner, usually an fp32 master weight, bf16 too: tensor
-// cores take one type, and the CPU computes what they do.
+// What both operands of a product are read as. A bf16 operand makes its partner, usually an fp32 master weight, bf16 too:
+// tensor cores take one type, and the CPU computes what they do.
 inline DType operand_type(const Lowering& l) {
   if (l.in_double()) return DType::f64;
   return l.dtype(0) == DType::bf16 || l.dtype(1) == DType::bf16 ? DType::bf16 : DType::f32;

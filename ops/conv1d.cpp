@@ -266,7 +266,7 @@ template <class T>
 void lower_conv1d_backward(Lowering& l) {
   const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
   ConvBackwardTask task{l.rows(0),   l.dense(1),  optional(2), optional(3), optional(4),      optional(5),
-                    l.output(0), l.output(3), {},          {},          l.integer(0) != 0};
+                        l.output(0), l.output(3), {},          {},          l.integer(0) != 0};
   const Operand dw = l.output(1), db = l.output(2);
   const ConvGrid grid{task.x.dims[0], task.x.dims[1], task.x.dims[2], task.weight.dims[1]};
   task.grid = grid;
@@ -297,13 +297,12 @@ void conv1d_vjp(Vjp& v) {
   const Shape sx = x.shape(), sw = weight.shape();
   const Shape state{sx[0], sw[1] - 1, sx[2]};
   const std::int64_t ints[] = {v.integer(0)};
-  const Tensor dx =
-      record(conv1d_backward_op, {x, weight, bias, initial, v.grad(0), v.integer(1) ? v.grad(1) : Tensor{}},
-             {{sx, x.dtype()},
-              {sw, weight.dtype()},
-              {Shape{sw[0]}, bias ? bias.dtype() : weight.dtype()},
-              {state, initial ? initial.dtype() : x.dtype()}},
-             ints, {}, v.where());
+  const Tensor dx = record(conv1d_backward_op, {x, weight, bias, initial, v.grad(0), v.integer(1) ? v.grad(1) : Tensor{}},
+                           {{sx, x.dtype()},
+                            {sw, weight.dtype()},
+                            {Shape{sw[0]}, bias ? bias.dtype() : weight.dtype()},
+                            {state, initial ? initial.dtype() : x.dtype()}},
+                           ints, {}, v.where());
   for (int i = 0; i < 4; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
 }

@@ -246,7 +246,7 @@ DEVICE void sum_partials(const Args& a) {
   if (has_db && j == W) write_real(a.db + c, sum);
 }
 
-// ---- wide: V is 1
+// ---- wide: V is 1 -----------------------------------------------------------------------------------------------------------
 
 // y, or for the gradient e.
 DEVICE void wide_forward(const Args& a) {

@@ -47,8 +47,8 @@ void emit(Lowering& l, const Conv& c, std::string name, Stage stage, int channel
   text.integer("batches", c.batches).integer("length", c.length).integer("d", c.d);
   text.integer("chunks", chunks).integer("blocks", blocks);
   double bytes = 0;
-  for (const Operand* o : {&c.x, &c.weight, &c.bias, &c.initial, &c.y, &c.last, &c.g, &c.g_last, &c.dx, &c.d_initial, &c.partials,
-                           &c.e, &c.dw, &c.db})
+  for (const Operand* o : {&c.x, &c.weight, &c.bias, &c.initial, &c.y, &c.last, &c.g, &c.g_last, &c.dx, &c.d_initial,
+                           &c.partials, &c.e, &c.dw, &c.db})
     bytes += operand_bytes(*o);
   text.traffic(bytes, 2.0 * double(c.width * c.batches * c.length * c.d));
   const std::int64_t grid = stage == Stage::sum ? ceil_div((c.width + 1) * c.d, kLanes) : c.batches * chunks * blocks;

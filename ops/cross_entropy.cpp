@@ -49,8 +49,7 @@ LogSumExp<T> log_sum_exp(const T* x, std::int64_t v) {
   T top = -std::numeric_limits<T>::infinity();
 #pragma omp simd reduction(max : top)
   for (std::int64_t j = 0; j < v; ++j) top = x[j] > top ? x[j] : top;
-  if (!(std::abs(top) < std::numeric_limits<T>::infinity()))
-    top = 0;  // the sum is then 0, infinite or NaN, as it should be
+  if (!(std::abs(top) < std::numeric_limits<T>::infinity())) top = 0;  // the sum is then 0, infinite or NaN, as it should be
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t j = 0; j < v; ++j) sum += vmath::exp(x[j] - top);
@@ -187,10 +186,9 @@ Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options) {
   const DType real = compute_dtype(logits.tensor());
   const std::int64_t ints[] = {std::int64_t(options.reduction), options.ignore_index, options.label_smoothing != 0};
   const double constants[] = {options.label_smoothing};
-  return record(
-      cross_entropy_op, {logits, labels},
-      {{options.reduction == Reduction::none ? rows : Shape{}, real}, {Shape{rows.numel()}, real}, {Shape{}, real}},
-      ints, constants, where);
+  return record(cross_entropy_op, {logits, labels},
+                {{options.reduction == Reduction::none ? rows : Shape{}, real}, {Shape{rows.numel()}, real}, {Shape{}, real}},
+                ints, constants, where);
 }
 
 }  // namespace weft

@@ -36,34 +36,43 @@ bool is_identifier(const std::string& name) {
 void check_options(const CustomOptions& o) {
   std::vector<std::string> names = {o.name};
   for (const CustomInput& i : o.inputs) names.push_back(i.name);
-  for (const auto* list : {&o.outputs, &o.facts, &o.integers, &o.constants}) names.insert(names.end(), list->begin(), list->end());
+  for (const auto* list : {&o.outputs, &o.facts, &o.integers, &o.constants})
+    names.insert(names.end(), list->begin(), list->end());
   for (const std::string& name : names)
-    if (!is_identifier(name)) fail(ErrorKind::usage, fmt::format("custom: '{}' cannot be a name in a kernel", name), o.name, "use letters, digits and _");
+    if (!is_identifier(name))
+      fail(ErrorKind::usage, fmt::format("custom: '{}' cannot be a name in a kernel", name), o.name,
+           "use letters, digits and _");
   if (o.outputs.empty()) fail(ErrorKind::usage, fmt::format("{}: the op has no output", o.name));
-  if (o.cuda.empty() || !o.launch) fail(ErrorKind::usage, fmt::format("{}: the op has no kernel", o.name), {}, "give it .cuda and .launch");
+  if (o.cuda.empty() || !o.launch)
+    fail(ErrorKind::usage, fmt::format("{}: the op has no kernel", o.name), {}, "give it .cuda and .launch");
 }
 
 void check_count(const CustomOptions& o, Site where, std::string_view what, std::size_t given, std::size_t wanted) {
   if (given != wanted)
-    fail_at(where, fmt::format("{}: the number of {} is not that of the op", o.name, what), fmt::format("{} given, {} wanted", given, wanted));
+    fail_at(where, fmt::format("{}: the number of {} is not that of the op", o.name, what),
+            fmt::format("{} given, {} wanted", given, wanted));
 }
 
 void check_input(const CustomOptions& o, const CustomInput& input, const Tensor& t, Site where) {
   if (!t && input.optional) return;
-  const std::string_view kind = input.kind == CustomInput::real ? "real" : input.kind == CustomInput::integer ? "integer" : "boolean";
+  const std::string_view kind = input.kind == CustomInput::real      ? "real"
+                                : input.kind == CustomInput::integer ? "integer"
+                                                                     : "boolean";
   const bool fits = t && (input.kind == CustomInput::real      ? is_real(t.dtype())
                           : input.kind == CustomInput::integer ? is_integer(t.dtype())
                                                                : t.dtype() == DType::boolean);
   if (!fits)
-    fail_at(where, fmt::format("{}: input '{}' must be {}", o.name, input.name, kind), fmt::format("{} {}", input.name, describe(t)),
-            t ? "cast() it" : "pass a tensor");
+    fail_at(where, fmt::format("{}: input '{}' must be {}", o.name, input.name, kind),
+            fmt::format("{} {}", input.name, describe(t)), t ? "cast() it" : "pass a tensor");
   if (input.rank >= 0 && t.shape().rank() != input.rank)
-    fail_at(where, fmt::format("{}: input '{}' must have {} axes", o.name, input.name, input.rank), fmt::format("{} {}", input.name, describe(t)));
+    fail_at(where, fmt::format("{}: input '{}' must have {} axes", o.name, input.name, input.rank),
+            fmt::format("{} {}", input.name, describe(t)));
 }
 
 // Of the ints that follow the id.
 template <class Source>
-void read_ints(const CustomOptions& o, const Source& node, std::vector<std::int64_t>& facts, std::vector<std::int64_t>& integers) {
+void read_ints(const CustomOptions& o, const Source& node, std::vector<std::int64_t>& facts,
+               std::vector<std::int64_t>& integers) {
   int at = 1;
   for (std::size_t k = 0; k < o.facts.size(); ++k) facts.push_back(node.integer(at++));
   for (std::size_t k = 0; k < o.integers.size(); ++k) integers.push_back(node.integer(at++));
@@ -96,7 +105,8 @@ struct DenseMemory {
 
 void lower_custom(Lowering& l) {
   const CustomOptions& o = options_of(l.integer(0));
-  if (!o.cpu) fail(ErrorKind::usage, fmt::format("{}: this op has no CPU function", o.name), {}, "give it .cpu, or run it on a GPU");
+  if (!o.cpu)
+    fail(ErrorKind::usage, fmt::format("{}: this op has no CPU function", o.name), {}, "give it .cpu, or run it on a GPU");
   const CustomCall call = call_of(l, o);
   if (all_empty(call)) return;
   const DenseMemory memory(l, call);
@@ -163,7 +173,8 @@ Tensor CustomGrad::upstream(int k) const {
 void CustomOp::differentiate(Vjp& v) {
   const CustomOptions& o = options_of(v.integer(0));
   if (!o.gradient)
-    fail_at(v.where(), fmt::format("{}: a gradient is needed, but this op has none", o.name), {}, "give it .gradient, or detach() its inputs");
+    fail_at(v.where(), fmt::format("{}: a gradient is needed, but this op has none", o.name), {},
+            "give it .gradient, or detach() its inputs");
   CustomValues values;
   read_ints(o, v, values.facts, values.integers);
   const std::span<const double> constants = v.constants();
@@ -181,8 +192,8 @@ void CustomOp::differentiate(Vjp& v) {
 }
 
 const Op& CustomOp::op() {
-  static const Op& op = register_op(
-      {.name = "custom", .vjp = differentiate, .lower = lower_custom, .cuda = cuda_custom, .dense_outputs = true});
+  static const Op& op =
+      register_op({.name = "custom", .vjp = differentiate, .lower = lower_custom, .cuda = cuda_custom, .dense_outputs = true});
   return op;
 }
 
@@ -195,7 +206,8 @@ CustomOp::CustomOp(CustomOptions options) {
   r.list.push_back(std::move(options));
 }
 
-Tensor custom(const CustomOp& op, std::initializer_list<Arg> inputs, std::vector<Out> outputs, CustomValues values, Site where) {
+Tensor custom(const CustomOp& op, std::initializer_list<Arg> inputs, std::vector<Out> outputs, CustomValues values,
+              Site where) {
   const CustomOptions& o = options_of(op.id_);
   check_count(o, where, "inputs", inputs.size(), o.inputs.size());
   check_count(o, where, "outputs", outputs.size(), o.outputs.size());

@@ -45,7 +45,7 @@ struct CustomCall {
 
 struct CustomLaunch {
   std::array<unsigned, 3> grid{1, 1, 1}, block{1, 1, 1};
-  unsigned shared = 0;  // bytes of dynamic shared memory
+  unsigned shared = 0;                                           // bytes of dynamic shared memory
   static CustomLaunch of(std::int64_t threads, unsigned block);  // as many blocks as hold that many threads
 };
 
@@ -80,13 +80,13 @@ struct CustomInput {
 };
 
 struct CustomOptions {
-  std::string name;                           // in errors and of the kernel
-  std::vector<CustomInput> inputs;            // dense, row-major: a.NAME, of the type that it is stored as
-  std::vector<std::string> outputs;           // likewise, all there
-  std::vector<std::string> facts = {};        // constexpr int NAME
-  std::vector<std::string> integers = {};     // a.NAME, i64
-  std::vector<std::string> constants = {};    // a.NAME(), real
-  std::string cuda;                           // defines KERNEL; what a text may use stands in jit/cuda_text.h and jit/prelude.cuh
+  std::string name;                         // in errors and of the kernel
+  std::vector<CustomInput> inputs;          // dense, row-major: a.NAME, of the type that it is stored as
+  std::vector<std::string> outputs;         // likewise, all there
+  std::vector<std::string> facts = {};      // constexpr int NAME
+  std::vector<std::string> integers = {};   // a.NAME, i64
+  std::vector<std::string> constants = {};  // a.NAME(), real
+  std::string cuda;                         // defines KERNEL; what a text may use stands in jit/cuda_text.h and jit/prelude.cuh
   std::function<CustomLaunch(const CustomCall&)> launch;
   std::function<void(CustomData&)> cpu = {};  // serial and in double: for tests, and for machines without a GPU
   // One tensor an input, of its shape; absent where no gradient flows. Without a rule a gradient that is needed is an error.

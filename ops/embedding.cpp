@@ -30,8 +30,7 @@ void lower_embedding(Lowering& l) {
     const std::byte* from = launch.view(weight).data;
     std::byte* to = launch.view(out).data;
     const std::int64_t item = std::int64_t(size_of(weight.dtype)), count = std::int64_t(rows.size());
-    const std::int64_t parts =
-        part_count(count, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(d * item, 1)));
+    const std::int64_t parts = part_count(count, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(d * item, 1)));
     const std::int64_t from_stride = weight.row_stride() * item, to_stride = out.row_stride() * item;
     parallel(parts, [&](std::int64_t part) {
       const Range range = part_of(count, parts, part);
@@ -65,8 +64,7 @@ void lower_backward(Lowering& l) {
     check_labels("embedding", "id", rows, shape, v);  // a step that wants the gradient alone has no forward kernel that does
     const Sorted sorted(rows, v);
     const Rows from(launch, g), to(launch, out);
-    const std::int64_t parts =
-        part_count(v, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(4 * d, 1)), 1024);
+    const std::int64_t parts = part_count(v, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(4 * d, 1)), 1024);
     parallel(parts, [&](std::int64_t part) {
       std::vector<T> buffer(d), sum(d);
       const Range range = part_of(v, parts, part);
@@ -89,16 +87,15 @@ void lower_embedding_backward(Lowering& l) {
 
 void embedding_vjp(Vjp& v);
 
-const Op& embedding_op = register_op(
-    {.name = "embedding", .vjp = embedding_vjp, .lower = lower_embedding, .cuda = cuda_embedding});
-const Op& embedding_backward_op = register_op(
-    {.name = "embedding_backward", .lower = lower_embedding_backward, .cuda = cuda_embedding_backward});
+const Op& embedding_op =
+    register_op({.name = "embedding", .vjp = embedding_vjp, .lower = lower_embedding, .cuda = cuda_embedding});
+const Op& embedding_backward_op =
+    register_op({.name = "embedding_backward", .lower = lower_embedding_backward, .cuda = cuda_embedding_backward});
 
 void embedding_vjp(Vjp& v) {
   if (!v.needs(0)) return;
   const Tensor weight = v.input(0);
-  v.add(0,
-        record(embedding_backward_op, {v.input(1), v.grad()}, {{weight.shape(), weight.dtype()}}, {}, {}, v.where()));
+  v.add(0, record(embedding_backward_op, {v.input(1), v.grad()}, {{weight.shape(), weight.dtype()}}, {}, {}, v.where()));
 }
 
 }  // namespace
@@ -109,8 +106,7 @@ Tensor embedding(Arg weight, Arg ids) {
   const Shape table = weight.shape();
   if (table.rank() != 2)
     fail_at(weight.where(), "embedding: the weight is not a table",
-            fmt::format("weight {}, ids {}", to_string(table), to_string(ids.shape())),
-            "its shape is (vocabulary, width)");
+            fmt::format("weight {}, ids {}", to_string(table), to_string(ids.shape())), "its shape is (vocabulary, width)");
   Shape shape = ids.shape();
   if (shape.rank() == kMaxRank)
     fail_at(weight.where(), "embedding: too many axes", fmt::format("ids {}", to_string(shape)), "flatten the ids");

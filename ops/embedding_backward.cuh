@@ -1,7 +1,7 @@
-// dw[id] = the sum of g over the positions of id, which stand together in `sorted`, ascending. The sorted positions are cut into
-// chunks. JOIN 0: a block a chunk (blockIdx.x) adds its positions in order; an id within the chunk is finished, of one that
-// goes beyond it the sum is kept: in heads if it began before the chunk, else in tails. JOIN 1: the block of the chunk in which
-// such an id begins adds its tail and the heads that follow.
+// dw[id] = the sum of g over the positions of id, which stand together in `sorted`, ascending. The sorted positions are cut
+// into chunks. JOIN 0: a block a chunk (blockIdx.x) adds its positions in order; an id within the chunk is finished, of one
+// that goes beyond it the sum is kept: in heads if it began before the chunk, else in tails. JOIN 1: the block of the chunk in
+// which such an id begins adds its tail and the heads that follow.
 DEVICE i64 id_at(const Args& a, index i) { return a.ids[ids_at(a, index(a.sorted[i]))]; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {

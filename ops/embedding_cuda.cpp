@@ -16,7 +16,8 @@ Operand emit_sort(Lowering& l, const Operand& ids, std::int64_t count, std::int6
   constexpr int kBits = 8, kDigits = 1 << kBits;  // also the threads of a block
   constexpr std::int64_t kMostChunks = 256;       // each block reads the counts of all chunks
   // A chunk is a whole number of warps for each warp of the block.
-  const std::int64_t chunk = std::max<std::int64_t>(2048, ((count + kMostChunks - 1) / kMostChunks + kDigits - 1) / kDigits * kDigits);
+  const std::int64_t chunk =
+      std::max<std::int64_t>(2048, ((count + kMostChunks - 1) / kMostChunks + kDigits - 1) / kDigits * kDigits);
   const std::int64_t chunks = (count + chunk - 1) / chunk, counts_dims[] = {chunks, kDigits}, dims[] = {count};
   const Operand counts = l.scratch(DType::i32, counts_dims);
   const int bits = std::max(1, int(std::bit_width(std::uint64_t(v - 1))));
@@ -26,7 +27,11 @@ Operand emit_sort(Lowering& l, const Operand& ids, std::int64_t count, std::int6
     for (const bool scatter : {false, true}) {
       CudaText text = l.text(scatter ? "embedding_sort" : "embedding_count");
       text.define("SCATTER", scatter).define("FIRST", shift == 0).define("SHIFT", shift).define("DIGITS", kDigits);
-      text.define("THREADS", kDigits).define("BAD_ID", std::int64_t(DeviceError::embedding_id)).strided("ids", ids).pointer("counts", counts).pointer("sorted", to);
+      text.define("THREADS", kDigits)
+          .define("BAD_ID", std::int64_t(DeviceError::embedding_id))
+          .strided("ids", ids)
+          .pointer("counts", counts)
+          .pointer("sorted", to);
       text.pointer("positions", sorted ? sorted : to).integer("count", count).integer("chunk", chunk).integer("v", v);
       text.traffic(bytes_of({}, {ids, scatter ? to : Operand{}}));
       l.emit(text.launch("ops/embedding_sort.cuh", {unsigned(chunks), 1, 1}, {kDigits, 1, 1}));

@@ -9,7 +9,8 @@
 namespace weft {
 
 Tensor dropout(Arg x, double p, bool training) {
-  if (!(p >= 0 && p <= 1)) fail_at(x.where(), "dropout: p is not a probability", fmt::format("{}", p), "give a number in [0, 1]");
+  if (!(p >= 0 && p <= 1))
+    fail_at(x.where(), "dropout: p is not a probability", fmt::format("{}", p), "give a number in [0, 1]");
   if (!training || p == 0) return x.tensor();
   static const Expr body = where(expr::input(1) < expr::slot(0), expr::literal(0), expr::input(0) * expr::slot(1));
   static const std::int64_t name = name_id("dropout");
@@ -32,8 +33,8 @@ Expr soft_mask(MaskNoise noise, bool tau_is_input) {
 Tensor gumbel_sigmoid(Arg logits, GumbelOptions options) {
   static const std::int64_t mask_name = name_id("mask"), soft_name = name_id("soft_mask"), hard_name = name_id("hard_mask");
   static const Expr decided = where(expr::input(0) > expr::literal(0), expr::literal(1), expr::literal(0));
-  static const Expr straight_through = where(expr::input(1) > expr::literal(0.5), expr::literal(1), expr::literal(0)) +
-                                       (expr::input(0) - expr::input(1));
+  static const Expr straight_through =
+      where(expr::input(1) > expr::literal(0.5), expr::literal(1), expr::literal(0)) + (expr::input(0) - expr::input(1));
   static const Expr soft_bodies[2][2] = {{soft_mask(MaskNoise::gumbel, false), soft_mask(MaskNoise::gumbel, true)},
                                          {soft_mask(MaskNoise::logistic, false), soft_mask(MaskNoise::logistic, true)}};
   const Shape shape = logits.shape();
@@ -46,8 +47,10 @@ Tensor gumbel_sigmoid(Arg logits, GumbelOptions options) {
   const Tensor noise = uniform(shape, dtype == DType::f64 ? DType::f64 : DType::f32, where);
   std::vector<Tensor> inputs = {logits.tensor(), noise};
   std::vector<double> constants = {1e-8, 1 - 1e-8};
-  if (options.temperature_scalar) inputs.push_back(Arg(*options.temperature_scalar, where).tensor());
-  else constants.push_back(tau);
+  if (options.temperature_scalar)
+    inputs.push_back(Arg(*options.temperature_scalar, where).tensor());
+  else
+    constants.push_back(tau);
   const Expr body = soft_bodies[options.noise == MaskNoise::logistic][options.temperature_scalar.has_value()];
   const Tensor soft = record_body(soft_name, body, inputs, constants, shape, dtype, where);
   if (!options.hard) return soft;

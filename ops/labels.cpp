@@ -19,8 +19,8 @@ std::vector<std::int64_t> read_labels(const Launch& launch, const Operand& opera
   return labels;
 }
 
-void check_labels(std::string_view op, std::string_view name, const std::vector<std::int64_t>& labels,
-                  const Shape& shape, std::int64_t vocabulary, const std::int64_t* ignored) {
+void check_labels(std::string_view op, std::string_view name, const std::vector<std::int64_t>& labels, const Shape& shape,
+                  std::int64_t vocabulary, const std::int64_t* ignored) {
   for (std::size_t i = 0; i < labels.size(); ++i) {
     const std::int64_t label = labels[i];
     if ((label >= 0 && label < vocabulary) || (ignored && label == *ignored)) continue;
@@ -28,12 +28,11 @@ void check_labels(std::string_view op, std::string_view name, const std::vector<
     std::int64_t rest = std::int64_t(i);
     for (int axis = shape.rank() - 1; axis >= 0; rest /= shape[axis], --axis)
       position = fmt::format("{}{}{}", rest % shape[axis], position.empty() ? "" : ", ", position);
-    fail(
-        ErrorKind::usage, fmt::format("{}: {} out of range", op, name),
-        fmt::format("{} {} at position ({}) of {}, vocabulary {}", name, label, position, to_string(shape), vocabulary),
-        ignored ? fmt::format("labels are in [0, {}), or {} to be ignored; is the vocabulary that of the tokenizer?",
-                              vocabulary, *ignored)
-                : fmt::format("ids are in [0, {}); is the vocabulary that of the tokenizer?", vocabulary));
+    fail(ErrorKind::usage, fmt::format("{}: {} out of range", op, name),
+         fmt::format("{} {} at position ({}) of {}, vocabulary {}", name, label, position, to_string(shape), vocabulary),
+         ignored ? fmt::format("labels are in [0, {}), or {} to be ignored; is the vocabulary that of the tokenizer?",
+                               vocabulary, *ignored)
+                 : fmt::format("ids are in [0, {}); is the vocabulary that of the tokenizer?", vocabulary));
   }
 }
 

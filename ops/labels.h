@@ -14,7 +14,7 @@ std::vector<std::int64_t> read_labels(const Launch& launch, const Operand& opera
 
 // Throws ErrorKind::usage for the first label that is neither in [0, vocabulary) nor `*ignored`. `name` is "id" or
 // "label", `shape` that of the labels.
-void check_labels(std::string_view op, std::string_view name, const std::vector<std::int64_t>& labels,
-                  const Shape& shape, std::int64_t vocabulary, const std::int64_t* ignored = nullptr);
+void check_labels(std::string_view op, std::string_view name, const std::vector<std::int64_t>& labels, const Shape& shape,
+                  std::int64_t vocabulary, const std::int64_t* ignored = nullptr);
 
 }  // namespace weft

@@ -10,7 +10,7 @@
 namespace weft {
 namespace {
 
-// ---- kernels ------------------------------------------------------------------------------------------------------
+// ---- kernels ----------------------------------------------------------------------------------------------------------------
 
 GemmInput matrix(const Launch& launch, const Operand& o, std::int64_t row_stride, std::int64_t col_stride) {
   return {launch.view(o).data, o.dtype, row_stride, col_stride};
@@ -22,8 +22,7 @@ GemmOutput result(const Launch& launch, const Operand& o) { return {launch.view(
 struct Flat {
   Operand operand;
   std::int64_t row_stride, col_stride;
-  Flat(Lowering& l, int i)
-      : operand(l.shape(i).rank() == 2 ? l.view(i, operand_type(l)) : l.rows(i, operand_type(l))) {
+  Flat(Lowering& l, int i) : operand(l.shape(i).rank() == 2 ? l.view(i, operand_type(l)) : l.rows(i, operand_type(l))) {
     row_stride = operand.rank == 2 ? operand.strides[0] : operand.row_stride();
     col_stride = operand.rank == 2 ? operand.strides[1] : 1;
   }
@@ -57,9 +56,8 @@ void lower_row_product(Lowering& l) {
   const Flat a(l, 0), b(l, 1);
   const std::int64_t rows = row_count(l.shape(0)), p = out.dims[0], q = out.dims[1];
   in_compute_type(l, [&]<class T>(T) {
-    l.emit("gemm__row_product", [=](const Launch& launch) {
-      gemm<T>(p, q, rows, a.at(launch).transposed(), b.at(launch), result(launch, out));
-    });
+    l.emit("gemm__row_product",
+           [=](const Launch& launch) { gemm<T>(p, q, rows, a.at(launch).transposed(), b.at(launch), result(launch, out)); });
   });
 }
 
@@ -88,8 +86,7 @@ void lower_matmul(Lowering& l) {
   const Shape batch(std::span(out.dims.data(), std::size_t(out.rank - 2)));
   const std::vector<std::int64_t> in_a = batch_offsets(a, batch), in_b = batch_offsets(b, batch);
   std::vector<GemmOffsets> offsets;
-  for (std::size_t e = 0; e < in_a.size(); ++e)
-    offsets.push_back({in_a[e], in_b[e], std::int64_t(e) * m * out.row_stride()});
+  for (std::size_t e = 0; e < in_a.size(); ++e) offsets.push_back({in_a[e], in_b[e], std::int64_t(e) * m * out.row_stride()});
   const auto stored = [](const Launch& launch, const Operand& o, bool transposed) {
     const GemmInput x = matrix(launch, o, o.strides[o.rank - 2], o.strides[o.rank - 1]);
     return transposed ? x.transposed() : x;
@@ -101,7 +98,7 @@ void lower_matmul(Lowering& l) {
   });
 }
 
-// ---- ops and gradients --------------------------------------------------------------------------------------------
+// ---- ops and gradients ------------------------------------------------------------------------------------------------------
 
 void linear_vjp(Vjp& v);
 void matmul_vjp(Vjp& v);
@@ -150,13 +147,13 @@ void matmul_vjp(Vjp& v) {
   const Tensor g = v.grad(), a = v.input(0), b = v.input(1);
   const bool ta = v.integer(0) != 0, tb = v.integer(1) != 0;
   if (v.needs(0)) {
-    const Tensor da = ta ? record_matmul(b, g, tb, true, a.dtype(), v.where())
-                         : record_matmul(g, b, false, !tb, a.dtype(), v.where());
+    const Tensor da =
+        ta ? record_matmul(b, g, tb, true, a.dtype(), v.where()) : record_matmul(g, b, false, !tb, a.dtype(), v.where());
     v.add(0, sum_to(da, a.shape(), v.where()));
   }
   if (v.needs(1)) {
-    const Tensor db = tb ? record_matmul(g, a, true, ta, b.dtype(), v.where())
-                         : record_matmul(a, g, !ta, false, b.dtype(), v.where());
+    const Tensor db =
+        tb ? record_matmul(g, a, true, ta, b.dtype(), v.where()) : record_matmul(a, g, !ta, false, b.dtype(), v.where());
     v.add(1, sum_to(db, b.shape(), v.where()));
   }
 }
@@ -175,10 +172,9 @@ Tensor matmul(Arg a, Arg b) {
     fail_at(a.where(), "matmul: operands need at least two axes", both("a", sa, "b", sb),
             "reshape a vector to (1, k) or (k, 1), or use sum(a * b) for an inner product");
   if (sa[-1] != sb[-2])
-    fail_at(
-        a.where(), "matmul: inner dimensions differ",
-        fmt::format("{}: {} against {}", both("a", sa, "b", sb), sa[-1], sb[-2]),
-        sa[-1] == sb[-1] ? "transpose b: matmul(a, transpose(b))" : "transpose an operand, or check the layer's width");
+    fail_at(a.where(), "matmul: inner dimensions differ",
+            fmt::format("{}: {} against {}", both("a", sa, "b", sb), sa[-1], sb[-2]),
+            sa[-1] == sb[-1] ? "transpose b: matmul(a, transpose(b))" : "transpose an operand, or check the layer's width");
   Shape batch;
   if (!broadcast_shapes(sa.first(sa.rank() - 2), sb.first(sb.rank() - 2), &batch))
     fail_at(a.where(), "matmul: leading axes do not broadcast", both("a", sa, "b", sb),
@@ -197,8 +193,7 @@ Tensor linear(Arg x, Arg weight, Arg bias) {
   if (sx.rank() < 1 || sx[-1] != sw[1])
     fail_at(x.where(), "linear: the last axis of x is not the weight's input width",
             fmt::format("{}: {} against {}", both("x", sx, "weight", sw), sx.rank() ? sx[-1] : 1, sw[1]),
-            sx.rank() && sx[-1] == sw[0] ? "the weight is (out, in): transpose it, or use matmul"
-                                         : "check the layer's width");
+            sx.rank() && sx[-1] == sw[0] ? "the weight is (out, in): transpose it, or use matmul" : "check the layer's width");
   if (bias) require_shape(x.where(), "linear", "bias", bias, Shape{sw[0]}, "weight", weight);
   return record_linear(x, weight, bias, true, x.dtype(), x.where());
 }

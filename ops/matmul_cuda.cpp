@@ -11,7 +11,7 @@
 namespace weft {
 namespace {
 
-// ---- operands in place --------------------------------------------------------------------------------------------------
+// ---- operands in place ------------------------------------------------------------------------------------------------------
 
 struct Axis {
   std::int64_t size, stride;
@@ -66,7 +66,7 @@ Operand readable(Lowering& l, int i, DType dtype, GemmOperand (*form)(const Oper
   return form(o, false) ? o : l.dense(i, dtype);
 }
 
-// ---- results ------------------------------------------------------------------------------------------------------------
+// ---- results ----------------------------------------------------------------------------------------------------------------
 
 // Memory for a product of two matrices of `type`: the output, or, where cuBLASLt does not write its dtype, scratch from which
 // `finish` rounds it.
@@ -81,7 +81,7 @@ void finish(Lowering& l, const Operand& product, const Operand& out) {
 
 GemmOperand result(const Operand& o) { return {o.slot, o.offset, o.dtype, o.row_stride(), 1}; }
 
-// ---- kernels ------------------------------------------------------------------------------------------------------------
+// ---- kernels ----------------------------------------------------------------------------------------------------------------
 
 // A sum over no elements: the bias, or 0.
 void emit_empty(Lowering& l, const Operand& bias, const Operand& out) {

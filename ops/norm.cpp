@@ -14,7 +14,7 @@ namespace weft {
 namespace {
 
 constexpr std::int64_t kNormPartElements = 32768;  // a part of the rows is about this large
-constexpr std::int64_t kMostParts = 64;        // also the number of partial sums of dw and db
+constexpr std::int64_t kMostParts = 64;            // also the number of partial sums of dw and db
 
 std::int64_t row_parts(std::int64_t rows, std::int64_t n) {
   return part_count(rows, std::max<std::int64_t>(1, kNormPartElements / std::max<std::int64_t>(n, 1)), kMostParts);
@@ -88,8 +88,7 @@ void lower_norm_forward(Lowering& l, std::string name) {
 // One row of the backward pass: dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; adds dy xh to
 // dw and dy to db (each n, null if not wanted). All rows are (n).
 template <class T>
-void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T r, bool centered, T* dx, T* dw,
-                  T* db) {
+void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T r, bool centered, T* dx, T* dw, T* db) {
   T sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
   for (std::int64_t j = 0; j < n; ++j) {
@@ -145,8 +144,7 @@ void lower_norm_backward(Lowering& l) {
         T pair[2];
         const T* s = kept.read(row, 0, 2, pair);
         T* dx = to ? to.template target<T>(row, 0, buffer.data()) : nullptr;
-        backward_row(n, xs.read(row), gs.read(row), w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_part,
-                     db_part);
+        backward_row(n, xs.read(row), gs.read(row), w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_part, db_part);
         to.write(row, 0, n, dx);
       }
     });
@@ -171,8 +169,8 @@ const Op& rms_norm_op =
     register_op({.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .cuda = cuda_norm, .prologues = 0b1});
 const Op& layer_norm_op =
     register_op({.name = "layer_norm", .vjp = norm_vjp, .lower = lower_layer_norm, .cuda = cuda_norm, .prologues = 0b1});
-const Op& norm_backward_op = register_op(
-    {.name = "norm_backward", .lower = lower_norm_backward, .cuda = cuda_norm_backward, .prologues = 0b11});
+const Op& norm_backward_op =
+    register_op({.name = "norm_backward", .lower = lower_norm_backward, .cuda = cuda_norm_backward, .prologues = 0b11});
 
 void norm_vjp(Vjp& v) {
   const Tensor g = v.grad(), x = v.input(0), weight = v.input(1);

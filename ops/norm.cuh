@@ -1,4 +1,4 @@
-// y = (x - mean) r w + b over rows (n), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is that of the row, else 0.
+// y = (x - mean) r w + b over rows (n), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is the row's, else 0.
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;

@@ -46,15 +46,20 @@ void cuda_norm_backward(Lowering& l) {
   const Operand weight = l.dense(2), stats = l.rows(3);
   // Twice to four times the values in registers that the forward kernel has.
   const RowCut cut = cut_rows(s.n, row_width(s.n, {&source, &gradient}, {dx, weight}), l.in_double() ? 12 : 24, 256);
-  const std::int64_t parts = std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? striding_blocks(cut, bool(dw) + bool(db)) : s.rows);
+  const std::int64_t parts =
+      std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? striding_blocks(cut, bool(dw) + bool(db)) : s.rows);
   const std::int64_t dims[] = {parts, s.n};
   const DType real = l.in_double() ? DType::f64 : DType::f32;
   const Operand dw_parts = dw ? l.scratch(real, dims) : Operand{}, db_parts = db ? l.scratch(real, dims) : Operand{};
   if (s.rows > 0) {
     CudaText text = l.text("norm_backward");
-    text.define("CENTERED", l.integer(0)).fused("source", source, l.shape(0).dims()).fused("gradient", gradient, l.shape(0).dims());
+    text.define("CENTERED", l.integer(0))
+        .fused("source", source, l.shape(0).dims())
+        .fused("gradient", gradient, l.shape(0).dims());
     text.pointer("weight", weight).rows("stats", stats).rows("dx", dx).pointer("dw", dw_parts).pointer("db", db_parts);
-    text.integer("rows", s.rows).integer("n", s.n).traffic(bytes_of({&source, &gradient}, {weight, stats, dx, dw_parts, db_parts}));
+    text.integer("rows", s.rows)
+        .integer("n", s.n)
+        .traffic(bytes_of({&source, &gradient}, {weight, stats, dx, dw_parts, db_parts}));
     l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_backward.cuh"}, cut, parts));
   }
   if (dw) emit_sum_of_parts(l, dw_parts, dw);

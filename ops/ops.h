@@ -11,7 +11,7 @@
 
 namespace weft {
 
-// ---- pointwise (ops/pointwise.cpp): operands broadcast, right-aligned; the result has the widest dtype ------------------
+// ---- pointwise (ops/pointwise.cpp): operands broadcast, right-aligned; the result has the widest dtype ----------------------
 
 Tensor operator+(Arg a, Arg b);
 Tensor operator-(Arg a, Arg b);
@@ -81,7 +81,9 @@ namespace detail {
 Tensor record_pointwise(std::string_view name, std::span<const Arg> inputs, Expr body, std::span<const double> constants);
 ExprType input_type(const Arg& a);
 template <class F, std::size_t... I>
-Expr call_body(F& f, const Arg* args, std::index_sequence<I...>) { return f(expr::input(int(I), input_type(args[I]))...); }
+Expr call_body(F& f, const Arg* args, std::index_sequence<I...>) {
+  return f(expr::input(int(I), input_type(args[I]))...);
+}
 template <std::size_t N, class F>
 Expr call_pointwise(F& f, std::span<const Arg> args) {
   if constexpr (N <= 8) {
@@ -102,7 +104,7 @@ Tensor pointwise(std::string_view name, std::initializer_list<Arg> inputs, F bod
   return detail::record_pointwise(name, args, root, scope.values());
 }
 
-// ---- views (ops/view.cpp): read-only index maps, no copy where strides can express them; negative axes count from the end --
+// ---- views (ops/view.cpp): read-only index maps, no copy where strides can express them; negative axes count from the end
 
 Tensor reshape(Arg a, Shape shape);  // one size may be -1
 Tensor permute(Arg a, std::vector<int> axes);
@@ -113,7 +115,7 @@ Tensor concat(std::vector<Arg> parts, int axis);
 Tensor pad(Arg a, int axis, std::int64_t before, std::int64_t after, double value = 0);
 std::vector<Tensor> split(Arg a, std::vector<std::int64_t> sizes, int axis);
 
-// ---- reductions (ops/reduce.cpp): over the given axes, all if empty; accumulated in fp32 (fp64 for f64), fixed order -------
+// ---- reductions (ops/reduce.cpp): over the given axes, all if empty; accumulated in fp32 (fp64 for f64), fixed order --------
 
 Tensor sum(Arg a, std::vector<int> axes = {}, bool keep = false);
 Tensor mean(Arg a, std::vector<int> axes = {}, bool keep = false);
@@ -122,66 +124,68 @@ Tensor logsumexp(Arg a, std::vector<int> axes = {}, bool keep = false);
 Tensor softmax(Arg a, std::vector<int> axes = {-1});
 Tensor log_softmax(Arg a, std::vector<int> axes = {-1});
 
-// ---- norms (ops/norm.cpp): over the last axis, statistics in fp32 (fp64 for f64) ----------------------------------------
+// ---- norms (ops/norm.cpp): over the last axis, statistics in fp32 (fp64 for f64) --------------------------------------------
 
 // x rsqrt(mean(x^2) + eps) w   (SPEC 0.3); weight (n) may be absent. The result has x's type, or `dtype`.
 Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {});
-Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5, std::optional<DType> dtype = {});  // weight, bias may be absent
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5,
+                  std::optional<DType> dtype = {});  // weight, bias may be absent
 
-// ---- matmul (ops/matmul.cpp) -----------------------------------------------------------------------------------------
+// ---- matmul (ops/matmul.cpp) ------------------------------------------------------------------------------------------------
 
 // a (..., m, k) b (..., k, n) -> (..., m, n); leading axes broadcast. Transposed operands: pass transpose(x), it costs nothing.
 Tensor matmul(Arg a, Arg b);
 // x (..., in) weight (out, in) -> (..., out);  y = x W^T + bias; bias (out) may be absent
 Tensor linear(Arg x, Arg weight, Arg bias = Tensor{});
 
-// ---- embedding (ops/embedding.cpp) -----------------------------------------------------------------------------------
+// ---- embedding (ops/embedding.cpp) ------------------------------------------------------------------------------------------
 
 // weight (v, d), ids (...) i32 or i64 in [0, v) -> (..., d). The gradient sums rows in id order: deterministic.
 Tensor embedding(Arg weight, Arg ids);
 
-// ---- cross-entropy (ops/cross_entropy.cpp, SPEC 0.4) ------------------------------------------------------------------
+// ---- cross-entropy (ops/cross_entropy.cpp, SPEC 0.4) ------------------------------------------------------------------------
 
 enum class Reduction { mean, sum, none };
 struct CrossEntropyOptions {
   std::int64_t ignore_index = -100;
-  double label_smoothing = 0;          // e: targets (1-e) onehot + e / v
-  Reduction reduction = Reduction::mean;  // mean over the valid labels (0 if there is none); none: one loss a row, 0 where ignored
+  double label_smoothing = 0;  // e: targets (1-e) onehot + e / v
+  Reduction reduction =
+      Reduction::mean;  // mean over the valid labels (0 if there is none); none: one loss a row, 0 where ignored
 };
 // logits (..., v), labels (...) integers. Computed in fp32 (fp64 for f64).
 Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options = {});
 
-// ---- dropout and masks (ops/gumbel.cpp, SPEC 6) -----------------------------------------------------------------------
+// ---- dropout and masks (ops/gumbel.cpp, SPEC 6) -----------------------------------------------------------------------------
 
 Tensor dropout(Arg x, double p, bool training = true);  // x / (1-p) with probability 1-p, else 0
 enum class MaskNoise { gumbel, logistic };
 struct GumbelOptions {
-  double temperature = 0.5;  // tau; may change every step
+  double temperature = 0.5;                       // tau; may change every step
   std::optional<Scalar> temperature_scalar = {};  // takes precedence
-  bool hard = true;          // straight-through: 1[M > 1/2] forward, the soft M backward
+  bool hard = true;                               // straight-through: 1[M > 1/2] forward, the soft M backward
   MaskNoise noise = MaskNoise::gumbel;
-  bool training = true;      // false: 1[logit > 0], no noise
+  bool training = true;  // false: 1[logit > 0], no noise
 };
 Tensor gumbel_sigmoid(Arg logits, GumbelOptions options = {});  // M = sigmoid((l + g) / tau)
 
-// ---- conv1d (ops/conv1d.cpp, SPEC 3): causal, depthwise, channel-last ---------------------------------------------------
+// ---- conv1d (ops/conv1d.cpp, SPEC 3): causal, depthwise, channel-last -------------------------------------------------------
 
 struct Conv1dOptions {
-  bool silu = false;      // out = silu(pre)
-  Tensor initial = {};    // (b, w-1, d): inputs before time 0 (zeros if absent)
-  Tensor* last = nullptr; // receives the last w-1 inputs (b, w-1, d), with gradient
+  bool silu = false;       // out = silu(pre)
+  Tensor initial = {};     // (b, w-1, d): inputs before time 0 (zeros if absent)
+  Tensor* last = nullptr;  // receives the last w-1 inputs (b, w-1, d), with gradient
 };
 // x (b, t, d) weight (d, w) bias (d, may be absent) -> (b, t, d);  out_t = bias + sum_j w[j] x_{t-(w-1)+j}
 Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {});
 
-// ---- selective scan (ops/scan.cpp, SPEC 1.4-1.5): channel-last -----------------------------------------------------------
+// ---- selective scan (ops/scan.cpp, SPEC 1.4-1.5): channel-last --------------------------------------------------------------
 
 struct ScanOptions {
-  Tensor D = {};            // (i): skip, s += D u
-  Hole delta = {};          // Delta = delta(raw; captured): softplus_bias(b). Space (b, t, i)
-  Hole out = {};            // o = out(s; captured): gate(z). Space (b, t, i)
-  Tensor initial = {};      // (b, i, n) h before time 0
-  Tensor* last = nullptr;   // receives h_T (b, i, n) in fp32 (fp64), with gradient
+  Tensor D = {};           // (i): skip, s += D u
+  Hole delta = {};         // Delta = delta(raw; captured): softplus_bias(b). Space (b, t, i)
+  Hole out = {};           // o = out(s; captured): gate(z). Space (b, t, i)
+  Tensor initial = {};     // (b, i, n) h before time 0
+  Tensor* last = nullptr;  // receives h_T (b, i, n) in fp32 (fp64), with gradient
 };
 // u, delta (b, t, i); A (i, n) < 0; B, C (b, t, n) or (b, t, g, n) with i divisible by g, channel c uses group c / (i/g).
 // h_t = exp(Delta A) h_{t-1} + Delta B u;  s_t = C h_t (+ D u);  result (b, t, i). n <= 256. State in fp32 (fp64).
@@ -190,10 +194,10 @@ Hole softplus_bias(Arg bias);  // v -> softplus(v + bias)
 Hole softplus_hole();          // v -> softplus(v)
 Hole gate(Arg z);              // s -> s silu(z)
 
-// ---- a user's own kernel (ops/custom.h) ---------------------------------------------------------------------------------
+// ---- a user's own kernel (ops/custom.h) -------------------------------------------------------------------------------------
 //
 // custom(op, {inputs...}, {outputs...}, values): CUDA text with names for its operands, a CPU function, a gradient.
 
-// ---- control of the tape (autograd/backward.h) has backward, grad, no_grad, checkpoint, tap ------------------------------
+// ---- control of the tape (autograd/backward.h) has backward, grad, no_grad, checkpoint, tap ---------------------------------
 
 }  // namespace weft

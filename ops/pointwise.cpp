@@ -115,7 +115,8 @@ namespace detail {
 ExprType input_type(const Arg& a) { return expr_type(a.dtype()); }
 
 Tensor record_pointwise(std::string_view name, std::span<const Arg> args, Expr body, std::span<const double> constants) {
-  if (args.empty()) fail(ErrorKind::usage, fmt::format("{}: a pointwise op needs a tensor", name), {}, "use full() for a constant");
+  if (args.empty())
+    fail(ErrorKind::usage, fmt::format("{}: a pointwise op needs a tensor", name), {}, "use full() for a constant");
   std::array<Tensor, 8> inputs;
   for (std::size_t i = 0; i < args.size(); ++i) inputs[i] = args[i].tensor();
   return record_body(name_id(name), body, {inputs.data(), args.size()}, constants, broadcast_all(name, args),
@@ -154,11 +155,13 @@ Tensor greater_equal(Arg a, double b) { return kGreaterEqual(a, b); }
 Tensor where(Arg condition, Arg a, Arg b) {
   const Arg args[] = {condition, a, b};
   const Expr c = expr::input(0, expr_type(condition.dtype()));
-  const Expr test = c.type() == ExprType::boolean ? c : not_equal(c, c.type() == ExprType::integer ? Expr(0) : expr::literal(0));
+  const Expr test =
+      c.type() == ExprType::boolean ? c : not_equal(c, c.type() == ExprType::integer ? Expr(0) : expr::literal(0));
   const Expr body = where(test, expr::input(1, expr_type(a.dtype())), expr::input(2, expr_type(b.dtype())));
   static const std::int64_t name = name_id("where");
   const Tensor inputs[] = {condition.tensor(), a.tensor(), b.tensor()};
-  return record_body(name, body, inputs, {}, broadcast_all("where", args), result_dtype(body, {args + 1, 2}), condition.where());
+  return record_body(name, body, inputs, {}, broadcast_all("where", args), result_dtype(body, {args + 1, 2}),
+                     condition.where());
 }
 
 Tensor min(Arg a, Arg b) { return kMin(a, b); }
@@ -215,7 +218,8 @@ Tensor uniform(Shape shape, DType dtype, Site where) {
 
 // Box-Muller: sqrt(-2 ln u1) cos(2 pi u2).
 Tensor normal(Shape shape, DType dtype, Site where) {
-  static const Expr body = sqrt(expr::literal(-2) * log(expr::input(0))) * cos(expr::literal(6.283185307179586) * expr::input(1));
+  static const Expr body =
+      sqrt(expr::literal(-2) * log(expr::input(0))) * cos(expr::literal(6.283185307179586) * expr::input(1));
   static const std::int64_t name = name_id("normal");
   const Tensor inputs[] = {uniform(shape, dtype, where), uniform(shape, dtype, where)};
   return record_body(name, body, inputs, {}, shape, dtype, where);

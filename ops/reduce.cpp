@@ -33,12 +33,14 @@ std::uint32_t axis_mask(const Arg& a, const std::vector<int>& axes, std::string_
 Shape reduced_shape(const Shape& from, std::uint32_t mask, bool keep) {
   Shape out;
   for (int i = 0; i < from.rank(); ++i)
-    if (!(mask >> i & 1)) out.push_back(from[i]);
-    else if (keep) out.push_back(1);
+    if (!(mask >> i & 1))
+      out.push_back(from[i]);
+    else if (keep)
+      out.push_back(1);
   return out;
 }
 
-// ---- sum and max over axes ------------------------------------------------------------------------------------------------
+// ---- sum and max over axes --------------------------------------------------------------------------------------------------
 
 constexpr int kLanes = 16;  // partial sums kept apart, so that the loop vectorises; the order is fixed
 
@@ -61,7 +63,9 @@ T fold_block(ReduceKind kind, const T* x, int n) {
 }
 
 template <class T>
-T combine(ReduceKind kind, T a, T b) { return kind == kReduceSum ? a + b : (b > a || b != b ? b : a); }
+T combine(ReduceKind kind, T a, T b) {
+  return kind == kReduceSum ? a + b : (b > a || b != b ? b : a);
+}
 
 template <class T>
 void fold_column(ReduceKind kind, T* total, const T* x, int n) {
@@ -96,13 +100,15 @@ void reduce_to(const Launch& launch, const Fused& source, ReduceKind kind, Reduc
           *total = combine(kind, *total, fold_block(kind, runner.read(o * s.reduced + r, m), m));
         }
       } else {
-        for (std::int64_t r = begin; r < end; ++r) fold_column(kind, total, runner.read((o * s.reduced + r) * s.inner + i, n), n);
+        for (std::int64_t r = begin; r < end; ++r)
+          fold_column(kind, total, runner.read((o * s.reduced + r) * s.inner + i, n), n);
       }
     }
   });
   const std::int64_t n = s.outer * s.inner;
   for (std::int64_t c = 1; c < chunks; ++c)
-    for (std::int64_t i = 0; i < n; ++i) partial[std::size_t(i)] = combine(kind, partial[std::size_t(i)], partial[std::size_t(c * n + i)]);
+    for (std::int64_t i = 0; i < n; ++i)
+      partial[std::size_t(i)] = combine(kind, partial[std::size_t(i)], partial[std::size_t(c * n + i)]);
   const View view = launch.view(out);
   for (std::int64_t i = 0; i < n; i += kBlock)
     write_block<T>(view, ExprType::real, i, int(std::min<std::int64_t>(kBlock, n - i)), partial.data() + i);
@@ -161,10 +167,11 @@ std::int64_t reduced_size(const Shape& shape, std::uint32_t mask) {
   return n;
 }
 
-// ---- softmax and its relatives over the last axis -------------------------------------------------------------------------
+// ---- softmax and its relatives over the last axis ---------------------------------------------------------------------------
 
 template <class T>
-void softmax_rows(const Launch& launch, const Fused& source, RowKind kind, std::int64_t rows, std::int64_t n, const Operand& out) {
+void softmax_rows(const Launch& launch, const Fused& source, RowKind kind, std::int64_t rows, std::int64_t n,
+                  const Operand& out) {
   const std::int64_t batch = std::max<std::int64_t>(1, 8192 / std::max<std::int64_t>(n, 1));
   parallel((rows + batch - 1) / batch, [&](std::int64_t part) {
     Runner<T> runner(launch, source);
@@ -206,8 +213,10 @@ void lower_softmax(Lowering& l) {
 void softmax_vjp(Vjp& v) {
   const Tensor y = v.output(), g = v.grad();
   switch (RowKind(v.integer(0))) {
-    case kSoftmax: return v.add(0, y * (g - sum(g * y, {-1}, true)));
-    case kLogSoftmax: return v.add(0, g - exp(y) * sum(g, {-1}, true));
+    case kSoftmax:
+      return v.add(0, y * (g - sum(g * y, {-1}, true)));
+    case kLogSoftmax:
+      return v.add(0, g - exp(y) * sum(g, {-1}, true));
     case kLogsumexp: {
       Shape column = y.shape();
       column.push_back(1);
@@ -301,7 +310,8 @@ Tensor max(Arg a, std::vector<int> axes, bool keep) {
 
 Tensor logsumexp(Arg a, std::vector<int> axes, bool keep) {
   const Tensor y = over_axes(a, axes, kLogsumexp, "logsumexp");
-  return keep ? reshape(y, reduced_shape(a.shape(), axis_mask(a, axes, "logsumexp"), true)) : reshape(y, reduced_shape(a.shape(), axis_mask(a, axes, "logsumexp"), false));
+  return keep ? reshape(y, reduced_shape(a.shape(), axis_mask(a, axes, "logsumexp"), true))
+              : reshape(y, reduced_shape(a.shape(), axis_mask(a, axes, "logsumexp"), false));
 }
 
 Tensor softmax(Arg a, std::vector<int> axes) { return reshape(over_axes(a, axes, kSoftmax, "softmax"), a.shape()); }

@@ -56,9 +56,9 @@ std::int64_t merge_columns(Fused& source, const Shape& shape, std::int64_t colum
   for (int i = shape.rank() - 1; i >= 0 && last < columns; --i) {
     if (shape[i] == 1) continue;
     const bool merges = axes == 0 || std::all_of(source.leaves.begin(), source.leaves.end(), [&](const Operand& o) {
-      const auto k = std::size_t(o.rank - 1);
-      return o.strides[k - 1] == o.strides[k] * o.dims[k];
-    });
+                          const auto k = std::size_t(o.rank - 1);
+                          return o.strides[k - 1] == o.strides[k] * o.dims[k];
+                        });
     if (!merges) break;
     last *= shape[i];
     if (axes++ == 0) continue;
@@ -89,11 +89,14 @@ void emit_row_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& sh
   const std::int64_t dims[] = {s.outer, parts};
   const Operand partial = parts > 1 ? l.scratch(compute_type(l), dims) : Operand{}, to = parts > 1 ? partial : out;
   CudaText text = l.text(name_of(kind));
-  text.define("KIND", kind).define("WHOLE", columns == s.reduced).fused("source", source, Shape{s.outer * s.reduced / columns, columns}.dims());
+  text.define("KIND", kind)
+      .define("WHOLE", columns == s.reduced)
+      .fused("source", source, Shape{s.outer * s.reduced / columns, columns}.dims());
   text.strided("out", as_rows(squeezed(to)));
   text.integer("tasks", s.outer * parts).integer("parts", parts).integer("chunk", chunk);
   text.integer("reduced", s.reduced).integer("columns", columns).traffic(bytes_of({&source}, {to}));
-  l.emit(launch_rows(text, {"ops/rows.cuh", "ops/reduce.cuh", "ops/reduce_rows.cuh"}, cut, (s.outer * parts + cut.rows - 1) / cut.rows));
+  l.emit(launch_rows(text, {"ops/rows.cuh", "ops/reduce.cuh", "ops/reduce_rows.cuh"}, cut,
+                     (s.outer * parts + cut.rows - 1) / cut.rows));
   if (parts > 1) emit_reduce(l, kind, fused_of(partial), Shape{s.outer, parts}, {s.outer, parts, 1}, out);
 }
 

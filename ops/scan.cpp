@@ -23,8 +23,8 @@ namespace {
 using namespace scan_layout;
 
 constexpr std::int64_t kBlockStates = 2048;  // of a block of channels: with A and the carried gradient they fit in L1
-constexpr std::int64_t kMostState = 256;  // n
-constexpr std::size_t kMostCaptured = 8;  // tensors a hole captures
+constexpr std::int64_t kMostState = 256;     // n
+constexpr std::size_t kMostCaptured = 8;     // tensors a hole captures
 
 // Sizes; a block of channels lies inside one group.
 struct Grid {
@@ -135,7 +135,7 @@ std::vector<T> transposed(const Launch& launch, const Operand& a, const Part& p,
   return out;
 }
 
-// ---- inner loops: w channels, n states, matrices (n, w); U states at a time share the loads of a channel ----------
+// ---- inner loops: w channels, n states, matrices (n, w); U states at a time share the loads of a channel --------------------
 
 // exp for |x| < 1e12 in 15 instructions, against vmath's 21: clamped as an integer, 0 below e^-87.7 and infinite above
 // e^88.3.
@@ -158,8 +158,7 @@ inline double fast_exp(double x) { return vmath::exp(x); }
 
 // h = exp(Delta A) h + Delta u B;  s += C h.
 template <class T, int U>
-void advance(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A, T* h,
-             T* s) {
+void advance(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* B, const T* C, const T* A, T* h, T* s) {
   for (std::int64_t j = 0; j < n; j += U) {
     const T *a = A + j * w, *b = B + j, *c = C + j;
     T* x = h + j * w;
@@ -202,8 +201,8 @@ void advance_keeping(std::int64_t w, std::int64_t n, const T* delta, const T* du
 // kappa = h - Delta u B:  gb += Gamma B, gak += Gamma A kappa (w);  dA += Gamma Delta kappa (n, w);  dB = sum of
 // Gamma Delta u, dC = sum of e h over the channels (n).
 template <class T, int U>
-void retreat(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* e, const T* B, const T* C,
-             const T* A, const T* decay, const T* h, T* carry, T* gb, T* gak, T* dA, T* dB, T* dC) {
+void retreat(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* e, const T* B, const T* C, const T* A,
+             const T* decay, const T* h, T* carry, T* gb, T* gak, T* dA, T* dB, T* dC) {
   for (std::int64_t j = 0; j < n; j += U) {
     const T *a = A + j * w, *b = B + j, *c = C + j, *x = h + j * w, *f = decay + j * w;
     T *g = carry + j * w, *da = dA + j * w;
@@ -243,7 +242,7 @@ void unrolled(std::int64_t n, F&& f) {
     f(std::integral_constant<int, 1>{});
 }
 
-// ---- forward ------------------------------------------------------------------------------------------------------
+// ---- forward ----------------------------------------------------------------------------------------------------------------
 
 // h (n, w) of a part from or to the (b, i, n) operand.
 template <class T>
@@ -271,8 +270,7 @@ struct ForwardOutputs {
 
 // s (steps, w) of the chunk becomes y: adds D u and evaluates the out hole.
 template <class T>
-void finish_rows(const ScanTask& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y,
-                 T* s) {
+void finish_rows(const ScanTask& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y, T* s) {
   for (std::int64_t k = 0; k < chunk.steps(); ++k, s += p.w) {
     const std::int64_t row = p.batch * task.grid.t + chunk.begin + k;
     if (D)
@@ -309,8 +307,8 @@ void forward_part(const ScanTask& task, const Launch& launch, const Rows& initia
     std::fill(s.begin(), s.end(), T(0));
     unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
       for (std::int64_t k = 0; k < chunk.steps(); ++k)
-        advance<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k],
-                      A.data(), h.data(), s.data() + k * p.w);
+        advance<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k], A.data(),
+                      h.data(), s.data() + k * p.w);
     });
     if (outputs.y) finish_rows(task, p, chunk, D, out.get(), outputs.y, s.data());
   }
@@ -350,7 +348,7 @@ void lower_scan_forward(Lowering& l) {
   });
 }
 
-// ---- backward -----------------------------------------------------------------------------------------------------
+// ---- backward ---------------------------------------------------------------------------------------------------------------
 
 struct ScanBackwardTask : ScanTask {
   Operand states, g, g_last;
@@ -389,9 +387,8 @@ struct BackwardScratch {
 
 // Evaluates a hole of gradients on one row of w elements and stores roots 1, 2, ... ; root 0 goes to `first`.
 template <class T>
-void run_gradients(Runner<T>& hole, const Launch& launch, const std::vector<Operand>& outputs, std::int64_t row,
-                   const Part& p, std::int64_t i, const T* value, const T* upstream, T* first,
-                   std::vector<std::vector<T>>& lines) {
+void run_gradients(Runner<T>& hole, const Launch& launch, const std::vector<Operand>& outputs, std::int64_t row, const Part& p,
+                   std::int64_t i, const T* value, const T* upstream, T* first, std::vector<std::vector<T>>& lines) {
   const void* values[] = {value, upstream};
   void* results[kMostCaptured + 1];
   results[0] = first;
@@ -418,8 +415,8 @@ void recompute(const ScanBackwardTask& task, const Launch& launch, const Part& p
   unrolled(g.n, [&]<int U>(std::integral_constant<int, U>) {
     for (std::int64_t k = 0; k < chunk.steps(); ++k)
       advance_keeping<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k],
-                            x.A.data(), k ? x.states + (k - 1) * size : x.first.data(), x.decay + k * size,
-                            x.states + k * size, x.s.data() + k * p.w);
+                            x.A.data(), k ? x.states + (k - 1) * size : x.first.data(), x.decay + k * size, x.states + k * size,
+                            x.s.data() + k * p.w);
   });
   for (std::int64_t k = 0; k < chunk.steps(); ++k) {
     const std::int64_t row = p.batch * g.t + chunk.begin + k;
@@ -451,8 +448,8 @@ void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Par
     for (std::int64_t k = chunk.steps() - 1; k >= 0; --k) {
       const std::int64_t at = k * p.w;
       retreat<T, U>(p.w, g.n, chunk.delta.data() + at, chunk.du.data() + at, x.e.data() + at, chunk.B[k], chunk.C[k],
-                    x.A.data(), x.decay + k * size, x.states + k * size, x.carry.data(), x.gb.data() + at,
-                    x.gak.data() + at, x.dA.data(), dB + k * g.n, dC + k * g.n);
+                    x.A.data(), x.decay + k * size, x.states + k * size, x.carry.data(), x.gb.data() + at, x.gak.data() + at,
+                    x.dA.data(), dB + k * g.n, dC + k * g.n);
     }
   });
   for (std::int64_t k = 0; k < chunk.steps(); ++k) {
@@ -571,7 +568,7 @@ void lower_scan_backward(Lowering& l) {
   });
 }
 
-// ---- ops and gradients --------------------------------------------------------------------------------------------
+// ---- ops and gradients ------------------------------------------------------------------------------------------------------
 
 void lower_scan(Lowering& l) {
   in_compute_type(l, [&]<class T>(T) { lower_scan_forward<T>(l); });
@@ -585,10 +582,9 @@ constexpr HoleSpec kHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"}, {"out
 constexpr HoleSpec kBackwardHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"},
                                        {"delta_grad", 2, "(b, t, i)", 1, true, "none"},
                                        {"out_grad", 2, "(b, t, i)", 1, true, "none"}};
-const Op& scan_op =
-    register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles});
-const Op& scan_backward_op = register_op(
-    {.name = "scan_backward", .lower = lower_scan_backward, .cuda = cuda_scan_backward, .holes = kBackwardHoles});
+const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles});
+const Op& scan_backward_op =
+    register_op({.name = "scan_backward", .lower = lower_scan_backward, .cuda = cuda_scan_backward, .holes = kBackwardHoles});
 
 // The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots,
 // the first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.
@@ -640,8 +636,7 @@ struct HoleInVjp {
   HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) {
     if (!filled.filled()) return;
     std::uint32_t wanted = 0;
-    for (std::size_t k = 0; k < filled.captured.size(); ++k)
-      wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
+    for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
     const HoleGradient& found = hole_gradient(filled.roots[0], filled.captured.size(), wanted);
     gradient = {found.roots, filled.captured, filled.constants};
     which = found.which;
@@ -704,8 +699,7 @@ void scan_vjp(Vjp& v) {
   out.add(v, 1, du);
 }
 
-void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const Arg& B, const Arg& C,
-                const ScanOptions& o) {
+void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const Arg& B, const Arg& C, const ScanOptions& o) {
   require_real(where, "scan", "u", u);
   const Shape su = u.shape();
   if (su.rank() != 3)
@@ -720,12 +714,11 @@ void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const 
   const Shape sb = B.shape();
   const bool grouped = sb.rank() == 4;
   if ((sb.rank() != 3 && !grouped) || sb[0] != su[0] || sb[1] != su[1] || sb[-1] != sa[1])
-    fail_at(where, "scan: B does not fit u and A",
-            fmt::format("B {}, u {}, A {}", to_string(sb), to_string(su), to_string(sa)),
+    fail_at(where, "scan: B does not fit u and A", fmt::format("B {}, u {}, A {}", to_string(sb), to_string(su), to_string(sa)),
             "B is (batch, time, states) or (batch, time, groups, states)");
   if (grouped && (sb[2] < 1 || su[2] % sb[2] != 0))
-    fail_at(where, "scan: the channels do not divide into the groups",
-            fmt::format("{} channels, {} groups", su[2], sb[2]), "every group has the same number of channels");
+    fail_at(where, "scan: the channels do not divide into the groups", fmt::format("{} channels, {} groups", su[2], sb[2]),
+            "every group has the same number of channels");
   require_shape(where, "scan", "C", C, sb, "B", B);
   if (o.D) require_shape(where, "scan", "D", o.D, Shape{su[2]}, "u", u);
   if (o.initial) require_shape(where, "scan", "initial", o.initial, Shape{su[0], su[2], sa[1]}, "u", u);

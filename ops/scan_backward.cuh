@@ -5,8 +5,8 @@
 //   3. SUB steps at a time, last first, decays and states are computed again into registers, and Gamma = e C + carry, the
 //      gradient of the state, runs back through them (retreat),
 //   4. what is elementwise is finished: du, and the delta hole's gradient (finish_chunk).
-// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du, dD or a gradient of Delta is; SHARED: bytes of
-// shared memory.
+// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du, dD or a gradient of Delta is; SHARED:
+// bytes of shared memory.
 
 struct alignas(16) Shared : ChannelSums::Memory {
   Steps steps;            // Delta becomes its gradient

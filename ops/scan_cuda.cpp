@@ -26,7 +26,11 @@ struct BlockShape {
   int slices;    // threads of a channel; they make whole warps
 
   BlockShape(std::int64_t n, bool in_double)
-      : value(in_double ? 8 : 4), states(n <= 1 ? 1 : n <= 2 ? 2 : n <= 16 || in_double ? 4 : 8) {
+      : value(in_double ? 8 : 4),
+        states(n <= 1                 ? 1
+               : n <= 2               ? 2
+               : n <= 16 || in_double ? 4
+                                      : 8) {
     const int most = in_double ? 512 : 2048;  // states of a block: backward's shared memory stays below 99 KB
     const int needed = std::max(int(ceil_div(n, states)), 1);
     channels = std::clamp(int(std::bit_floor(unsigned(most / (needed * states)))), 1, 32);
@@ -132,7 +136,8 @@ struct Scan {
     text.integer("groups", groups).integer("group_size", group_size).integer("parts", parts());
     text.rows("u", u).rows("raw", raw).rows("A", A).pointer("D", D);
     for (const auto& [name, rows] : {std::pair("B", &B), std::pair("C", &C)}) {
-      text.pointer(name, rows->operand).integer(fmt::format("{}_batch", name), segments > 1 ? rows->time * length() : rows->batch);
+      text.pointer(name, rows->operand)
+          .integer(fmt::format("{}_batch", name), segments > 1 ? rows->time * length() : rows->batch);
       text.integer(fmt::format("{}_time", name), rows->time).integer(fmt::format("{}_group", name), rows->group);
     }
     text.fused("delta_of", delta, space.dims());
@@ -171,7 +176,8 @@ struct Segments {
 };
 
 // The states (b, segments, i, n) that the segments begin with: `first` (b, i, n), if it is there, and what follows from it.
-Operand emit_join(Lowering& l, const Scan& scan, const Segments& from, const Operand& first, const Operand& last, bool reverse) {
+Operand emit_join(Lowering& l, const Scan& scan, const Segments& from, const Operand& first, const Operand& last,
+                  bool reverse) {
   const std::int64_t dims[] = {scan.batch(), scan.space[2], scan.n};
   const Operand start = l.scratch(from.ends.dtype, dims);
   CudaText text = l.text("scan_join");
@@ -200,9 +206,10 @@ std::string gradients_text(CudaText& text, std::string_view name, const Fused& f
     stores += fmt::format("  store_real<V>(a.{0} + (row * index(a.{0}_row) + col), {1});\n", to, y);
   }
   body += fmt::format("  {}<V>(a, row, col, value, upstream{});\n", roots, arguments);
-  return fmt::format("template <int V>\nDEVICE void {}_gradients(const Args& a, index row, index col, const real (&value)[V], "
-                     "const real (&upstream)[V], real (&first)[V]) {{\n{}{}}}\n",
-                     name, body, stores);
+  return fmt::format(
+      "template <int V>\nDEVICE void {}_gradients(const Args& a, index row, index col, const real (&value)[V], "
+      "const real (&upstream)[V], real (&first)[V]) {{\n{}{}}}\n",
+      name, body, stores);
 }
 
 // Whether the first root, or one that is stored, needs the hole's value.
@@ -253,8 +260,11 @@ void cuda_scan_backward(Lowering& l) {
   const Fused delta_grad = hole_or_value(l, 1, 2, space), out_grad = hole_or_value(l, 2, 2, space);
   const Operand dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD);
   // The outputs of the roots; the first of delta_grad is draw, with or without a hole.
-  BackwardLaunch all{.g_last = l.rows(kGLast), .d_initial = l.output(kDInitial), .du = l.output(kDu),
-                     .delta_to = std::vector<Operand>(delta_grad.roots.size()), .out_to = std::vector<Operand>(out_grad.roots.size())};
+  BackwardLaunch all{.g_last = l.rows(kGLast),
+                     .d_initial = l.output(kDInitial),
+                     .du = l.output(kDu),
+                     .delta_to = std::vector<Operand>(delta_grad.roots.size()),
+                     .out_to = std::vector<Operand>(out_grad.roots.size())};
   const auto output = [&](int j) { return l.integer(j) < 0 ? Operand{} : l.output(int(l.integer(j))); };
   const int roots = l.filled(1) ? int(all.delta_to.size()) : 0;
   for (int r = 1; r < roots; ++r) all.delta_to[std::size_t(r)] = output(r);
@@ -274,7 +284,8 @@ void cuda_scan_backward(Lowering& l) {
   const auto emit = [&](const std::string& name, const BackwardLaunch& to) {
     std::vector<Operand> stored = {g, to.du};
     for (const auto* outputs : {&to.delta_to, &to.out_to}) stored.insert(stored.end(), outputs->begin(), outputs->end());
-    const bool steps = to.du || to.dD_part || std::any_of(to.delta_to.begin(), to.delta_to.end(), [](const Operand& o) { return bool(o); });
+    const bool steps =
+        to.du || to.dD_part || std::any_of(to.delta_to.begin(), to.delta_to.end(), [](const Operand& o) { return bool(o); });
     const int width = scan.vector(std::move(stored), {&delta_grad, &out_grad});
     // Where activations are bf16, what is summed over channels is rounded to it too, and summed on tensor cores.
     const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32 && width > 1;
@@ -287,8 +298,8 @@ void cuda_scan_backward(Lowering& l) {
     text.pointer("delta_sum", to.delta_sum).pointer("dA_part", to.dA_part).pointer("dD_part", to.dD_part);
     text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
     text.traffic(scan.bytes({kept, g, to.g_last, to.du, to.delta_to[0], to.d_initial, to.dB_part, to.dC_part}));
-    const std::string holes = gradients_text(text, "delta", delta_grad, to.delta_to, space) +
-                              gradients_text(text, "out", out_grad, to.out_to, space);
+    const std::string holes =
+        gradients_text(text, "delta", delta_grad, to.delta_to, space) + gradients_text(text, "out", out_grad, to.out_to, space);
     const std::string body = holes + joined_texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",
                                                    "ops/scan_backward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));
@@ -296,7 +307,8 @@ void cuda_scan_backward(Lowering& l) {
   if (scan.blocks() > 0) {
     if (scan.segments > 1) {
       const Segments alone(l, scan);
-      emit("scan_segments_backward", {.d_initial = alone.ends, .delta_sum = alone.delta_sum,
+      emit("scan_segments_backward", {.d_initial = alone.ends,
+                                      .delta_sum = alone.delta_sum,
                                       .delta_to = std::vector<Operand>(all.delta_to.size()),
                                       .out_to = std::vector<Operand>(all.out_to.size())});
       all.g_last = emit_join(l, scan, alone, all.g_last, all.d_initial, true);

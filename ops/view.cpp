@@ -26,7 +26,7 @@ Tensor record_view(const Op& op, const Arg& a, const Shape& shape, std::span<con
   return record(op, {a.tensor()}, {{shape, a.dtype()}}, ints, {}, a.where());
 }
 
-// ---- reshape ------------------------------------------------------------------------------------------------------------
+// ---- reshape ----------------------------------------------------------------------------------------------------------------
 
 // Walks both shapes from the end, matching runs of axes with equal products; fails where a run of the base is not one
 // stretch of memory.
@@ -63,7 +63,7 @@ Operand reshape_view(const Tape& t, NodeId id, const Operand& base) {
 void reshape_vjp(Vjp& v) { v.add(0, reshape(v.grad(), v.input(0).shape())); }
 const Op& reshape_op = register_op({.name = "reshape", .vjp = reshape_vjp, .view = reshape_view});
 
-// ---- permute ------------------------------------------------------------------------------------------------------------
+// ---- permute ----------------------------------------------------------------------------------------------------------------
 
 Operand permute_view(const Tape& t, NodeId id, const Operand& base) {
   Operand o = base;
@@ -82,7 +82,7 @@ void permute_vjp(Vjp& v) {
 }
 const Op& permute_op = register_op({.name = "permute", .vjp = permute_vjp, .view = permute_view});
 
-// ---- slice: ints axis, begin ----------------------------------------------------------------------------------------------
+// ---- slice: ints axis, begin ------------------------------------------------------------------------------------------------
 
 Operand slice_view(const Tape& t, NodeId id, const Operand& base) {
   Operand o = base;
@@ -98,7 +98,7 @@ void slice_vjp(Vjp& v) {
 }
 const Op& slice_op = register_op({.name = "slice", .vjp = slice_vjp, .view = slice_view});
 
-// ---- expand -------------------------------------------------------------------------------------------------------------
+// ---- expand -----------------------------------------------------------------------------------------------------------------
 
 Operand expand_view(const Tape& t, NodeId id, const Operand& base) { return broadcast_to(base, t.shape(id).dims()); }
 void expand_vjp(Vjp& v) { v.add(0, sum_to(v.grad(), v.input(0).shape(), v.where())); }
@@ -179,8 +179,10 @@ Tensor reshape(Arg a, Shape shape) {
   int free = -1;
   std::int64_t known = 1;
   for (int i = 0; i < shape.rank(); ++i) {
-    if (shape[i] == -1 && free < 0) free = i;
-    else known *= shape[i];
+    if (shape[i] == -1 && free < 0)
+      free = i;
+    else
+      known *= shape[i];
   }
   if (free >= 0) shape[free] = known > 0 && from.numel() % known == 0 ? from.numel() / known : -1;
   if (shape.numel() != from.numel() || std::any_of(shape.begin(), shape.end(), [](auto d) { return d < 0; }))
@@ -255,7 +257,8 @@ Tensor concat(std::vector<Arg> parts, int axis) {
 
 Tensor pad(Arg a, int axis, std::int64_t before, std::int64_t after, double value) {
   axis = checked_axis(a, axis, "pad");
-  if (before < 0 || after < 0) fail_at(a.where(), "pad: a negative size", fmt::format("{} before, {} after", before, after), "use slice to cut");
+  if (before < 0 || after < 0)
+    fail_at(a.where(), "pad: a negative size", fmt::format("{} before, {} after", before, after), "use slice to cut");
   std::vector<Tensor> parts;
   std::vector<std::int64_t> sizes;
   auto fill = [&](std::int64_t size) {

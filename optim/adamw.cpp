@@ -55,8 +55,7 @@ struct Factors {
 };
 
 template <class T>
-void update(const Factors<T> f, const T* __restrict g, T* __restrict p, T* __restrict m, T* __restrict v,
-            std::int64_t n) {
+void update(const Factors<T> f, const T* __restrict g, T* __restrict p, T* __restrict m, T* __restrict v, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const T gi = g[i] * f.clip;
@@ -116,8 +115,7 @@ void check_options(const AdamWOptions& o, Site where) {
 
 }  // namespace
 
-// ---- the optimizer
-// --------------------------------------------------------------------------------------------------------
+// ---- the optimizer ----------------------------------------------------------------------------------------------------------
 
 AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
     : options_(options), bad_step_(Shape{}, DType::i64, "AdamW bad_step") {
@@ -129,7 +127,8 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
     if (!seen.insert(p.impl().get()).second) continue;  // tied
     if (!rows_.empty() && p.dtype() != rows_[0].param.dtype())
       fail_at(where, "AdamW: the parameters must have one type",
-              fmt::format("'{}' is {}, '{}' is {}", rows_[0].param.name(), name_of(rows_[0].param.dtype()), p.name(), name_of(p.dtype())),
+              fmt::format("'{}' is {}, '{}' is {}", rows_[0].param.name(), name_of(rows_[0].param.dtype()), p.name(),
+                          name_of(p.dtype())),
               "use an optimizer for each type");
     rows_.push_back({p, size_});
     size_ += (p.shape().numel() + 3) / 4 * 4;  // moments begin at multiples of 16 bytes, which a GPU moves at once
@@ -184,14 +183,11 @@ void AdamW::zero_grad() {
 std::int64_t AdamW::bad_step() const { return bad_step_.to_host<std::int64_t>()[0]; }
 void AdamW::clear_bad_step() { bad_step_.set<std::int64_t>({0}); }
 
-// ---- checkpoints
-// ------------------------------------------------------------------------------------------------------------
+// ---- checkpoints ------------------------------------------------------------------------------------------------------------
 
 namespace {
 
-HostTensor host_integer(std::int64_t value) {
-  return HostTensor::from<std::int64_t>(DType::i64, {}, std::span(&value, 1));
-}
+HostTensor host_integer(std::int64_t value) { return HostTensor::from<std::int64_t>(DType::i64, {}, std::span(&value, 1)); }
 
 }  // namespace
 
@@ -225,7 +221,8 @@ void AdamW::load_state_dict(const TensorMap& tensors) {
       const auto found = tensors.find(name);
       if (found == tensors.end()) {
         problems += "\n  missing: " + name;
-      } else if (found->second.dtype != moments_.dtype() || !std::ranges::equal(found->second.shape, row.param.shape().dims())) {
+      } else if (found->second.dtype != moments_.dtype() ||
+                 !std::ranges::equal(found->second.shape, row.param.shape().dims())) {
         problems += "\n  shape or type of " + name;
       } else {
         std::ranges::copy(found->second.bytes, all.begin() + (moment * size_ + row.offset) * width);

@@ -21,7 +21,8 @@ struct AdamWOptions {
 };
 
 // p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) +
-// eps) with g scaled by min(1, clip_norm / (norm + 1e-6)). Parameters are all f32 or all f64; the moments of all lie in one State.
+// eps) with g scaled by min(1, clip_norm / (norm + 1e-6)). Parameters are all f32 or all f64; the moments of all lie in one
+// State.
 class AdamW {
  public:
   explicit AdamW(std::vector<Param> params, AdamWOptions options = {}, Site where = Site::current());

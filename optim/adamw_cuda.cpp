@@ -60,7 +60,10 @@ CudaKernel update_kernel(const Operands& o, const Operand& factors) {
   const auto grid = unsigned(blocks.size());
   CudaText text("adamw", param == DType::f64);
   define_factors(define_chunks(text)).type("Param", param).pointer("factors", factors);
-  text.table("segments", std::move(segments)).table("blocks", std::move(blocks)).traffic(bytes).budget(param == DType::f64 ? 80 : 48);
+  text.table("segments", std::move(segments))
+      .table("blocks", std::move(blocks))
+      .traffic(bytes)
+      .budget(param == DType::f64 ? 80 : 48);
   return text.launch("optim/adamw.cuh", {grid, 1, 1}, {kChunkThreads, 1, 1});
 }
 

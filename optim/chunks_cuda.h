@@ -15,9 +15,7 @@ inline constexpr std::int64_t kCudaChunk = 8192;  // elements; a power of two, s
 inline constexpr unsigned kChunkThreads = 256;
 
 // The address of an operand's first element.
-inline CudaArg address_word(const Operand& o) {
-  return {CudaArg::pointer, o.slot, o.offset * std::int64_t(size_of(o.dtype))};
-}
+inline CudaArg address_word(const Operand& o) { return {CudaArg::pointer, o.slot, o.offset * std::int64_t(size_of(o.dtype))}; }
 inline CudaArg integer_word(std::int64_t value) { return {CudaArg::integer, -1, value}; }
 
 // A word a block: segment << 32 | chunk, which are elements [chunk * CHUNK, (chunk + 1) * CHUNK) as far as there are.

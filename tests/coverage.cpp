@@ -31,10 +31,12 @@ std::string trimmed(const std::string& s) {
 std::string kernel_of(const std::string& text) { return text.substr(0, text.find("__")); }
 
 bool tells_apart(const std::string& opcode) {
-  constexpr std::array kWords{"ld",   "st",    "atom",  "red", "cp",       "ldmatrix", "stmatrix", "mma", "bar",  "barrier", "membar",
-                              "fence", "shfl", "vote", "match", "redux", "bra",      "brx",      "call",     "ret", "exit", "trap"};
+  constexpr std::array kWords{"ld",  "st",      "atom",   "red",   "cp",   "ldmatrix", "stmatrix", "mma",
+                              "bar", "barrier", "membar", "fence", "shfl", "vote",     "match",    "redux",
+                              "bra", "brx",     "call",   "ret",   "exit", "trap"};
   const std::string word = opcode.substr(0, opcode.find('.'));
-  return !opcode.starts_with("ld.param") && opcode != "bra.uni" && std::find(kWords.begin(), kWords.end(), word) != kWords.end();
+  return !opcode.starts_with("ld.param") && opcode != "bra.uni" &&
+         std::find(kWords.begin(), kWords.end(), word) != kWords.end();
 }
 
 // What blocks that are alike have in common.
@@ -63,7 +65,9 @@ CoverageReport coverage_report(const std::vector<std::string>& lines, const std:
     const std::vector<std::string> parts = split(line, '\t');
     if (parts.size() != 4) continue;  // an empty block
     const bool run = parts[2] == "1";
-    Block& block = blocks.try_emplace({kernel_of(parts[0]), likeness(parts[3])}, Block{false, parts[0], parts[3], std::stoi(parts[1])}).first->second;
+    Block& block =
+        blocks.try_emplace({kernel_of(parts[0]), likeness(parts[3])}, Block{false, parts[0], parts[3], std::stoi(parts[1])})
+            .first->second;
     block.run |= run;
     texts[parts[0]][std::stoi(parts[1])] |= run;
   }
@@ -119,11 +123,13 @@ std::string to_text(const CoverageReport& report, double least) {
     out += fmt::format("{:24} {:6} {:7} {:6} {:9} {:6.1f} %{}\n", name, k.texts, k.blocks, k.run, k.excepted, 100 * k.share(),
                        k.share() < least ? fmt::format("  less than {:.0f} %", 100 * least) : "");
   }
-  out += fmt::format("{} texts; of all {} blocks of each for itself {:.1f} % have run\n", texts, all, 100. * all_run / std::max(all, 1));
+  out += fmt::format("{} texts; of all {} blocks of each for itself {:.1f} % have run\n", texts, all,
+                     100. * all_run / std::max(all, 1));
   out += "\nblocks that have not run:\n";
   for (const auto& [name, k] : report.kernels)
     for (const KernelCoverage::Missing& m : k.missing)
-      out += fmt::format("  {}, PTX line {}: {}\n", m.text, m.line, m.opcodes.size() > 200 ? m.opcodes.substr(0, 200) + " ..." : m.opcodes);
+      out += fmt::format("  {}, PTX line {}: {}\n", m.text, m.line,
+                         m.opcodes.size() > 200 ? m.opcodes.substr(0, 200) + " ..." : m.opcodes);
   out += "\nexcepted:\n";
   for (const auto& [reason, count] : report.excepted) out += fmt::format("  {:6}  {}\n", count, reason);
   for (const std::string& text : report.never) out += fmt::format("never run: {}\n", text);

@@ -1,10 +1,10 @@
 // Which basic blocks of the generated kernels the suite has run on the emulated device (jit/emulator/coverage.h).
 //
-// A kernel here is what its texts have in common: "conv1d" of "conv1d__silu__3f9c1a". Its texts differ in types, sizes and in what
-// was fused; so many blocks are of one text alone. A block counts as run if its like ran in any text of the kernel: one with the
-// same accesses to memory, barriers, exchanges, matrix instructions and conditional branches, in the same order, each named once, doubles as
-// floats. (Arithmetic, which fusion and compiler vary, is checked by values.) Every text must have run. The share of all blocks
-// of all texts is told too, but not held to anything.
+// A kernel here is what its texts have in common: "conv1d" of "conv1d__silu__3f9c1a". Its texts differ in types, sizes and in
+// what was fused; so many blocks are of one text alone. A block counts as run if its like ran in any text of the kernel: one
+// with the same accesses to memory, barriers, exchanges, matrix instructions and conditional branches, in the same order, each
+// named once, doubles as floats. (Arithmetic, which fusion and compiler vary, is checked by values.) Every text must have run.
+// The share of all blocks of all texts is told too, but not held to anything.
 #pragma once
 
 #include <map>
@@ -22,7 +22,7 @@ struct CoverageException {
 };
 
 struct KernelCoverage {
-  int texts = 0, all = 0, all_run = 0;  // all: blocks of all texts
+  int texts = 0, all = 0, all_run = 0;    // all: blocks of all texts
   int blocks = 0, run = 0, excepted = 0;  // blocks that are not alike
   struct Missing {
     std::string text, opcodes;
@@ -34,7 +34,7 @@ struct KernelCoverage {
 
 struct CoverageReport {
   std::map<std::string, KernelCoverage> kernels;
-  std::vector<std::string> never;  // texts that were loaded and did not run
+  std::vector<std::string> never;       // texts that were loaded and did not run
   std::map<std::string, int> excepted;  // blocks by reason
 };
 

@@ -17,8 +17,7 @@ inline void expect_error(ErrorKind kind, const std::vector<std::string>& words, 
   } catch (const Error& error) {
     EXPECT_EQ(int(error.kind()), int(kind)) << error.what();
     for (const std::string& word : words)
-      EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-          << "no \"" << word << "\" in: " << error.what();
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << "no \"" << word << "\" in: " << error.what();
     return;
   } catch (const std::exception& error) {
     ADD_FAILURE() << "another exception: " << error.what();

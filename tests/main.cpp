@@ -1,6 +1,7 @@
 // Runs the tests of one file (--file=test_x.cpp), and of those the quick or the slow suites (--speed=quick|slow): a
-// suite is slow when its name begins with Slow. --coverage=FOLDER joins what WEFT_EMU_COVERAGE=FOLDER has left; --mutants lists the
-// mutants of tests/mutate.h, --mutant=N plants one; --fingerprints reads names of compiled files and tells which are the same code.
+// suite is slow when its name begins with Slow. --coverage=FOLDER joins what WEFT_EMU_COVERAGE=FOLDER has left; --mutants lists
+// the mutants of tests/mutate.h, --mutant=N plants one; --fingerprints reads names of compiled files and tells which are the
+// same code.
 #include <gtest/gtest.h>
 
 #include <charconv>
@@ -39,7 +40,8 @@ void list_fingerprints() {
     std::ifstream in(file, std::ios::binary);
     const std::string text((std::istreambuf_iterator<char>(in)), {});
     const std::size_t begin = std::min(text.find(".version"), text.size());
-    std::printf("%016zx\t%s\n", std::hash<std::string>()(weft::canonical_ptx(std::string_view(text).substr(begin))), file.c_str());
+    std::printf("%016zx\t%s\n", std::hash<std::string>()(weft::canonical_ptx(std::string_view(text).substr(begin))),
+                file.c_str());
   }
 }
 
@@ -89,7 +91,10 @@ int main(int argc, char** argv) {
     } else if (word.starts_with("--coverage=")) {
       return weft::report_coverage(std::string(word.substr(11)));
     } else {
-      std::fprintf(stderr, "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --coverage=FOLDER, --mutants, --mutant=N, --fingerprints, --gtest_...)\n", argv[i]);
+      std::fprintf(stderr,
+                   "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --coverage=FOLDER, --mutants, --mutant=N, "
+                   "--fingerprints, --gtest_...)\n",
+                   argv[i]);
       return 2;
     }
     chosen = true;

@@ -117,7 +117,8 @@ class Finder {
     const std::string a = code_.substr(begin, at - begin) + " : ", b = code_.substr(at + 3, mark - at - 3);
     if (code_.compare(mark + 3, a.size(), a) != 0) return false;
     const auto is_b = [&](std::size_t from) {
-      return code_.compare(from, b.size(), b) == 0 && std::string_view(",;)").find(code_[from + b.size()]) != std::string_view::npos;
+      return code_.compare(from, b.size(), b) == 0 &&
+             std::string_view(",;)").find(code_[from + b.size()]) != std::string_view::npos;
     };
     const std::size_t other = mark + 3 + a.size();
     return is_b(other) || is_b(code_.find('(', other) + 1);
@@ -162,7 +163,8 @@ class Finder {
     each(" ? ", [&](std::size_t at) { mask(condition_before(at), at); });
     each("bool ", [&](std::size_t at) {
       const std::size_t equal = code_.find(" = ", at), end = code_.find(';', at);
-      if (equal < end && code_.find_first_of("(),?", at) > equal && code_.substr(equal, end - equal).find(" ? ") == std::string::npos)
+      if (equal < end && code_.find_first_of("(),?", at) > equal &&
+          code_.substr(equal, end - equal).find(" ? ") == std::string::npos)
         mask(equal + 3, end);
     });
   }
@@ -197,8 +199,10 @@ class Finder {
     }
   }
   // Not a call whose arguments have an order: a statement, the declaration of a function, or a symmetric function.
-  bool unordered(const std::string& name, std::size_t begin, const std::vector<std::pair<std::size_t, std::size_t>>& arguments) const {
-    for (const char* word : {"for", "if", "switch", "asm", "volatile", "static_assert", "__launch_bounds__", "__align__", "DEVICE", "return"})
+  bool unordered(const std::string& name, std::size_t begin,
+                 const std::vector<std::pair<std::size_t, std::size_t>>& arguments) const {
+    for (const char* word :
+         {"for", "if", "switch", "asm", "volatile", "static_assert", "__launch_bounds__", "__align__", "DEVICE", "return"})
       if (name == word) return true;
     for (const char* symmetric : {"min_of", "max_of", "__umulhi", "fold"})
       if (name == symmetric) return true;
@@ -207,14 +211,16 @@ class Finder {
     std::size_t type = before;
     while (type > 0 && in_word(code_[type - 1])) --type;
     const std::string word = code_.substr(type, before - type);
-    for (const char* known : {"void", "real", "index", "float", "double", "int", "u32", "u64", "i64", "bool", "bf16", "R", "DEVICE"})
+    for (const char* known :
+         {"void", "real", "index", "float", "double", "int", "u32", "u64", "i64", "bool", "bf16", "R", "DEVICE"})
       if (word == known) return true;
     return std::any_of(arguments.begin(), arguments.end(), [&](const auto& a) {  // "const T* x", "index row"
       const std::string text = code_.substr(a.first, a.second - a.first);
       const std::size_t blank = text.find(' ');
-      return blank != std::string::npos && std::all_of(text.begin(), text.begin() + std::ptrdiff_t(blank), [](char c) {
-               return in_word(c) || c == '&' || c == '*';
-             }) && (in_word(text[blank + 1]) || text[blank + 1] == '(');
+      return blank != std::string::npos &&
+             std::all_of(text.begin(), text.begin() + std::ptrdiff_t(blank),
+                         [](char c) { return in_word(c) || c == '&' || c == '*'; }) &&
+             (in_word(text[blank + 1]) || text[blank + 1] == '(');
     });
   }
 
@@ -247,7 +253,7 @@ std::string mutated(std::string_view text, const Mutant& m) { return std::string
 
 std::string describe(std::string_view text, const Mutant& m) {
   const std::string after = mutated(text, m);
-  std::size_t begin = after.rfind('\n', m.at) + 1;  // npos + 1 is 0
+  std::size_t begin = after.rfind('\n', m.at) + 1;                                 // npos + 1 is 0
   if (m.rule == "barrier" && begin > 1) begin = after.rfind('\n', begin - 2) + 1;  // the line before tells where it was
   begin = after.find_first_not_of(' ', begin);
   std::string line = after.substr(begin, after.find('\n', m.at + m.replacement.size()) - begin);
@@ -268,7 +274,8 @@ std::string canonical_ptx(std::string_view ptx) {
     line = line.substr(0, line.find("//"));
     line = line.substr(0, line.find_last_not_of(" \t") + 1);
     const std::size_t first = line.find_first_not_of(" \t");
-    if (first == std::string_view::npos || line.substr(first).starts_with(".loc") || line.substr(first).starts_with(".reg")) continue;
+    if (first == std::string_view::npos || line.substr(first).starts_with(".loc") || line.substr(first).starts_with(".reg"))
+      continue;
     if (line.substr(first).starts_with(".file") || line.substr(first).starts_with(".section")) break;  // for debuggers
     for (std::size_t i = first; i < line.size();) {
       std::size_t stop = i + 1;

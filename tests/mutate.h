@@ -10,9 +10,9 @@
 namespace weft {
 
 struct Mutant {
-  std::string file;  // "ops/scan.cuh"
-  std::string rule;  // barrier, less, plus_one, stride, mask or swap
-  int line = 0;      // of the file, from 1
+  std::string file;              // "ops/scan.cuh"
+  std::string rule;              // barrier, less, plus_one, stride, mask or swap
+  int line = 0;                  // of the file, from 1
   std::size_t at = 0, size = 0;  // what is replaced
   std::string replacement;
 };
@@ -34,8 +34,8 @@ std::string mutated(std::string_view text, const Mutant& m);
 // holds while other lines change.
 std::string describe(std::string_view text, const Mutant& m);
 
-// A PTX text without what changes no instruction: comments, places in the source, names of the kernel, and which of their numbers
-// registers and labels have. Equal for two texts: they are the same code.
+// A PTX text without what changes no instruction: comments, places in the source, names of the kernel, and which of their
+// numbers registers and labels have. Equal for two texts: they are the same code.
 std::string canonical_ptx(std::string_view ptx);
 
 // From now on kernels are made of the mutated text.

@@ -21,7 +21,8 @@ struct Outcome {
 inline Outcome shell(const std::string& command, const std::filesystem::path& folder) {
   const std::string bin = std::filesystem::path(std::getenv("WEFT_PROGRAM")).parent_path().string();
   // A mistake that is not seen becomes a long run of the program.
-  const std::string script = "PATH='" + bin + "':$PATH; weft() { timeout 100 weft \"$@\"; }; cd '" + folder.string() + "' || exit 99; " + command;
+  const std::string script =
+      "PATH='" + bin + "':$PATH; weft() { timeout 100 weft \"$@\"; }; cd '" + folder.string() + "' || exit 99; " + command;
   std::FILE* pipe = ::popen(("{ " + script + "\n} 2>&1 </dev/null").c_str(), "r");
   Outcome outcome{-1, {}};
   char buffer[4096];

@@ -12,10 +12,9 @@
 
 namespace weft::testing {
 
-inline constexpr ExprOp kUnaryReal[] = {ExprOp::neg,     ExprOp::exp,      ExprOp::log,   ExprOp::log1p,
-                                        ExprOp::expm1,   ExprOp::sqrt,     ExprOp::rsqrt, ExprOp::tanh,
-                                        ExprOp::sigmoid, ExprOp::softplus, ExprOp::erf,   ExprOp::abs,
-                                        ExprOp::sign,    ExprOp::floor,    ExprOp::sin,   ExprOp::cos};
+inline constexpr ExprOp kUnaryReal[] = {
+    ExprOp::neg,     ExprOp::exp,      ExprOp::log, ExprOp::log1p, ExprOp::expm1, ExprOp::sqrt,  ExprOp::rsqrt, ExprOp::tanh,
+    ExprOp::sigmoid, ExprOp::softplus, ExprOp::erf, ExprOp::abs,   ExprOp::sign,  ExprOp::floor, ExprOp::sin,   ExprOp::cos};
 inline constexpr ExprOp kBinaryReal[] = {ExprOp::add, ExprOp::sub, ExprOp::mul, ExprOp::div,
                                          ExprOp::min, ExprOp::max, ExprOp::pow};
 inline constexpr ExprOp kComparisons[] = {ExprOp::eq, ExprOp::ne, ExprOp::lt, ExprOp::le};

@@ -116,8 +116,8 @@ void check_writes(unsigned seed) {
     write_block<T>(v, type, first, n, values);
     for (int j = 0; j < n; ++j) {
       double x = register_value<T>(type, values, j);
-      double want = is_real(v.dtype) ? double(v.dtype == DType::bf16 ? float(bf16(float(x))) : x)
-                                     : as_type(expr_type(v.dtype), x);
+      double want =
+          is_real(v.dtype) ? double(v.dtype == DType::bf16 ? float(bf16(float(x))) : x) : as_type(expr_type(v.dtype), x);
       ASSERT_EQ(value_at(v, first + j), want) << name_of(v.dtype);
       // Put the old bytes back: in the end nothing but the elements may have changed.
       std::size_t at = v.data - s.bytes.data() + offset_of(v, first + j) * size_of(v.dtype);

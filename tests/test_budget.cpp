@@ -65,7 +65,7 @@ TEST(Budget, Differences) {
   EXPECT_EQ(difference(budget, {{"a", {{"global_read", 110}}}, {"b", {}}}).grown, "  a: global_read 100 -> 110 (+10.00 %)\n");
 }
 
-// ---- the cases
+// ---- the cases --------------------------------------------------------------------------------------------------------------
 
 Tensor values(const Shape& shape, DType dtype, double phase) {
   std::vector<float> v(std::size_t(shape.numel()));
@@ -92,7 +92,8 @@ Step scan_step(DType dtype, std::int64_t b, std::int64_t t, std::int64_t i, std:
                B = values({b, t, n}, dtype, 3), C = values({b, t, n}, dtype, 4), g = values({b, t, i}, dtype, 5),
                A = values({i, n}, DType::f32, 6), D = values({i}, DType::f32, 7), bias = values({i}, DType::f32, 8);
   return [=] {
-    return both_ways(scan(u, delta, A - 1.5, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z)}), g, {u, delta, A, B, C, D, bias, z});
+    return both_ways(scan(u, delta, A - 1.5, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z)}), g,
+                     {u, delta, A, B, C, D, bias, z});
   };
 }
 Step conv1d_step(DType dtype, std::int64_t t, std::int64_t width) {
@@ -195,18 +196,21 @@ class SlowBudget : public testing::Test {
     if (const char* update = std::getenv("WEFT_UPDATE_BUDGET"); update && std::string_view(update) == "1") {
       std::erase_if(budget, std::not_fn(other));
       budget.insert(now_.begin(), now_.end());
-      std::ofstream(kFile) << nlohmann::json{{"nvrtc", nvrtc_version()}, {"target", emulated_target()}, {"kernels", budget}}.dump(1) << "\n";
+      std::ofstream(kFile)
+          << nlohmann::json{{"nvrtc", nvrtc_version()}, {"target", emulated_target()}, {"kernels", budget}}.dump(1) << "\n";
       return;
     }
     std::erase_if(budget, other);
     const Difference d = difference(budget, now_);
     if (file.at("nvrtc") != nvrtc_version() || file.at("target") != emulated_target()) {
-      fmt::print("the budget is of NVRTC {} for sm_{}, this is {} for sm_{}; more than in the budget:\n{}less:\n{}", file.at("nvrtc").get<int>(),
-                 file.at("target").get<int>(), nvrtc_version(), emulated_target(), d.grown, d.shrunk);
+      fmt::print("the budget is of NVRTC {} for sm_{}, this is {} for sm_{}; more than in the budget:\n{}less:\n{}",
+                 file.at("nvrtc").get<int>(), file.at("target").get<int>(), nvrtc_version(), emulated_target(), d.grown,
+                 d.shrunk);
       return;
     }
     EXPECT_EQ(d.grown, "") << "kernels do more than tests/budget.json allows; if this is meant: WEFT_UPDATE_BUDGET=1";
-    if (!d.shrunk.empty()) fmt::print("kernels do less than tests/budget.json allows; WEFT_UPDATE_BUDGET=1 keeps it so:\n{}", d.shrunk);
+    if (!d.shrunk.empty())
+      fmt::print("kernels do less than tests/budget.json allows; WEFT_UPDATE_BUDGET=1 keeps it so:\n{}", d.shrunk);
   }
 
  private:

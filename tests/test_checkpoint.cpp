@@ -92,8 +92,13 @@ TEST_F(CheckpointFolder, AnUnfinishedSaveIsNoCheckpoint) {
 // ---- options ----------------------------------------------------------------------------------------------------------------
 
 TEST(TrainOptionsTable, SettingsChangeDefaultsInTheirOrder) {
-  const TrainOptions o = options_from({{"lr", "1e-3"}, {"weight-decay", "0.2"}, {"preset", "small"}, {"layers", "3"}, {"tf32", "true"},
-                                       {"seed", "18446744073709551615"}, {"steps", "7"}});
+  const TrainOptions o = options_from({{"lr", "1e-3"},
+                                       {"weight-decay", "0.2"},
+                                       {"preset", "small"},
+                                       {"layers", "3"},
+                                       {"tf32", "true"},
+                                       {"seed", "18446744073709551615"},
+                                       {"steps", "7"}});
   EXPECT_EQ(o.lr, 1e-3);
   EXPECT_EQ(o.weight_decay, 0.2);
   EXPECT_EQ(o.width, 384);  // of the preset
@@ -127,7 +132,9 @@ TEST(TrainOptionsTable, MistakesAreNamed) {
 TEST(TrainOptionsTable, ResumingKeepsWhatTheModelIs) {
   const TrainOptions saved = options_from({{"width", "64"}});
   EXPECT_EQ(resumed_options(saved, {{"steps", "9"}, {"width", "64"}}).steps, 9);
-  expect_error(ErrorKind::usage, {"--width cannot change", "the run has 64, given is 65"}, [&] { resumed_options(saved, {{"width", "65"}}); });
+  expect_error(ErrorKind::usage, {"--width cannot change", "the run has 64, given is 65"}, [&] {
+    resumed_options(saved, {{"width", "65"}});
+  });
 }
 
 // ---- metrics ----------------------------------------------------------------------------------------------------------------
@@ -146,7 +153,8 @@ TEST(MetricsLog, GoesOnBehindAStep) {
   { const MetricsLog log(run.path(), 5); }
   EXPECT_EQ(read_metrics(run.path()).damaged, 0);
   EXPECT_EQ(read_metrics(run.path()).lines.size(), 6u);
-  EXPECT_EQ(read_text(run / "events.out.tfevents.weft").substr(40), events.substr(40));  // behind the first record, which has the time
+  EXPECT_EQ(read_text(run / "events.out.tfevents.weft").substr(40),
+            events.substr(40));  // behind the first record, which has the time
   { const MetricsLog log(run.path(), 3); }
   EXPECT_EQ(read_metrics(run.path()).lines.back()["step"], 3);
   { const MetricsLog log(run.path(), 0); }
@@ -183,9 +191,12 @@ Fields parse_message(std::string_view rest) {
   while (!rest.empty()) {
     const std::uint64_t key = take_varint(rest);
     const int field = int(key >> 3);
-    if ((key & 7) == 0) fields.numbers[field].push_back(take_varint(rest));
-    else if ((key & 7) == 1) fields.numbers[field].push_back(take<std::uint64_t>(rest));
-    else if ((key & 7) == 5) fields.numbers[field].push_back(take<std::uint32_t>(rest));
+    if ((key & 7) == 0)
+      fields.numbers[field].push_back(take_varint(rest));
+    else if ((key & 7) == 1)
+      fields.numbers[field].push_back(take<std::uint64_t>(rest));
+    else if ((key & 7) == 5)
+      fields.numbers[field].push_back(take<std::uint32_t>(rest));
     else {
       const std::uint64_t size = take_varint(rest);
       fields.texts[field].emplace_back(rest.substr(0, size));

@@ -84,7 +84,7 @@ const Compiled kSample{.cubin = "machine code",
                        .constant_bytes = 4,
                        .seconds = 0.5};
 
-// ---- the cache alone
+// ---- the cache alone --------------------------------------------------------------------------------------------------------
 
 TEST_F(CacheTest, GivesBackWhatWasStored) {
   const std::string key = cache_key("text");
@@ -216,7 +216,7 @@ TEST_F(CacheTest, StateCountsEntriesAndBytes) {
   EXPECT_EQ(state.bytes, std::int64_t(2 * (fs::file_size(entries()[0]) + 6)));
 }
 
-// ---- the compiler
+// ---- the compiler -----------------------------------------------------------------------------------------------------------
 
 TEST_F(CompilerTest, CompilesForEveryTarget) {
   std::vector<CompileJob> jobs;
@@ -306,16 +306,13 @@ TEST_F(CompilerTest, ADamagedEntryIsMadeAgain) {
 }
 
 TEST_F(CompilerTest, AMistakeShowsTheLog) {
-  const std::string text =
-      "extern \"C\" __global__ void broken(float* y) {\n  float x = 1.0f;\n  y[0] = x + nothing;\n}\n";
-  expect_error(
-      ErrorKind::device,
-      {"kernel broken does not compile for sm_80", "broken.cu(3): error", "identifier \"nothing\" is undefined",
-       "      2    float x = 1.0f;\n>     3    y[0] = x + nothing;\n      4  }"},
-      [&] { compile("broken", text, "sm_80"); });
+  const std::string text = "extern \"C\" __global__ void broken(float* y) {\n  float x = 1.0f;\n  y[0] = x + nothing;\n}\n";
+  expect_error(ErrorKind::device,
+               {"kernel broken does not compile for sm_80", "broken.cu(3): error", "identifier \"nothing\" is undefined",
+                "      2    float x = 1.0f;\n>     3    y[0] = x + nothing;\n      4  }"},
+               [&] { compile("broken", text, "sm_80"); });
   EXPECT_FALSE(fs::exists(cache_));
-  expect_error(ErrorKind::device, {"kernel scale does not compile for sm_7"},
-               [] { compile("scale", scale_text(1), "sm_7"); });
+  expect_error(ErrorKind::device, {"kernel scale does not compile for sm_7"}, [] { compile("scale", scale_text(1), "sm_7"); });
 }
 
 TEST_F(CompilerTest, SpillsAreCounted) {
@@ -381,9 +378,7 @@ TEST(TargetTest, IsExactOrTheNearest) {
   EXPECT_EQ(target_among(10, 0, old), "compute_90");
   EXPECT_EQ(target_among(13, 0, recent), "compute_120");
   expect_error(ErrorKind::device, {"7.5", "8.0 or later"}, [&] { target_among(7, 5, recent); });
-  expect_error(ErrorKind::device, {"no architecture", "90, 100"}, [&] {
-    target_among(8, 0, std::vector<int>{90, 100});
-  });
+  expect_error(ErrorKind::device, {"no architecture", "90, 100"}, [&] { target_among(8, 0, std::vector<int>{90, 100}); });
 }
 
 }  // namespace

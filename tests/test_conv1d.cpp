@@ -39,14 +39,11 @@ TEST(Conv1d, GoldenG3) {
   const Tensor out = conv1d(x, w, bias, {.silu = true});
   const std::vector<Tensor> d = grad(out, g, {x, w, bias});
   const auto rows = [](const Tensor& t) { return swap_last(t.to_host<double>(), 1, 4, 2); };
-  expect_near(rows(out),
-              {0.20532393, 0.3329542, 0.60592135, 0.44520583, 0.54674441, 1.28538592, 1.93463748, 2.05065972}, 1e-8,
+  expect_near(rows(out), {0.20532393, 0.3329542, 0.60592135, 0.44520583, 0.54674441, 1.28538592, 1.93463748, 2.05065972}, 1e-8,
               "out");
-  expect_near(rows(d[0]),
-              {-0.21264927, -0.35973402, -0.05620908, 0.09166877, 2.10113042, 2.28201251, 1.70112673, 0.83923208}, 1e-8,
-              "dx");
-  expect_near(d[1].to_host<double>(), {-0.36031659, -0.05632583, 0.40596685, 1.57264393, 2.60674487, 3.40025098}, 1e-8,
-              "dw");
+  expect_near(rows(d[0]), {-0.21264927, -0.35973402, -0.05620908, 0.09166877, 2.10113042, 2.28201251, 1.70112673, 0.83923208},
+              1e-8, "dx");
+  expect_near(d[1].to_host<double>(), {-0.36031659, -0.05632583, 0.40596685, 1.57264393, 2.60674487, 3.40025098}, 1e-8, "dw");
   expect_near(d[2].to_host<double>(), {-0.61987644, -3.74515846}, 1e-8, "db");
 }
 
@@ -67,8 +64,7 @@ struct Problem {
       for (double& e : v) e = normal(random);
       return v;
     };
-    x = draw(c.b * c.t * c.d), w = draw(c.d * c.w), bias = draw(c.d), initial = draw(c.b * (c.w - 1) * c.d),
-    g = draw(x.size());
+    x = draw(c.b * c.t * c.d), w = draw(c.d * c.w), bias = draw(c.d), initial = draw(c.b * (c.w - 1) * c.d), g = draw(x.size());
     g_last = draw(initial.size());
   }
 };
@@ -87,8 +83,7 @@ Results naive(const Case& c, const Problem& p) {
         const double s = 1 / (1 + std::exp(-pre)), g = p.g[(b * c.t + t) * c.d + k];
         r.out[(b * c.t + t) * c.d + k] = c.silu ? pre * s : pre;
         const double e = c.silu ? g * s * (1 + pre * (1 - s)) : g;
-        for (std::int64_t j = 0; j < c.w; ++j)
-          r.dw[k * c.w + j] += e * line[t + j], d_line[t + j] += e * p.w[k * c.w + j];
+        for (std::int64_t j = 0; j < c.w; ++j) r.dw[k * c.w + j] += e * line[t + j], d_line[t + j] += e * p.w[k * c.w + j];
         r.db[k] += e;
       }
       for (std::int64_t s = 0; s < c.w - 1; ++s) {
@@ -105,8 +100,7 @@ template <class S>
 Results weft_results(const Case& c, const Problem& p) {
   const auto from = [](const Values& v, Shape s) { return Tensor::from(std::vector<S>(v.begin(), v.end()), s); };
   const Shape rows{c.b, c.t, c.d}, state{c.b, c.w - 1, c.d};
-  const Tensor x = from(p.x, rows), w = from(p.w, {c.d, c.w}), bias = from(p.bias, {c.d}),
-               initial = from(p.initial, state);
+  const Tensor x = from(p.x, rows), w = from(p.w, {c.d, c.w}), bias = from(p.bias, {c.d}), initial = from(p.initial, state);
   Tensor last;
   Conv1dOptions options{.silu = c.silu, .initial = c.initial ? initial : Tensor{}, .last = c.last ? &last : nullptr};
   const Tensor out = conv1d(x, w, c.bias ? bias : Tensor{}, options);
@@ -176,8 +170,7 @@ TEST(Conv1d, StridedInput) {
   const Tensor xz = Tensor::from(gen(2 * 9 * 12, 1), {2, 9, 12}), w = Tensor::from(gen(20, 2), {5, 4});
   const Tensor x = slice(xz, -1, 4, 9), dense = Tensor::from(x.to_host<double>(), x.shape());
   EXPECT_EQ(conv1d(x, w).to_host<double>(), conv1d(dense, w).to_host<double>());
-  const Values whole = conv1d(x, w).to_host<double>(),
-               part = conv1d(slice(slice(x, 0, 1, 2), 1, 0, 6), w).to_host<double>();
+  const Values whole = conv1d(x, w).to_host<double>(), part = conv1d(slice(slice(x, 0, 1, 2), 1, 0, 6), w).to_host<double>();
   EXPECT_EQ(part, Values(whole.begin() + 9 * 5, whole.begin() + 15 * 5));
 }
 

@@ -9,10 +9,15 @@ namespace weft {
 namespace {
 
 TEST(Coverage, TextsOfAKernelAreOne) {
-  const std::vector<std::string> lines{
-      "scan__sum__000001\t10\t1\tst.f32 bra.uni", "scan__sum__000001\t20\t0\tshl.b32 ld.f32 mul.f32 ld.f32", "scan__000002\t12\t0\tst.f32",
-      "scan__000002\t25\t1\tadd.s64 ld.f64 ex2.f32", "scan__000002\t30\t0\ttrap", "scan__000002\t40\t0\tmov.f32 st.v2.f32 ret",
-      "norm__abcdef\t5\t0\tld.f32", "norm__abcdef\t5\t1\tld.f32", "norm__abcdee\t5\t0\tld.f32"};
+  const std::vector<std::string> lines{"scan__sum__000001\t10\t1\tst.f32 bra.uni",
+                                       "scan__sum__000001\t20\t0\tshl.b32 ld.f32 mul.f32 ld.f32",
+                                       "scan__000002\t12\t0\tst.f32",
+                                       "scan__000002\t25\t1\tadd.s64 ld.f64 ex2.f32",
+                                       "scan__000002\t30\t0\ttrap",
+                                       "scan__000002\t40\t0\tmov.f32 st.v2.f32 ret",
+                                       "norm__abcdef\t5\t0\tld.f32",
+                                       "norm__abcdef\t5\t1\tld.f32",
+                                       "norm__abcdee\t5\t0\tld.f32"};
   const auto exceptions = coverage_exceptions("# a comment\nscan | trap | stops itself\n* | nothing has this | unused\n");
   ASSERT_EQ(exceptions.size(), 2u);
   const CoverageReport report = coverage_report(lines, exceptions);
@@ -32,13 +37,15 @@ TEST(Coverage, TextsOfAKernelAreOne) {
   EXPECT_EQ(report.never, std::vector<std::string>{"norm__abcdee"}) << "its twin ran, it did not";
   EXPECT_FALSE(passes(report, 0.5)) << "one text never ran";
   const std::string text = to_text(report, 0.95);
-  for (const char* words : {"never run: norm__abcdee", "scan__000002, PTX line 40: mov.f32 st.v2.f32 ret", "less than 95 %", "stops itself"})
+  for (const char* words :
+       {"never run: norm__abcdee", "scan__000002, PTX line 40: mov.f32 st.v2.f32 ret", "less than 95 %", "stops itself"})
     EXPECT_NE(text.find(words), std::string::npos) << text;
 }
 
 TEST(Coverage, PassesAtTheLimit) {
   std::vector<std::string> lines;
-  for (int n = 0; n < 20; ++n) lines.push_back("k__000001\t" + std::to_string(n) + "\t" + (n ? "1" : "0") + "\tld.v" + std::to_string(n));
+  for (int n = 0; n < 20; ++n)
+    lines.push_back("k__000001\t" + std::to_string(n) + "\t" + (n ? "1" : "0") + "\tld.v" + std::to_string(n));
   EXPECT_TRUE(passes(coverage_report(lines, {}), 0.95));
   EXPECT_FALSE(passes(coverage_report(lines, {}), 0.96));
   EXPECT_FALSE(passes(coverage_report({}, {}), 0.95)) << "nothing at all has run";

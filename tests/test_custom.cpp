@@ -40,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(64) KERNEL(PARAMETERS) {
           const std::size_t half = std::size_t(d.integers[1]);
           for (std::size_t r = 0; r < d.out[0].size(); ++r)
             for (std::size_t j = 0; j < half; ++j) {
-              const double first = d.in[0][2 * half * r + j] + (d.in[1].empty() ? 0 : d.in[1][j]), second = d.in[0][2 * half * r + half + j];
+              const double first = d.in[0][2 * half * r + j] + (d.in[1].empty() ? 0 : d.in[1][j]),
+                           second = d.in[0][2 * half * r + half + j];
               d.out[0][r] += first + second, d.out[1][r] += first - second;
             }
         },
@@ -65,7 +66,10 @@ extern "C" __global__ void __launch_bounds__(32) KERNEL(PARAMETERS) {
   if (threadIdx.x < 2) write_real(a.y + threadIdx.x, u);
 })",
     .launch = [](const CustomCall&) { return CustomLaunch::of(32, 32); },
-    .cpu = [](CustomData& d) { d.out[0] = {0x1p-33, 1 - 0x1p-24}; },
+    .cpu =
+        [](CustomData& d) {
+          d.out[0] = {0x1p-33, 1 - 0x1p-24};
+        },
 });
 
 TEST(Custom, UniformNumbersLieInside) {
@@ -86,7 +90,10 @@ TEST(Custom, SeveralOutputsAndOptionalInputs) {
 }
 
 TEST(Custom, AConstantThatChangesKeepsThePlan) {
-  const CustomOp scaled({.name = "scaled", .inputs = {{"x"}}, .outputs = {"y"}, .constants = {"s"},
+  const CustomOp scaled({.name = "scaled",
+                         .inputs = {{"x"}},
+                         .outputs = {"y"},
+                         .constants = {"s"},
                          .cuda = "extern \"C\" __global__ void KERNEL(PARAMETERS) { write_real(a.y, a.s() * read_real(a.x)); }",
                          .launch = [](const CustomCall&) { return CustomLaunch{}; },
                          .cpu = [](CustomData& d) { d.out[0][0] = d.constants[0] * d.in[0][0]; }});
@@ -104,11 +111,14 @@ TEST(Custom, Mistakes) {
     run([&] { return custom(kHalves, {a, b}, outputs, {.integers = integers}); });
   };
   const std::vector<Out> two = {{{1}, DType::f32}, {{1}, DType::f32}};
-  expect_error(ErrorKind::usage, {"halves: input 'x' must be real", "i64 (1, 4)", "cast()"},
-               [&] { call(Tensor::from<std::int64_t>({1, 2, 3, 4}, {1, 4}), {}, two, {1, 2}); });
+  expect_error(ErrorKind::usage, {"halves: input 'x' must be real", "i64 (1, 4)", "cast()"}, [&] {
+    call(Tensor::from<std::int64_t>({1, 2, 3, 4}, {1, 4}), {}, two, {1, 2});
+  });
   expect_error(ErrorKind::usage, {"halves: input 'x' must be real", "absent"}, [&] { call({}, {}, two, {1, 2}); });
   expect_error(ErrorKind::usage, {"halves: input 'shift' must have 1 axes", "f32 (1, 4)"}, [&] { call(x, x, two, {1, 2}); });
-  expect_error(ErrorKind::usage, {"halves: the number of outputs", "1 given, 2 wanted"}, [&] { call(x, {}, {two[0]}, {1, 2}); });
+  expect_error(ErrorKind::usage, {"halves: the number of outputs", "1 given, 2 wanted"}, [&] {
+    call(x, {}, {two[0]}, {1, 2});
+  });
   expect_error(ErrorKind::usage, {"halves: the number of integers", "0 given, 2 wanted"}, [&] { call(x, {}, two, {}); });
   expect_error(ErrorKind::usage, {"halves: a gradient is needed, but this op has none", "test_custom.cpp"}, [&] {
     run([&] {
@@ -123,7 +133,10 @@ TEST(Custom, Mistakes) {
 }
 
 TEST(Custom, AGradientOfTheWrongShape) {
-  const CustomOp op({.name = "wrong", .inputs = {{"x"}}, .outputs = {"y"}, .cuda = "-",
+  const CustomOp op({.name = "wrong",
+                     .inputs = {{"x"}},
+                     .outputs = {"y"},
+                     .cuda = "-",
                      .launch = [](const CustomCall&) { return CustomLaunch{}; },
                      .gradient = [](const CustomGrad& g) { return std::vector{sum(g.upstream())}; }});
   expect_error(ErrorKind::usage, {"wrong: the gradient of 'x' has another shape than it", "() for (2,)"}, [&] {
@@ -134,7 +147,8 @@ TEST(Custom, AGradientOfTheWrongShape) {
   });
 }
 
-// README's example: rows of 128 elements backwards, in turn through the same shared memory, with `barrier` at the end of a turn.
+// README's example: rows of 128 elements backwards, in turn through the same shared memory, with `barrier` at the end of a
+// turn.
 CustomOp reversing(const std::string& barrier) {
   return CustomOp({.name = "reversed",
                    .inputs = {{.name = "x", .rank = 2}},
@@ -160,11 +174,16 @@ TEST(Custom, AMissingBarrierIsReported) {
   const auto reversed = [](const CustomOp& op) {
     std::vector<float> x(256);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = float(i);
-    return run([&] { return custom(op, {Tensor::from(x, {2, 128})}, {{{2, 128}, DType::f32}}, {.integers = {2}}); }).to_host<float>();
+    return run([&] {
+             return custom(op, {Tensor::from(x, {2, 128})}, {{{2, 128}, DType::f32}}, {.integers = {2}});
+           })
+        .to_host<float>();
   };
   const CustomOp racy = reversing(""), right = reversing("__syncthreads();");
-  expect_error(ErrorKind::device, {"a race in shared memory", "kernel reversed__", "source line", "the other is thread (", "custom at test_custom.cpp"},
-               [&] { reversed(racy); });
+  expect_error(
+      ErrorKind::device,
+      {"a race in shared memory", "kernel reversed__", "source line", "the other is thread (", "custom at test_custom.cpp"},
+      [&] { reversed(racy); });
   const std::vector<float> y = reversed(right);
   use_device(before);
   EXPECT_EQ(y[0], 127);
@@ -174,7 +193,10 @@ TEST(Custom, AMissingBarrierIsReported) {
 // Elements [shift, shift + 5) of x into elements [place, place + 5) of y, which both have five.
 TEST(Custom, RunningOverAnEndIsReported) {
   if (device() != Device::emu || !settings().split_arena) GTEST_SKIP() << "needs WEFT_DEVICE=emu and WEFT_ARENA=split";
-  const CustomOp op({.name = "moved", .inputs = {{.name = "x", .rank = 1}}, .outputs = {"y"}, .integers = {"shift", "place"},
+  const CustomOp op({.name = "moved",
+                     .inputs = {{.name = "x", .rank = 1}},
+                     .outputs = {"y"},
+                     .integers = {"shift", "place"},
                      .cuda = R"(
 extern "C" __global__ void __launch_bounds__(32) KERNEL(PARAMETERS) {
   if (threadIdx.x < 5) write_real(a.y + (a.place + threadIdx.x), read_real(a.x + (a.shift + threadIdx.x)));
@@ -185,17 +207,24 @@ extern "C" __global__ void __launch_bounds__(32) KERNEL(PARAMETERS) {
     return run([&] { return custom(op, {x}, {{{5}, DType::f32}}, {.integers = {shift, place}}); }).to_host<float>();
   };
   EXPECT_EQ(moved(0, 0), (std::vector<float>{1, 2, 3, 4, 5}));
-  expect_error(ErrorKind::device, {"read of 4 bytes out of bounds", "0 bytes past the end of input 0", "of 20 bytes"}, [&] { moved(1, 0); });
-  expect_error(ErrorKind::device, {"write of 4 bytes out of bounds", "0 bytes past the end of custom", "of 20 bytes"}, [&] { moved(0, 1); });
+  expect_error(ErrorKind::device, {"read of 4 bytes out of bounds", "0 bytes past the end of input 0", "of 20 bytes"},
+               [&] { moved(1, 0); });
+  expect_error(ErrorKind::device, {"write of 4 bytes out of bounds", "0 bytes past the end of custom", "of 20 bytes"},
+               [&] { moved(0, 1); });
 }
 
 TEST(Custom, AMistakeInTheTextShowsItsLines) {
   if (const auto missing = missing_library(CudaLibrary::nvrtc)) GTEST_SKIP() << *missing;
-  const CustomOp op({.name = "typo", .inputs = {{"x"}}, .outputs = {"y"},
-                     .cuda = "extern \"C\" __global__ void KERNEL(PARAMETERS) {\n  const real x = read_real(a.x);\n  write_real(a.y, xx);\n}",
-                     .launch = [](const CustomCall&) { return CustomLaunch{}; }});
+  const CustomOp op(
+      {.name = "typo",
+       .inputs = {{"x"}},
+       .outputs = {"y"},
+       .cuda = "extern \"C\" __global__ void KERNEL(PARAMETERS) {\n  const real x = read_real(a.x);\n  write_real(a.y, xx);\n}",
+       .launch = [](const CustomCall&) { return CustomLaunch{}; }});
   const auto plan = plan_for(Device::cuda, [&] { return custom(op, {ones({1})}, {{{1}, DType::f32}}); });
-  expect_error(ErrorKind::device, {"kernel typo__", "typo(3): error", "identifier \"xx\" is undefined", ">     3    write_real(a.y, xx);", "      1  extern"},
+  expect_error(ErrorKind::device,
+               {"kernel typo__", "typo(3): error", "identifier \"xx\" is undefined", ">     3    write_real(a.y, xx);",
+                "      1  extern"},
                [&] {
                  for (const PlannedKernel& k : plan->kernels)
                    if (k.cuda) compile(k.cuda->name, complete_text(*k.cuda), "sm_90a");

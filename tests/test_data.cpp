@@ -75,8 +75,7 @@ TEST(Data, UnusableFiles) {
   TempFolder folder;
   expect_error(ErrorKind::io, {"absent.txt", "No such file"}, [&] { load_corpus(folder / "absent.txt"); });
   expect_error(ErrorKind::io, {"Is a directory"}, [&] { load_corpus(folder.path()); });
-  expect_error(ErrorKind::io, {"empty.txt is empty", "--data FILE"},
-               [&] { load_corpus(folder.write("empty.txt", "")); });
+  expect_error(ErrorKind::io, {"empty.txt is empty", "--data FILE"}, [&] { load_corpus(folder.write("empty.txt", "")); });
 }
 
 TEST(Data, DefaultCorpus) {
@@ -184,9 +183,7 @@ TEST(Data, ValidationCoversItsPartOnce) {
 }
 
 TEST(Data, TooShortOrWrongOptions) {
-  auto make = [](std::size_t size, BatchOptions options) {
-    stream(std::string(size, 'a'), options).next();
-  };
+  auto make = [](std::size_t size, BatchOptions options) { stream(std::string(size, 'a'), options).next(); };
   expect_error(ErrorKind::io, {"note.txt: text too short", "90 tokens to train on", "length of 256 needs 257", "--length"},
                [&] { make(100, {.batch = 1, .length = 256}); });
   expect_error(ErrorKind::io, {"text too short"}, [&] { make(284, {.batch = 1, .length = 256}); });
@@ -230,7 +227,7 @@ TEST(Data, BatchesCountCharacters) {
   }
 }
 
-// ---- reading in parts
+// ---- reading in parts -------------------------------------------------------------------------------------------------------
 
 TEST(Data, AFileIsReadInPartsAsAStringIs) {
   TempFolder folder;
@@ -283,7 +280,8 @@ TEST(Data, ACharacterIsNotCutAtTheEndOfAPart) {  // wherever parts end
 TEST(Data, ATextThatChangesWhileItIsRead) {
   TempFolder folder;
   for (const char* name : {"t", "t.jsonl"}) {
-    const Corpus corpus = load_corpus(folder.write(name, R"({"text": "a text"})" "\n"));
+    const Corpus corpus = load_corpus(folder.write(name, R"({"text": "a text"})"
+                                                         "\n"));
     folder.write(name, "");
     TextReader reader(corpus);
     expect_error(ErrorKind::io, {name, "shorter while it was read"}, [&] { reader.next(corpus.size(), Cut::lines); });
@@ -294,21 +292,27 @@ TEST(Data, BytesThatAreNoTextAreFoundWhereTheyStand) {
   TempFolder folder;
   std::string text;
   while (text.size() < kBytesOfLines + 100) text += "and the king\n";
-  const Corpus large = load_corpus(folder.write("large", text + "\xff\n")), small = load_corpus(folder.write("small", text.substr(0, 1300) + "\xff\n"));
+  const Corpus large = load_corpus(folder.write("large", text + "\xff\n")),
+               small = load_corpus(folder.write("small", text.substr(0, 1300) + "\xff\n"));
   const std::string place = "offset " + std::to_string(text.size()) + ", line " + std::to_string(text.size() / 13 + 1);
   expect_error(ErrorKind::io, {"large: not UTF-8", "byte 0xff", place}, [&] { Tokenizer::train(large, large.size(), 270); });
   const Tokenizer t = Tokenizer::train(text.substr(0, 10'000), 270);
-  expect_error(ErrorKind::io, {"part: not UTF-8", "offset 102, line 8"}, [&] { t.encode("a\n\xff", "part", {.offset = 100, .line = 7}); });
+  expect_error(ErrorKind::io, {"part: not UTF-8", "offset 102, line 8"},
+               [&] { t.encode("a\n\xff", "part", {.offset = 100, .line = 7}); });
   expect_error(ErrorKind::io, {"small: not UTF-8", "offset 1300, line 101"}, [&] { TokenStream(small, t, {}); });
   expect_error(ErrorKind::io, {"offset 1300, line 101"}, [&] { ShardFolder::make(folder / "shards", small, t, 1000); });
   EXPECT_FALSE(fs::exists(folder / "shards") || fs::exists(folder / "shards.tmp"));
 }
 
-// ---- documents
+// ---- documents --------------------------------------------------------------------------------------------------------------
 
 TEST(Data, LinesOfJsonAreDocuments) {
   TempFolder folder;
-  const fs::path file = folder.write("d.jsonl", R"({"text": "one\ntwo", "id": 7})" "\r\n\n" R"({"text": ""})" "\n" R"({"text": "caf\u00e9"})");
+  const fs::path file = folder.write("d.jsonl", R"({"text": "one\ntwo", "id": 7})"
+                                                "\r\n\n"
+                                                R"({"text": ""})"
+                                                "\n"
+                                                R"({"text": "caf\u00e9"})");
   const Corpus corpus = load_corpus(file);
   EXPECT_EQ(corpus.size(), 12u);
   const auto decoded = [](TextReader& reader, std::size_t end) {
@@ -328,7 +332,9 @@ TEST(Data, LinesOfJsonAreDocuments) {
 TEST(Data, DocumentsEndWithTheTokenizersMark) {
   TempFolder folder;
   std::string lines;
-  for (int i = 0; i < 300; ++i) lines += R"({"text": "and the king went forth into the land"})" "\n";
+  for (int i = 0; i < 300; ++i)
+    lines += R"({"text": "and the king went forth into the land"})"
+             "\n";
   const Corpus corpus = load_corpus(folder.write("d.jsonl", lines));
   const Tokenizer t = make_tokenizer({.name = "unigram", .vocabulary = 276}, corpus);
   const TokenStream data(corpus, t, {.batch = 2, .length = 16});
@@ -340,17 +346,20 @@ TEST(Data, DocumentsEndWithTheTokenizersMark) {
 TEST(Data, LinesThatAreNoDocuments) {
   TempFolder folder;
   const auto load = [&](const std::string& lines) { return [&folder, lines] { load_corpus(folder.write("d.jsonl", lines)); }; };
-  const std::string good = R"({"text": "a"})" "\n";
+  const std::string good = R"({"text": "a"})"
+                           "\n";
   expect_error(ErrorKind::io, {"d.jsonl: not valid JSON", "line 3, column"}, load(good + "\n{\"text\": \"a\n"));
   expect_error(ErrorKind::io, {"a line without a text", "line 2", R"({"text": "..."})"}, load(good + R"({"txt": "a"})"));
   expect_error(ErrorKind::io, {"a line without a text", "line 2"}, load(good + R"({"text": 3})"));
   expect_error(ErrorKind::io, {"a line without a text", "line 1"}, load("[]"));
   expect_error(ErrorKind::io, {"line 1", "levels"}, load(R"({"text": )" + std::string(100, '[')));
   expect_error(ErrorKind::io, {"line 2", "UTF-8"}, load(good + "{\"text\": \"\xff\"}"));
-  expect_error(ErrorKind::io, {"is empty"}, load("\n\n" R"({"text": ""})"));
+  expect_error(ErrorKind::io, {"is empty"},
+               load("\n\n"
+                    R"({"text": ""})"));
 }
 
-// ---- shards
+// ---- shards -----------------------------------------------------------------------------------------------------------------
 
 // What the program needs for files of 32 MB.
 class LargeFiles : public ProgramTest {
@@ -374,7 +383,9 @@ class LargeFiles : public ProgramTest {
     EXPECT_TRUE(peak > 0 && std::size_t(peak) < most) << command << ": " << peak << "\n" << read_text(folder_ / "output");
     std::printf("%.1f MB: weft %s\n", double(peak) / 1e6, command.substr(0, 12).c_str());
   }
-  std::string make(const fs::path& file) const { return "data make --data '" + file.string() + "' --out '" + file.string() + ".shards' "; }
+  std::string make(const fs::path& file) const {
+    return "data make --data '" + file.string() + "' --out '" + file.string() + ".shards' ";
+  }
 };
 using SlowLargeFiles = LargeFiles;
 
@@ -384,9 +395,10 @@ TEST_F(SlowLargeFiles, ATextIsReadInParts) { expect_peak(make(folder_.write("tex
 
 TEST_F(SlowLargeFiles, TrainingHoldsTheTokensAlone) {
   constexpr std::size_t kTokens = 2 * kSize;  // of two bytes; and a half of them for a moment, when their memory grows
-  expect_peak("train --device cpu --steps 1 --width 8 --layers 1 --state 2 --batch 1 --length 8 --eval-batches 1 --sample 0 --data '" +
-                  lines().string() + "'",
-              2 * kTokens);
+  expect_peak(
+      "train --device cpu --steps 1 --width 8 --layers 1 --state 2 --batch 1 --length 8 --eval-batches 1 --sample 0 --data '" +
+          lines().string() + "'",
+      2 * kTokens);
 }
 
 TEST_F(SlowLargeFiles, DocumentsAreEncodedOneByOne) {
@@ -397,7 +409,8 @@ TEST_F(SlowLargeFiles, DocumentsAreEncodedOneByOne) {
 TEST(Data, ShardsHoldWhatTheTextGives) {
   TempFolder folder;
   std::string text;
-  for (std::uint32_t i = 0, x = 1; i < 2000; ++i) text += std::to_string((x = x * 1664525u + 1013904223u) >> 22) + (i % 9 ? " " : "\n");
+  for (std::uint32_t i = 0, x = 1; i < 2000; ++i)
+    text += std::to_string((x = x * 1664525u + 1013904223u) >> 22) + (i % 9 ? " " : "\n");
   const Corpus corpus{"t", text};
   for (const Tokenizer& t : {Tokenizer::bytes(), Tokenizer::train(corpus, corpus.split(), 300)}) {
     const BatchOptions options{.batch = 3, .length = 40, .seed = 2};
@@ -406,12 +419,14 @@ TEST(Data, ShardsHoldWhatTheTextGives) {
       const fs::path to = folder / (t.name() + std::to_string(size));
       const ShardFolder made = ShardFolder::make(to, corpus, t, size);
       made.verify();
-      EXPECT_EQ(made.shards(), (direct.training_tokens().size() + size - 1) / size + (direct.validation_tokens().size() + size - 1) / size);
+      EXPECT_EQ(made.shards(),
+                (direct.training_tokens().size() + size - 1) / size + (direct.validation_tokens().size() + size - 1) / size);
       TokenStream shards = open_data(to, {.name = "nothing"}, options);  // they have their own tokenizer
       EXPECT_EQ(shards.tokenizer()->hash(), t.hash());
       direct.seek(0);
       for (int i = 0; i < 20; ++i) ASSERT_EQ(on_host(shards.next()), on_host(direct.next()));
-      for (std::int64_t i = 0; i < direct.validation_batches(); ++i) EXPECT_EQ(on_host(shards.validation(i)), on_host(direct.validation(i)));
+      for (std::int64_t i = 0; i < direct.validation_batches(); ++i)
+        EXPECT_EQ(on_host(shards.validation(i)), on_host(direct.validation(i)));
     }
   }
   expect_error(ErrorKind::io, {"not empty"}, [&] { ShardFolder::make(folder / "bytes100", corpus, Tokenizer::bytes(), 100); });
@@ -479,10 +494,17 @@ TEST(Data, MutatedShardsDoNotCrash) {
       for (unsigned n = 1 + random() % 3; n--;) {
         const std::size_t at = random() % 3 ? random() % std::min<std::size_t>(bytes.size(), 70) : random() % bytes.size();
         switch (random() % 4) {
-          case 0: bytes[at] = char(random()); break;
-          case 1: bytes.erase(at, 1 + random() % 8); break;
-          case 2: bytes.insert(at, std::string(1 + random() % 9, char(random()))); break;
-          default: bytes.resize(std::max<std::size_t>(at, 1));
+          case 0:
+            bytes[at] = char(random());
+            break;
+          case 1:
+            bytes.erase(at, 1 + random() % 8);
+            break;
+          case 2:
+            bytes.insert(at, std::string(1 + random() % 9, char(random())));
+            break;
+          default:
+            bytes.resize(std::max<std::size_t>(at, 1));
         }
         if (bytes.empty()) bytes = "x";
       }

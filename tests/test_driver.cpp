@@ -202,8 +202,7 @@ class Doctor : public testing::Test {
     return text;
   }
   static void expect_words(const std::string& text, std::initializer_list<std::string> words) {
-    for (const std::string& word : words)
-      EXPECT_NE(text.find(word), std::string::npos) << "no \"" << word << "\" in\n" << text;
+    for (const std::string& word : words) EXPECT_NE(text.find(word), std::string::npos) << "no \"" << word << "\" in\n" << text;
   }
   std::string program_;
   TempFolder folder_;
@@ -211,16 +210,14 @@ class Doctor : public testing::Test {
 
 TEST_F(Doctor, SaysWhatIsMissingAndWhereItWasLookedFor) {
   const std::string at = folder_.path().string();
-  expect_words(
-      with_libraries_in(at + ":/nowhere"),
-      {"NVRTC is missing: no libnvrtc.so.13 or libnvrtc.so.12 in WEFT_CUDA_LIB_DIR (" + at + ":/nowhere)",
-       "pip install nvidia-cuda-nvrtc", "cuBLASLt is missing: no libcublasLt.so.13", "pip install nvidia-cublas"});
+  expect_words(with_libraries_in(at + ":/nowhere"),
+               {"NVRTC is missing: no libnvrtc.so.13 or libnvrtc.so.12 in WEFT_CUDA_LIB_DIR (" + at + ":/nowhere)",
+                "pip install nvidia-cuda-nvrtc", "cuBLASLt is missing: no libcublasLt.so.13", "pip install nvidia-cublas"});
 }
 
 TEST_F(Doctor, SaysWhyALibraryCannotBeOpened) {
   folder_.write("libnvrtc.so.13", "not a library");
-  expect_words(with_libraries_in(folder_.path().string()),
-               {"NVRTC is missing", "libnvrtc.so.13: ", "cuBLASLt is missing"});
+  expect_words(with_libraries_in(folder_.path().string()), {"NVRTC is missing", "libnvrtc.so.13: ", "cuBLASLt is missing"});
 }
 
 TEST_F(Doctor, RefusesLibrariesThatAreTooOld) {
@@ -228,9 +225,8 @@ TEST_F(Doctor, RefusesLibrariesThatAreTooOld) {
   ASSERT_NE(dladdr(reinterpret_cast<void*>(&std::fputs), &library), 0);
   for (const char* name : {"libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.12"})
     std::filesystem::create_symlink(library.dli_fname, folder_ / name);
-  expect_words(with_libraries_in(folder_.path().string()),
-               {"the CUDA driver is too old", "cuGetProcAddress_v2", "NVRTC is too old", "nvrtcVersion, nvrtc",
-                "cuBLASLt is too old"});
+  expect_words(with_libraries_in(folder_.path().string()), {"the CUDA driver is too old", "cuGetProcAddress_v2",
+                                                            "NVRTC is too old", "nvrtcVersion, nvrtc", "cuBLASLt is too old"});
 }
 
 TEST(Driver, WhatIsThereHasAPathAndWhatIsMissingThrows) {

@@ -121,8 +121,8 @@ std::vector<T> random_values(std::size_t n, double low, double high, unsigned se
 
 // y[i] = f(x[i]) in CUDA text against the host, on all targets.
 template <class In, class Out, class F>
-void check_map(const std::string& body, const std::vector<In>& x, const std::string& in, const std::string& out,
-               F expected, double tolerance = 0) {
+void check_map(const std::string& body, const std::vector<In>& x, const std::string& in, const std::string& out, F expected,
+               double tolerance = 0) {
   for (const char* target : kTargets) {
     SCOPED_TRACE(std::string(target) + ": " + body);
     const Kernel k("typedef " + in + " In; typedef " + out +
@@ -181,39 +181,37 @@ TEST(Emulator, Doubles) {
   check_map<double, double>(
       "y = exp(x);", x, "double", "double", [](double v) { return std::exp(v); }, 1e-15);
   check_map<double, double>(
-      "y = log(x) + log1p(fabs(x));", x, "double", "double",
-      [](double v) { return std::log(v) + std::log1p(std::abs(v)); }, 1e-14);
+      "y = log(x) + log1p(fabs(x));", x, "double", "double", [](double v) { return std::log(v) + std::log1p(std::abs(v)); },
+      1e-14);
   check_map<double, double>(
       "y = pow(fabs(x), 1.7) + tanh(x) + erf(x);", x, "double", "double",
       [](double v) { return std::pow(std::abs(v), 1.7) + std::tanh(v) + std::erf(v); }, 1e-13);
   check_map<double, double>(
-      "y = sin(x * 1e7) + cos(x);", x, "double", "double", [](double v) { return std::sin(v * 1e7) + std::cos(v); },
-      1e-13);
+      "y = sin(x * 1e7) + cos(x);", x, "double", "double", [](double v) { return std::sin(v * 1e7) + std::cos(v); }, 1e-13);
 }
 
 TEST(Emulator, Integers) {
   NEEDS_COMPILER;
   const auto x = random_words(1000);
+  check_map<std::uint32_t, std::uint32_t>("y = __popc(x) + __clz(x) * 3 + __brev(x) + __ffs(x);", x, "unsigned", "unsigned",
+                                          [](std::uint32_t v) {
+                                            std::uint32_t reversed = 0;
+                                            for (int k = 0; k < 32; ++k) reversed |= (v >> k & 1) << (31 - k);
+                                            return std::uint32_t(std::popcount(v)) + 3 * std::uint32_t(std::countl_zero(v)) +
+                                                   reversed + (v ? std::uint32_t(std::countr_zero(v)) + 1 : 0);
+                                          });
   check_map<std::uint32_t, std::uint32_t>(
-      "y = __popc(x) + __clz(x) * 3 + __brev(x) + __ffs(x);", x, "unsigned", "unsigned", [](std::uint32_t v) {
-        std::uint32_t reversed = 0;
-        for (int k = 0; k < 32; ++k) reversed |= (v >> k & 1) << (31 - k);
-        return std::uint32_t(std::popcount(v)) + 3 * std::uint32_t(std::countl_zero(v)) + reversed +
-               (v ? std::uint32_t(std::countr_zero(v)) + 1 : 0);
-      });
-  check_map<std::uint32_t, std::uint32_t>(
-      "y = __umulhi(x, 0xd2511f53u) ^ __funnelshift_l(x, ~x, 7) ^ __byte_perm(x, x * 3, 0x5410);", x, "unsigned",
-      "unsigned", [](std::uint32_t v) {
+      "y = __umulhi(x, 0xd2511f53u) ^ __funnelshift_l(x, ~x, 7) ^ __byte_perm(x, x * 3, 0x5410);", x, "unsigned", "unsigned",
+      [](std::uint32_t v) {
         const std::uint32_t other = v * 3, funnel = ~v << 7 | v >> 25;
         return std::uint32_t(std::uint64_t(v) * 0xd2511f53u >> 32) ^ funnel ^ (other << 16 | (v & 0xffffu));
       });
-  check_map<std::uint32_t, std::uint32_t>(
-      "int s = int(x); y = unsigned(s / 7 + s % 1000 + (s >> 3) + s / (int(x >> 20) + 1));", x, "unsigned", "unsigned",
-      [](std::uint32_t v) {
-        const auto s = std::int32_t(v);
-        return std::uint32_t(s / 7) + std::uint32_t(s % 1000) + std::uint32_t(s >> 3) +
-               std::uint32_t(s / (std::int32_t(v >> 20) + 1));
-      });
+  check_map<std::uint32_t, std::uint32_t>("int s = int(x); y = unsigned(s / 7 + s % 1000 + (s >> 3) + s / (int(x >> 20) + 1));",
+                                          x, "unsigned", "unsigned", [](std::uint32_t v) {
+                                            const auto s = std::int32_t(v);
+                                            return std::uint32_t(s / 7) + std::uint32_t(s % 1000) + std::uint32_t(s >> 3) +
+                                                   std::uint32_t(s / (std::int32_t(v >> 20) + 1));
+                                          });
   check_map<std::uint32_t, std::uint64_t>(
       "long long s = (long long)x * 0x123456789abll - 77; y = (unsigned long long)(s / 12345 + (s >> 5) % 77 + "
       "__mul64hi(s, s)) + "
@@ -233,13 +231,12 @@ TEST(Emulator, Integers) {
         const std::uint32_t r[] = {v * 3, v ^ 5, v >> 3, ~v, v + 17, v * v, 42, v - 1, v - 1};
         return r[v % 9];
       });
-  check_map<std::uint32_t, std::uint32_t>(
-      "y = 0; for (unsigned v = x; v != 1 && y < 50; ++y) v = v % 2 ? 3 * v + 1 : v / 2;", x, "unsigned", "unsigned",
-      [](std::uint32_t v) {
-        unsigned n = 0;
-        for (; v != 1 && n < 50; ++n) v = v % 2 ? 3 * v + 1 : v / 2;
-        return n;
-      });
+  check_map<std::uint32_t, std::uint32_t>("y = 0; for (unsigned v = x; v != 1 && y < 50; ++y) v = v % 2 ? 3 * v + 1 : v / 2;",
+                                          x, "unsigned", "unsigned", [](std::uint32_t v) {
+                                            unsigned n = 0;
+                                            for (; v != 1 && n < 50; ++n) v = v % 2 ? 3 * v + 1 : v / 2;
+                                            return n;
+                                          });
 }
 
 TEST(Emulator, Conversions) {
@@ -248,8 +245,7 @@ TEST(Emulator, Conversions) {
   x.insert(x.end(), {1e30, -1e30, 0.5, -0.5, 1.5, 2.5, -0.0, INFINITY, -INFINITY, NAN, 1e-40, 3e9, 1e19});
   check_map<double, std::int64_t>(
       "y = (long long)x + __double2int_rn(x) + __double2int_ru(x);", std::vector(x.begin(), x.begin() + 500), "double",
-      "long long",
-      [](double v) { return std::int64_t(v) + std::int64_t(std::nearbyint(v)) + std::int64_t(std::ceil(v)); });
+      "long long", [](double v) { return std::int64_t(v) + std::int64_t(std::nearbyint(v)) + std::int64_t(std::ceil(v)); });
   check_map<double, std::int32_t>("y = (int)x;", x, "double", "int", [](double v) {
     return std::isnan(v) ? INT32_MIN : v >= 2147483647.0 ? INT32_MAX : v <= -2147483648.0 ? INT32_MIN : std::int32_t(v);
   });
@@ -257,8 +253,8 @@ TEST(Emulator, Conversions) {
     return std::isnan(v) || v <= 0 ? 0u : v >= 4294967295.0 ? ~0u : std::uint32_t(float(v));
   });
   check_map<double, float>("y = (float)x;", x, "double", "float", [](double v) { return float(v); });
-  check_map<double, float>("y = floorf((float)x) + ceilf((float)x) + truncf((float)x) + rintf((float)x);", x, "double",
-                           "float", [](double v) {
+  check_map<double, float>("y = floorf((float)x) + ceilf((float)x) + truncf((float)x) + rintf((float)x);", x, "double", "float",
+                           [](double v) {
                              const auto f = float(v);
                              return std::floor(f) + std::ceil(f) + std::trunc(f) + std::nearbyint(f);
                            });
@@ -273,8 +269,7 @@ TEST(Emulator, Conversions) {
   check_map<std::uint32_t, std::uint32_t>(
       "unsigned short h = (unsigned short)x, r; float f; asm(\"cvt.f32.f16 %0, %1;\" : \"=f\"(f) : \"h\"(h));"
       "asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(r) : \"f\"(f)); y = r;",
-      halves, "unsigned", "unsigned",
-      [](std::uint32_t h) { return (h & 0x7c00u) == 0x7c00u && (h & 0x3ffu) ? 0x7fffu : h; });
+      halves, "unsigned", "unsigned", [](std::uint32_t h) { return (h & 0x7c00u) == 0x7c00u && (h & 0x3ffu) ? 0x7fffu : h; });
 }
 
 // Sums of 16-bit floats, packed, by the hardware's instructions.
@@ -284,13 +279,14 @@ TEST(Emulator, PackedArithmetic) {
   const auto finite = [](std::uint32_t v) { return (v & 0xbfffbfffu) | 0x20002000u; };
   std::vector<std::uint32_t> values;
   for (auto v : x) values.push_back(finite(v) & 0xbfffbfffu);
-  check_map<std::uint32_t, std::uint32_t>(
-      "asm(\"fma.rn.bf16x2 %0, %1, %2, %1;\" : \"=r\"(y) : \"r\"(x), \"r\"(0x40003f80u));", values, "unsigned",
-      "unsigned", [](std::uint32_t v) {
-        const auto half = [](std::uint32_t bits) { return std::bit_cast<float>(bits << 16); };
-        return std::uint32_t(bf16(half(v & 0xffffu) * 1.0f + half(v & 0xffffu)).bits) |
-               std::uint32_t(bf16(half(v >> 16) * 2.0f + half(v >> 16)).bits) << 16;
-      });
+  check_map<std::uint32_t, std::uint32_t>("asm(\"fma.rn.bf16x2 %0, %1, %2, %1;\" : \"=r\"(y) : \"r\"(x), \"r\"(0x40003f80u));",
+                                          values, "unsigned", "unsigned", [](std::uint32_t v) {
+                                            const auto half = [](std::uint32_t bits) {
+                                              return std::bit_cast<float>(bits << 16);
+                                            };
+                                            return std::uint32_t(bf16(half(v & 0xffffu) * 1.0f + half(v & 0xffffu)).bits) |
+                                                   std::uint32_t(bf16(half(v >> 16) * 2.0f + half(v >> 16)).bits) << 16;
+                                          });
 }
 
 // Sums of a block through shared memory, shuffles and barriers; a loop of another length in each thread.
@@ -340,8 +336,7 @@ TEST(Emulator, BlocksAndWarps) {
       }
       const int warp = t / 32 * 32, lane = t % 32;
       for (int u = warp; u < warp + 32; ++u) ballot += u % 3 == 0;
-      ASSERT_EQ(v[std::size_t(t)], count + 1000 + (ballot << 16) + (8 << 24) + 7 * (lane * (lane + 1) / 2) + 3 * 496)
-          << t;
+      ASSERT_EQ(v[std::size_t(t)], count + 1000 + (ballot << 16) + (8 << 24) + 7 * (lane * (lane + 1) / 2) + 3 * 496) << t;
     }
   }
 }
@@ -421,7 +416,7 @@ TEST(Emulator, MatrixInstructions) {
   }
 }
 
-// ---- the driver
+// ---- the driver -------------------------------------------------------------------------------------------------------------
 
 TEST(Emulator, Graphs) {
   NEEDS_COMPILER;
@@ -460,7 +455,7 @@ TEST(Emulator, ReservedAddresses) {
   emu().cuMemUnmap(base + kPiece, kPiece), emu().cuMemAddressFree(base, 64 * kPiece);
 }
 
-// ---- what it must find; each planted fault has a twin without it
+// ---- what it must find; each planted fault has a twin without it ------------------------------------------------------------
 
 // The kernel fails with these words; its twin does not.
 void planted(const std::string& bad, const std::string& good, const std::vector<std::string>& words, unsigned grid = 2,
@@ -480,9 +475,8 @@ void planted(const std::string& bad, const std::string& good, const std::vector<
 
 TEST(Emulator, FindsOutOfBounds) {
   NEEDS_COMPILER;
-  planted(
-      "y[i] = x[i + 1];", "y[i] = x[i];",
-      {"read of 4 bytes out of bounds", "0 bytes past the end of allocation", "block (1, 0, 0), thread (63, 0, 0)"});
+  planted("y[i] = x[i + 1];", "y[i] = x[i];",
+          {"read of 4 bytes out of bounds", "0 bytes past the end of allocation", "block (1, 0, 0), thread (63, 0, 0)"});
   planted("y[i + 1] = i;", "y[i] = i;", {"write of 4 bytes out of bounds", "st.global"});
   planted("y[i] = x[i - 1];", "y[i] = i > 0 ? x[i - 1] : 0;", {"out of bounds", "4 bytes before"});
   planted("__shared__ int s[64]; s[t + n / 128] = t; __syncthreads(); y[i] = s[63 - t];",
@@ -551,8 +545,7 @@ TEST(Emulator, FindsRacesInSharedMemory) {
 TEST(Emulator, FindsRacesBetweenBlocks) {
   NEEDS_COMPILER;
   planted("y[t] = i;", "y[i] = i;", {"a race in global memory", "the other is block (", "allocation"});
-  planted("y[i] = i; __syncthreads(); y[i] += y[127 - i];", "y[i] = i; __syncthreads(); y[i] += y[i];",
-          {"global memory"});
+  planted("y[i] = i; __syncthreads(); y[i] += y[127 - i];", "y[i] = i; __syncthreads(); y[i] += y[i];", {"global memory"});
   planted("((char*)y)[t] = i;", "((char*)y)[i] = i;", {"a race"});
   // The last block to come reads what the others wrote.
   const Kernel k(R"(extern "C" __global__ void k(int* parts, int* count, int* sum) {
@@ -576,7 +569,7 @@ TEST(Emulator, FindsCopiesThatNobodyWaitsFor) {
           {"read of shared memory that nobody has written"});
 }
 
-// ---- counters, against numbers found by hand
+// ---- counters, against numbers found by hand --------------------------------------------------------------------------------
 
 EmulatedCounters counted(const Kernel& k, const auto& launch) {
   reset_emulated_counters();

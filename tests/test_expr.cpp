@@ -282,7 +282,7 @@ TEST(Expr, ThreadsAgreeOnIds) {
   for (int t = 1; t < kThreads; ++t) EXPECT_EQ(ids[t], ids[0]);
 }
 
-// ---- derivatives ----
+// ---- derivatives ------------------------------------------------------------------------------------------------------------
 
 // Compares diff with central differences in long double at one point; kinks and overflows are left out.
 // Returns whether there was something to compare.
@@ -421,7 +421,7 @@ void expect_finite_gradients() {
 TEST(Diff, FiniteGradientsF64) { expect_finite_gradients<double>(); }
 TEST(Diff, FiniteGradientsF32) { expect_finite_gradients<float>(); }
 
-// ---- intervals ----
+// ---- intervals --------------------------------------------------------------------------------------------------------------
 
 TEST(Interval, ClassifiesTilesOfACausalWindow) {
   Expr i = expr::index(0), j = expr::index(1);
@@ -479,8 +479,7 @@ TEST(Interval, IsSoundOnRandomExpressions) {
       auto check = [&]<class V>(Evaluator<V> evaluator) {
         evaluator.inputs = {{V(inside(inputs[0])), 0}, {0, std::int64_t(random() % 2)}};
         evaluator.indices = {whole(indices[0]), whole(indices[1])};
-        if (sample == 0)
-          evaluator.inputs[0].real = V(inputs[0].low), evaluator.indices[0] = std::int64_t(indices[0].high);
+        if (sample == 0) evaluator.inputs[0].real = V(inputs[0].low), evaluator.indices[0] = std::int64_t(indices[0].high);
         auto value = evaluator(e);
         double v = e.type() == ExprType::real ? double(value.real) : double(value.integer);
         if (std::isnan(v)) return;
@@ -496,7 +495,7 @@ TEST(Interval, IsSoundOnRandomExpressions) {
   EXPECT_GT(narrow, 400) << "bounds that say something";
 }
 
-// ---- errors ----
+// ---- errors -----------------------------------------------------------------------------------------------------------------
 
 TEST(Error, SuggestsTheClosestWord) {
   std::vector<std::string> known = {"kernels", "why", "source", "cache", "plan"};

@@ -18,10 +18,12 @@ class FullDisk : public ProgramTest {
     folder_.write("text.txt", words_text(400'000));
   }
   Outcome on_disk(const std::string& script) const {
-    folder_.write("script",
-                  "export OMP_NUM_THREADS=1\nmkdir -p disk && mount -t tmpfs -o size=600k none disk || exit 77\n"
-                  "train() { weft train --data text.txt --width 16 --layers 1 --state 4 --batch 2 --length 16 --sample 0 --eval-every 0 "
-                  "--eval-batches 1 \"$@\"; }\n" + script);
+    folder_.write(
+        "script",
+        "export OMP_NUM_THREADS=1\nmkdir -p disk && mount -t tmpfs -o size=600k none disk || exit 77\n"
+        "train() { weft train --data text.txt --width 16 --layers 1 --state 4 --batch 2 --length 16 --sample 0 --eval-every 0 "
+        "--eval-batches 1 \"$@\"; }\n" +
+            script);
     return shell("unshare -m sh -e ./script");
   }
 };

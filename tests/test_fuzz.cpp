@@ -30,7 +30,7 @@ constexpr long kMegabytes = 1024;  // the sanitizer keeps freed memory for a whi
 constexpr long kMegabytes = 256;
 #endif
 
-// ---- mutations
+// ---- mutations --------------------------------------------------------------------------------------------------------------
 
 class Mutator {
  public:
@@ -50,37 +50,67 @@ class Mutator {
     std::memcpy(&length, file.data(), 8);
     std::string header = file.substr(8, length), data = file.substr(8 + length);
     switch (below(4)) {
-      case 0: return (*this)(file);
-      case 1: edit(data); break;
-      case 2: length = kNumbers64[below(kNumbers64.size())]; break;
-      default: header = (*this)(header), length = header.size();
+      case 0:
+        return (*this)(file);
+      case 1:
+        edit(data);
+        break;
+      case 2:
+        length = kNumbers64[below(kNumbers64.size())];
+        break;
+      default:
+        header = (*this)(header), length = header.size();
     }
     return std::string(reinterpret_cast<const char*>(&length), 8) + header + data;
   }
 
  private:
-  static constexpr std::array<const char*, 16> kNumbers = {
-      "0", "-1", "1", "2", "255", "65536", "2147483648", "1000000000", "9223372036854775807", "18446744073709551615",
-      "18446744073709551616", "-9223372036854775808", "1e308", "1e999", "0.5", "NaN"};
+  static constexpr std::array<const char*, 16> kNumbers = {"0",
+                                                           "-1",
+                                                           "1",
+                                                           "2",
+                                                           "255",
+                                                           "65536",
+                                                           "2147483648",
+                                                           "1000000000",
+                                                           "9223372036854775807",
+                                                           "18446744073709551615",
+                                                           "18446744073709551616",
+                                                           "-9223372036854775808",
+                                                           "1e308",
+                                                           "1e999",
+                                                           "0.5",
+                                                           "NaN"};
   static constexpr std::array<std::uint64_t, 6> kNumbers64 = {0, 1, 7, 100'000'001, 1ull << 40, ~0ull};
-  static constexpr std::array<const char*, 12> kWords = {"null", "true", "\"\"", "[]", "{}", "[[", "\"F64\"", "\"../x\"", "Infinity",
-                                                         "\"\\ud800\"", "\xff\xfe", ","};
+  static constexpr std::array<const char*, 12> kWords = {"null",    "true",     "\"\"",     "[]",          "{}",       "[[",
+                                                         "\"F64\"", "\"../x\"", "Infinity", "\"\\ud800\"", "\xff\xfe", ","};
 
   void edit(std::string& text) {
     const std::size_t at = below(text.size()), n = 1 + below(8);
     switch (below(9)) {
-      case 0: text.resize(at); break;
-      case 1: text.insert(at, n, char(random_())); break;
-      case 2: text.erase(at, n); break;
-      case 3: text.insert(at, text.substr(below(text.size()), 1 + below(64))); break;
-      case 4: text.insert(at, kWords[below(kWords.size())]); break;
+      case 0:
+        text.resize(at);
+        break;
+      case 1:
+        text.insert(at, n, char(random_()));
+        break;
+      case 2:
+        text.erase(at, n);
+        break;
+      case 3:
+        text.insert(at, text.substr(below(text.size()), 1 + below(64)));
+        break;
+      case 4:
+        text.insert(at, kWords[below(kWords.size())]);
+        break;
       case 5:
         if (!text.empty()) text[at] = char(random_());
         break;
       case 6:
         if (!text.empty()) text[at] = char(text[at] ^ (1 << below(8)));
         break;
-      default: replace_number(text, at);
+      default:
+        replace_number(text, at);
     }
   }
 
@@ -114,7 +144,8 @@ void fuzz(const Read& read, int mutations) {
       read(mutator);
     } catch (const Error& e) {
       ++refused;
-      if (e.kind() != ErrorKind::io && e.kind() != ErrorKind::usage) FAIL() << "mutation " << i << " of seed " << kSeed << ": " << e.what();
+      if (e.kind() != ErrorKind::io && e.kind() != ErrorKind::usage)
+        FAIL() << "mutation " << i << " of seed " << kSeed << ": " << e.what();
     } catch (const std::exception& e) {
       FAIL() << "mutation " << i << " of seed " << kSeed << ": another exception: " << e.what();
     }
@@ -126,14 +157,17 @@ void fuzz(const Read& read, int mutations) {
   EXPECT_LT(refused, mutations);
 }
 
-// ---- files
+// ---- files ------------------------------------------------------------------------------------------------------------------
 
 TensorMap some_tensors() {
   const auto make = [](DType dtype, std::vector<std::int64_t> shape, std::vector<double> values) {
     return HostTensor::from<double>(dtype, std::move(shape), values);
   };
-  return {{"a.weight", make(DType::f32, {2, 3}, {1, 2, 3, 4, 5, 6})}, {"b", make(DType::bf16, {4}, {1, 2, 3, 4})},
-          {"ids", make(DType::i64, {2}, {-1, 7})}, {"mask", make(DType::boolean, {3}, {0, 1, 1})}, {"none", make(DType::f64, {0, 5}, {})}};
+  return {{"a.weight", make(DType::f32, {2, 3}, {1, 2, 3, 4, 5, 6})},
+          {"b", make(DType::bf16, {4}, {1, 2, 3, 4})},
+          {"ids", make(DType::i64, {2}, {-1, 7})},
+          {"mask", make(DType::boolean, {3}, {0, 1, 1})},
+          {"none", make(DType::f64, {0, 5}, {})}};
 }
 
 MambaConfig tiny() { return {.vocab = 8, .width = 8, .layers = 1, .state = 2, .eos = 1}; }
@@ -142,7 +176,9 @@ MambaConfig tiny() { return {.vocab = 8, .width = 8, .layers = 1, .state = 2, .e
 
 Read safetensors(const TempFolder& folder) {
   write_safetensors(folder / "good", some_tensors(), {{"format", "pt"}});
-  return [&folder, bytes = read_text(folder / "good")](Mutator& m) { read_safetensors(folder.write("bad", m.safetensors(bytes))); };
+  return [&folder, bytes = read_text(folder / "good")](Mutator& m) {
+    read_safetensors(folder.write("bad", m.safetensors(bytes)));
+  };
 }
 
 Read safetensors_index(const TempFolder& folder) {
@@ -184,7 +220,9 @@ Read checkpoints(const TempFolder& folder) {
   std::string text;
   for (int i = 0; i < 40; ++i) text += "the king went forth ";
   const Corpus corpus("words", text);
-  const auto data = [corpus] { return std::make_shared<TokenStream>(corpus, Tokenizer::bytes(), BatchOptions{.batch = 1, .length = 8}); };
+  const auto data = [corpus] {
+    return std::make_shared<TokenStream>(corpus, Tokenizer::bytes(), BatchOptions{.batch = 1, .length = 8});
+  };
   TrainOptions o;
   o.steps = 3, o.batch = 1, o.length = 8, o.width = 4, o.layers = 1, o.state = 2, o.warmup = 1;
   Trainer trainer(data(), o);
@@ -196,7 +234,8 @@ Read checkpoints(const TempFolder& folder) {
 
 Read metrics(const TempFolder& folder) {
   std::string text;
-  for (int i = 1; i < 5; ++i) text += R"({"step": )" + std::to_string(i) + R"(, "time": 1.5e9, "loss": 2.5, "grad_norm": null, "lr": 1e-3})" + "\n";
+  for (int i = 1; i < 5; ++i)
+    text += R"({"step": )" + std::to_string(i) + R"(, "time": 1.5e9, "loss": 2.5, "grad_norm": null, "lr": 1e-3})" + "\n";
   return [&folder, text](Mutator& m) {
     folder.write("metrics.jsonl", m(text));
     if (read_metrics(folder.path()).damaged) fail(ErrorKind::io, "refused");  // lines are left out, one by one
@@ -210,8 +249,9 @@ struct Target {
 };
 std::ostream& operator<<(std::ostream& out, const Target& target) { return out << target.name; }
 
-const Target kTargets[] = {{"Safetensors", safetensors},     {"SafetensorsIndex", safetensors_index}, {"Configurations", configurations},
-                           {"ModelFolders", model_folders}, {"Checkpoints", checkpoints},         {"Metrics", metrics}};
+const Target kTargets[] = {{"Safetensors", safetensors},       {"SafetensorsIndex", safetensors_index},
+                           {"Configurations", configurations}, {"ModelFolders", model_folders},
+                           {"Checkpoints", checkpoints},       {"Metrics", metrics}};
 
 class Fuzz : public testing::TestWithParam<Target> {
  protected:

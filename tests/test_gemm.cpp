@@ -24,9 +24,7 @@ struct Matrix {
     std::normal_distribution<float> normal;
     for (S& v : values) v = S(normal(random));
   }
-  double at(std::int64_t i, std::int64_t j) const {
-    return double(values[std::size_t(i * row_stride + j * col_stride)]);
-  }
+  double at(std::int64_t i, std::int64_t j) const { return double(values[std::size_t(i * row_stride + j * col_stride)]); }
   GemmInput input() const {
     const DType dtype = std::is_same_v<S, double> ? DType::f64 : std::is_same_v<S, bf16> ? DType::bf16 : DType::f32;
     return {reinterpret_cast<const std::byte*>(values.data()), dtype, row_stride, col_stride};
@@ -91,15 +89,12 @@ TEST(Gemm, AlphaBetaBias) {
   for (std::int64_t k : {0, 1, 29, 4096}) {
     const Matrix<double> a(m, k, k, 1, 1), b(k, n, n, 1, 2), old(m, n, n, 1, 3), bias(1, n, n, 1, 4);
     std::vector<double> c(old.values.begin(), old.values.begin() + m * n);
-    GemmOptions options{.alpha = 0.5,
-                        .beta = -2,
-                        .bias = reinterpret_cast<const std::byte*>(bias.values.data()),
-                        .bias_dtype = DType::f64};
+    GemmOptions options{
+        .alpha = 0.5, .beta = -2, .bias = reinterpret_cast<const std::byte*>(bias.values.data()), .bias_dtype = DType::f64};
     gemm<double>(m, n, k, a.input(), b.input(), {reinterpret_cast<std::byte*>(c.data()), DType::f64, n}, options);
     const std::vector<double> product = naive(a, b, m, n, k);
     for (std::int64_t i = 0; i < m * n; ++i) {
-      const double expected =
-          0.5 * product[std::size_t(i)] - 2 * old.values[std::size_t(i)] + bias.values[std::size_t(i % n)];
+      const double expected = 0.5 * product[std::size_t(i)] - 2 * old.values[std::size_t(i)] + bias.values[std::size_t(i % n)];
       ASSERT_NEAR(c[std::size_t(i)], expected, 1e-10) << k;
     }
   }
@@ -149,8 +144,7 @@ TEST(Gemm, Batched) {
     std::vector<float> c(std::size_t(count * s.m * s.n));
     std::vector<GemmOffsets> batch;
     for (std::int64_t e = 0; e < count; ++e) batch.push_back({e * s.m * s.k, e % 2 * s.k * s.n, e * s.m * s.n});
-    gemm_batched<float>(batch, s.m, s.n, s.k, a.input(), b.input(),
-                        {reinterpret_cast<std::byte*>(c.data()), DType::f32, s.n});
+    gemm_batched<float>(batch, s.m, s.n, s.k, a.input(), b.input(), {reinterpret_cast<std::byte*>(c.data()), DType::f32, s.n});
     for (std::int64_t e = 0; e < count; ++e)
       for (std::int64_t i = 0; i < s.m; ++i)
         for (std::int64_t j = 0; j < s.n; ++j) {

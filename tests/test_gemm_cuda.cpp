@@ -29,8 +29,8 @@ std::vector<Case> cases() {
   for (const auto& type : types)
     for (const auto& s : sizes)
       for (int layout = 0; layout < 4; ++layout, ++number)
-        all.push_back({s[0], s[1], s[2], s[3], layout % 2 == 1, layout / 2 == 1, s[3] == 1 && number % 5 < 2, number % 3, type[0],
-                       type[1]});
+        all.push_back({s[0], s[1], s[2], s[3], layout % 2 == 1, layout / 2 == 1, s[3] == 1 && number % 5 < 2, number % 3,
+                       type[0], type[1]});
   return all;
 }
 
@@ -50,8 +50,14 @@ struct Product {
       return o;
     };
     // A single row or column is always given by rows.
-    call = {c.m, c.n, c.k, c.batch, operand(0, c.in, c.m, c.k, c.a_by_columns && c.m > 1),
-            operand(1, c.in, c.k, c.n, c.b_by_columns && c.k > 1), operand(2, c.out, c.m, c.n, false), {}};
+    call = {c.m,
+            c.n,
+            c.k,
+            c.batch,
+            operand(0, c.in, c.m, c.k, c.a_by_columns && c.m > 1),
+            operand(1, c.in, c.k, c.n, c.b_by_columns && c.k > 1),
+            operand(2, c.out, c.m, c.n, false),
+            {}};
     elements[3] = c.n + c.gap;
     if (c.bias) call.bias = {3, c.gap, c.out};
   }
@@ -89,7 +95,10 @@ double at(const Memory& memory, const GemmOperand& o, std::int64_t e, std::int64
 
 // Tensor cores cut what they add to a sum in fp32.
 double tolerance(const GemmCall& call) {
-  const double one = call.c.dtype == DType::f64 ? 1e-13 : call.c.dtype == DType::bf16 ? 8e-3 : call.a.dtype == DType::bf16 ? 1e-5 : 1e-6;
+  const double one = call.c.dtype == DType::f64    ? 1e-13
+                     : call.c.dtype == DType::bf16 ? 8e-3
+                     : call.a.dtype == DType::bf16 ? 1e-5
+                                                   : 1e-6;
   return one * std::sqrt(double(call.k)) * 4;
 }
 

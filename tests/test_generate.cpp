@@ -87,8 +87,9 @@ TEST(Generate, WithCachesIsAsWithout) {
   const std::vector<std::int64_t> made = generate(model, {7, 8}, {.tokens = 12, .temperature = 0});
   std::vector<std::int64_t> ids = {7, 8};
   while (ids.size() < made.size()) {
-    const auto logits =
-        run([&] { return no_grad([&] { return model(Tensor::from(ids, {1, std::int64_t(ids.size())})); }); }).to_host<float>();
+    const auto logits = run([&] {
+                          return no_grad([&] { return model(Tensor::from(ids, {1, std::int64_t(ids.size())})); });
+                        }).to_host<float>();
     ids.push_back(std::max_element(logits.end() - 50, logits.end()) - (logits.end() - 50));
   }
   EXPECT_EQ(made, ids);
@@ -142,7 +143,9 @@ TEST(Generate, TheModelEndsTheText) {
   config.eos = 'e';
   Mamba bytes(config);
   std::string text;
-  EXPECT_TRUE(generate_text(bytes, Tokenizer::bytes(), "the", {.tokens = 5000, .seed = 1}, [&](std::string_view part) { text += part; }).ended);
+  EXPECT_TRUE(generate_text(bytes, Tokenizer::bytes(), "the", {.tokens = 5000, .seed = 1}, [&](std::string_view part) {
+                text += part;
+              }).ended);
   EXPECT_EQ(text.find('e', 3), text.size() - 1);
 }
 
@@ -163,7 +166,7 @@ TEST(Generate, AModelComesWithItsTokenizer) {
   expect_error(ErrorKind::io, {"there is no model", "weft train --out"}, [&] { load_language_model(folder / "none"); });
 }
 
-// ---- evaluation
+// ---- evaluation -------------------------------------------------------------------------------------------------------------
 
 TEST(Evaluate, WeighsEveryTokenAlike) {
   const TempFolder folder;
@@ -181,7 +184,8 @@ TEST(Evaluate, WeighsEveryTokenAlike) {
     const std::int64_t n = std::int64_t(inputs.size());
     nats += run([&] {
               return no_grad([&] {
-                return cross_entropy(model(Tensor::from(inputs, {1, n})), Tensor::from(targets, {1, n}), {.reduction = Reduction::sum});
+                return cross_entropy(model(Tensor::from(inputs, {1, n})), Tensor::from(targets, {1, n}),
+                                     {.reduction = Reduction::sum});
               });
             }).item();
   }
@@ -198,7 +202,9 @@ TEST(Evaluate, PartsAndSourcesOfOneTextAgree) {
   const Tokenizer tokenizer = Tokenizer::train(text, 280);
   Mamba model(small(280));
   const BatchOptions options{.batch = 2, .length = 32};
-  const auto of = [&](const fs::path& data, const char* part) { return evaluate(model, open_to_evaluate(data, part, tokenizer, options)); };
+  const auto of = [&](const fs::path& data, const char* part) {
+    return evaluate(model, open_to_evaluate(data, part, tokenizer, options));
+  };
   const Evaluation all = of(file, "all"), training = of(file, "training"), validation = of(file, "validation");
   const Evaluation trained = evaluate(model, TokenStream(file, tokenizer, options));
   EXPECT_EQ(validation.nats, trained.nats);  // what `weft train` reports
@@ -216,7 +222,9 @@ TEST(Evaluate, PartsAndSourcesOfOneTextAgree) {
 TEST(Evaluate, AShortText) {
   const TempFolder folder;
   Mamba model(small(256));
-  const auto open = [&](const std::string& text) { return open_to_evaluate(folder.write("t", text), "all", Tokenizer::bytes(), {.batch = 8, .length = 512}); };
+  const auto open = [&](const std::string& text) {
+    return open_to_evaluate(folder.write("t", text), "all", Tokenizer::bytes(), {.batch = 8, .length = 512});
+  };
   EXPECT_EQ(evaluate(model, open("ab")).tokens, 1);
   EXPECT_EQ(open("abc").options().length, 2);  // and no larger than it needs to be
   EXPECT_EQ(open("abc").options().batch, 1);

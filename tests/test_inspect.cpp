@@ -36,7 +36,8 @@ struct WithNvrtc : testing::Test {
 // y[i] += the sum over k of exp(x[k]) x[i] + k, after a short loop that is not the hot one.
 CudaKernel loop_kernel() {
   CudaText text("loop", false);
-  text.pointer("x", dense_operand(3, DType::f32, Shape{64}.dims())).pointer("y", dense_operand(5, DType::f32, Shape{64}.dims()));
+  text.pointer("x", dense_operand(3, DType::f32, Shape{64}.dims()))
+      .pointer("y", dense_operand(5, DType::f32, Shape{64}.dims()));
   text.integer("n", 64).traffic(512);
   return text.launch_text(R"(
 extern "C" __global__ void __launch_bounds__(64) KERNEL(PARAMETERS) {
@@ -58,7 +59,10 @@ KernelView view_of(std::string name, std::string module, double bytes) {
   CudaKernel kernel;
   kernel.name = std::move(name);
   kernel.bytes = bytes;
-  KernelView v{.name = kernel.name, .module = std::move(module), .where = "at /home/me/model.cpp:7\nin m, called at main.cpp:3", .reasons = {}};
+  KernelView v{.name = kernel.name,
+               .module = std::move(module),
+               .where = "at /home/me/model.cpp:7\nin m, called at main.cpp:3",
+               .reasons = {}};
   v.bytes = bytes;
   v.kernel = std::make_shared<const CudaKernel>(std::move(kernel));
   return v;
@@ -156,13 +160,15 @@ TEST_F(Sass, ProgramCompiles) {
   view.slots = {{3, 256}, {5, 256}};
   const TempFolder folder;
   const auto file = folder.write("repro.cu", to_program(view, "sm_90a"));
-  const std::string command = std::string(nvcc) + " -std=c++17 -diag-suppress 128,177 -arch=sm_90a -c -o '" + (folder / "repro.o").string() + "' '" + file.string() + "'";
+  const std::string command = std::string(nvcc) + " -std=c++17 -diag-suppress 128,177 -arch=sm_90a -c -o '" +
+                              (folder / "repro.o").string() + "' '" + file.string() + "'";
   EXPECT_EQ(std::system(command.c_str()), 0);
 }
 
 struct InspectStep : WithNvrtc {};
 TEST_F(InspectStep, NamesWhatATrainingStepLaunches) {
-  const KernelTable table = inspect_training_step(kModel, {.target = "sm_90a", .batch = 2, .length = 32, .bf16 = true, .want_ptx = false});
+  const KernelTable table =
+      inspect_training_step(kModel, {.target = "sm_90a", .batch = 2, .length = 32, .bf16 = true, .want_ptx = false});
   const KernelView& conv = kernel_named(table, "conv1d");  // not conv1d_backward__..., conv1d_sum__...
   EXPECT_TRUE(conv.name.starts_with("conv1d__silu__")) << conv.name;
   EXPECT_EQ(conv.launches, 2);  // layers
@@ -180,15 +186,20 @@ TEST_F(InspectStep, NamesWhatATrainingStepLaunches) {
 }
 
 TEST_F(InspectStep, TimesEveryLaunchAndTracesTheStep) {
-  if (settings().split_arena) GTEST_SKIP() << "WEFT_ARENA=split gives values no lasting address, so launches cannot be repeated";
+  if (settings().split_arena)
+    GTEST_SKIP() << "WEFT_ARENA=split gives values no lasting address, so launches cannot be repeated";
   const TempFolder folder;
   nlohmann::json config = read_json(kModel / "config.json");
-  config.update({{"hidden_size", 16}, {"intermediate_size", 32}, {"num_hidden_layers", 1}, {"state_size", 4}, {"time_step_rank", 1}});
+  config.update(
+      {{"hidden_size", 16}, {"intermediate_size", 32}, {"num_hidden_layers", 1}, {"state_size", 4}, {"time_step_rank", 1}});
   folder.write("config.json", config.dump());
-  nlohmann::json run{{"steps", 1}, {"batch", 2}, {"length", 8}, {"width", 16}, {"layers", 1}, {"state", 4}, {"lr", 1e-3}, {"min_lr", 0}};
+  nlohmann::json run{{"steps", 1},  {"batch", 2}, {"length", 8}, {"width", 16},
+                     {"layers", 1}, {"state", 4}, {"lr", 1e-3},  {"min_lr", 0}};
   run.update({{"warmup", 0}, {"weight_decay", 0}, {"clip", 1}, {"seed", 1}, {"precision", "fp32"}});
-  const nlohmann::json state{{"format", 2}, {"step", 1}, {"bad_steps", 0}, {"rng", {{"seed", 1}, {"tick", 1}}}, {"environment", {}},
-                             {"data", {{"name", "text"}, {"hash", ""}, {"position", 1}}}, {"options", run}};
+  const nlohmann::json state{{"format", 2},       {"step", 1},
+                             {"bad_steps", 0},    {"rng", {{"seed", 1}, {"tick", 1}}},
+                             {"environment", {}}, {"data", {{"name", "text"}, {"hash", ""}, {"position", 1}}},
+                             {"options", run}};
   folder.write("state.json", state.dump());
   const Device before = device();
   const KernelTable table = inspect_training_step(folder.path(), {.length = 12, .device = "emu"});
@@ -242,7 +253,9 @@ struct SlowInspect : WithNvrtc {};
 TEST_F(SlowInspect, NoKernelOfATrainingStepSpills) {
   for (const char* target : kTargets)
     for (const bool bf16 : {false, true})
-      for (const KernelView& k : inspect_training_step(kModel, {.target = target, .batch = 2, .length = 32, .bf16 = bf16, .want_ptx = false}).kernels) {
+      for (const KernelView& k :
+           inspect_training_step(kModel, {.target = target, .batch = 2, .length = 32, .bf16 = bf16, .want_ptx = false})
+               .kernels) {
         if (!k.kernel) continue;
         SCOPED_TRACE(k.name + " for " + target);
         EXPECT_EQ(k.compiled.spill_bytes, 0);

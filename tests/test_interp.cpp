@@ -37,7 +37,7 @@ std::vector<T> evaluate(Expr root, const std::vector<std::vector<T>>& columns, s
   return result;
 }
 
-// ---- programs against the obvious evaluator ----
+// ---- programs against the obvious evaluator ---------------------------------------------------------------------------------
 
 // Random DAGs of all types with several roots, over every block size. Where T's own rounding already decides (the plain
 // evaluator in T and in a wider type differ), there is nothing to compare.
@@ -97,8 +97,8 @@ void compare_random_dags(unsigned seed, T tolerance) {
             }
           } else {
             if (narrow.integer != wide.integer) continue;
-            Int got = roots[r].type() == ExprType::integer ? static_cast<Int*>(outputs[r])[j]
-                                                           : static_cast<Bool*>(outputs[r])[j];
+            Int got =
+                roots[r].type() == ExprType::integer ? static_cast<Int*>(outputs[r])[j] : static_cast<Bool*>(outputs[r])[j];
             EXPECT_EQ(got, wide.integer) << to_string(roots[r]);
           }
           ++compared;
@@ -238,8 +238,7 @@ TEST(Interp, IntegerDivision) {
     }
   };
   check({0, 1, -1, 7, -7, 1000, (1 << 30) - 1, -(1 << 30)});
-  for (Int edge : {1ll << 30, 1ll << 31, 1ll << 32})
-    check({edge, -1, 1, 0}), check({-edge, -1, 1, 0}), check({edge - 1, -1});
+  for (Int edge : {1ll << 30, 1ll << 31, 1ll << 32}) check({edge, -1, 1, 0}), check({-edge, -1, 1, 0}), check({edge - 1, -1});
   check({0, 1, -1, 7, -7, 0x80000000, -0x80000000ll, kMin, kMax, (1ll << 53) + 1});
 }
 
@@ -248,13 +247,12 @@ TEST(Interp, AnInputHasOneType) {
   EXPECT_THROW(Program{roots}, Error);
 }
 
-// ---- random numbers ----
+// ---- random numbers ---------------------------------------------------------------------------------------------------------
 
 TEST(Philox, KnownAnswers) {  // Random123, kat_vectors: philox4x32-10
   EXPECT_EQ(philox_block({}, 0, 0), (PhiloxWords{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   std::uint32_t ones = ~0u;
-  EXPECT_EQ(philox_block({ones, ones, ones, ones}, ones, ones),
-            (PhiloxWords{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(philox_block({ones, ones, ones, ones}, ones, ones), (PhiloxWords{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(philox_block({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, 0xa4093822, 0x299f31d0),
             (PhiloxWords{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
   EXPECT_EQ(philox(0, 0, 0, 0), 0x6627e8d5u);
@@ -289,7 +287,7 @@ void check_uniform() {
 TEST(Interp, UniformF32) { check_uniform<float>(); }
 TEST(Interp, UniformF64) { check_uniform<double>(); }
 
-// ---- elementary functions ----
+// ---- elementary functions ---------------------------------------------------------------------------------------------------
 
 struct Accuracy {
   double ulps = 0;
@@ -350,7 +348,7 @@ TEST(Vmath, IsAccurate) {
       "cos", [](float x) { return vmath::cos(x); }, [](D x) { return std::cos(x); }, 1.0, vmath::kMaxAngle);
 }
 
-// ---- threads ----
+// ---- threads ----------------------------------------------------------------------------------------------------------------
 
 TEST(Parallel, RunsEveryPartOnceAndRethrows) {
   std::vector<int> seen(1000);

@@ -22,23 +22,21 @@ void refused(const std::string& text, const std::vector<std::string>& words) {
 
 TEST(Json, AgreesWithTheLibraryOnOrdinaryText) {
   for (const char* text :
-       {"null", "true", "-0", "18446744073709551615", "-9223372036854775808", "1e-3", "\"\"", "[]", "{}",
-        " [1, 2.5, \"a\"] ", R"({"a": {"b": [1, [2, {"c": null}], []]}, "d": "\u00e9\n\\\"", "e": {}, "": 1})",
-        "[[[]],[[1]],{\"x\":[{}]}]"})
+       {"null", "true", "-0", "18446744073709551615", "-9223372036854775808", "1e-3", "\"\"", "[]", "{}", " [1, 2.5, \"a\"] ",
+        R"({"a": {"b": [1, [2, {"c": null}], []]}, "d": "\u00e9\n\\\"", "e": {}, "": 1})", "[[[]],[[1]],{\"x\":[{}]}]"})
     EXPECT_EQ(parse_json(text, "t"), json::parse(text)) << text;
 }
 
 TEST(Json, NestedContainersKeepEverything) {
   std::string text = "[";
-  for (int i = 0; i < 2000; ++i)
-    text += (i ? ",[" : "[") + std::to_string(i) + ",{\"k\":[" + std::to_string(-i) + "]}]";
+  for (int i = 0; i < 2000; ++i) text += (i ? ",[" : "[") + std::to_string(i) + ",{\"k\":[" + std::to_string(-i) + "]}]";
   text += "]";
   EXPECT_EQ(parse_json(text, "t"), json::parse(text));
 }
 
 TEST(Json, BareInfinityAndNan) {
-  auto value = parse_json(
-      R"({"time_step_limit": [0.0, Infinity], "a": [-Infinity, NaN, 7, Infinity], "s": "Infinity, \"NaN"})", "t");
+  auto value =
+      parse_json(R"({"time_step_limit": [0.0, Infinity], "a": [-Infinity, NaN, 7, Infinity], "s": "Infinity, \"NaN"})", "t");
   EXPECT_EQ(value["time_step_limit"][0].get<double>(), 0.0);
   EXPECT_EQ(value["time_step_limit"][1].get<double>(), INFINITY);
   EXPECT_EQ(value["a"][0].get<double>(), -INFINITY);
@@ -47,14 +45,12 @@ TEST(Json, BareInfinityAndNan) {
   EXPECT_EQ(value["a"][3].get<double>(), INFINITY);
   EXPECT_EQ(value["s"].get<std::string>(), "Infinity, \"NaN");
   EXPECT_EQ(parse_json("Infinity", "t").get<double>(), INFINITY);
-  for (const char* text :
-       {"Inf", "infinity", "+Infinity", "--Infinity", "Infinity1", "nan", "[1 NaN]", "{NaN: 1}", "-NaN"})
+  for (const char* text : {"Inf", "infinity", "+Infinity", "--Infinity", "Infinity1", "nan", "[1 NaN]", "{NaN: 1}", "-NaN"})
     refused(text, {"config.json: not valid JSON", "line 1"});
 }
 
 TEST(Json, DuplicateKeys) {
-  refused("{\"a\": 1,\n \"b\": {\"a\": 1},\n \"a\": 2}",
-          {"config.json", "line 3, column 4", "the key \"a\" stands twice"});
+  refused("{\"a\": 1,\n \"b\": {\"a\": 1},\n \"a\": 2}", {"config.json", "line 3, column 4", "the key \"a\" stands twice"});
   refused(R"({"x": {"k": 1, "k": 1}})", {"\"k\""});
   refused(R"({"a": 1, "\u0061": 1})", {"\"a\""});
   EXPECT_EQ(parse_json(R"([{"a": 1}, {"a": 1}])", "t").size(), 2u);
@@ -110,8 +106,7 @@ TEST(Json, Files) {
 }
 
 TEST(Json, MutatedTextNeverCrashes) {
-  const std::string text =
-      R"({"a": [1, -2.5e3, Infinity, NaN], "b": {"c": "d\u00e9\\", "e": null, "f": [true, false, {}]}})";
+  const std::string text = R"({"a": [1, -2.5e3, Infinity, NaN], "b": {"c": "d\u00e9\\", "e": null, "f": [true, false, {}]}})";
   const std::string alphabet =
       "{}[]\",:\\ \n\x01\xff\xc3"
       "0123456789-+.eENaInfinitytruefalsn";

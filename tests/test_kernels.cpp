@@ -38,10 +38,10 @@ struct Pair {
   Target first, second;
 };
 constexpr Pair kPairs[] = {{{"sm_90a", 227 * 1024}, {"sm_80", 163 * 1024}}, {{"sm_120", 99 * 1024}, {"sm_100", 227 * 1024}}};
-constexpr int kStaticShared = 48 * 1024;  // on every target
+constexpr int kStaticShared = 48 * 1024;        // on every target
 constexpr int kRegisters = 255, kFile = 65536;  // of a thread, of a block
 
-// ---- what is compiled
+// ---- what is compiled -------------------------------------------------------------------------------------------------------
 
 // A text, and the most that one of its launches asks for.
 struct Text {
@@ -137,15 +137,14 @@ void add_model(Texts& texts, const std::string& name, const MambaConfig& config,
     return loss;
   });
   const Evaluating scope(model);
-  texts.add(name + ", evaluation", [&] {
-    return no_grad([&] { return cross_entropy(model(inputs), targets, {.reduction = Reduction::sum}); });
-  });
+  texts.add(name + ", evaluation",
+            [&] { return no_grad([&] { return cross_entropy(model(inputs), targets, {.reduction = Reduction::sum}); }); });
   const MambaCache cache(config, 1);
   texts.add(name + ", prompt", [&] { return model.prefill(given({1, 17}, DType::i64), cache); });
   texts.add(name + ", next token", [&] { return model.step(given({1, 1}, DType::i64), cache); });
 }
 
-// ---- compiling
+// ---- compiling --------------------------------------------------------------------------------------------------------------
 
 struct Resources {
   int registers = 0;           // of a thread; 0: the text does not compile
@@ -204,8 +203,10 @@ void compile_batch(const Pair& pair, std::span<const Text* const> batch, bool in
     for (const std::string& l : {first.log, log})
       if (l.find("warning") != std::string::npos) errors += l;
   } catch (const Error& e) {
-    if (batch.size() == 1) errors += fmt::format("{}: {}\n", batch[0]->where, e.what());
-    else for (std::size_t i = 0; i < batch.size(); ++i) compile_batch(pair, batch.subspan(i, 1), in_full, out + i, errors);
+    if (batch.size() == 1)
+      errors += fmt::format("{}: {}\n", batch[0]->where, e.what());
+    else
+      for (std::size_t i = 0; i < batch.size(); ++i) compile_batch(pair, batch.subspan(i, 1), in_full, out + i, errors);
   }
 }
 
@@ -217,7 +218,8 @@ std::vector<Found> compile_texts(const Pair& pair, std::span<const Text* const> 
   parallel(std::int64_t(errors.size()), [&](std::int64_t b) {
     const std::size_t first = std::size_t(b) * kBatch;
     const auto batch = texts.subspan(first, std::min(kBatch, texts.size() - first));
-    compile_batch(pair, batch, std::size_t(b) % kInFull == std::min(kInFull / 4, errors.size() - 1), &out[first], errors[std::size_t(b)]);
+    compile_batch(pair, batch, std::size_t(b) % kInFull == std::min(kInFull / 4, errors.size() - 1), &out[first],
+                  errors[std::size_t(b)]);
   });
   for (const std::string& e : errors) EXPECT_EQ(e, "") << "for " << pair.first.name << " and " << pair.second.name;
   return out;
@@ -286,7 +288,8 @@ TEST_F(SlowKernels, OfAllOpsAndModels) {
   const auto begin = std::chrono::steady_clock::now();
   for (const OpRow& row : op_rows())
     for (const OpCase& c : row.cases) add_op(texts, row, c);
-  const MambaConfig small{.vocab = 256, .width = 128, .layers = 2}, wide{.vocab = 8000, .width = 768, .layers = 2, .tie = false};
+  const MambaConfig small{.vocab = 256, .width = 128, .layers = 2},
+      wide{.vocab = 8000, .width = 768, .layers = 2, .tie = false};
   for (const DType activations : {DType::f32, DType::bf16}) {
     for (MambaConfig config : {small, wide}) {
       config.activations = activations;

@@ -34,17 +34,13 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
   return d;
 }
 
-// ---- sizes
-// ------------------------------------------------------------------------------------------------------------
+// ---- sizes ------------------------------------------------------------------------------------------------------------------
 
 TEST(Mamba, ParameterCountsOfThePublishedModels) {  // SPEC 1.11
   const struct {
     std::int64_t layers, width, total;
-  } models[] = {{24, 768, 129135360},
-                {48, 1024, 371516416},
-                {48, 1536, 793204224},
-                {48, 2048, 1372178432},
-                {64, 2560, 2768345600}};
+  } models[] = {
+      {24, 768, 129135360}, {48, 1024, 371516416}, {48, 1536, 793204224}, {48, 2048, 1372178432}, {64, 2560, 2768345600}};
   for (const auto& m : models) {
     const MambaConfig c{.vocab = 50277, .width = m.width, .layers = m.layers, .vocab_padding = 8};
     EXPECT_EQ(c.parameter_count(), m.total) << m.width;
@@ -85,8 +81,7 @@ TEST(Mamba, InitialValuesAndDecay) {
   }
 }
 
-// ---- configurations
-// ---------------------------------------------------------------------------------------------------
+// ---- configurations ---------------------------------------------------------------------------------------------------------
 
 const char* const kOriginal = R"({"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": true,
   "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8})";
@@ -135,8 +130,7 @@ TEST(MambaConfig, MissingSizesWrongTypesAndOtherModelsAreErrors) {
   json j = to_hugging_face(small());
   j.erase("state_size"), j.erase("hidden_size");
   expect_error(ErrorKind::io, {"size keys are missing: hidden_size, state_size"}, [&] { mamba_config_from_json(j); });
-  expect_error(ErrorKind::io, {"n_layer, vocab_size"},
-               [&] { mamba_config_from_json(json::parse(R"({"d_model": 8})")); });
+  expect_error(ErrorKind::io, {"n_layer, vocab_size"}, [&] { mamba_config_from_json(json::parse(R"({"d_model": 8})")); });
   expect_error(ErrorKind::io, {"hidden_size"}, [&] { mamba_config_from_json(json::object()); });
   const auto with = [](const char* key, const json& value, const char* words) {
     json k = to_hugging_face(small());
@@ -169,7 +163,8 @@ TEST(MambaConfig, SpecialTokensGoRoundAndAreOnlyThoseThatTheModelHas) {
 }
 
 TEST(MambaConfig, SizesThatNoMachineHoldsAreErrors) {
-  for (const char* key : {"hidden_size", "vocab_size", "state_size", "conv_kernel", "expand", "intermediate_size", "time_step_rank"}) {
+  for (const char* key :
+       {"hidden_size", "vocab_size", "state_size", "conv_kernel", "expand", "intermediate_size", "time_step_rank"}) {
     json j = to_hugging_face(small());
     j[key] = 9223372036854775807;
     expect_error(ErrorKind::io, {"no size is so large", key}, [&] { mamba_config_from_json(j); });
@@ -186,8 +181,7 @@ TEST(MambaConfig, SizesThatNoMachineHoldsAreErrors) {
   expect_error(ErrorKind::usage, {"eps nan"}, [&] { c.check(); });
 }
 
-// ---- checkpoints
-// ------------------------------------------------------------------------------------------------------
+// ---- checkpoints ------------------------------------------------------------------------------------------------------------
 
 std::vector<double> logits_of(Mamba& model, const std::vector<std::int64_t>& ids) {
   return run([&] { return model(Tensor::from(ids, {1, std::int64_t(ids.size())})); }).to_host<double>();
@@ -277,8 +271,7 @@ TEST(MambaCheckpoint, ATiedHeadThatDiffersIsAnError) {
   expect_error(ErrorKind::io, {"the head differs from the embedding"}, [&] { model.load_weights(tensors); });
 }
 
-// ---- the mathematics
-// --------------------------------------------------------------------------------------------------
+// ---- the mathematics --------------------------------------------------------------------------------------------------------
 
 // One sequence on the host in double, step by step as SPEC 1.8 says, from the weights by name.
 std::vector<double> reference_logits(const Mamba& model, const std::vector<std::int64_t>& ids) {
@@ -335,8 +328,7 @@ std::vector<double> reference_logits(const Mamba& model, const std::vector<std::
       const auto y = product(w[m + "out_proj.weight"], o.data(), d, inner);
       for (std::size_t i = 0; i < d; ++i) x[i] += y[i] + (c.bias ? w[m + "out_proj.bias"][i] : 0);
     }
-    const auto head =
-        product(c.tie ? table : w["lm_head.weight"], norm(x, w["backbone.norm_f.weight"]).data(), rows, d);
+    const auto head = product(c.tie ? table : w["lm_head.weight"], norm(x, w["backbone.norm_f.weight"]).data(), rows, d);
     logits.insert(logits.end(), head.begin(), head.end());
   }
   return logits;
@@ -379,8 +371,7 @@ TEST(Mamba, PrefillThenStepsEqualsPrefill) {
       EXPECT_LT(largest_difference(logits, at_once), 1e-5) << "k = " << k << ", conv width " << width;
     }
     run([&] { return model.prefill(part(0, 3), cache); });  // several tokens a step
-    EXPECT_LT(largest_difference(run([&] { return model.step(part(3, kLength), cache); }).to_host<double>(), at_once),
-              1e-5);
+    EXPECT_LT(largest_difference(run([&] { return model.step(part(3, kLength), cache); }).to_host<double>(), at_once), 1e-5);
   }
 }
 

@@ -20,8 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// ---- in a program that uses the library
-// -------------------------------------------------------------------------------
+// ---- in a program that uses the library -------------------------------------------------------------------------------------
 
 struct Mistake {
   const char* name;
@@ -81,8 +80,7 @@ std::vector<Mistake> mistakes() {
        [] { run([] { run([] { return tensor({1}); }); }); }},
       {"two assigns to one State",
        2,
-       {"assign: state 'counter' is written twice in one step", "combine the values and assign once",
-        "test_mistakes.cpp"},
+       {"assign: state 'counter' is written twice in one step", "combine the values and assign once", "test_mistakes.cpp"},
        [] {
          State s({2}, DType::f32, "counter");
          run([&] { assign(s, tensor({2})), assign(s, tensor({2})); });
@@ -127,10 +125,7 @@ std::vector<Mistake> mistakes() {
          generate(model, {65, 256});
        }},
       {"item of many elements", 2, {"item: the tensor has not one element", "(2,)"}, [] { tensor({2}).item(); }},
-      {"a slice out of range",
-       2,
-       {"slice: out of range", "[2, 9) of axis 0 of (4,)"},
-       [] { slice(tensor({4}), 0, 2, 9); }},
+      {"a slice out of range", 2, {"slice: out of range", "[2, 9) of axis 0 of (4,)"}, [] { slice(tensor({4}), 0, 2, 9); }},
       {"a missing file",
        4,
        {"/nowhere/model.safetensors", "No such file"},
@@ -166,10 +161,7 @@ std::vector<Mistake> mistakes() {
        {"load: the tensors do not fit the model", "missing: bias (3,)", "nothing was loaded"},
        [] { Linear(4, 3).load_state_dict(Linear(4, 3, {.bias = false}).state_dict()); }},
       {"an unknown device", 2, {"unknown device 'tpu'; did you mean 'cpu'?"}, [] { use_device("tpu"); }},
-      {"a device that is not there",
-       3,
-       {"CUDA driver is missing", "apt-get install"},
-       [] { use_device("cuda"); }},
+      {"a device that is not there", 3, {"CUDA driver is missing", "apt-get install"}, [] { use_device("cuda"); }},
       {"a word WEFT_LOG does not know",
        2,
        {"WEFT_LOG: unknown word 'kernals'; did you mean 'kernels'?"},
@@ -203,8 +195,7 @@ TEST(Mistakes, OfTheLibrary) {
   }
 }
 
-// ---- on the command line
-// ------------------------------------------------------------------------------------------------
+// ---- on the command line ----------------------------------------------------------------------------------------------------
 
 class Program : public ProgramTest {};
 
@@ -250,7 +241,8 @@ void prepare(const TempFolder& folder) {
     fs::copy_file(folder / "wrong/reference.safetensors", folder / name / "reference.safetensors");
   }
   folder.write("pickle/pytorch_model.bin", "PK"), folder.write("badstate/state.json", "{\"format\": 1");
-  folder.write("noshard/model.safetensors.index.json", R"({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}})");
+  folder.write("noshard/model.safetensors.index.json",
+               R"({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}})");
 }
 
 TEST_F(Program, Mistakes) {
@@ -265,11 +257,17 @@ TEST_F(Program, Mistakes) {
       {"no subcommand", "weft", 2, {"a subcommand is needed", "train", "verify"}},
       {"misspelt subcommand", "weft trian", 2, {"unknown subcommand 'trian'; did you mean 'train'?"}},
       {"misspelt option of the program", "weft --hepl", 2, {"unknown option '--hepl'; did you mean '--help'?"}},
-      {"misspelt option", "weft train --stpes 10", 2, {"train: unknown option '--stpes'; did you mean '--steps'?", "weft train --help"}},
+      {"misspelt option",
+       "weft train --stpes 10",
+       2,
+       {"train: unknown option '--stpes'; did you mean '--steps'?", "weft train --help"}},
       {"misspelt option, =", "weft train --widht=10", 2, {"unknown option '--widht'; did you mean '--width'?"}},
       {"a word that nothing takes", "weft train extra", 2, {"train: unexpected word 'extra'"}},
       {"misspelt device", "weft train --device cdua", 2, {"train: --device: unknown word 'cdua'; did you mean 'cuda'?"}},
-      {"unknown device", "weft verify model --device gpu", 2, {"verify: --device: unknown word 'gpu'", "auto, cpu, cuda, emu", "weft verify --help"}},
+      {"unknown device",
+       "weft verify model --device gpu",
+       2,
+       {"verify: --device: unknown word 'gpu'", "auto, cpu, cuda, emu", "weft verify --help"}},
       {"misspelt precision", "weft train --precision pf32", 2, {"--precision: unknown word 'pf32'; did you mean 'fp32'?"}},
       {"unknown precision", "weft verify model --dtype f16", 2, {"--dtype: unknown word 'f16'", "f32, f64, bf16"}},
       {"misspelt group of benchmarks", "weft bench interpretre", 2, {"did you mean 'interpreter'?"}},
@@ -291,8 +289,14 @@ TEST_F(Program, Mistakes) {
       {"learning rate nan", "weft train $tiny --lr nan", 2, {"--lr", "nan"}},
       {"negative top-k", "weft train $tiny --top-k -1", 2, {"may not be negative: --top-k -1"}},
       {"no width", "weft train --data text.txt --length 16 --width 0", 2, {"sizes must be positive", "width = 0"}},
-      {"a million layers", "weft train --data text.txt --length 16 --layers 1000000", 2, {"at most 10000 layers", "1000000 layers"}},
-      {"a width of 2^40", "weft train --data text.txt --length 16 --width 1099511627776", 2, {"at most 2^30", "width = 1099511627776"}},
+      {"a million layers",
+       "weft train --data text.txt --length 16 --layers 1000000",
+       2,
+       {"at most 10000 layers", "1000000 layers"}},
+      {"a width of 2^40",
+       "weft train --data text.txt --length 16 --width 1099511627776",
+       2,
+       {"at most 2^30", "width = 1099511627776"}},
       {"state of 300", "weft train --data text.txt --length 16 --state 300", 2, {"a state of at most 256 is supported", "300"}},
       // texts
       {"missing text", "weft train --data none.txt", 4, {"cannot read ", "/none.txt: No such file"}},
@@ -310,7 +314,10 @@ TEST_F(Program, Mistakes) {
       {"truncated weights", "weft verify cut", 4, {"cut/model.safetensors", "truncated inside the header"}},
       {"pickle", "weft verify pickle", 4, {"no model in pickle", "pytorch_model.bin is a pickle", "save_pretrained"}},
       {"missing shard", "weft verify noshard", 4, {"missing shard", "model-00001-of-00002.safetensors", "lm_head.weight"}},
-      {"another architecture", "weft verify llama", 4, {"llama/config.json", "model_type = \"llama\"", "\"mamba\" is supported"}},
+      {"another architecture",
+       "weft verify llama",
+       4,
+       {"llama/config.json", "model_type = \"llama\"", "\"mamba\" is supported"}},
       {"misspelt key", "weft verify typo", 4, {"unknown key", "'hidden_sise'; did you mean 'hidden_size'?"}},
       {"missing keys", "weft verify sizes", 4, {"size keys are missing: num_hidden_layers, state_size"}},
       {"comma too many", "weft verify nojson", 4, {"nojson/config.json: not valid JSON", "line 2, column 1"}},
@@ -318,9 +325,14 @@ TEST_F(Program, Mistakes) {
       {"wrong shapes, all listed",
        "weft verify shapes",
        4,
-       {"4 problems", "missing: backbone.layers.0.mixer.in_proj.bias (32,)", "missing: backbone.layers.0.mixer.out_proj.bias (8,)",
-        "shape of backbone.layers.0.mixer.A_log: the file has (16, 2), the model (16, 3)", "shape of backbone.layers.0.mixer.x_proj.weight"}},
-      {"sizes far from the weights", "weft verify huge", 4, {"the configuration is that of another model", "4294967936 parameters", "768 elements"}},
+       {"4 problems", "missing: backbone.layers.0.mixer.in_proj.bias (32,)",
+        "missing: backbone.layers.0.mixer.out_proj.bias (8,)",
+        "shape of backbone.layers.0.mixer.A_log: the file has (16, 2), the model (16, 3)",
+        "shape of backbone.layers.0.mixer.x_proj.weight"}},
+      {"sizes far from the weights",
+       "weft verify huge",
+       4,
+       {"the configuration is that of another model", "4294967936 parameters", "768 elements"}},
       {"other values", "weft verify wrong", 1, {"logits", "FAILED", "1 of 1 checks failed"}},
       // runs
       {"resume from nothing", "weft train --resume model", 4, {"no training state", "model/state.json", "--out"}},
@@ -329,8 +341,14 @@ TEST_F(Program, Mistakes) {
       {"run in a file", "weft train $tiny --steps 2 --out text.txt", 4, {"text.txt"}},
       {"run below a file", "weft train $tiny --steps 2 --out text.txt/run", 4, {"text.txt/run"}},
       {"run where nothing may be written", "weft train $tiny --steps 2 --out /proc/run", 4, {"/proc/run"}},
-      {"full disk", "ulimit -f 8; weft train $tiny --steps 2 --out full", 4, {"cannot write ", "/full/checkpoints/step-2", "File too large"}},
-      {"loss that is no number", "weft train $tiny --steps 300 --lr 1e30 --warmup 1 --clip 0", 1, {"gave a value that is not finite", "--lr"}},
+      {"full disk",
+       "ulimit -f 8; weft train $tiny --steps 2 --out full",
+       4,
+       {"cannot write ", "/full/checkpoints/step-2", "File too large"}},
+      {"loss that is no number",
+       "weft train $tiny --steps 300 --lr 1e30 --warmup 1 --clip 0",
+       1,
+       {"gave a value that is not finite", "--lr"}},
       {"output on a full disk", "weft train --help >/dev/full", 4, {"the output cannot be written"}},
       {"page on a full disk", kPage, 4, {"cannot write /dev/full", "not a regular file"}},
       {"preset misspelt", "weft train --preset tinny", 2, {"--preset: unknown word 'tinny'; did you mean 'tiny'?"}},
@@ -342,24 +360,40 @@ TEST_F(Program, Mistakes) {
       {"generate from nothing", "weft generate --tokens 3", 2, {"--from is required", "weft generate --help"}},
       {"generate from nowhere", "weft generate --from none", 4, {"none"}},
       {"negative top-p", "weft generate --from model --top-p -1", 2, {"--top-p: -1 is below 0"}},
-      {"tokens beyond 64 bits", "weft generate --from model --tokens 999999999999999999999", 2, {"--tokens: 999999999999999999999 is beyond 64 bits"}},
-      {"part misspelt", "weft eval --from model --data text.txt --part trainig", 2, {"--part: unknown word 'trainig'; did you mean 'training'?"}},
+      {"tokens beyond 64 bits",
+       "weft generate --from model --tokens 999999999999999999999",
+       2,
+       {"--tokens: 999999999999999999999 is beyond 64 bits"}},
+      {"part misspelt",
+       "weft eval --from model --data text.txt --part trainig",
+       2,
+       {"--part: unknown word 'trainig'; did you mean 'training'?"}},
       {"evaluation of a missing text", "weft eval --from bytes --data none.txt", 4, {"none.txt", "No such file"}},
       {"shards of what?", "weft data", 2, {"a subcommand is needed", "make, check"}},
       {"misspelt below a subcommand", "weft data chekc model", 2, {"unknown subcommand 'chekc'; did you mean 'check'?"}},
       {"no shards", "weft data check model", 4, {"model"}},
-      {"vocabulary too large for the text", "weft data make --data text.txt --tokenizer unigram --vocab 100000 --out shards", 4, {"text.txt"}},
+      {"vocabulary too large for the text",
+       "weft data make --data text.txt --tokenizer unigram --vocab 100000 --out shards",
+       4,
+       {"text.txt"}},
       // environment
-      {"unknown word of WEFT_LOG", "export WEFT_LOG=why,kernals; weft doctor", 2, {"WEFT_LOG: unknown word 'kernals'; did you mean 'kernels'?"}},
+      {"unknown word of WEFT_LOG",
+       "export WEFT_LOG=why,kernals; weft doctor",
+       2,
+       {"WEFT_LOG: unknown word 'kernals'; did you mean 'kernels'?"}},
       {"unknown word of WEFT_CHECK", "export WEFT_CHECK=nam; weft doctor", 2, {"WEFT_CHECK", "'nam'; did you mean 'nan'?"}},
-      {"unknown word of WEFT_DEVICE", "export WEFT_DEVICE=cdua; weft doctor", 2, {"WEFT_DEVICE: unknown word 'cdua'; did you mean 'cuda'?"}},
+      {"unknown word of WEFT_DEVICE",
+       "export WEFT_DEVICE=cdua; weft doctor",
+       2,
+       {"WEFT_DEVICE: unknown word 'cdua'; did you mean 'cuda'?"}},
       {"unknown word of WEFT_ARENA", "export WEFT_ARENA=spilt; weft doctor", 2, {"WEFT_ARENA", "'spilt'"}},
       {"WEFT_FUSE is 0 or 1", "export WEFT_FUSE=yes; weft doctor", 2, {"WEFT_FUSE", "yes"}},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.name);
     if (!missing_cuda_device() && row.code == 3) continue;
-    if (std::string_view(row.command) == kPage && missing_library(CudaLibrary::nvrtc)) continue;  // it ends before there is a page
+    if (std::string_view(row.command) == kPage && missing_library(CudaLibrary::nvrtc))
+      continue;  // it ends before there is a page
     expect_words(shell(std::string(kTiny) + row.command), row.code, row.words);
   }
 }
@@ -390,8 +424,11 @@ TEST_F(Program, TrainsSavesResumesAndSamples) {
   std::string text;
   for (int i = 0; i < 400; ++i) text += "line " + std::to_string(i * 7 % 100) + " of the text\n";
   folder_.write("text.txt", text);
-  const Outcome whole = shell("weft train --data text.txt --steps 6 --batch 2 --length 16 --width 16 --layers 1 --state 4 --sample 20 --warmup 2 --out a");
-  expect_words(whole, 0, {"step 6/6", "loss ", "tokens/s", "left", "validation loss", "bits per character", "saved: ", "sample"});
+  const Outcome whole = shell(
+      "weft train --data text.txt --steps 6 --batch 2 --length 16 --width 16 --layers 1 --state 4 --sample 20 --warmup 2 --out "
+      "a");
+  expect_words(whole, 0,
+               {"step 6/6", "loss ", "tokens/s", "left", "validation loss", "bits per character", "saved: ", "sample"});
   EXPECT_EQ(whole.text.find('\x1b'), std::string::npos) << "no colours outside a terminal";
   expect_words(shell("weft train --resume a --steps 8 --sample 0 --out b"), 0, {"resumed after step 6"});
   EXPECT_TRUE(fs::exists(folder_ / "b/latest/state.json"));

@@ -185,8 +185,8 @@ TEST(Init, HasTheMomentsItSays) {
 }
 
 // y = x W^T + b on the host.
-std::vector<double> linear_reference(const std::vector<double>& x, const std::vector<double>& w,
-                                     const std::vector<double>& b, std::size_t in) {
+std::vector<double> linear_reference(const std::vector<double>& x, const std::vector<double>& w, const std::vector<double>& b,
+                                     std::size_t in) {
   const std::size_t out = b.size(), rows = x.size() / in;
   std::vector<double> y(rows * out);
   for (std::size_t r = 0; r < rows; ++r)

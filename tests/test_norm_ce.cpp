@@ -58,16 +58,14 @@ Norm naive_norm(const Values& x, const Values& w, const Values& b, const Values&
       g_mean += centered ? g / double(n) : 0;
       g_dot += g * xh / double(n);
     }
-    for (std::size_t j = 0; j < n; ++j)
-      r.dx[row * n + j] = s * (dy[row * n + j] * w[j] - g_mean - (v[j] - mean) * s * g_dot);
+    for (std::size_t j = 0; j < n; ++j) r.dx[row * n + j] = s * (dy[row * n + j] * w[j] - g_mean - (v[j] - mean) * s * g_dot);
   }
   return r;
 }
 
 template <class S>
 void check_norms(double tolerance) {
-  for (const auto& [rows, n] :
-       std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 1}, {3, 5}, {700, 96}, {40, 1023}})
+  for (const auto& [rows, n] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 1}, {3, 5}, {700, 96}, {40, 1023}})
     for (const bool centered : {false, true}) {
       SCOPED_TRACE(testing::Message() << rows << " rows of " << n << (centered ? " centered" : ""));
       const Values x = draw(rows * n, 1), w = draw(n, 2), b = centered ? draw(n, 3) : Values(std::size_t(n)),
@@ -118,15 +116,15 @@ TEST(Norm, SameBitsForAnyThreads) {
   EXPECT_EQ(results[0], results[2]);
 }
 
-// ---- cross-entropy ------------------------------------------------------------------------------------------------
+// ---- cross-entropy ----------------------------------------------------------------------------------------------------------
 
 struct Loss {
   double total = 0;
   Values rows, d;
 };
 
-Loss naive_loss(const Values& logits, const std::vector<std::int64_t>& labels, std::int64_t v, std::int64_t ignore,
-                double e, Reduction reduction, const Values& upstream) {
+Loss naive_loss(const Values& logits, const std::vector<std::int64_t>& labels, std::int64_t v, std::int64_t ignore, double e,
+                Reduction reduction, const Values& upstream) {
   Loss r{0, Values(labels.size()), Values(logits.size())};
   std::int64_t valid = 0;
   for (std::int64_t label : labels) valid += label != ignore;
@@ -158,11 +156,11 @@ void check_loss(double tolerance) {
         const std::vector<std::int64_t> labels = {0, v - 1, -5, v / 2, -5, v / 3};
         const Loss expected = naive_loss(logits, labels, v, -5, e, reduction, upstream);
         const Tensor x = from<S>(logits, {2, 3, v});
-        const Tensor loss = cross_entropy(x, Tensor::from(labels, {2, 3}),
-                                          {.ignore_index = -5, .label_smoothing = e, .reduction = reduction});
+        const Tensor loss =
+            cross_entropy(x, Tensor::from(labels, {2, 3}), {.ignore_index = -5, .label_smoothing = e, .reduction = reduction});
         const Tensor d = grad(loss, from<S>(upstream, loss.shape()), {x})[0];
-        expect_near(loss.to_host<double>(), reduction == Reduction::none ? expected.rows : Values{expected.total},
-                    tolerance, "loss");
+        expect_near(loss.to_host<double>(), reduction == Reduction::none ? expected.rows : Values{expected.total}, tolerance,
+                    "loss");
         expect_near(d.to_host<double>(), expected.d, tolerance, "gradient");
       }
 }
@@ -179,8 +177,7 @@ TEST(CrossEntropy, NoValidLabel) {
 TEST(CrossEntropy, MaskedAndHugeLogits) {  // a masked column has probability 0; large values do not overflow
   const double inf = std::numeric_limits<double>::infinity();
   const Tensor x = from<float>({1e4, -inf, 1e4 - 1, -inf, 3e38, -3e38}, {2, 3});
-  const Tensor loss =
-      cross_entropy(x, Tensor::from(std::vector<std::int64_t>{2, 1}, {2}), {.reduction = Reduction::none});
+  const Tensor loss = cross_entropy(x, Tensor::from(std::vector<std::int64_t>{2, 1}, {2}), {.reduction = Reduction::none});
   const Tensor d = grad(loss, from<float>({1, 1}, {2}), {x})[0];
   const double p = 1 / (1 + std::exp(-1.0));
   expect_near(loss.to_host<double>(), {1 + std::log1p(std::exp(-1.0)), 0}, 1e-5, "loss");
@@ -224,8 +221,7 @@ TEST(CrossEntropy, MeanOfManyRows) {
 }
 
 TEST(CrossEntropy, Prologue) {  // an expression of the logits, and logits that are a slice
-  const Tensor x = from<double>(draw(5 * 9, 1), {5, 9}),
-               labels = Tensor::from(std::vector<std::int64_t>{0, 1, 2, 3, 4}, {5});
+  const Tensor x = from<double>(draw(5 * 9, 1), {5, 9}), labels = Tensor::from(std::vector<std::int64_t>{0, 1, 2, 3, 4}, {5});
   const Tensor scaled = x * 3.3, copy = Tensor::from(scaled.to_host<double>(), {5, 9});
   EXPECT_EQ(cross_entropy(x * 3.3, labels).item(), cross_entropy(copy, labels).item());
   const Tensor part = slice(x, -1, 2, 8), dense = Tensor::from(part.to_host<double>(), {5, 6});
@@ -251,7 +247,7 @@ TEST(CrossEntropy, BadLabels) {
   EXPECT_THROW(cross_entropy(zeros({2, 3, 5}), zeros({2, 4}, DType::i64)), Error);
 }
 
-// ---- embedding ----------------------------------------------------------------------------------------------------
+// ---- embedding --------------------------------------------------------------------------------------------------------------
 
 TEST(Embedding, RepeatedIds) {
   const std::int64_t v = 50, d = 7, n = 400;
@@ -287,8 +283,8 @@ TEST(Embedding, BadIds) {
   EXPECT_THROW(embedding(zeros({10, 4}), zeros({3})), Error);
 }
 
-// A step that wants the gradient alone finds wrong ids too, and writes nothing outside its table: at once, and when it is replayed,
-// where a GPU knows the error only at the end.
+// A step that wants the gradient alone finds wrong ids too, and writes nothing outside its table: at once, and when it is
+// replayed, where a GPU knows the error only at the end.
 TEST(Embedding, BadIdsOfAGradient) {
   const Tensor w = zeros({10, 4});
   const auto gradient = [&](std::int64_t id) {

@@ -44,7 +44,8 @@ TEST_P(Ops, ValueGradientDeterminism) {
 // On a machine with a GPU: what the emulated device computes is what the real one does.
 TEST_P(SlowDevices, EmuAndCudaAgree) {
   if (const auto missing = missing_cuda_device()) GTEST_SKIP() << *missing;
-  with_row([](const OpFunction& fn, const OpRow& row) { check_devices(fn, row.cases, row.options, Device::emu, Device::cuda); });
+  with_row(
+      [](const OpFunction& fn, const OpRow& row) { check_devices(fn, row.cases, row.options, Device::emu, Device::cuda); });
 }
 
 const auto kEveryRow = testing::Range(0, int(op_rows().size()));
@@ -70,8 +71,10 @@ TEST(OpTable, EveryOpHasARow) {
     std::vector<Tensor> in;
     for (const OpInput& i : row.cases[0].inputs) {
       std::vector<double> v = irregular(i.shape.numel(), i.low, i.high, 1);
-      if (is_integer(i.integer)) in.push_back(Tensor::from(std::vector<std::int64_t>(v.begin(), v.end()), i.shape));
-      else in.push_back(Tensor::from(v, i.shape));
+      if (is_integer(i.integer))
+        in.push_back(Tensor::from(std::vector<std::int64_t>(v.begin(), v.end()), i.shape));
+      else
+        in.push_back(Tensor::from(v, i.shape));
     }
     std::vector<Arg> reals;
     for (const Tensor& t : in)
@@ -84,7 +87,8 @@ TEST(OpTable, EveryOpHasARow) {
   }
   // Tested elsewhere: states in test_tape, the optimizer in test_optim, what a benchmark does with results in test_bench.
   for (const char* other : {"state", "assign", "assign_at", "adamw", "global_norm", "keep"}) seen.insert(other);
-  for (const Op* op : registered_ops()) EXPECT_TRUE(seen.count(std::string(op->name))) << op->name << " has no row in op_cases.cpp";
+  for (const Op* op : registered_ops())
+    EXPECT_TRUE(seen.count(std::string(op->name))) << op->name << " has no row in op_cases.cpp";
 }
 
 }  // namespace

@@ -60,8 +60,10 @@ void check_formula(DType dtype, bool joined) {
   AdamW opt(params, {.lr = lr, .betas = {0.9, 0.95}, .eps = eps, .weight_decay = decay, .clip_norm = 0.5});
   for (int step = 1; step <= 3; ++step) {
     run([&] {
-      if (joined) backward(sum(concat({params[0].read(), params[1].read(), params[2].read()}, 0) * concat({g[0], g[1], g[2]}, 0)));
-      else backward(sum(params[0].read() * g[0]) + sum(params[1].read() * g[1]) + sum(params[2].read() * g[2]));
+      if (joined)
+        backward(sum(concat({params[0].read(), params[1].read(), params[2].read()}, 0) * concat({g[0], g[1], g[2]}, 0)));
+      else
+        backward(sum(params[0].read() * g[0]) + sum(params[1].read() * g[1]) + sum(params[2].read() * g[2]));
       opt.step();
     });
     for (std::size_t k = 0; k < 3; ++k) {
@@ -215,8 +217,7 @@ TEST(AdamW, FrozenParamsStayAndNoGradientIsAnError) {
   });
   EXPECT_EQ(frozen.to_host<double>()[0], 1);
   EXPECT_NE(free.to_host<double>()[0], 1);
-  expect_error(ErrorKind::usage, {"AdamW: no parameter has a gradient", "test_optim.cpp"},
-               [&] { run([&] { opt.step(); }); });
+  expect_error(ErrorKind::usage, {"AdamW: no parameter has a gradient", "test_optim.cpp"}, [&] { run([&] { opt.step(); }); });
   EXPECT_EQ(opt.step_count(), 1) << "a recording that failed has no effect";
 }
 

@@ -1,4 +1,5 @@
-// The program's training is stopped by signals, kills and errors of the system at every call of a save, and goes on bit for bit.
+// The program's training is stopped by signals, kills and errors of the system at every call of a save, and goes on bit for
+// bit.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -48,7 +49,8 @@ class Resume : public testing::Test {
   std::string train(const fs::path& run, const std::string& more) const {
     const char* device = std::getenv("WEFT_DEVICE");
     return "'" + program_ + "' train --device " + (device ? device : "cpu") + " --data '" + (folder_ / "text.txt").string() +
-           "' --width 16 --layers 1 --state 4 --batch 2 --length 16 --sample 0 --eval-batches 1 --out '" + run.string() + "' " + more;
+           "' --width 16 --layers 1 --state 4 --batch 2 --length 16 --sample 0 --eval-batches 1 --out '" + run.string() + "' " +
+           more;
   }
   std::string resume(const fs::path& run) const { return "'" + program_ + "' train --resume '" + run.string() + "'"; }
 
@@ -143,7 +145,8 @@ TEST_F(Resume, GoesBackToAnOlderCheckpoint) {
   EXPECT_FALSE(fs::exists(other / "checkpoints/step-31"));
   const Outcome changed = execute(resume(other) + " --width 32");
   EXPECT_EQ(changed.code, 2);
-  EXPECT_NE(changed.text.find("--width cannot change when a run is resumed: the run has 16, given is 32"), std::string::npos) << changed.text;
+  EXPECT_NE(changed.text.find("--width cannot change when a run is resumed: the run has 16, given is 32"), std::string::npos)
+      << changed.text;
 }
 
 TEST_F(Resume, ReportsMemoryAndSpeedAsTheSystemDoes) {
@@ -152,7 +155,8 @@ TEST_F(Resume, ReportsMemoryAndSpeedAsTheSystemDoes) {
   const int steps = device == "emu" ? 12 : 600;
   const auto now = [] { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); };
   const double begin = now();
-  const pid_t child = start(train(folder_ / "run", "--eval-every 0 --save-every 0 --steps " + std::to_string(steps)), folder_ / "output");
+  const pid_t child =
+      start(train(folder_ / "run", "--eval-every 0 --save-every 0 --steps " + std::to_string(steps)), folder_ / "output");
   const fs::path summary = folder_ / "run/summary.json";
   std::size_t peak = 0;
   while (waitpid(child, nullptr, WNOHANG) == 0) {
@@ -163,8 +167,10 @@ TEST_F(Resume, ReportsMemoryAndSpeedAsTheSystemDoes) {
   const nlohmann::json said = read_json(summary);
   SCOPED_TRACE(read_text(folder_ / "output") + said.dump());
   EXPECT_NEAR(double(said.at("host_memory_bytes")), double(peak), 0.03 * double(peak));
-  if (device == "cpu") EXPECT_EQ(said.at("memory_bytes"), said.at("host_memory_bytes"));
-  else EXPECT_GT(said.at("memory_bytes"), 0);
+  if (device == "cpu")
+    EXPECT_EQ(said.at("memory_bytes"), said.at("host_memory_bytes"));
+  else
+    EXPECT_GT(said.at("memory_bytes"), 0);
 
   // Training is within the time that the process ran; the times of the lines say how fast it was, but for what a busy machine
   // does between a step's end and its line.
@@ -174,7 +180,8 @@ TEST_F(Resume, ReportsMemoryAndSpeedAsTheSystemDoes) {
     if (line.contains("loss")) times.push_back(line.at("time"));
   ASSERT_EQ(times.size(), std::size_t(steps));
   EXPECT_TRUE(begin < times.front() && times.back() < begin + wall);
-  const double speed = double(steps - 2) * 32 / (times.back() - times[1]);  // of 2 x 16 tokens; the first two steps plan and compile
+  const double speed =
+      double(steps - 2) * 32 / (times.back() - times[1]);  // of 2 x 16 tokens; the first two steps plan and compile
   EXPECT_NEAR(double(said.at("tokens_per_second")), speed, 0.2 * speed);
 }
 
@@ -235,15 +242,18 @@ std::vector<Call> calls_of(const fs::path& log, const std::string& folder) {
 }
 
 TEST_F(SlowResume, AFaultAtAnySystemCallOfASave) {
-  const std::string strace = "/usr/bin/strace", calls = "mkdir,openat,write,fsync,fchmod,rename,renameat2,symlink,unlink,unlinkat,rmdir";
-  if (!fs::exists(strace) || execute(strace + " -o /dev/null /bin/true").code != 0) GTEST_SKIP() << "strace is missing or may not trace";
+  const std::string strace = "/usr/bin/strace",
+                    calls = "mkdir,openat,write,fsync,fchmod,rename,renameat2,symlink,unlink,unlinkat,rmdir";
+  if (!fs::exists(strace) || execute(strace + " -o /dev/null /bin/true").code != 0)
+    GTEST_SKIP() << "strace is missing or may not trace";
   const std::string options = "--steps 2 --save-every 1 --keep 1 --eval-every 0";
   const fs::path whole = folder_ / "whole", log = folder_ / "log";
   ASSERT_EQ(execute(strace + " -y -o '" + log.string() + "' -e trace=" + calls + " " + train(whole, options)).code, 0);
   const std::vector<Call> all = calls_of(log, whole.string());
   std::set<std::string> names;
   for (const Call& call : all) names.insert(call.name);
-  for (const char* name : {"mkdir", "openat", "write", "fsync", "rename", "symlink", "unlinkat"}) EXPECT_TRUE(names.contains(name)) << name;
+  for (const char* name : {"mkdir", "openat", "write", "fsync", "rename", "symlink", "unlinkat"})
+    EXPECT_TRUE(names.contains(name)) << name;
   ASSERT_GT(all.size(), 100u);
 
   std::atomic<int> killed = 0, refused = 0;
@@ -252,12 +262,14 @@ TEST_F(SlowResume, AFaultAtAnySystemCallOfASave) {
     const fs::path run = folder_ / ("run" + std::to_string(i));
     const bool kill = i % 2 == 0;
     const std::string fault = kill ? "signal=KILL" : call.name == "write" ? "error=ENOSPC" : "error=EIO";
-    const Outcome hurt = execute(strace + " -o /dev/null -e trace=" + call.name + " -e inject=" + call.name + ":" + fault + ":when=" +
-                                 std::to_string(call.n) + " " + train(run, options));
+    const Outcome hurt = execute(strace + " -o /dev/null -e trace=" + call.name + " -e inject=" + call.name + ":" + fault +
+                                 ":when=" + std::to_string(call.n) + " " + train(run, options));
     // No error is passed over.
     EXPECT_EQ(hurt.code, kill ? 128 + SIGKILL : 4) << call.line << "\n" << hurt.text;
     const bool output = call.line.starts_with("write(1<");
-    EXPECT_EQ(!kill, hurt.text.find(output ? "weft: the output cannot be written" : "weft: cannot") != std::string::npos) << call.line << "\n" << hurt.text;
+    EXPECT_EQ(!kill, hurt.text.find(output ? "weft: the output cannot be written" : "weft: cannot") != std::string::npos)
+        << call.line << "\n"
+        << hurt.text;
     ++(kill ? killed : refused);
     const Outcome rest = execute(fs::exists(run / "checkpoints") ? resume(run) : train(run, options));
     EXPECT_EQ(rest.code, 0) << fault << " at " << call.line << "\n" << rest.text;

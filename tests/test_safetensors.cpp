@@ -94,10 +94,9 @@ TEST(Safetensors, LayoutOfTheFile) {
   std::memcpy(&length, bytes.data(), 8);
   EXPECT_EQ(length % 8, 0u);
   std::string header = bytes.substr(8, length);
-  EXPECT_EQ(
-      header.substr(0, header.find_last_not_of(' ') + 1),
-      R"({"a":{"data_offsets":[12,14],"dtype":"BF16","shape":[1]},"b":{"data_offsets":[8,12],"dtype":"F32","shape":[1]},)"
-      R"("c":{"data_offsets":[0,8],"dtype":"F64","shape":[1]}})");
+  EXPECT_EQ(header.substr(0, header.find_last_not_of(' ') + 1),
+            R"({"a":{"data_offsets":[12,14],"dtype":"BF16","shape":[1]},"b":{"data_offsets":[8,12],"dtype":"F32","shape":[1]},)"
+            R"("c":{"data_offsets":[0,8],"dtype":"F64","shape":[1]}})");
   EXPECT_EQ(bytes.size(), 8 + length + 14);
   std::string first = bytes;
   write_safetensors(folder / "m.safetensors", map);
@@ -130,10 +129,9 @@ TEST(Safetensors, AcceptsWhatTheFormatAllows) {
   EXPECT_TRUE(read_bytes(with_header("{\"__metadata__\":{}}     ", 0)).empty());
   EXPECT_EQ(read_bytes(with_header("{" + entry("F32", "[]", "[0,4]") + "}   ", 4)).size(), 1u);
   // Any order in the header, no alignment, empty tensors between others.
-  auto map =
-      read_bytes(with_header("{" + entry("F32", "[1]", "[1,5]", "z") + "," + entry("BOOL", "[1]", "[0,1]", "b") + "," +
-                                 entry("F32", "[0]", "[1,1]", "e") + "," + entry("F32", "[9,0]", "[5,5]", "f") + "}",
-                             5));
+  auto map = read_bytes(with_header("{" + entry("F32", "[1]", "[1,5]", "z") + "," + entry("BOOL", "[1]", "[0,1]", "b") + "," +
+                                        entry("F32", "[0]", "[1,1]", "e") + "," + entry("F32", "[9,0]", "[5,5]", "f") + "}",
+                                    5));
   EXPECT_EQ(map.size(), 4u);
   EXPECT_EQ(map["z"].bytes.size(), 4u);
   EXPECT_EQ(map["e"].numel(), 0);
@@ -172,8 +170,7 @@ TEST(Safetensors, RefusesWhatBreaksARule) {
   refused(with_header("{" + entry("F32", "[1]", "[0,2,4]") + "}", 4), {"pair"});
   refused(with_header("{" + entry("F32", "[1]", "[4,0]") + "}", 4), {"out of range"});
   refused(with_header("{" + entry("F32", "[1]", "[0,4]") + "}", 3), {"out of range", "truncated"});
-  refused(with_header("{" + entry("F32", "[2]", "[0,4]") + "}", 4),
-          {"size is not shape x dtype", "4 bytes for F32 (2)"});
+  refused(with_header("{" + entry("F32", "[2]", "[0,4]") + "}", 4), {"size is not shape x dtype", "4 bytes for F32 (2)"});
   refused(with_header("{" + entry("F32", "[0]", "[0,4]") + "}", 4), {"size is not shape x dtype"});
   refused(with_header("{" + entry("F32", "[1]", "[4,8]") + "}", 8), {"gap"});
   refused(with_header("{" + entry("F32", "[1]", "[0,4]") + "}", 8), {"after the last tensor"});
@@ -182,10 +179,8 @@ TEST(Safetensors, RefusesWhatBreaksARule) {
           {"gap", "tensor b"});
   refused(with_header("{" + entry("F32", "[2]", "[0,8]", "a") + "," + entry("F32", "[2]", "[4,12]", "b") + "}", 12),
           {"overlap", "tensor b"});
-  refused(with_header("{" + entry("F32", "[1]", "[0,4]", "a") + "," + entry("F32", "[1]", "[0,4]", "b") + "}", 4),
-          {"overlap"});
-  refused(with_header("{" + entry("F32", "[2]", "[0,8]", "a") + "," + entry("F32", "[0]", "[4,4]", "b") + "}", 8),
-          {"overlap"});
+  refused(with_header("{" + entry("F32", "[1]", "[0,4]", "a") + "," + entry("F32", "[1]", "[0,4]", "b") + "}", 4), {"overlap"});
+  refused(with_header("{" + entry("F32", "[2]", "[0,8]", "a") + "," + entry("F32", "[0]", "[4,4]", "b") + "}", 8), {"overlap"});
   refused(with_header("{" + entry("F32", "[1]", "[0,4]", "a") + "," + entry("F32", "[1]", "[4,8]", "a") + "}", 8),
           {"\"a\" stands twice"});
   refused(with_header("{\"__metadata__\":{\"a\":1}}", 0), {"__metadata__", "not a string"});
@@ -198,8 +193,7 @@ TEST(Safetensors, NumbersBeyond64Bits) {
   refused(with_header("{" + entry("F32", "[9223372036854775807]", "[0,4]") + "}", 4), {"too large"});
   refused(with_header("{" + entry("F32", "[4294967296,4294967297]", "[0,4]") + "}", 4), {"too large"});
   refused(with_header("{" + entry("F32", "[4611686018427387905]", "[0,4]") + "}", 4), {"too large"});  // 4x wraps to 4
-  refused(with_header("{" + entry("F32", "[1]", "[18446744073709551612,18446744073709551615]") + "}", 4),
-          {"out of range"});
+  refused(with_header("{" + entry("F32", "[1]", "[18446744073709551612,18446744073709551615]") + "}", 4), {"out of range"});
   refused(with_header("{" + entry("F32", "[1]", "[0,18446744073709551616]") + "}", 4), {"unsigned"});
   refused(with_header("{}", 0, std::numeric_limits<std::uint64_t>::max()), {"header too large"});
   refused(with_header("{}", 0, std::numeric_limits<std::uint64_t>::max() - 7), {"header too large"});
@@ -221,12 +215,10 @@ TEST(Safetensors, UnsupportedDtypesAreRefusedUnlessLeftOut) {
                               {"U64", "8"},
                               {"F8_E4M3", "1"},
                               {"F8_E5M2", "1"}}) {
-    std::string text =
-        with_header("{" + entry(dtype, "[1]", std::string("[0,") + bytes + "]") + "}", std::stoul(bytes));
+    std::string text = with_header("{" + entry(dtype, "[1]", std::string("[0,") + bytes + "]") + "}", std::stoul(bytes));
     refused(text, {"dtype not supported", "tensor w is " + std::string(dtype)});
     TempFolder folder;
-    EXPECT_TRUE(
-        read_safetensors(folder.write("m.safetensors", text), nullptr, [](auto name) { return name != "w"; }).empty());
+    EXPECT_TRUE(read_safetensors(folder.write("m.safetensors", text), nullptr, [](auto name) { return name != "w"; }).empty());
   }
   refused(with_header("{" + entry("F4", "[3]", "[0,1]") + "}", 1), {"whole bytes"});
 }
@@ -404,15 +396,13 @@ TEST(Files, ReadWhole) {
 }
 
 TEST(HostTensors, Conversions) {
-  EXPECT_EQ(make<double>(DType::bf16, {2}, {1.00390625, -3}).values<double>(),
-            (std::vector<double>{1, -3}));  // ties to even
+  EXPECT_EQ(make<double>(DType::bf16, {2}, {1.00390625, -3}).values<double>(), (std::vector<double>{1, -3}));  // ties to even
   EXPECT_EQ(make<std::int64_t>(DType::f32, {2}, {3, -4}).values<std::int64_t>(), (std::vector<std::int64_t>{3, -4}));
   EXPECT_EQ(make<float>(DType::boolean, {3}, {0, 0.5f, -1}).values<float>(), (std::vector<float>{0, 1, 1}));
   EXPECT_EQ(make<double>(DType::i64, {1}, {-9007199254740993.0}).values<std::int64_t>()[0], -9007199254740992);
   expect_error(ErrorKind::usage, {"not an integer", "0.5"}, [] { make<float>(DType::i32, {1}, {0.5f}); });
   expect_error(ErrorKind::usage, {"not an integer"}, [] { make<double>(DType::i64, {1}, {9223372036854775808.0}); });
-  expect_error(ErrorKind::usage, {"not an integer", "nan"},
-               [] { make<float>(DType::f32, {1}, {NAN}).values<std::int64_t>(); });
+  expect_error(ErrorKind::usage, {"not an integer", "nan"}, [] { make<float>(DType::f32, {1}, {NAN}).values<std::int64_t>(); });
   expect_error(ErrorKind::usage, {"out of range"}, [] { make<std::int64_t>(DType::i32, {1}, {2147483648}); });
   expect_error(ErrorKind::usage, {"values of its shape"}, [] { make<float>(DType::f32, {2}, {1}); });
 }

@@ -35,14 +35,12 @@ void expect_near(const Values& got, const Values& expected, double tolerance, co
   ASSERT_EQ(got.size(), expected.size()) << what;
   double scale = 1;
   for (double e : expected) scale = std::max(scale, std::abs(e));
-  for (std::size_t i = 0; i < got.size(); ++i)
-    ASSERT_NEAR(got[i], expected[i], tolerance * scale) << what << " at " << i;
+  for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], tolerance * scale) << what << " at " << i;
 }
 
 TEST(Scan, GoldenG1) {
   const auto from = [](const Values& v, Shape s) { return Tensor::from(v, s); };
-  const Tensor u = from(swap_last(gen(6, .1), 1, 2, 3), {1, 3, 2}),
-               delta = from(swap_last(gen(6, .2), 1, 2, 3), {1, 3, 2});
+  const Tensor u = from(swap_last(gen(6, .1), 1, 2, 3), {1, 3, 2}), delta = from(swap_last(gen(6, .2), 1, 2, 3), {1, 3, 2});
   Values a = gen(4, .3);
   for (double& x : a) x = -std::exp(x);
   const Tensor A = from(a, {2, 2}), B = from(swap_last(gen(6, .4), 1, 2, 3), {1, 3, 2}),
@@ -88,8 +86,7 @@ struct Problem {
       return v;
     };
     const std::int64_t rows = c.b * c.t;
-    u = draw(rows * c.i), delta = draw(rows * c.i), A = draw(c.i * c.n), B = draw(rows * c.groups * c.n),
-    C = draw(B.size());
+    u = draw(rows * c.i), delta = draw(rows * c.i), A = draw(c.i * c.n), B = draw(rows * c.groups * c.n), C = draw(B.size());
     D = draw(c.i), bias = draw(c.i), z = draw(rows * c.i), initial = draw(c.b * c.i * c.n), g = draw(rows * c.i);
     gh = draw(initial.size());
     for (double& a : A) a = -std::exp(0.5 * a);
@@ -121,8 +118,7 @@ Results naive(const Problem& p) {
         delta[t] = c.softplus ? std::log1p(std::exp(raw)) : raw;
         double s = c.skip ? p.D[i] * p.u[at(t)] : 0;
         for (std::int64_t n = 0; n < N; ++n) {
-          h[(t + 1) * N + n] =
-              std::exp(delta[t] * p.A[i * N + n]) * h[t * N + n] + delta[t] * p.B[bc(t, n)] * p.u[at(t)];
+          h[(t + 1) * N + n] = std::exp(delta[t] * p.A[i * N + n]) * h[t * N + n] + delta[t] * p.B[bc(t, n)] * p.u[at(t)];
           s += p.C[bc(t, n)] * h[(t + 1) * N + n];
         }
         const double q = sigmoid_of(p.z[at(t)]);
@@ -246,9 +242,9 @@ TEST(Scan, NoTime) {  // the state passes through
 }
 
 TEST(Scan, EmptyBatchAndChannels) {
-  for (const Case& c : {Case{0, 5, 3, 4, 1, true, true, true, true, true, true},
-                        Case{2, 5, 0, 4, 1, true, true, true, true, true, true},
-                        Case{2, 5, 3, 0, 1, true, true, true, true, true, true}}) {
+  for (const Case& c :
+       {Case{0, 5, 3, 4, 1, true, true, true, true, true, true}, Case{2, 5, 0, 4, 1, true, true, true, true, true, true},
+        Case{2, 5, 3, 0, 1, true, true, true, true, true, true}}) {
     const Problem p(c);
     compare(weft_results<double>(p), naive(p), c, 1e-12);
   }
@@ -310,7 +306,8 @@ void check_bf16(std::int64_t n) {
   EXPECT_EQ(d[2].dtype(), DType::f32);
   EXPECT_EQ(d[5].dtype(), DType::f32);
   expect_near(out.to_host<double>(), expected.out, 2e-2, "out");
-  const Values* wanted[] = {&expected.du, &expected.ddelta, &expected.dA, &expected.dB, &expected.dC, &expected.dD, &expected.dbias, &expected.dz};
+  const Values* wanted[] = {&expected.du, &expected.ddelta, &expected.dA,    &expected.dB,
+                            &expected.dC, &expected.dD,     &expected.dbias, &expected.dz};
   const char* names[] = {"du", "ddelta", "dA", "dB", "dC", "dD", "dbias", "dz"};
   for (std::size_t k = 0; k < 8; ++k) expect_near(d[k].to_host<double>(), *wanted[k], 2e-2, names[k]);
 }
@@ -326,9 +323,9 @@ TEST(Scan, OwnHole) {
                A = Tensor::from(Values(6, -0.5), {i, n}), B = Tensor::from(gen(36, 3), {b, t, n}),
                C = Tensor::from(gen(36, 4), {b, t, n}), scale = Tensor::from(gen(3, 5), {i}),
                shift = Tensor::from(gen(54, 6), rows), per_time = Tensor::from(gen(9, 7), {t, 1});
-  const auto holed = scan(u, raw, A, B, C, {.out = hole({scale, shift, per_time}, [](Expr s, Expr a, Expr c, Expr p) {
-                                              return tanh(s * a) + c - p * 3.5;
-                                            })});
+  const auto holed =
+      scan(u, raw, A, B, C,
+           {.out = hole({scale, shift, per_time}, [](Expr s, Expr a, Expr c, Expr p) { return tanh(s * a) + c - p * 3.5; })});
   const auto outside = tanh(scan(u, raw, A, B, C) * scale) + shift - per_time * 3.5;
   const std::vector<Arg> wrt = {u, raw, A, B, C, scale, shift, per_time};
   const std::vector<Tensor> d = grad(sum(holed * shift), wrt), e = grad(sum(outside * shift), wrt);

@@ -53,7 +53,8 @@ void expect_equal_to_cpu(const std::string& what, const Make& make) {
       ASSERT_EQ(got[k].size(), expected[k].size());
       double scale = 1e-3;
       for (const double e : expected[k]) scale = std::max(scale, std::abs(e));
-      for (std::size_t i = 0; i < got[k].size(); ++i) ASSERT_NEAR(got[k][i], expected[k][i], tolerance * scale) << "result " << k << " at " << i;
+      for (std::size_t i = 0; i < got[k].size(); ++i)
+        ASSERT_NEAR(got[k][i], expected[k][i], tolerance * scale) << "result " << k << " at " << i;
     }
   }
 }
@@ -63,8 +64,8 @@ TEST(Sizes, LongReductions) {
     expect_equal_to_cpu("a reduction", [shape](DType dtype) -> Step {
       const Tensor x = values(shape, dtype, 1);
       return [=] {
-        return std::vector{sum(x, {0}), sum(x, {1}), max(x, {0}), max(x, {1}), logsumexp(x, {0}), logsumexp(x, {1}), softmax(x, {0}), softmax(x, {1}),
-                           sum(exp(x), {1}), sum(x * x, {0})};
+        return std::vector{sum(x, {0}),       sum(x, {1}),     max(x, {0}),     max(x, {1}),      logsumexp(x, {0}),
+                           logsumexp(x, {1}), softmax(x, {0}), softmax(x, {1}), sum(exp(x), {1}), sum(x * x, {0})};
       };
     });
 }
@@ -108,8 +109,9 @@ TEST(Sizes, LongConvolutions) {
     for (const std::int64_t width : {4, 11, 70})
       expect_equal_to_cpu("conv1d", [=](DType dtype) -> Step {
         const std::int64_t d = shape[2];
-        const Tensor x = values(shape, dtype, 0), upstream = values(shape, dtype, 1), weight = values({d, width}, DType::f32, 2),
-                     bias = values({d}, DType::f32, 3), initial = values({shape[0], width - 1, d}, dtype, 4);
+        const Tensor x = values(shape, dtype, 0), upstream = values(shape, dtype, 1),
+                     weight = values({d, width}, DType::f32, 2), bias = values({d}, DType::f32, 3),
+                     initial = values({shape[0], width - 1, d}, dtype, 4);
         return [=] {
           Tensor last;
           const Tensor y = conv1d(x, weight, bias, {.silu = true, .initial = initial, .last = &last});

@@ -258,9 +258,7 @@ TEST(Backward, NoGradAndFrozen) {
   Param w({2}, DType::f32, "w"), frozen({2}, DType::f32, "frozen");
   frozen.set_trainable(false);
   expect_error(ErrorKind::usage, {"does not depend"}, [&] { run([&] { backward(sum(frozen * 2)); }); });
-  expect_error(ErrorKind::usage, {"does not depend"}, [&] {
-    run([&] { backward(no_grad([&] { return sum(w * 2); })); });
-  });
+  expect_error(ErrorKind::usage, {"does not depend"}, [&] { run([&] { backward(no_grad([&] { return sum(w * 2); })); }); });
   run([&] {
     const Tensor scale = no_grad([&] { return w + 3; });
     backward(sum(w * frozen) + sum(w * scale));

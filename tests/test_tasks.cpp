@@ -63,7 +63,9 @@ TEST(Tasks, InductionAsksForWhatFollowedTheSpecialToken) {
       EXPECT_EQ(*(end - 1), 15);
       const auto place = std::find(begin, end, 15);
       EXPECT_EQ(s.targets[row * 12 + 11], *(place + 1));
-      EXPECT_EQ(std::count(s.targets.begin() + std::ptrdiff_t(row * 12), s.targets.begin() + std::ptrdiff_t(row * 12 + 12), kIgnored), 11);
+      EXPECT_EQ(
+          std::count(s.targets.begin() + std::ptrdiff_t(row * 12), s.targets.begin() + std::ptrdiff_t(row * 12 + 12), kIgnored),
+          11);
       ++answers[*(place + 1)], ++places[place - begin];
     }
   }
@@ -100,7 +102,8 @@ TEST(Tasks, WhatLeavesNoRoom) {
   EXPECT_NO_THROW(make_task("selective-copying", {.batch = 1, .length = 32})->next());
   EXPECT_EQ(make_task("selective-copying", {.batch = 2, .length = 31}, 5)->next().counted, 2 * 5);
   for (const std::int64_t memorize : {std::int64_t(0), std::int64_t(1) << 62})
-    expect_error(ErrorKind::usage, {"selective copying"}, [&] { make_task("selective-copying", {.batch = 1, .length = 31}, memorize); });
+    expect_error(ErrorKind::usage, {"selective copying"},
+                 [&] { make_task("selective-copying", {.batch = 1, .length = 31}, memorize); });
   EXPECT_NO_THROW(make_task("induction", {.batch = 1, .length = 3})->next());
 }
 

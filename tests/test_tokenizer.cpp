@@ -48,9 +48,12 @@ const std::string& model() {
 std::string utf8(char32_t c) {
   std::string s;
   if (c < 0x80) return {char(c)};
-  if (c < 0x800) s += char(0xc0 | c >> 6);
-  else if (c < 0x10000) s += char(0xe0 | c >> 12), s += char(0x80 | (c >> 6 & 0x3f));
-  else s += char(0xf0 | c >> 18), s += char(0x80 | (c >> 12 & 0x3f)), s += char(0x80 | (c >> 6 & 0x3f));
+  if (c < 0x800)
+    s += char(0xc0 | c >> 6);
+  else if (c < 0x10000)
+    s += char(0xe0 | c >> 12), s += char(0x80 | (c >> 6 & 0x3f));
+  else
+    s += char(0xf0 | c >> 18), s += char(0x80 | (c >> 12 & 0x3f)), s += char(0x80 | (c >> 6 & 0x3f));
   return s += char(0x80 | (c & 0x3f));
 }
 
@@ -104,7 +107,9 @@ TEST(Tokenizer, EveryTextComesBackExactly) {
        {words(30000), std::string(), std::string("a"), std::string("\n"), std::string("\n\n\n"), std::string("a\r\nb\r\n\r\n"),
         std::string("\t\ttab\t"), std::string("  two  spaces  "), std::string("zero\0byte", 9), planes, line,
         std::string("a \xe2\x96\x81 b\xe2\x96\x81\xe2\x96\x81"), std::string("<0x0A> <s> </s> <unk> \xe2\x81\x87"),
-        std::string("\xef\xbb\xbf" "bom"), std::string(10'000, ' ')}) {
+        std::string("\xef\xbb\xbf"
+                    "bom"),
+        std::string(10'000, ' ')}) {
     const auto ids = t.encode(text);
     EXPECT_EQ(t.decode(ids), text) << text.substr(0, 60);
     EXPECT_EQ(std::count(ids.begin(), ids.end(), 0), 0) << "<unk> in " << text.substr(0, 60);
@@ -126,7 +131,8 @@ TEST(Tokenizer, IsMadeOfAShareOfALargeText) {
       if (t.piece(id) == std::string(1, c) && id > 258) return true;  // 0 to 2 are <unk>, <s>, </s>; then the bytes
     return false;
   };
-  const Tokenizer all = Tokenizer::train(corpus, corpus.size(), 276), few = Tokenizer::train(corpus, corpus.size(), 276, text.size() / 10);
+  const Tokenizer all = Tokenizer::train(corpus, corpus.size(), 276),
+                  few = Tokenizer::train(corpus, corpus.size(), 276, text.size() / 10);
   const Tokenizer front = Tokenizer::train(corpus, 100, 263);
   EXPECT_TRUE(knows(all, 'k') && knows(all, 'x'));
   EXPECT_TRUE(knows(few, 'k') && knows(few, 'x'));
@@ -169,7 +175,9 @@ TEST(Tokenizer, AStreamGivesWholeCharacters) {
   EXPECT_EQ(decoder.put(0xff), "\xff");
   EXPECT_EQ(decoder.put(0xf0), "");
   EXPECT_EQ(decoder.put(0x9f), "");
-  EXPECT_EQ(decoder.put('a'), "\xf0\x9f" "a");
+  EXPECT_EQ(decoder.put('a'),
+            "\xf0\x9f"
+            "a");
   EXPECT_EQ(decoder.put(0xc3), "");
   EXPECT_EQ(decoder.finish(), "\xc3");
 }
@@ -185,7 +193,8 @@ TEST(Tokenizer, TextsThatMakeNone) {
   };
   expect_error(ErrorKind::io, {"note.txt: no text"}, train("", 300));
   expect_error(ErrorKind::io, {"note.txt: no text"}, train("\n\n", 300));
-  expect_error(ErrorKind::io, {"note.txt: not UTF-8", "0xff", "offset 4, line 2", "--tokenizer bytes"}, train("abc\n\xff", 300));
+  expect_error(ErrorKind::io, {"note.txt: not UTF-8", "0xff", "offset 4, line 2", "--tokenizer bytes"},
+               train("abc\n\xff", 300));
   expect_error(ErrorKind::usage, {"a vocabulary of 260 is too small", "262 to"}, train("abc\n", 260));
   expect_error(ErrorKind::usage, {"too large"}, train("abc\n", 10'000'000));
   expect_error(ErrorKind::io, {"note.txt: too short for a vocabulary of 4000", "pieces", "--vocab"}, train(words(2000), 4000));
@@ -193,7 +202,7 @@ TEST(Tokenizer, TextsThatMakeNone) {
   expect_error(ErrorKind::io, {"text: not UTF-8"}, [] { trained().encode("a\xc3"); });
 }
 
-// ---- model files
+// ---- model files ------------------------------------------------------------------------------------------------------------
 
 // Wire format of protocol buffers.
 std::string varint(std::uint64_t v) {
@@ -201,7 +210,9 @@ std::string varint(std::uint64_t v) {
   for (; v > 127; v >>= 7) s += char(v | 128);
   return s += char(v);
 }
-std::string field(int number, const std::string& bytes) { return varint(std::uint64_t(number) << 3 | 2) + varint(bytes.size()) + bytes; }
+std::string field(int number, const std::string& bytes) {
+  return varint(std::uint64_t(number) << 3 | 2) + varint(bytes.size()) + bytes;
+}
 std::string field(int number, std::uint64_t value) { return varint(std::uint64_t(number) << 3) + varint(value); }
 std::string piece(const std::string& text, float score = -1, int type = 1) {
   std::string bytes(4, '\0');
@@ -210,7 +221,10 @@ std::string piece(const std::string& text, float score = -1, int type = 1) {
 }
 
 TEST(Tokenizer, AModelOfAnotherKind) {
-  const std::string pieces = piece("<unk>", 0, 2) + piece("</s>", 0, 3) + piece("\xe2\x96\x81") + piece("a") + piece("b") + piece("\xe2\x96\x81""ab");
+  const std::string pieces = piece("<unk>", 0, 2) + piece("</s>", 0, 3) + piece("\xe2\x96\x81") + piece("a") + piece("b") +
+                             piece(
+                                 "\xe2\x96\x81"
+                                 "ab");
   // As Llama's: a space is put before the text, and taken away.
   const Tokenizer t = Tokenizer::from_model(pieces + field(2, field(3, 1)) + field(3, field(4, 0)), "m");
   EXPECT_EQ(t.encode("ab a"), (std::vector<std::int64_t>{5, 2, 3}));
@@ -252,11 +266,13 @@ TEST(Tokenizer, ModelsThatAreRefused) {
   };
   for (const auto& model : bad) {
     const std::string word = model.first.substr(0, model.first.find_last_not_of(' ') + 1);
-    expect_error(ErrorKind::io, {"m: not a tokenizer that can be used", word, "SentencePiece"}, [&] { Tokenizer::from_model(model.second, "m"); });
+    expect_error(ErrorKind::io, {"m: not a tokenizer that can be used", word, "SentencePiece"},
+                 [&] { Tokenizer::from_model(model.second, "m"); });
   }
   TempFolder folder;
   expect_error(ErrorKind::io, {"absent.model", "No such file"}, [&] { Tokenizer::load(folder / "absent.model"); });
-  expect_error(ErrorKind::io, {"not a tokenizer"}, [&] { Tokenizer::load(folder.write("t.model", "version https://git-lfs")); });
+  expect_error(ErrorKind::io, {"not a tokenizer"},
+               [&] { Tokenizer::load(folder.write("t.model", "version https://git-lfs")); });
 }
 
 // Whatever the file holds, it is refused or it encodes and decodes.
@@ -269,11 +285,20 @@ TEST(Tokenizer, DamagedFilesDoNotCrash) {
     for (unsigned n = 1 + random() % 3; n--;) {
       const std::size_t at = random() % bytes.size();
       switch (random() % 5) {
-        case 0: bytes[at] = char(random()); break;
-        case 1: bytes[at] = char(bytes[at] ^ 1 << random() % 8); break;
-        case 2: bytes.erase(at, 1 + random() % 8); break;
-        case 3: bytes.insert(at, bytes.substr(random() % bytes.size(), 1 + random() % 20)); break;
-        default: bytes.resize(std::max<std::size_t>(at, 1));
+        case 0:
+          bytes[at] = char(random());
+          break;
+        case 1:
+          bytes[at] = char(bytes[at] ^ 1 << random() % 8);
+          break;
+        case 2:
+          bytes.erase(at, 1 + random() % 8);
+          break;
+        case 3:
+          bytes.insert(at, bytes.substr(random() % bytes.size(), 1 + random() % 20));
+          break;
+        default:
+          bytes.resize(std::max<std::size_t>(at, 1));
       }
     }
     try {

@@ -20,7 +20,8 @@ namespace fs = std::filesystem;
 Corpus corpus() { return {"words", words_text(20000)}; }
 
 std::shared_ptr<TokenStream> data(const Corpus& text, const TrainOptions& o) {
-  return std::make_shared<TokenStream>(text, Tokenizer::bytes(), BatchOptions{.batch = o.batch, .length = o.length, .seed = o.seed});
+  return std::make_shared<TokenStream>(text, Tokenizer::bytes(),
+                                       BatchOptions{.batch = o.batch, .length = o.length, .seed = o.seed});
 }
 
 TrainOptions options() {
@@ -170,7 +171,8 @@ TEST(Trainer, ResumeRefusesWhatDoesNotBelongTogether) {
   train(trainer, 1);
   trainer.save(other.path());
   fs::copy_file(other / "model.safetensors", folder / "model.safetensors", fs::copy_options::overwrite_existing);
-  expect_error(ErrorKind::io, {"belong to different steps"}, [&] { Trainer::resume(folder.path(), data(corpus(), options())); });
+  expect_error(ErrorKind::io, {"belong to different steps"},
+               [&] { Trainer::resume(folder.path(), data(corpus(), options())); });
   const Corpus another("words", "!" + words_text(20000));
   expect_error(ErrorKind::io, {"not the one that training began with"},
                [&] { Trainer::resume(other.path(), data(another, options())); });
@@ -198,8 +200,10 @@ TEST(Trainer, ACheckpointNamesTheTokenizersEndOfText) {
   const Tokenizer pieces = Tokenizer::train(words_text(5000), 275);
   for (const Tokenizer& t : {pieces, Tokenizer::bytes()}) {
     const TrainOptions o = options();
-    Trainer(std::make_shared<TokenStream>(corpus(), t, BatchOptions{.batch = o.batch, .length = o.length}), o).save(folder.path());
-    EXPECT_EQ(read_json(folder / "config.json").at("eos_token_id"), t.is_bytes() ? nlohmann::json(nullptr) : nlohmann::json(t.end_of_text()));
+    Trainer(std::make_shared<TokenStream>(corpus(), t, BatchOptions{.batch = o.batch, .length = o.length}), o)
+        .save(folder.path());
+    EXPECT_EQ(read_json(folder / "config.json").at("eos_token_id"),
+              t.is_bytes() ? nlohmann::json(nullptr) : nlohmann::json(t.end_of_text()));
     EXPECT_EQ(Mamba::load(folder.path()).config().eos.value_or(-1), t.end_of_text());
   }
 }

@@ -53,7 +53,9 @@ struct Model {
   Tensor with_rounded_weights() const {
     return cast(linear(cast(x, DType::bf16), cast(cast(w.read(), DType::bf16), DType::f32), b.read()), DType::f32);
   }
-  Tensor evaluate() const { return run([&] { return no_grad([&] { return output(); }); }); }
+  Tensor evaluate() const {
+    return run([&] { return no_grad([&] { return output(); }); });
+  }
   void train(int steps) {
     for (int i = 0; i < steps; ++i)
       run([&] {

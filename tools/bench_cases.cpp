@@ -27,7 +27,7 @@ constexpr DType kActivation = DType::bf16;
 
 std::string by(std::initializer_list<Int> dims) { return fmt::format("{}", fmt::join(dims, "x")); }
 
-// ---- inputs: States, which are on the device and which a plan reads in place ----------------------------------------
+// ---- inputs: States, which are on the device and which a plan reads in place ------------------------------------------------
 
 struct Init {
   Shape shape;
@@ -50,7 +50,7 @@ State constant_state(Shape shape, double value) {
   return s;
 }
 
-// ---- steps ----------------------------------------------------------------------------------------------------------
+// ---- steps ------------------------------------------------------------------------------------------------------------------
 
 Measured of_one(const StepTimes& t) {
   return {{t.first_ms}, {{"wall_ms", std::round(t.wall_ms * 1e4) / 1e4}, {"first_s", std::round(t.first_s * 100) / 100}}};
@@ -104,7 +104,7 @@ std::vector<Tensor> read(const std::vector<State>& states) {
   return tensors;
 }
 
-// ---- ceilings -------------------------------------------------------------------------------------------------------
+// ---- ceilings ---------------------------------------------------------------------------------------------------------------
 
 // Bytes are moved by the device's own copy and fill, as the peers' are.
 Measured copy_bytes(std::size_t bytes, const TimeLimits& limits) {
@@ -159,7 +159,7 @@ std::vector<BenchCase> ceilings(bool smoke) {
           matmul_case("matmul fp32", DType::f32, false)};
 }
 
-// ---- gemm -----------------------------------------------------------------------------------------------------------
+// ---- gemm -------------------------------------------------------------------------------------------------------------------
 
 std::vector<BenchCase> gemm(bool smoke) {
   struct Product {
@@ -191,7 +191,7 @@ std::vector<BenchCase> gemm(bool smoke) {
   return cases;
 }
 
-// ---- scan -----------------------------------------------------------------------------------------------------------
+// ---- scan -------------------------------------------------------------------------------------------------------------------
 
 // u, delta, z, B, C bf16; A = -(1, ..., n), D = 1, the bias of softplus -4, in fp32.
 TrainStep scan_step(Int b, Int l, Int d, Int n) {
@@ -229,7 +229,7 @@ std::vector<BenchCase> scans(bool smoke) {
   return cases;
 }
 
-// ---- conv -----------------------------------------------------------------------------------------------------------
+// ---- conv -------------------------------------------------------------------------------------------------------------------
 
 TrainStep conv_step(Int b, Int l, Int d, Int width) {
   return
@@ -250,7 +250,7 @@ std::vector<BenchCase> conv(bool smoke) {
   return cases;
 }
 
-// ---- pointwise ------------------------------------------------------------------------------------------------------
+// ---- pointwise --------------------------------------------------------------------------------------------------------------
 
 TrainStep gumbel_given_step(Int n) {
   return
@@ -328,7 +328,7 @@ std::vector<BenchCase> pointwise_cases(bool smoke) {
   return cases;
 }
 
-// ---- optim ----------------------------------------------------------------------------------------------------------
+// ---- optim ------------------------------------------------------------------------------------------------------------------
 
 std::vector<Shape> shapes_130m(bool smoke) {
   if (smoke) return {{8, 8}, {8, 8}, {8, 8}};
@@ -375,7 +375,7 @@ std::vector<BenchCase> optim(bool smoke) {
            [shapes](const TimeLimits& limits) { return of_two(time_step(optimizer_step(shapes), limits)); }}};
 }
 
-// ---- overhead -------------------------------------------------------------------------------------------------------
+// ---- overhead ---------------------------------------------------------------------------------------------------------------
 
 // Wall time of an op among many tiny ones, host and device together. f does `ops` of them.
 Measured time_an_op(const std::function<void()>& f, int ops) {

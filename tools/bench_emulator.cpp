@@ -23,12 +23,15 @@ struct Case {
 };
 constexpr Case kCases[] = {
     {"element-wise: z = 3 x + y", "z[i] = 3 * x[i] + y[i];"},
-    {"element-wise, vectors of 4", "if (4 * i < n) { float4 a = ((const float4*)x)[i], b = ((const float4*)y)[i]; a.x += b.x, a.y += b.y, a.z += b.z, "
-                                   "a.w += b.w; ((float4*)z)[i] = a; }"},
+    {"element-wise, vectors of 4",
+     "if (4 * i < n) { float4 a = ((const float4*)x)[i], b = ((const float4*)y)[i]; a.x += b.x, a.y += b.y, a.z += b.z, "
+     "a.w += b.w; ((float4*)z)[i] = a; }"},
     {"element-wise: exp", "z[i] = expf(x[i]);"},
-    {"arithmetic alone", "float v = x[i]; for (int j = 0; j < 64; ++j) { v = v * 1.01f + 0.5f; v = v * 0.9f - 0.5f; } z[i] = v;"},
-    {"shared memory and barriers", "__shared__ float s[256]; float v = x[i]; for (int j = 0; j < 16; ++j) { s[threadIdx.x] = v; __syncthreads(); "
-                                   "v += s[threadIdx.x ^ j]; __syncthreads(); } z[i] = v;"},
+    {"arithmetic alone",
+     "float v = x[i]; for (int j = 0; j < 64; ++j) { v = v * 1.01f + 0.5f; v = v * 0.9f - 0.5f; } z[i] = v;"},
+    {"shared memory and barriers",
+     "__shared__ float s[256]; float v = x[i]; for (int j = 0; j < 16; ++j) { s[threadIdx.x] = v; __syncthreads(); "
+     "v += s[threadIdx.x ^ j]; __syncthreads(); } z[i] = v;"},
 };
 
 void measure(const Case& c) {

@@ -55,8 +55,7 @@ double time_interpreter(Arrays& a, Expr root, const std::vector<double>& constan
 }
 
 template <class F>
-void by_hand(const float* __restrict x, const float* __restrict y, const float* __restrict z, float* __restrict out,
-             F f) {
+void by_hand(const float* __restrict x, const float* __restrict y, const float* __restrict z, float* __restrict out, F f) {
   for (std::int64_t i = 0; i < kElements; ++i) out[i] = f(x[i], y[i], z[i], i);
 }
 
@@ -93,8 +92,7 @@ void bench_interpreter() {
     float s = vmath::sigmoid(a);
     return b * s + b * a * (s * (1 - s));
   });
-  run("gelu(x)", gelu(x),
-      [](float a, float, float, std::int64_t) { return 0.5f * a * (1 + vmath::erf(a * 0.70710678f)); });
+  run("gelu(x)", gelu(x), [](float a, float, float, std::int64_t) { return 0.5f * a * (1 + vmath::erf(a * 0.70710678f)); });
   run("softplus(x + 0.1) tanh(y)", softplus(x + 0.1) * tanh(y),
       [](float a, float b, float, std::int64_t) { return vmath::softplus(a + 0.1f) * vmath::tanh(b); });
   run("x - 1e-3 (y/(sqrt(z)+1e-8) + 0.1x)", x - 1e-3 * (y / (sqrt(z) + 1e-8) + 0.1 * x),

@@ -146,7 +146,8 @@ void BenchReport::save() const {
 void BenchReport::print_against(const std::filesystem::path& file) const {
   const nlohmann::json peers = read_json(file);
   if (!peers.contains("rows"))
-    fail(ErrorKind::io, fmt::format("{}: has no rows", file.string()), {}, "give a file that `weft bench --json` wrote, or one of its form");
+    fail(ErrorKind::io, fmt::format("{}: has no rows", file.string()), {},
+         "give a file that `weft bench --json` wrote, or one of its form");
   fmt::print("\nbeside {} on {}; ratio: peer's time / weft's\n", file.string(),
              peers.value("meta", nlohmann::json::object()).value("device", "another machine"));
   fmt::print("{:<9} {:<28} {:<22} {:<5} {:>10} {:>8} {:>10} {:>8} {:>7}  {}\n", "group", "op", "shape", "phase", "weft ms",

@@ -1,5 +1,5 @@
-// The figures of a benchmark, as text and as JSON {meta, ceilings, rows}, and beside those of other implementations (peers), whose
-// files have the same names and keys.
+// The figures of a benchmark, as text and as JSON {meta, ceilings, rows}, and beside those of other implementations (peers),
+// whose files have the same names and keys.
 #pragma once
 
 #include <filesystem>

@@ -132,8 +132,10 @@ void Checkpoints::write(std::int64_t step, std::int64_t keep, const std::functio
 }
 
 void Checkpoints::rewind(std::int64_t step) const {
-  if (step > 0) point_to(step);
-  else remove_tree(run_ / "latest");
+  if (step > 0)
+    point_to(step);
+  else
+    remove_tree(run_ / "latest");
   for (const std::int64_t newer : steps_in(folder()))
     if (newer > step) remove_checkpoint(of_step(newer));
   for (const fs::path& name : entries(folder()))

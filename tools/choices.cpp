@@ -43,7 +43,8 @@ void write_choices(const Choices& choices, const std::filesystem::path& file) {
   nlohmann::json products = nlohmann::json::object();
   for (const auto& [product, algorithm] : choices.gemms) products[product] = to_text(algorithm);
   const std::string text =
-      nlohmann::json{{"device", choices.device}, {"cublas_lt", choices.cublas_lt}, {"products", std::move(products)}}.dump(1) + "\n";
+      nlohmann::json{{"device", choices.device}, {"cublas_lt", choices.cublas_lt}, {"products", std::move(products)}}.dump(1) +
+      "\n";
   AtomicFile out(file);
   out.write(std::as_bytes(std::span(text)));
   out.commit();
@@ -59,7 +60,8 @@ Choices read_choices(const std::filesystem::path& file) {
       if (!from_text(text.get<std::string>(), choices.gemms[product]))
         fail(ErrorKind::io, "choices: no algorithm", product, "delete " + file.string());
   } catch (const nlohmann::json::exception& e) {
-    fail(ErrorKind::io, "choices: not a file of choices: " + file.string(), e.what(), "delete it: products are then chosen anew");
+    fail(ErrorKind::io, "choices: not a file of choices: " + file.string(), e.what(),
+         "delete it: products are then chosen anew");
   }
   return choices;
 }
@@ -74,7 +76,8 @@ void load_choices(const std::filesystem::path& file) {
   const std::string& here = Gpu::of(Device::cuda).name();
   const std::size_t version = gemm_library_version();
   if (kept.device == here && kept.cublas_lt == version) return use_gemm_choices(kept.gemms);
-  fmt::print(stderr, "weft: {} was made on {} with cuBLASLt {}, this is {} with {}: products are chosen anew, so bits may differ\n",
+  fmt::print(stderr,
+             "weft: {} was made on {} with cuBLASLt {}, this is {} with {}: products are chosen anew, so bits may differ\n",
              file.string(), kept.device, kept.cublas_lt, here, version);
 }
 

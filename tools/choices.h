@@ -21,8 +21,8 @@ Choices read_choices(const std::filesystem::path& file);
 
 // The choices of this process. Without a GPU in use nothing is written.
 void save_choices(const std::filesystem::path& file);
-// Before the first plan of a run that goes on. Nothing without a file or a GPU in use; choices for another kind of device or version of
-// cuBLASLt are left, with a line on stderr.
+// Before the first plan of a run that goes on. Nothing without a file or a GPU in use; choices for another kind of device or
+// version of cuBLASLt are left, with a line on stderr.
 void load_choices(const std::filesystem::path& file);
 
 }  // namespace weft

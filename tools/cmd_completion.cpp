@@ -18,14 +18,17 @@ std::vector<std::string> names_of(const std::vector<CompletionWord>& words) {
   return names;
 }
 
-// ---- bash
+// ---- bash -------------------------------------------------------------------------------------------------------------------
 
 // What fills COMPREPLY with the values of `word`, or "" where nothing is known of them.
 std::string bash_values(const CompletionWord& word) {
   switch (word.takes) {
-    case CompletionWord::file: return "compgen -f -- \"$current\"";
-    case CompletionWord::folder: return "compgen -d -- \"$current\"";
-    default: return word.words.empty() ? "" : fmt::format("compgen -W '{}' -- \"$current\"", fmt::join(word.words, " "));
+    case CompletionWord::file:
+      return "compgen -f -- \"$current\"";
+    case CompletionWord::folder:
+      return "compgen -d -- \"$current\"";
+    default:
+      return word.words.empty() ? "" : fmt::format("compgen -W '{}' -- \"$current\"", fmt::join(word.words, " "));
   }
 }
 
@@ -95,7 +98,7 @@ complete -F _weft weft
                      tables.commands, bash_cases(tables.values), tables.words);
 }
 
-// ---- zsh
+// ---- zsh --------------------------------------------------------------------------------------------------------------------
 
 std::string zsh_text(const std::string& text) {
   std::string quoted;
@@ -108,16 +111,21 @@ std::string zsh_text(const std::string& text) {
 
 std::string zsh_action(const CompletionWord& word) {
   switch (word.takes) {
-    case CompletionWord::file: return "_files";
-    case CompletionWord::folder: return "_files -/";
-    default: return word.words.empty() ? "" : fmt::format("({})", fmt::join(word.words, " "));
+    case CompletionWord::file:
+      return "_files";
+    case CompletionWord::folder:
+      return "_files -/";
+    default:
+      return word.words.empty() ? "" : fmt::format("({})", fmt::join(word.words, " "));
   }
 }
 
 std::string zsh_argument(const CompletionWord& word) {
-  if (!word.name.starts_with('-')) return fmt::format("'{}:{}:{}'", word.many ? "*" : "1", zsh_text(word.name), zsh_action(word));
+  if (!word.name.starts_with('-'))
+    return fmt::format("'{}:{}:{}'", word.many ? "*" : "1", zsh_text(word.name), zsh_action(word));
   const bool value = word.takes != CompletionWord::nothing;
-  return fmt::format("'{}{}[{}]{}'", word.name, value ? "=" : "", zsh_text(word.help), value ? ":value:" + zsh_action(word) : "");
+  return fmt::format("'{}{}[{}]{}'", word.name, value ? "=" : "", zsh_text(word.help),
+                     value ? ":value:" + zsh_action(word) : "");
 }
 
 // The functions of a command with others below it, innermost first.

@@ -13,8 +13,8 @@ int cmd_eval(const EvalCommand& c) {
   const Evaluation e = evaluate(lm.model, text);
   fmt::print("{}: {} tokens ({}), {} characters, {} bytes, in windows of {} tokens\n", text.name(), e.tokens,
              lm.tokenizer.name(), e.characters, e.bytes, text.options().length);
-  fmt::print("loss {:.4f} a token, perplexity {:.4f}, {:.4f} bits per character, {:.4f} bits per byte\n", e.loss(), e.perplexity(),
-             e.bits_per_character(), e.bits_per_byte());
+  fmt::print("loss {:.4f} a token, perplexity {:.4f}, {:.4f} bits per character, {:.4f} bits per byte\n", e.loss(),
+             e.perplexity(), e.bits_per_character(), e.bits_per_byte());
   return 0;
 }
 

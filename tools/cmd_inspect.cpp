@@ -12,14 +12,14 @@ namespace weft {
 namespace {
 
 void print_counts(std::string_view what, const SassCounts& c) {
-  fmt::print("{}: {} instructions; {} multiply-adds, {} MUFU, {} tensor; global {} loads, {} stores; shared {}; local {}\n", what,
-             c.instructions, c.fma, c.mufu, c.tensor, c.loads, c.stores, c.shared, c.local);
+  fmt::print("{}: {} instructions; {} multiply-adds, {} MUFU, {} tensor; global {} loads, {} stores; shared {}; local {}\n",
+             what, c.instructions, c.fma, c.mufu, c.tensor, c.loads, c.stores, c.shared, c.local);
 }
 
 void print_sass(const KernelView& view) {
   for (const SassKernel& k : read_cubin(view.compiled.cubin)) {
-    fmt::print("{}: sm_{}, {} registers, {} bytes of stack, {} of shared memory\n", k.name, k.architecture, k.registers, k.stack_bytes,
-               k.shared_bytes);
+    fmt::print("{}: sm_{}, {} registers, {} bytes of stack, {} of shared memory\n", k.name, k.architecture, k.registers,
+               k.stack_bytes, k.shared_bytes);
     print_counts("all", k.counts);
     if (const SassLoop* loop = k.hottest())
       print_counts(fmt::format("hottest loop of {}, [{:#06x}, {:#06x})", k.loops.size(), loop->begin, loop->end), loop->counts);

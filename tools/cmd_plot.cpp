@@ -13,7 +13,9 @@ int cmd_plot(const PlotCommand& c) {
   for (const auto& run : runs)
     if (!std::filesystem::exists(run / "metrics.jsonl"))
       fail(ErrorKind::io, "plot: no metrics", (run / "metrics.jsonl").string(), "give a folder that `weft train --out` wrote");
-  const std::filesystem::path name = !c.out.empty() ? std::filesystem::path(c.out) : runs.size() == 1 ? runs[0] / "loss" : "loss";
+  const std::filesystem::path name = !c.out.empty()     ? std::filesystem::path(c.out)
+                                     : runs.size() == 1 ? runs[0] / "loss"
+                                                        : "loss";
   if (!plot_runs(runs, name))
     fail(ErrorKind::io, "plot: gnuplot is not installed", fmt::format("{0}.gp and {0}.dat are written", name.string()),
          "apt-get install gnuplot-nox");

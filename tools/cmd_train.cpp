@@ -55,11 +55,13 @@ Start new_start(const TrainCommand& c) {
 }
 
 Start resumed_start(const TrainCommand& c) {
-  if (!fs::exists(c.resume)) fail(ErrorKind::io, "resume: no such folder", c.resume, "give a folder that `weft train --out` wrote");
+  if (!fs::exists(c.resume))
+    fail(ErrorKind::io, "resume: no such folder", c.resume, "give a folder that `weft train --out` wrote");
   const auto run = run_of(c.resume);
   Start start{.options = {}, .run = c.out.empty() ? run.value_or("") : fs::path(c.out), .checkpoint = model_folder(c.resume)};
   if (!c.out.empty() && !(run && fs::exists(c.out) && fs::equivalent(c.out, *run))) check_unused(c.out);
-  if (run && start.checkpoint == c.resume && !fs::exists(start.checkpoint / "state.json")) {  // stopped before the first checkpoint
+  if (run && start.checkpoint == c.resume &&
+      !fs::exists(start.checkpoint / "state.json")) {  // stopped before the first checkpoint
     const fs::path config = *run / "config.json";
     start.options = resumed_options(options_from(settings_from_json(read_json(config), config.string())), settings_of(c));
     start.checkpoint.clear();
@@ -76,7 +78,8 @@ std::shared_ptr<BatchSource> batches(const Start& start) {
   TokenizerChoice choice{o.tokenizer, o.vocab};
   if (const fs::path saved = start.checkpoint / "tokenizer.model"; !start.checkpoint.empty())
     choice.name = fs::exists(saved) ? saved.string() : "bytes";
-  return std::make_shared<TokenStream>(open_data(o.data.empty() ? std::nullopt : std::optional<fs::path>(o.data), choice, options));
+  return std::make_shared<TokenStream>(
+      open_data(o.data.empty() ? std::nullopt : std::optional<fs::path>(o.data), choice, options));
 }
 
 // Device and threads as the options say; then the options that depend on them or on the data.
@@ -92,8 +95,8 @@ void count_steps(TrainOptions& o, const BatchSource& data) {
   if (o.epochs == 0) return;
   const auto* text = dynamic_cast<const TokenStream*>(&data);
   if (!text) fail(ErrorKind::usage, "train: this data has no end, so there are no epochs", data.name(), "give --steps");
-  o.steps = std::max<std::int64_t>(
-      1, std::int64_t(std::ceil(o.epochs * double(text->training_tokens().size()) / double(o.batch * o.length * o.accumulate))));
+  o.steps = std::max<std::int64_t>(1, std::int64_t(std::ceil(o.epochs * double(text->training_tokens().size()) /
+                                                             double(o.batch * o.length * o.accumulate))));
 }
 
 Trainer make_trainer(Start& start) {
@@ -111,9 +114,9 @@ void print_start(Trainer& trainer) {
   const BatchSource& data = trainer.data();
   if (data.tokenizer())
     if (data.tokenizer())
-    fmt::print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), data.tokenizer()->name(), data.vocabulary());
-  else
-    fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
+      fmt::print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), data.tokenizer()->name(), data.vocabulary());
+    else
+      fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
   else
     fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
   fmt::print("model: Mamba, {} layers, width {}, state {}, {} parameters\n", o.layers, o.width, o.state,
@@ -130,7 +133,10 @@ void print_start(Trainer& trainer) {
 class Session {
  public:
   Session(Trainer& trainer, const fs::path& run, const std::vector<std::string>& command)
-      : trainer_(trainer), o_(trainer.options()), run_(run), progress_(trainer.steps_done(), o_.steps, trainer.tokens_per_step()) {
+      : trainer_(trainer),
+        o_(trainer.options()),
+        run_(run),
+        progress_(trainer.steps_done(), o_.steps, trainer.tokens_per_step()) {
     saved_ = trainer.steps_done();
     if (!run_.empty()) open_folder(command);
   }
@@ -172,9 +178,14 @@ class Session {
   void step() {
     const StepResult r = trainer_.step();
     progress_.step(r.step, r.loss, r.lr);
-    if (r.skipped) progress_.note(fmt::format("step {}: left out, a value was not finite (loss {}, gradient norm {})", r.step, r.loss, r.grad_norm));
+    if (r.skipped)
+      progress_.note(
+          fmt::format("step {}: left out, a value was not finite (loss {}, gradient norm {})", r.step, r.loss, r.grad_norm));
     if (metrics_)
-      metrics_->add({{"step", r.step}, {"loss", r.loss}, {"grad_norm", r.grad_norm}, {"lr", r.lr},
+      metrics_->add({{"step", r.step},
+                     {"loss", r.loss},
+                     {"grad_norm", r.grad_norm},
+                     {"lr", r.lr},
                      {"tokens_per_second", std::round(progress_.last_tokens_per_second())}});
   }
 
@@ -204,10 +215,14 @@ class Session {
   void finish() {
     const std::size_t memory = peak_memory(), host = peak_host_memory();
     const std::string more = is_gpu(device()) ? fmt::format(" of the device, {:.1f} MB of the host", double(host) / 1e6) : "";
-    progress_.note(fmt::format("peak memory: {:.1f} MB{}; {:.0f} tokens/s", double(memory) / 1e6, more, progress_.tokens_per_second()));
+    progress_.note(
+        fmt::format("peak memory: {:.1f} MB{}; {:.0f} tokens/s", double(memory) / 1e6, more, progress_.tokens_per_second()));
     if (run_.empty()) return;
-    const nlohmann::json summary = {{"step", trainer_.steps_done()}, {"memory_bytes", memory}, {"host_memory_bytes", host},
-                                    {"tokens_per_second", std::round(progress_.tokens_per_second())}, {"seconds", progress_.seconds()}};
+    const nlohmann::json summary = {{"step", trainer_.steps_done()},
+                                    {"memory_bytes", memory},
+                                    {"host_memory_bytes", host},
+                                    {"tokens_per_second", std::round(progress_.tokens_per_second())},
+                                    {"seconds", progress_.seconds()}};
     const std::string text = summary.dump(2) + "\n";
     write_file(run_ / "summary.json", std::as_bytes(std::span(text)));
     progress_.note("saved: " + run_.string());

@@ -15,10 +15,10 @@
 namespace weft {
 
 struct TrainCommand {
-  std::vector<OptionSetting> given;   // options on the command line
-  std::vector<std::string> set;       // KEY=VALUE
+  std::vector<OptionSetting> given;  // options on the command line
+  std::vector<std::string> set;      // KEY=VALUE
   std::string config, out, resume;
-  std::vector<std::string> words;     // the whole command line
+  std::vector<std::string> words;  // the whole command line
 };
 int cmd_train(const TrainCommand& command);
 
@@ -75,7 +75,7 @@ int cmd_doctor();
 // The command line as completion scripts need it.
 struct CompletionWord {
   enum Takes { nothing, value, file, folder };
-  std::string name, help;          // "--device"; of what stands without an option's name: "folder"
+  std::string name, help;  // "--device"; of what stands without an option's name: "folder"
   Takes takes = nothing;
   std::vector<std::string> words;  // the values it takes, if they are known
   bool many = false;               // takes several values

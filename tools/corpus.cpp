@@ -32,9 +32,7 @@ std::string output_of(const char* command) {
 }
 
 // Another program may be called bible too.
-bool is_king_james(const std::string& text) {
-  return text.starts_with("Ge1:1 In the beginning") && text.size() > 4'000'000;
-}
+bool is_king_james(const std::string& text) { return text.starts_with("Ge1:1 In the beginning") && text.size() > 4'000'000; }
 
 std::string document_of(std::string_view line, const std::string& name, std::size_t number) {
   nlohmann::json object = parse_json(line, name, number);
@@ -64,7 +62,8 @@ class TextReader::Bytes {
   bool extend() {  // false: nothing follows
     if (!file_) return false;
     buffer_.erase(0, std::exchange(begin_, 0));
-    const std::size_t have = buffer_.size(), more = std::max(have, kBytesAnywhere);  // doubling: what looks for a line's end looks again
+    const std::size_t have = buffer_.size(),
+                      more = std::max(have, kBytesAnywhere);  // doubling: what looks for a line's end looks again
     buffer_.resize(have + more);
     const std::size_t n = file_->read(std::as_writable_bytes(std::span(buffer_)).subspan(have));
     buffer_.resize(have + n);
@@ -120,8 +119,10 @@ std::size_t part_size(std::string_view have, bool whole, Cut cut) {
 
 TextReader::TextReader(const Corpus& corpus) : corpus_(corpus) {
   auto bytes = corpus.text_ ? std::make_unique<Bytes>(corpus.text_) : std::make_unique<Bytes>(corpus.file_);
-  if (corpus.documents_) document_ = std::make_unique<Bytes>(std::make_shared<const std::string>()), file_ = std::move(bytes);
-  else document_ = std::move(bytes);
+  if (corpus.documents_)
+    document_ = std::make_unique<Bytes>(std::make_shared<const std::string>()), file_ = std::move(bytes);
+  else
+    document_ = std::move(bytes);
 }
 
 TextReader::~TextReader() = default;
@@ -149,7 +150,8 @@ std::optional<TextReader::Part> TextReader::next(std::size_t end, Cut cut) {
   document_->drop(std::exchange(given_, 0));
   if (place_.offset >= end) return std::nullopt;
   if (document_->rest().empty() && !document_->extend() && !next_document())
-    fail(ErrorKind::io, corpus_.name_ + ": it has become shorter while it was read", fmt::format("{} bytes, then {}", corpus_.size_, place_.offset));
+    fail(ErrorKind::io, corpus_.name_ + ": it has become shorter while it was read",
+         fmt::format("{} bytes, then {}", corpus_.size_, place_.offset));
   const std::size_t limit = end - place_.offset;
   const auto up_to_end = [&] { return first_bytes(document_->rest(), std::min(limit, document_->rest().size())); };
   for (bool whole = false; (given_ = part_size(up_to_end(), whole, cut)) == 0 && !whole;)

@@ -14,8 +14,8 @@ class Corpus {
  public:
   Corpus(std::string name, std::string text);
 
-  const std::string& name() const { return name_; }  // the file, or what the default is
-  std::size_t size() const { return size_; }         // bytes of its text, all documents together
+  const std::string& name() const { return name_; }         // the file, or what the default is
+  std::size_t size() const { return size_; }                // bytes of its text, all documents together
   std::size_t split() const { return size_ - size_ / 10; }  // the first 9/10 are trained on
 
  private:
@@ -24,9 +24,9 @@ class Corpus {
   Corpus() = default;
 
   std::string name_;
-  std::filesystem::path file_;               // or, if that is empty:
+  std::filesystem::path file_;  // or, if that is empty:
   std::shared_ptr<const std::string> text_;
-  bool documents_ = false;                   // lines of JSON
+  bool documents_ = false;  // lines of JSON
   std::size_t size_ = 0;
 };
 
@@ -36,7 +36,8 @@ class Corpus {
 Corpus load_corpus(const std::optional<std::filesystem::path>& file = std::nullopt);
 
 // Where a text may be cut into parts that are tokenized one by one. SentencePiece sums scores in single precision over a whole
-// part, so the size of parts of lines decides between pieces that are all but equally good: to change it is to change the tokens.
+// part, so the size of parts of lines decides between pieces that are all but equally good: to change it is to change the
+// tokens.
 enum class Cut { anywhere, lines, documents };
 inline constexpr std::size_t kBytesAnywhere = 256 << 10, kBytesOfLines = 4 << 20;
 

@@ -17,8 +17,8 @@ Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus) {
   if (choice.name == "bytes") return Tokenizer::bytes();
   if (choice.name == "unigram") return Tokenizer::train(corpus, corpus.split(), choice.vocabulary);
   if (std::filesystem::exists(choice.name)) return Tokenizer::load(choice.name);
-  fail(ErrorKind::io, fmt::format("no tokenizer '{}'{}", choice.name, suggestion(choice.name, {"bytes", "unigram"})), "there is no such file",
-       "give bytes, unigram or the file of a SentencePiece model");
+  fail(ErrorKind::io, fmt::format("no tokenizer '{}'{}", choice.name, suggestion(choice.name, {"bytes", "unigram"})),
+       "there is no such file", "give bytes, unigram or the file of a SentencePiece model");
 }
 
 void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenizer,
@@ -79,7 +79,8 @@ TokenStream::TokenStream(std::string name, Tokens training, Tokens validation, T
 
 void TokenStream::check_length() const {
   if (training_.size() == 0 && validation_.size() < 2)
-    fail(ErrorKind::io, name_ + ": text too short", fmt::format("tokens: {}; one is needed to predict another", validation_.size()));
+    fail(ErrorKind::io, name_ + ": text too short",
+         fmt::format("tokens: {}; one is needed to predict another", validation_.size()));
   if (training_.size() > 0 && (training_.size() < options().length + 1 || validation_.size() < 2))
     fail(ErrorKind::io, name_ + ": text too short",
          fmt::format("{} tokens to train on and {} to validate with; a length of {} needs {} and 2", training_.size(),
@@ -151,14 +152,17 @@ TokenStream open_data(const std::optional<std::filesystem::path>& data, const To
   return TokenStream(corpus, make_tokenizer(choice, corpus), options);
 }
 
-TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer, BatchOptions options) {
+TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer,
+                             BatchOptions options) {
   const bool training = part != "validation", validation = part != "training";
   Tokens tokens;
   if (std::filesystem::is_directory(data)) {
     const ShardFolder shards(data);
     if (shards.tokenizer().hash() != tokenizer.hash())
-      fail(ErrorKind::io, data.string() + ": the tokens are not the model's", fmt::format("made with {} ({}), the model has {} ({})",
-           shards.tokenizer().name(), shards.tokenizer().vocabulary(), tokenizer.name(), tokenizer.vocabulary()), "give the text itself");
+      fail(ErrorKind::io, data.string() + ": the tokens are not the model's",
+           fmt::format("made with {} ({}), the model has {} ({})", shards.tokenizer().name(), shards.tokenizer().vocabulary(),
+                       tokenizer.name(), tokenizer.vocabulary()),
+           "give the text itself");
     if (training) tokens.append(shards.training());
     if (validation) tokens.append(shards.validation());
   } else {

@@ -23,8 +23,8 @@ struct TokenizerChoice {
 };
 Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus);
 
-// Tokens of what comes next, up to byte `end` of the text, in blocks; behind each document that ends there stands the tokenizer's
-// separator.
+// Tokens of what comes next, up to byte `end` of the text, in blocks; behind each document that ends there stands the
+// tokenizer's separator.
 void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenizer,
                     const std::function<void(std::span<const std::int64_t>)>& f);
 
@@ -61,7 +61,7 @@ class BatchSource {
 
   virtual std::int64_t vocabulary() const = 0;
   virtual std::string name() const = 0;
-  virtual std::uint64_t hash() const = 0;  // of the data: training can go on only with the same
+  virtual std::uint64_t hash() const = 0;                         // of the data: training can go on only with the same
   virtual const Tokenizer* tokenizer() const { return nullptr; }  // none: there is no text
   virtual bool has_accuracy() const { return false; }             // a task: what counts is the share of right answers
   const BatchOptions& options() const { return options_; }
@@ -111,6 +111,7 @@ class TokenStream : public BatchSource {
 TokenStream open_data(const std::optional<std::filesystem::path>& data, const TokenizerChoice& choice, BatchOptions options);
 // Likewise, to validate with "all" of it, or its "training" or "validation" part. Errors (ErrorKind::io): shards of another
 // tokenizer.
-TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer, BatchOptions options);
+TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer,
+                             BatchOptions options);
 
 }  // namespace weft

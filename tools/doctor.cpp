@@ -56,8 +56,7 @@ std::string compiler() {
 // The first of the names that the dynamic loader finds.
 std::string find_library(std::initializer_list<const char*> names) {
   for (const char* name : names)
-    if (dlopen(name, RTLD_LAZY | RTLD_LOCAL))
-      return std::string("found: ") + name;  // stays open: the program ends soon
+    if (dlopen(name, RTLD_LAZY | RTLD_LOCAL)) return std::string("found: ") + name;  // stays open: the program ends soon
   return "not found";
 }
 
@@ -80,8 +79,7 @@ std::string describe_device(const Driver& driver, int ordinal) {
   cuda_check(driver, driver.cuDeviceTotalMem(&bytes, device_id), "cuDeviceTotalMem");
   driver.cuDeviceGetAttribute(&major, cu::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device_id);
   driver.cuDeviceGetAttribute(&minor, cu::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device_id);
-  std::string text =
-      fmt::format("{}, compute capability {}.{}, {:.1f} GiB", name, major, minor, double(bytes) / (1 << 30));
+  std::string text = fmt::format("{}, compute capability {}.{}, {:.1f} GiB", name, major, minor, double(bytes) / (1 << 30));
   return text + (major < 8 ? "; weft needs 8.0 or later" : ", kernels for " + target_of(major, minor));
 }
 
@@ -98,16 +96,15 @@ void examine_driver(Findings& findings) {
   if (const auto problem = missing_cuda_device()) return void(findings.emplace_back("CUDA devices", *problem));
   int count = 0;
   cuda_driver().cuDeviceGetCount(&count);
-  for (int i = 0; i < count; ++i)
-    findings.emplace_back(fmt::format("CUDA device {}", i), describe_device(cuda_driver(), i));
+  for (int i = 0; i < count; ++i) findings.emplace_back(fmt::format("CUDA device {}", i), describe_device(cuda_driver(), i));
 }
 
 // A driver runs the code of later libraries of its own major version alone.
 void warn_of_driver(Findings& findings, int major, const char* wheel) {
   const int driver = driver_version() / 1000;
   if (driver != 0 && major > driver)
-    findings.emplace_back(
-        "", fmt::format("newer than the driver, which may refuse its code: pip install {}-cu{}", wheel, driver));
+    findings.emplace_back("",
+                          fmt::format("newer than the driver, which may refuse its code: pip install {}-cu{}", wheel, driver));
 }
 
 void examine_nvrtc(Findings& findings) {
@@ -120,9 +117,8 @@ void examine_nvrtc(Findings& findings) {
 void examine_cublas(Findings& findings) {
   if (missing_library(CudaLibrary::cublas_lt)) return report_missing(findings, "cuBLASLt", CudaLibrary::cublas_lt);
   const std::size_t version = cublas_lt().cublasLtGetVersion();  // 120804 is 12.8.4
-  findings.emplace_back("cuBLASLt",
-                        fmt::format("{}.{}.{}: {} (the oldest supported is 12.0)", version / 10000, version / 100 % 100,
-                                    version % 100, library_path(CudaLibrary::cublas_lt)));
+  findings.emplace_back("cuBLASLt", fmt::format("{}.{}.{}: {} (the oldest supported is 12.0)", version / 10000,
+                                                version / 100 % 100, version % 100, library_path(CudaLibrary::cublas_lt)));
   warn_of_driver(findings, int(version / 10000), "nvidia-cublas");
 }
 

@@ -10,8 +10,8 @@ namespace weft {
 // Pairs of a heading and a finding, in the order to print.
 using Findings = std::vector<std::pair<std::string, std::string>>;
 
-Findings examine_host();  // processor, compiler, threads, BLAS
-Findings examine_gpu();   // driver, devices and CUDA libraries, which it opens
+Findings examine_host();     // processor, compiler, threads, BLAS
+Findings examine_gpu();      // driver, devices and CUDA libraries, which it opens
 Findings examine_machine();  // everything
 
 }  // namespace weft

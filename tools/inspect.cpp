@@ -41,7 +41,8 @@ double bytes_of(const GemmCall& g) {
 // A run's own, or usual ones; what is given on the command line goes before them.
 TrainOptions step_options(const fs::path& path, const InspectOptions& given) {
   const fs::path folder = model_folder(path);
-  TrainOptions o = fs::exists(folder / "state.json") ? read_state(folder).options : TrainOptions{.length = 256, .precision = "bf16"};
+  TrainOptions o =
+      fs::exists(folder / "state.json") ? read_state(folder).options : TrainOptions{.length = 256, .precision = "bf16"};
   o.batch = given.batch.value_or(o.batch), o.length = given.length.value_or(o.length);
   if (given.bf16) o.precision = *given.bf16 ? "bf16" : "fp32";
   return o;
@@ -76,7 +77,8 @@ void measure_peaks(KernelTable& table, DType dtype) {
   constexpr std::size_t bytes = std::size_t(1) << 29;
   constexpr std::int64_t m = 8192;
   const Memory from(device(), bytes, "the copy's source"), to(device(), bytes, "the copy's target");
-  table.peak_bytes = 2 * double(bytes) / (time_launches([&] { Gpu::of(device()).copy(to.data(), from.data(), bytes); }, {}) * 1e-3);
+  table.peak_bytes =
+      2 * double(bytes) / (time_launches([&] { Gpu::of(device()).copy(to.data(), from.data(), bytes); }, {}) * 1e-3);
   const State a(Shape{m, m}, dtype, "a factor"), b(Shape{m, m}, dtype, "a factor");
   run([&] { assign(a, normal(a.shape())), assign(b, normal(b.shape())); });
   const StepTimes product = time_step({[&](const Keep& keep) { keep(matmul(a, b)); }}, {});
@@ -87,12 +89,14 @@ void measure_peaks(KernelTable& table, DType dtype) {
 void describe_timing(KernelTable& table, DType dtype) {
   const Gpu& gpu = Gpu::of(device());
   if (gpu.emulated()) {
-    table.timing = "emulated (a trace has this host's times); instr: PTX of threads; sect: sectors of 32 bytes, and the part used; banks: conflicts";
+    table.timing =
+        "emulated (a trace has this host's times); instr: PTX of threads; sect: sectors of 32 bytes, and the part used; banks: "
+        "conflicts";
     return;
   }
   measure_peaks(table, dtype);
-  table.timing = fmt::format("{}: each kernel alone, with cold caches; roof: {:.2f} TB/s (a copy), products {:.0f} TFLOP/s", gpu.name(),
-                             table.peak_bytes / 1e12, table.peak_flops / 1e12);
+  table.timing = fmt::format("{}: each kernel alone, with cold caches; roof: {:.2f} TB/s (a copy), products {:.0f} TFLOP/s",
+                             gpu.name(), table.peak_bytes / 1e12, table.peak_flops / 1e12);
 }
 
 // What to compile for.
@@ -100,7 +104,8 @@ std::string target_of(const InspectOptions& options) {
   if (options.device != "cuda") return options.target.empty() ? "sm_90a" : options.target;
   const std::string& own = Gpu::of(device()).target();
   if (!options.target.empty() && options.target != own)
-    fail(ErrorKind::usage, fmt::format("inspect: this GPU runs {}, not {}", own, options.target), {}, "leave out --arch or --device");
+    fail(ErrorKind::usage, fmt::format("inspect: this GPU runs {}, not {}", own, options.target), {},
+         "leave out --arch or --device");
   return own;
 }
 
@@ -110,7 +115,10 @@ std::vector<KernelView> views_of(const Plan& plan, const std::vector<double>& se
   std::vector<KernelView> views;
   for (std::size_t i = 0; i < plan.kernels.size(); ++i) {
     const PlannedKernel& p = plan.kernels[i];
-    KernelView v{.name = p.record.name, .module = p.record.where, .where = p.where, .reasons = p.record.reasons,
+    KernelView v{.name = p.record.name,
+                 .module = p.record.where,
+                 .where = p.where,
+                 .reasons = p.record.reasons,
                  .backward = p.record.backward};
     if (i < seconds.size()) v.seconds = seconds[i];
     const auto slot = [&](int s) { v.slots[s] = plan.slots[std::size_t(s)].bytes; };
@@ -170,8 +178,8 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
     views = views_of(*plan_for(Device::cuda, step));
   }
   compile_views(views, target, options.want_ptx);
-  const std::string title = fmt::format("{}: {} layers, width {}; {} x {} tokens, {}", file.string(), config.layers, config.width,
-                                        o.batch, o.length, o.precision);
+  const std::string title = fmt::format("{}: {} layers, width {}; {} x {} tokens, {}", file.string(), config.layers,
+                                        config.width, o.batch, o.length, o.precision);
   KernelTable table = kernel_table(title, target, views);
   if (timed) describe_timing(table, config.activations);
   for (KernelView& k : table.kernels)

@@ -14,10 +14,10 @@
 namespace weft {
 
 struct InspectOptions {
-  std::string target{};                         // "": the GPU's, and sm_90a without one
+  std::string target{};                           // "": the GPU's, and sm_90a without one
   std::optional<std::int64_t> batch{}, length{};  // absent: the run's, else 8 and 256
-  std::optional<bool> bf16{};  // activations; parameters stay f32. Absent: as the run, else on
-  std::string device = "none";  // "cuda" or "emu": the step runs there, and its kernels are timed
+  std::optional<bool> bf16{};                     // activations; parameters stay f32. Absent: as the run, else on
+  std::string device = "none";                    // "cuda" or "emu": the step runs there, and its kernels are timed
   bool want_ptx = false;
 };
 

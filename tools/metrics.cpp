@@ -28,15 +28,16 @@ constexpr const char* kEvents = "events.out.tfevents.weft";
 double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
 bool is_line(const json& line) {
-  return line.is_object() && line.contains("step") && line["step"].is_number_integer() && line["step"] >= 0 && line.contains("time") &&
-         line["time"].is_number();
+  return line.is_object() && line.contains("step") && line["step"].is_number_integer() && line["step"] >= 0 &&
+         line.contains("time") && line["time"].is_number();
 }
 
 // Every number of a line is a curve, by its name; one that is not finite is none, as in JSON.
 std::string event_of(const json& line) {
   std::vector<std::pair<std::string, float>> scalars;
   for (const auto& [key, value] : line.items())
-    if (key != "step" && key != "time" && value.is_number() && std::isfinite(value.get<double>())) scalars.emplace_back(key, value.get<float>());
+    if (key != "step" && key != "time" && value.is_number() && std::isfinite(value.get<double>()))
+      scalars.emplace_back(key, value.get<float>());
   return scalar_event(line["time"], line["step"], scalars);
 }
 
@@ -67,8 +68,10 @@ Metrics read_metrics(const fs::path& run) {
     rest = end == rest.npos ? std::string_view() : rest.substr(end + 1);
     try {
       json object = parse_json(line, file.string());
-      if (is_line(object)) metrics.lines.push_back(std::move(object));
-      else ++metrics.damaged;
+      if (is_line(object))
+        metrics.lines.push_back(std::move(object));
+      else
+        ++metrics.damaged;
     } catch (const Error&) {
       ++metrics.damaged;
     }

@@ -27,8 +27,8 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
 
-  void add(nlohmann::json line);  // "time" is added
-  void sync();                    // outlives a power cut
+  void add(nlohmann::json line);                         // "time" is added
+  void sync();                                           // outlives a power cut
   std::int64_t validated() const { return validated_; }  // the step of the last validation; -1: none yet
 
  private:

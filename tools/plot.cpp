@@ -68,12 +68,14 @@ std::string script_of(const std::vector<Curves>& runs, const std::string& name) 
     const std::string validation_colour = runs.size() > 1 ? colour : kColours[1];
     const auto add = [&](const std::string& curve) { plots += (plots.empty() ? "plot " : ", \\\n     ") + data + curve; };
     if (runs[r].training) {
-      if (runs.size() == 1) add(fmt::format(" index {} using 1:2 with lines lw 1 lc rgb '#90c4e4' title 'training, each step'", 2 * r));
-      add(fmt::format(" index {} using 1:3 with lines lw 2 lc rgb '{}' title {}", 2 * r, colour, quoted(title + "training, smoothed")));
+      if (runs.size() == 1)
+        add(fmt::format(" index {} using 1:2 with lines lw 1 lc rgb '#90c4e4' title 'training, each step'", 2 * r));
+      add(fmt::format(" index {} using 1:3 with lines lw 2 lc rgb '{}' title {}", 2 * r, colour,
+                      quoted(title + "training, smoothed")));
     }
     if (runs[r].validation)
-      add(fmt::format(" index {} using 1:2 with linespoints lw 2 pt 7 ps 0.8 dt 2 lc rgb '{}' title {}", 2 * r + 1, validation_colour,
-                      quoted(title + "validation")));
+      add(fmt::format(" index {} using 1:2 with linespoints lw 2 pt 7 ps 0.8 dt 2 lc rgb '{}' title {}", 2 * r + 1,
+                      validation_colour, quoted(title + "validation")));
   }
   return fmt::format(
       "# gnuplot {0}.gp\n"

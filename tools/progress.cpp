@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::int64_t kPlainLines = 20;  // at most about so many in a run
 constexpr std::chrono::milliseconds kRedraw(100);
-constexpr std::int64_t kWarmSteps = 2;    // planning; not counted in tokens/s
+constexpr std::int64_t kWarmSteps = 2;  // planning; not counted in tokens/s
 
 bool wants_colour(bool terminal) {
   const char* no = std::getenv("NO_COLOR");  // no-color.org: set and not empty
@@ -60,8 +60,8 @@ std::string Progress::line(std::int64_t step, double lr) const {
   const double left = steps_ ? seconds_ / double(steps_) * double(total_ - step) : 0;
   const std::string loss = losses_ ? fmt::format("loss {:.4f}", loss_sum_ / double(losses_)) : "loss nan";
   return fmt::format("step {:>{}}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {:.0f} MB  {} left", step, std::to_string(total_).size(),
-                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(), double(peak_memory()) / 1e6,
-                     format_duration(left));
+                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(),
+                     double(peak_memory()) / 1e6, format_duration(left));
 }
 
 double Progress::tokens_per_second() const {
@@ -97,8 +97,7 @@ std::size_t peak_memory() { return is_gpu(device()) ? Gpu::of(device()).peak_mem
 
 std::string format_duration(double seconds) {
   const auto s = std::int64_t(seconds + 0.5);
-  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
-                   : fmt::format("{}:{:02}", s / 60, s % 60);
+  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
 }
 
 std::string printable(const std::string& text) {

@@ -16,8 +16,8 @@ class Progress {
   void note(const std::string& line);
   void pause();  // what follows is not training; step() goes on
 
-  double tokens_per_second() const;       // over all steps but the first two, which plan and compile
-  double last_tokens_per_second() const;  // of the last step
+  double tokens_per_second() const;            // over all steps but the first two, which plan and compile
+  double last_tokens_per_second() const;       // of the last step
   double seconds() const { return seconds_; }  // in steps
 
  private:

@@ -54,27 +54,33 @@ json write_part(const fs::path& folder, const std::string& part, TextReader& tex
 
 Tokens open_part(const fs::path& folder, const std::string& part, const json& about, const Tokenizer& tokenizer,
                  std::int64_t& shards) {
-  const std::int64_t n = about.at(part).at("shards").get<std::int64_t>(), tokens = about.at(part).at("tokens").get<std::int64_t>();
+  const std::int64_t n = about.at(part).at("shards").get<std::int64_t>(),
+                     tokens = about.at(part).at("tokens").get<std::int64_t>();
   if (n < 0 || n > kMaxShards) fail(ErrorKind::io, (folder / kDescription).string() + ": damaged", fmt::format("{} shards", n));
   std::vector<fs::path> files;
   for (std::int64_t i = 0; i < n; ++i) files.push_back(shard_file(folder, part, i));
   Tokens all = Tokens::open(files, tokenizer);
   if (all.size() != tokens)
     fail(ErrorKind::io, folder.string() + ": the shards are not those that belong together",
-         fmt::format("{}: {} tokens, {} says {}", part, all.size(), kDescription, tokens), "make them again with `weft data make`");
+         fmt::format("{}: {} tokens, {} says {}", part, all.size(), kDescription, tokens),
+         "make them again with `weft data make`");
   shards += n;
   return all;
 }
 
 }  // namespace
 
-ShardFolder ShardFolder::make(const fs::path& folder, const Corpus& corpus, const Tokenizer& tokenizer, std::int64_t shard_tokens) {
-  if (shard_tokens < 1) fail(ErrorKind::usage, "data: a shard has at least one token", fmt::format("--shard-tokens {}", shard_tokens));
+ShardFolder ShardFolder::make(const fs::path& folder, const Corpus& corpus, const Tokenizer& tokenizer,
+                              std::int64_t shard_tokens) {
+  if (shard_tokens < 1)
+    fail(ErrorKind::usage, "data: a shard has at least one token", fmt::format("--shard-tokens {}", shard_tokens));
   std::error_code error;
-  if (fs::exists(folder, error) && !fs::is_empty(folder, error)) fail(ErrorKind::io, "data: the folder is not empty", folder.string(), "give another --out");
+  if (fs::exists(folder, error) && !fs::is_empty(folder, error))
+    fail(ErrorKind::io, "data: the folder is not empty", folder.string(), "give another --out");
   write_folder(folder, [&](const fs::path& to) {
     if (!tokenizer.is_bytes()) tokenizer.save(to / kTokenizer);
-    json about = {{"format", 1}, {"source", corpus.name()}, {"tokenizer", tokenizer.name()}, {"vocabulary", tokenizer.vocabulary()}};
+    json about = {
+        {"format", 1}, {"source", corpus.name()}, {"tokenizer", tokenizer.name()}, {"vocabulary", tokenizer.vocabulary()}};
     TextReader text(corpus);
     about["training"] = write_part(to, "training", text, corpus.split(), tokenizer, shard_tokens);
     about["validation"] = write_part(to, "validation", text, corpus.size(), tokenizer, shard_tokens);
@@ -91,7 +97,8 @@ ShardFolder::ShardFolder(fs::path folder) : tokenizer_(Tokenizer::bytes()) {
          "give a text file, or a folder that `weft data make` finished");
   const json about = read_json(description);
   try {
-    if (about.at("format") != 1) fail(ErrorKind::io, description.string() + ": of another version of weft", about.at("format").dump());
+    if (about.at("format") != 1)
+      fail(ErrorKind::io, description.string() + ": of another version of weft", about.at("format").dump());
     about.at("source").get_to(source_);
     if (about.at("tokenizer") != "bytes") tokenizer_ = Tokenizer::load(folder / kTokenizer);
     training_ = open_part(folder, "training", about, tokenizer_, shards_);

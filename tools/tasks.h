@@ -59,6 +59,7 @@ class TaskBatches : public BatchSource {
 
 const std::vector<std::string>& task_names();  // "selective-copying", "induction"
 // Errors (ErrorKind::usage): no such task. `memorize` is of selective copying.
-std::shared_ptr<BatchSource> make_task(const std::string& name, BatchOptions options, std::int64_t memorize = SelectiveCopying{}.memorize);
+std::shared_ptr<BatchSource> make_task(const std::string& name, BatchOptions options,
+                                       std::int64_t memorize = SelectiveCopying{}.memorize);
 
 }  // namespace weft

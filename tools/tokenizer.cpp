@@ -24,7 +24,7 @@ namespace {
 namespace sp = sentencepiece;
 
 constexpr std::size_t kMaxModelBytes = 64 << 20, kMaxPieces = 1 << 20, kMaxPieceBytes = 1024;
-constexpr std::size_t kMaxSentence = 1'000'000;   // bytes; SentencePiece leaves out longer lines
+constexpr std::size_t kMaxSentence = 1'000'000;      // bytes; SentencePiece leaves out longer lines
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, which stands for a space in pieces
 
 // ---- The model file, a protocol buffer message. SentencePiece trusts what is in it, so everything that its code relies on
@@ -52,11 +52,16 @@ class Message {  // reads the fields of one message
     const std::uint64_t tag = varint();
     field.number = tag >> 3, field.wire = int(tag & 7);
     if (field.number == 0) refuse(name_, "damaged: a field has the number 0");
-    if (field.wire == 0) field.value = varint();
-    else if (field.wire == 1) field.bytes = take(8);
-    else if (field.wire == 2) field.bytes = take(varint());
-    else if (field.wire == 5) field.bytes = take(4);
-    else refuse(name_, fmt::format("damaged: a field of kind {}", field.wire));
+    if (field.wire == 0)
+      field.value = varint();
+    else if (field.wire == 1)
+      field.bytes = take(8);
+    else if (field.wire == 2)
+      field.bytes = take(varint());
+    else if (field.wire == 5)
+      field.bytes = take(4);
+    else
+      refuse(name_, fmt::format("damaged: a field of kind {}", field.wire));
     return field;
   }
 
@@ -137,8 +142,7 @@ void read_normalizer(std::string_view bytes, ModelFile& model, const std::string
 
 ModelFile read_model(std::string_view bytes, const std::string& name) {
   ModelFile model;
-  if (bytes.size() > kMaxModelBytes)
-    refuse(name, fmt::format("{} bytes; at most {} are read", bytes.size(), kMaxModelBytes));
+  if (bytes.size() > kMaxModelBytes) refuse(name, fmt::format("{} bytes; at most {} are read", bytes.size(), kMaxModelBytes));
   Message message(bytes, name);
   while (const auto field = message.next()) {
     if (field->number == 1) {
@@ -182,14 +186,18 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
 
 std::string decoded(const ModelFile::Piece& piece, const std::string& name) {
   switch (piece.type) {
-    case PieceType::control: return {};
-    case PieceType::unknown: return " \xe2\x81\x87 ";  // as SentencePiece writes it: U+2047
-    case PieceType::byte: return {char(byte_value(piece.text, name))};
-    default: return replace_all(piece.text, kSpace, " ");
+    case PieceType::control:
+      return {};
+    case PieceType::unknown:
+      return " \xe2\x81\x87 ";  // as SentencePiece writes it: U+2047
+    case PieceType::byte:
+      return {char(byte_value(piece.text, name))};
+    default:
+      return replace_all(piece.text, kSpace, " ");
   }
 }
 
-// ---- SentencePiece
+// ---- SentencePiece ----------------------------------------------------------------------------------------------------------
 
 void quiet() {  // it logs to stderr; nothing else sets the level in an installed library
   static std::once_flag once;
@@ -276,8 +284,8 @@ struct Tokenizer::Model {
   std::vector<std::string> pieces;
   std::vector<std::int32_t> characters;
   std::int64_t end_of_text = -1;
-  bool dummy_prefix = false;  // a space before the text, which decoding takes away
-  bool knows_space = false;   // as a piece of its own
+  bool dummy_prefix = false;           // a space before the text, which decoding takes away
+  bool knows_space = false;            // as a piece of its own
   std::vector<std::int64_t> byte_ids;  // of each byte value, where encoding keeps every text; else empty
   std::string serialized;
   std::unique_ptr<sp::SentencePieceProcessor> processor;
@@ -352,8 +360,10 @@ Tokenizer Tokenizer::train(const Corpus& corpus, std::size_t end, std::int64_t v
   if (!needed) fail(ErrorKind::io, name + ": no text to make a tokenizer from");
   const std::int64_t least = *needed;
   if (vocabulary < least || vocabulary > std::int64_t(kMaxPieces))
-    fail(ErrorKind::usage, fmt::format("{}: a vocabulary of {} is too {}", name, vocabulary, vocabulary < least ? "small" : "large"),
-         fmt::format("every byte and every character of the text must be in it: {} to {}", least, kMaxPieces), "give another --vocab");
+    fail(ErrorKind::usage,
+         fmt::format("{}: a vocabulary of {} is too {}", name, vocabulary, vocabulary < least ? "small" : "large"),
+         fmt::format("every byte and every character of the text must be in it: {} to {}", least, kMaxPieces),
+         "give another --vocab");
   Lines lines(corpus, end, training_bytes);
   std::string serialized;
   // The defaults lose new lines and rare characters, and the vocabulary would depend on the number of threads.
@@ -387,7 +397,8 @@ std::int64_t Tokenizer::end_of_text() const { return model_->end_of_text; }
 
 Cut Tokenizer::cut() const {
   if (is_bytes()) return Cut::anywhere;
-  return model_->dummy_prefix ? Cut::documents : Cut::lines;  // no piece goes across the end of a line; a space begins every part
+  return model_->dummy_prefix ? Cut::documents
+                              : Cut::lines;  // no piece goes across the end of a line; a space begins every part
 }
 
 std::vector<std::int64_t> Tokenizer::encode(std::string_view text, const std::string& name, TextPlace begin) const {

@@ -27,7 +27,8 @@ class Tokenizer {
   // beyond kTrainingBytes it sees so many, lines from everywhere. Errors (ErrorKind::io): not UTF-8, empty, too short for so
   // many pieces; (ErrorKind::usage) fewer pieces than the text has characters and bytes have values.
   static constexpr std::size_t kTrainingBytes = 32 << 20;
-  static Tokenizer train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary, std::size_t training_bytes = kTrainingBytes);
+  static Tokenizer train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary,
+                         std::size_t training_bytes = kTrainingBytes);
   static Tokenizer train(std::string_view text, std::int64_t vocabulary, const std::string& name = "text");
 
   std::int64_t vocabulary() const;  // ids are in [0, vocabulary())

@@ -124,7 +124,8 @@ void Tokens::copy(std::int64_t at, std::span<std::int64_t> out) const {
   for (std::int64_t& id : out) {
     while (at == segment->begin + segment->size) ++segment;
     const std::uint64_t token = token_at(segment->bytes, segment->width, at++ - segment->begin);
-    if (token >= segment->vocabulary) damaged(segment->name, fmt::format("token {} of a vocabulary of {}", token, segment->vocabulary));
+    if (token >= segment->vocabulary)
+      damaged(segment->name, fmt::format("token {} of a vocabulary of {}", token, segment->vocabulary));
     id = std::int64_t(token);
   }
 }
@@ -137,7 +138,8 @@ std::uint64_t Tokens::hash() const {
 
 void Tokens::verify() const {
   for (const Segment& s : segments_) {
-    if (XXH3_64bits(s.bytes, std::size_t(s.size) * s.width) != s.checksum) damaged(s.name, "the tokens are not those that were written");
+    if (XXH3_64bits(s.bytes, std::size_t(s.size) * s.width) != s.checksum)
+      damaged(s.name, "the tokens are not those that were written");
     for (std::int64_t i = 0; i < s.size; ++i)
       if (const std::uint64_t token = token_at(s.bytes, s.width, i); token >= s.vocabulary)
         damaged(s.name, fmt::format("token {} of a vocabulary of {}", token, s.vocabulary));

@@ -18,14 +18,35 @@ namespace {
 using nlohmann::json;
 
 // Sizes that belong together. 130m is the smallest model of the Mamba paper, with its learning rate and length.
-const std::map<std::string, std::vector<OptionSetting>> kPresets = {
-    {"tiny", {}},
-    {"small",
-     {{"width", "384"}, {"layers", "10"}, {"batch", "16"}, {"length", "256"}, {"lr", "2e-3"}, {"warmup", "100"}, {"tokenizer", "unigram"}}},
-    {"130m",
-     {{"width", "768"}, {"layers", "24"}, {"batch", "8"}, {"length", "2048"}, {"accumulate", "8"}, {"lr", "3e-3"}, {"warmup", "500"},
-      {"steps", "20000"}, {"tokenizer", "unigram"}, {"vocab", "32000"}, {"recompute", "true"}}},
-    {"task", {{"width", "64"}, {"layers", "2"}, {"batch", "64"}, {"length", "64"}, {"lr", "1e-2"}, {"steps", "600"}, {"eval_every", "100"}}}};
+const std::map<std::string, std::vector<OptionSetting>> kPresets = {{"tiny", {}},
+                                                                    {"small",
+                                                                     {{"width", "384"},
+                                                                      {"layers", "10"},
+                                                                      {"batch", "16"},
+                                                                      {"length", "256"},
+                                                                      {"lr", "2e-3"},
+                                                                      {"warmup", "100"},
+                                                                      {"tokenizer", "unigram"}}},
+                                                                    {"130m",
+                                                                     {{"width", "768"},
+                                                                      {"layers", "24"},
+                                                                      {"batch", "8"},
+                                                                      {"length", "2048"},
+                                                                      {"accumulate", "8"},
+                                                                      {"lr", "3e-3"},
+                                                                      {"warmup", "500"},
+                                                                      {"steps", "20000"},
+                                                                      {"tokenizer", "unigram"},
+                                                                      {"vocab", "32000"},
+                                                                      {"recompute", "true"}}},
+                                                                    {"task",
+                                                                     {{"width", "64"},
+                                                                      {"layers", "2"},
+                                                                      {"batch", "64"},
+                                                                      {"length", "64"},
+                                                                      {"lr", "1e-2"},
+                                                                      {"steps", "600"},
+                                                                      {"eval_every", "100"}}}};
 
 std::string with_underscores(std::string name) {
   std::replace(name.begin(), name.end(), '-', '_');
@@ -43,7 +64,9 @@ bool parse_number(const std::string& text, T& value) {
 // What the value had to be, if it is not.
 std::string parse(const std::string& text, std::string& value) { return value = text, ""; }
 std::string parse(const std::string& text, std::int64_t& value) { return parse_number(text, value) ? "" : "a whole number"; }
-std::string parse(const std::string& text, std::uint64_t& value) { return parse_number(text, value) ? "" : "a whole number from 0"; }
+std::string parse(const std::string& text, std::uint64_t& value) {
+  return parse_number(text, value) ? "" : "a whole number from 0";
+}
 std::string parse(const std::string& text, double& value) { return parse_number(text, value) ? "" : "a number"; }
 std::string parse(const std::string& text, bool& value) {
   value = text == "true" || text == "1" || text == "on";
@@ -64,8 +87,8 @@ std::vector<std::string> all_names() {
 
 void check_word(const OptionInfo& info, const std::string& text) {
   if (info.words.empty() || std::find(info.words.begin(), info.words.end(), text) != info.words.end()) return;
-  fail(ErrorKind::usage, fmt::format("train: {}: unknown word '{}'{}", flag_of(info.name), text, suggestion(text, info.words)), {},
-       fmt::format("use {}", fmt::join(info.words, ", ")));
+  fail(ErrorKind::usage, fmt::format("train: {}: unknown word '{}'{}", flag_of(info.name), text, suggestion(text, info.words)),
+       {}, fmt::format("use {}", fmt::join(info.words, ", ")));
 }
 
 }  // namespace
@@ -99,7 +122,8 @@ void set_option(TrainOptions& options, const OptionSetting& setting) {
       fail(ErrorKind::usage, fmt::format("train: {} must be {}", flag_of(info.name), wanted), "'" + text + "'");
   });
   if (!known) fail_unknown(name);
-  if (name == "steps") options.epochs = 0;  // what comes later counts; in a file they are sorted, and both are in a resolved one
+  if (name == "steps")
+    options.epochs = 0;  // what comes later counts; in a file they are sorted, and both are in a resolved one
 }
 
 OptionSetting split_setting(const std::string& text) {
@@ -149,7 +173,8 @@ std::vector<OptionSetting> settings_from_json(const json& object, const std::str
     settings.emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
     try {
       if (value.is_structured() || value.is_null())
-        fail(ErrorKind::usage, fmt::format("train: {} must be a number, a text, true or false", key), value.dump().substr(0, 40));
+        fail(ErrorKind::usage, fmt::format("train: {} must be a number, a text, true or false", key),
+             value.dump().substr(0, 40));
       set_option(scratch, settings.back());
     } catch (const Error& e) {
       throw Error(ErrorKind::io, {name + ": " + e.parts().what, e.parts().numbers, {}, e.parts().hint});

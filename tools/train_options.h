@@ -36,11 +36,11 @@ struct TrainOptions {
   std::string tokenizer = "bytes";  // "unigram", or a model file
   std::int64_t vocab = 4000;        // pieces of "unigram"
   std::string device = "auto";
-  std::string precision = "auto";  // of activations; weights, residual stream and optimizer stay fp32. auto: bf16 on a GPU
-  bool tf32 = false;               // products of fp32 on tensor cores
-  bool recompute = false;          // blocks in backward, instead of keeping their values
-  std::int64_t threads = 0;        // 0: as OMP_NUM_THREADS or the machine says
-  std::int64_t eval_every = 500;   // steps; 0: at the end only
+  std::string precision = "auto";   // of activations; weights, residual stream and optimizer stay fp32. auto: bf16 on a GPU
+  bool tf32 = false;                // products of fp32 on tensor cores
+  bool recompute = false;           // blocks in backward, instead of keeping their values
+  std::int64_t threads = 0;         // 0: as OMP_NUM_THREADS or the machine says
+  std::int64_t eval_every = 500;    // steps; 0: at the end only
   std::int64_t eval_batches = 100;  // of the validation part; 0: all
   std::int64_t save_every = 500;    // steps; 0: at the end only
   std::int64_t keep = 2;            // checkpoints; 0: all
@@ -66,10 +66,17 @@ template <class Options, class F>
 void each_option(Options& o, F&& f) {
   static_assert(std::is_same_v<std::remove_const_t<Options>, TrainOptions>);
   f(OptionInfo{"model", "Architecture: mamba", {"mamba"}, true}, o.model);
-  f(OptionInfo{"preset", "Values that other options begin with: tiny, small (10 M), 130m, or task (with --task)", {"tiny", "small", "130m", "task"}, true}, o.preset);
+  f(OptionInfo{"preset",
+               "Values that other options begin with: tiny, small (10 M), 130m, or task (with --task)",
+               {"tiny", "small", "130m", "task"},
+               true},
+    o.preset);
   f(OptionInfo{"data", "Text, .jsonl file of documents, or folder of shards; none: the King James Bible"}, o.data);
-  f(OptionInfo{"task", "Instead of a text, a task of the Mamba paper: selective-copying or induction",
-               {"", "selective-copying", "induction"}, true}, o.task);
+  f(OptionInfo{"task",
+               "Instead of a text, a task of the Mamba paper: selective-copying or induction",
+               {"", "selective-copying", "induction"},
+               true},
+    o.task);
   f(OptionInfo{"memorize", "Tokens to remember in selective-copying; 16 in the paper", {}, true}, o.memorize);
   f(OptionInfo{"tokenizer", "bytes, unigram (made from the text), or a SentencePiece model", {}, true}, o.tokenizer);
   f(OptionInfo{"vocab", "Pieces of a unigram tokenizer", {}, true}, o.vocab);
@@ -87,10 +94,14 @@ void each_option(Options& o, F&& f) {
   f(OptionInfo{"weight_decay", "Weight decay of AdamW"}, o.weight_decay);
   f(OptionInfo{"clip", "Largest norm of the gradient; 0: no clipping"}, o.clip);
   f(OptionInfo{"seed", "Seed of the weights, the batches and the sample", {}, true}, o.seed);
-  f(OptionInfo{"device", "Where to compute: auto (cuda if there is a GPU), cpu, cuda, emu (CUDA kernels interpreted)",
-               {"auto", "cpu", "cuda", "emu"}}, o.device);
-  f(OptionInfo{"precision", "Activations: fp32, bf16, or auto (bf16 on a GPU); weights stay fp32", {"auto", "fp32", "bf16"}, true},
-    o.precision);
+  f(OptionInfo{"device",
+               "Where to compute: auto (cuda if there is a GPU), cpu, cuda, emu (CUDA kernels interpreted)",
+               {"auto", "cpu", "cuda", "emu"}},
+    o.device);
+  f(
+      OptionInfo{
+          "precision", "Activations: fp32, bf16, or auto (bf16 on a GPU); weights stay fp32", {"auto", "fp32", "bf16"}, true},
+      o.precision);
   f(OptionInfo{"tf32", "Let products of fp32 round their operands to tf32 on a GPU", {}, true}, o.tf32);
   f(OptionInfo{"recompute", "Compute blocks again in backward, which needs less memory"}, o.recompute);
   f(OptionInfo{"threads", "Threads; 0: as many as OMP_NUM_THREADS or the machine says"}, o.threads);
@@ -114,7 +125,8 @@ using OptionSetting = std::pair<std::string, std::string>;
 void set_option(TrainOptions& options, const OptionSetting& setting);
 OptionSetting split_setting(const std::string& text);  // "lr=1e-3"
 
-// The defaults, changed by the last preset among the settings (without one, that of a task), then by the settings in their order.
+// The defaults, changed by the last preset among the settings (without one, that of a task), then by the settings in their
+// order.
 TrainOptions options_from(const std::vector<OptionSetting>& settings);
 // `saved`, changed by the settings. Errors (ErrorKind::usage): one that must stay as it is.
 TrainOptions resumed_options(const TrainOptions& saved, const std::vector<OptionSetting>& settings);

@@ -13,8 +13,8 @@
 #include "nn/json.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
-#include "tools/choices.h"
 #include "tools/checkpoint.h"
+#include "tools/choices.h"
 #include "tools/environment.h"
 #include "tools/generate.h"
 #include "tools/version.h"
@@ -76,8 +76,7 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaC
       rng_(std::make_unique<Rng>(options_.seed)),
       data_(std::move(data)),
       model_(make_model(with_options(std::move(config), options_), *rng_)),
-      optimizer_(model_.parameters(),
-                 {.lr = options_.lr, .weight_decay = options_.weight_decay, .clip_norm = options_.clip}) {}
+      optimizer_(model_.parameters(), {.lr = options_.lr, .weight_decay = options_.weight_decay, .clip_norm = options_.clip}) {}
 
 // Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients.
 std::pair<double, double> Trainer::compute() {
@@ -121,7 +120,8 @@ StepResult Trainer::step() {
 
 void Trainer::explain(const StepResult& result, std::int64_t position, std::uint64_t tick) {
   std::string what = fmt::format("training: step {} gave a value that is not finite", result.step), where;
-  std::string numbers = fmt::format("loss {}, gradient norm {}, learning rate {:.3g}", result.loss, result.grad_norm, result.lr);
+  std::string numbers =
+      fmt::format("loss {}, gradient norm {}, learning rate {:.3g}", result.loss, result.grad_norm, result.lr);
   data_->seek(position);
   rng_->set(rng_->seed(), tick);
   const bool before = std::exchange(settings().check_nan, true);
@@ -133,15 +133,17 @@ void Trainer::explain(const StepResult& result, std::int64_t position, std::uint
   settings().check_nan = before;
   optimizer_.zero_grad();
   data_->seek(position);
-  throw Error(ErrorKind::training, {what, numbers, where,
-                                    "the weights are those before this step; try a smaller --lr or a longer --warmup, or leave such "
-                                    "steps out: --skip-bad-steps N"});
+  throw Error(ErrorKind::training,
+              {what, numbers, where,
+               "the weights are those before this step; try a smaller --lr or a longer --warmup, or leave such "
+               "steps out: --skip-bad-steps N"});
 }
 
 std::string Trainer::sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                             std::uint64_t seed) {
   std::string text;
-  generate_text(model_, *data_->tokenizer(), prompt, {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed},
+  generate_text(model_, *data_->tokenizer(), prompt,
+                {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed},
                 [&](std::string_view part) { text += part; });
   return text;
 }
@@ -152,13 +154,14 @@ void Trainer::save(const fs::path& folder) const {
 
 void Trainer::write_files(const fs::path& folder) const {
   const std::string step = std::to_string(step_);
-  const json state = {{"format", kFormat},
-                      {"step", step_},
-                      {"bad_steps", bad_steps_},
-                      {"rng", {{"seed", rng_->seed()}, {"tick", rng_->tick()}}},
-                      {"data", {{"name", data_->name()}, {"hash", fmt::format("{:016x}", data_->hash())}, {"position", data_->position()}}},
-                      {"options", to_json(options_)},
-                      {"environment", environment()}};
+  const json state = {
+      {"format", kFormat},
+      {"step", step_},
+      {"bad_steps", bad_steps_},
+      {"rng", {{"seed", rng_->seed()}, {"tick", rng_->tick()}}},
+      {"data", {{"name", data_->name()}, {"hash", fmt::format("{:016x}", data_->hash())}, {"position", data_->position()}}},
+      {"options", to_json(options_)},
+      {"environment", environment()}};
   const std::string config = to_hugging_face(model_.config()).dump(2) + "\n";
   const std::string text = state.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   write_safetensors(folder / "model.safetensors", model_.weights(), {{"format", "pt"}, {"step", step}});
@@ -201,7 +204,8 @@ SavedState read_state(const fs::path& folder) {
   try {
     if (saved.at("format") != kFormat)
       fail(ErrorKind::io, "resume: the checkpoint is of another version of weft",
-           fmt::format("{}: format {}, this is weft {} with format {}", file.string(), saved.at("format").dump(), kVersion, kFormat),
+           fmt::format("{}: format {}, this is weft {} with format {}", file.string(), saved.at("format").dump(), kVersion,
+                       kFormat),
            "go on with the version that wrote it; its model.safetensors can be read by any");
     saved.at("step").get_to(state.step), saved.at("bad_steps").get_to(state.bad_steps);
     saved.at("rng").at("seed").get_to(state.seed), saved.at("rng").at("tick").get_to(state.tick);

@@ -31,8 +31,9 @@ class Trainer {
   // `data` has the options' batch and length. Of the options, those of the model, the optimizer and the schedule matter here.
   Trainer(std::shared_ptr<BatchSource> data, TrainOptions options);
 
-  // One step on the next batches. Errors (ErrorKind::training): loss or gradient norm is not finite, and options().skip_bad_steps
-  // do not allow it; the step is computed again op by op to name the one that made the value. The weights are those before that step.
+  // One step on the next batches. Errors (ErrorKind::training): loss or gradient norm is not finite, and
+  // options().skip_bad_steps do not allow it; the step is computed again op by op to name the one that made the value. The
+  // weights are those before that step.
   StepResult step();
   std::int64_t steps_done() const { return step_; }
   const TrainOptions& options() const { return options_; }
@@ -47,8 +48,8 @@ class Trainer {
   // or, on an error, what was in `folder` before.
   void save(const std::filesystem::path& folder) const;
   void write_files(const std::filesystem::path& folder) const;  // one by one into a folder that is there
-  // Goes on as if training had not been interrupted, bit for bit. `data` must be the same; `options` are the saved ones, changed
-  // as resumed_options allows.
+  // Goes on as if training had not been interrupted, bit for bit. `data` must be the same; `options` are the saved ones,
+  // changed as resumed_options allows.
   static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options);
   static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data);
 

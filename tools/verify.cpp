@@ -77,10 +77,10 @@ struct Verifier {
     if (!has_loss()) return;
     const std::vector<std::int64_t> all = reference.ids("labels");
     if (t < 2 || std::int64_t(all.size()) != b * t)
-      fail(ErrorKind::io, "verify: labels are needed for each of at least two input_ids", fmt::format("{} labels, input_ids ({}, {})", all.size(), b, t));
+      fail(ErrorKind::io, "verify: labels are needed for each of at least two input_ids",
+           fmt::format("{} labels, input_ids ({}, {})", all.size(), b, t));
     std::vector<std::int64_t> shifted;
-    for (std::int64_t r = 0; r < b; ++r)
-      shifted.insert(shifted.end(), all.begin() + r * t + 1, all.begin() + (r + 1) * t);
+    for (std::int64_t r = 0; r < b; ++r) shifted.insert(shifted.end(), all.begin() + r * t + 1, all.begin() + (r + 1) * t);
     labels = Tensor::from(shifted, {b, t - 1});
   }
 
@@ -98,8 +98,10 @@ struct Verifier {
     const Tensor logits = run([&] { return no_grad([&] { return model(inputs); }); });
     const std::vector<double> expected = reference.values("logits");
     const double difference = largest_difference(logits.to_host<double>(), expected);
-    if (bf16) add("logits", difference / largest(expected), kBf16, "of the largest");
-    else add("logits", difference, kLogits, "max |difference|");
+    if (bf16)
+      add("logits", difference / largest(expected), kBf16, "of the largest");
+    else
+      add("logits", difference, kLogits, "max |difference|");
   }
 
   void check_gradients() {
@@ -163,7 +165,8 @@ struct Verifier {
     constexpr std::int64_t kPrompt = 8;
     const std::int64_t n = std::int64_t(expected.size());
     if (n < kPrompt || std::int64_t(input.size()) < kPrompt)
-      fail(ErrorKind::io, "verify: the greedy continuation or its text is shorter than the prompt", fmt::format("{} tokens of {}", n, kPrompt));
+      fail(ErrorKind::io, "verify: the greedy continuation or its text is shorter than the prompt",
+           fmt::format("{} tokens of {}", n, kPrompt));
     const std::vector<std::int64_t> prompt(input.begin(), input.begin() + kPrompt);
     const std::vector<std::int64_t> actual = generate(model, prompt, {.tokens = n - kPrompt, .temperature = 0});
     double wrong = 0;

@@ -18,8 +18,8 @@ struct VerifyRow {
 };
 
 // FOLDER has a model and reference.safetensors with input_ids (b, t) and logits (b, t, v) and, if they are to be checked:
-// labels (b, t) and loss; grad.NAME; lrs, losses, grad_norms (steps) and step3.NAME; greedy (1, n). Tolerances: logits 1e-4, losses 1e-5,
-// gradients 1e-4 of the largest entry, 99.9 % of the parameter entries after the steps within 1e-4, greedy tokens
+// labels (b, t) and loss; grad.NAME; lrs, losses, grad_norms (steps) and step3.NAME; greedy (1, n). Tolerances: logits 1e-4,
+// losses 1e-5, gradients 1e-4 of the largest entry, 99.9 % of the parameter entries after the steps within 1e-4, greedy tokens
 // equal. bf16 means bf16 activations over fp32 weights: the logits to 2e-2 of the largest, the losses to 2e-2.
 std::vector<VerifyRow> verify_mamba(const std::filesystem::path& folder, DType dtype = DType::f32);
 

@@ -42,8 +42,8 @@ const char* verb(Access access) {
 [[noreturn]] void shared_race(Warp& w, const Instruction& i, int lane, SharedRaces::Event other) {
   const PtxInstruction& before = *w.program.instructions[SharedRaces::instruction(other)].source;
   std::string who =
-      fmt::format("the other is {}, PTX line {}: {}",
-                  w.block.thread_name(SharedRaces::warp(other), SharedRaces::lane(other)), before.line, before.opcode);
+      fmt::format("the other is {}, PTX line {}: {}", w.block.thread_name(SharedRaces::warp(other), SharedRaces::lane(other)),
+                  before.line, before.opcode);
   if (before.source_line) who += fmt::format(", source line {}", before.source_line);
   w.block.fault(w, i, lane, "a race in shared memory: two threads access it and no barrier is between them", who,
                 SharedRaces::warp(other) == w.index ? "__syncwarp() or __syncthreads() between the two"
@@ -57,12 +57,10 @@ const char* verb(Access access) {
                 "blocks run in any order: use two kernels, or atomics");
 }
 
-void check_aligned(const Warp& w, const Instruction& i, Mask lanes, const std::uint64_t* a, const Span& span,
-                   unsigned bytes) {
+void check_aligned(const Warp& w, const Instruction& i, Mask lanes, const std::uint64_t* a, const Span& span, unsigned bytes) {
   if ((span.mixed & (bytes - 1)) == 0) return;
   const int lane = first_lane(lanes, [&](int l) { return a[l] & (bytes - 1); });
-  w.block.fault(w, i, lane, "a misaligned address",
-                fmt::format("address {:#x}, an access of {} bytes", a[lane], bytes));
+  w.block.fault(w, i, lane, "a misaligned address", fmt::format("address {:#x}, an access of {} bytes", a[lane], bytes));
 }
 
 [[noreturn]] void not_written(const Warp& w, const Instruction& i, int lane, const char* space, std::uint64_t address,
@@ -84,8 +82,8 @@ void note_block(Warp& w, const Instruction& i, int lane, const AccessSite& site,
 }
 
 // Each lane by itself: allocations may differ.
-void check_global_lanes(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t* a, unsigned bytes,
-                        Access access, Pointers& p) {
+void check_global_lanes(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t* a, unsigned bytes, Access access,
+                        Pointers& p) {
   const auto& all = w.block.allocations();
   const std::uint64_t parameters = std::uint64_t(w.block.launch.parameters.data());
   const std::uint64_t parameters_end = parameters + w.block.launch.parameters.size();
@@ -115,8 +113,7 @@ void check_global_lanes(Warp& w, const Instruction& i, Mask lanes, const std::ui
 void check_global(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t* a, const Span& span, bool dense,
                   unsigned bytes, Access access, Pointers& p) {
   const AccessSite& site = w.block.site(i);
-  if (span.low < site.begin || span.high + bytes > site.end)
-    return check_global_lanes(w, i, lanes, a, bytes, access, p);
+  if (span.low < site.begin || span.high + bytes > site.end) return check_global_lanes(w, i, lanes, a, bytes, access, p);
   if (!site.written) return;
   const auto shadow = [&](std::uint64_t address) { return site.written + (address - site.begin); };
   if (access == Access::write) {
@@ -147,8 +144,7 @@ void check_shared(Warp& w, const Instruction& i, Mask lanes, const std::uint64_t
                   unsigned bytes, Access access, Pointers& p) {
   Block& block = w.block;
   if (span.high + bytes > block.shared_bytes() || span.high + bytes < bytes) {
-    const int lane =
-        first_lane(lanes, [&](int l) { return a[l] + bytes > block.shared_bytes() || a[l] + bytes < bytes; });
+    const int lane = first_lane(lanes, [&](int l) { return a[l] + bytes > block.shared_bytes() || a[l] + bytes < bytes; });
     block.fault(w, i, lane, fmt::format("{} of {} bytes out of bounds of shared memory", verb(access), bytes),
                 fmt::format("address {:#x}; the block has {} bytes", a[lane], block.shared_bytes()));
   }

@@ -23,15 +23,15 @@ struct Pointers {
 
 // Checks bounds, alignment and initialisation of `bytes` bytes a lane, and notes the access. `space` is shared, local,
 // or else generic (global addresses are generic ones). `counted`: it is a request of its own.
-Pointers resolve(Warp& warp, const Instruction& i, Mask lanes, Space space, const std::uint64_t* addresses,
-                 unsigned bytes, Access access, bool counted = true);
+Pointers resolve(Warp& warp, const Instruction& i, Mask lanes, Space space, const std::uint64_t* addresses, unsigned bytes,
+                 Access access, bool counted = true);
 
 // Counts a request to shared memory.
 void count_shared(Warp& warp, Mask lanes, const std::uint64_t* addresses, unsigned bytes, Access access);
 
 // If a lane is `rewriting` and `value` is not what is there: the fault of a race.
-void check_rewriting(Warp& warp, const Instruction& i, const Pointers& p, int lane, std::size_t offset,
-                     const void* value, std::size_t bytes);
+void check_rewriting(Warp& warp, const Instruction& i, const Pointers& p, int lane, std::size_t offset, const void* value,
+                     std::size_t bytes);
 
 // Addresses of an instruction: the base register's (64-bit lanes if `wide`) plus the offset.
 inline void addresses_of(Warp& warp, std::uint32_t place, bool wide, std::int64_t offset, std::uint64_t* addresses) {

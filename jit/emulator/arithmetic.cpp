@@ -57,7 +57,7 @@ void rounded(Warp& w, const Instruction& i, Mask lanes) {
   std::fesetround(FE_TONEAREST);
 }
 
-// ---- functions. Integers wrap, so signed ones are computed as unsigned.
+// ---- functions. Integers wrap, so signed ones are computed as unsigned. -----------------------------------------------------
 
 template <class T, class F>
 T wrapping(T a, T b, F f) {
@@ -254,7 +254,7 @@ struct FindBit {
   }
 };
 
-// ---- approximations: the host's function, rounded to fp32
+// ---- approximations: the host's function, rounded to fp32 -------------------------------------------------------------------
 
 struct Exp2 {
   static constexpr bool costly = true;
@@ -278,8 +278,7 @@ struct Tanh {
 };
 template <class T>
 T high_half(T x) {  // rcp.approx.ftz.f64 and its like give the upper word only
-  if constexpr (std::is_same_v<T, double>)
-    return std::bit_cast<double>(std::bit_cast<std::uint64_t>(x) & 0xffffffff00000000u);
+  if constexpr (std::is_same_v<T, double>) return std::bit_cast<double>(std::bit_cast<std::uint64_t>(x) & 0xffffffff00000000u);
   return x;
 }
 template <bool approximate>
@@ -341,7 +340,7 @@ struct OfSizes {  // .xorsign.abs
   }
 };
 
-// ---- choice of a handler
+// ---- choice of a handler ----------------------------------------------------------------------------------------------------
 
 template <class F, int operands, class T>
 Handler of() {
@@ -395,11 +394,12 @@ Handler extreme(const PtxInstruction& p, Type type) {
     return integer<Extreme<less, false>, 2>(type);
   }
   if (p.has("xorsign")) return p.has("NaN") ? nullptr : real_f<OfSizes<Extreme<less, false>>, 2, kHalf>(p, type);
-  if (three) return p.has("NaN") ? real_f<Extreme<less, true>, 3, kNoMore>(p, type) : real_f<Extreme<less, false>, 3, kNoMore>(p, type);
+  if (three)
+    return p.has("NaN") ? real_f<Extreme<less, true>, 3, kNoMore>(p, type) : real_f<Extreme<less, false>, 3, kNoMore>(p, type);
   return p.has("NaN") ? real_f<Extreme<less, true>, 2, kHalf>(p, type) : real_f<Extreme<less, false>, 2, kHalf>(p, type);
 }
 
-// ---- instructions that are not of one type
+// ---- instructions that are not of one type ----------------------------------------------------------------------------------
 
 template <class D, class T>
 void multiply_wide(Warp& w, const Instruction& i, Mask lanes) {
@@ -526,7 +526,7 @@ void logic3(Warp& w, const Instruction& i, Mask lanes) {  // lop3: bit (a, b, c)
   });
 }
 
-// ---- the condition code: add.cc, addc, sub.cc, subc, mad.cc, madc
+// ---- the condition code: add.cc, addc, sub.cc, subc, mad.cc, madc -----------------------------------------------------------
 
 struct Carry {
   enum : std::uint8_t { in = 1, out = 2, subtract = 4, product = 8, high = 16 };
@@ -549,7 +549,7 @@ void with_carry(Warp& w, const Instruction& i, Mask lanes) {
   if (i.mode & Carry::out) w.carry = (w.carry & ~lanes) | (carry & lanes);
 }
 
-// ---- comparison
+// ---- comparison -------------------------------------------------------------------------------------------------------------
 
 enum class Compare : std::uint8_t { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, num, nan };
 
@@ -594,9 +594,7 @@ bool compare(T a, T b) {
 
 enum class Combine : std::uint8_t { none, conjunction, disjunction, exclusive };
 
-Mask predicate_source(Warp& w, std::uint32_t place, bool negated) {
-  return negated ? ~w.predicate(place) : w.predicate(place);
-}
+Mask predicate_source(Warp& w, std::uint32_t place, bool negated) { return negated ? ~w.predicate(place) : w.predicate(place); }
 
 // setp d|list[0], a, b, c: `mode` holds how c joins, bit 7 whether c is negated, bit 6 whether there is a second
 // result.
@@ -604,9 +602,7 @@ void store_comparison(Warp& w, const Instruction& i, Mask lanes, Mask result) {
   Mask inverse = ~result;
   if (const auto how = Combine(i.mode & 3); how != Combine::none) {
     const Mask c = predicate_source(w, i.c, i.mode & 128);
-    const auto join = [&](Mask m) {
-      return how == Combine::conjunction ? m & c : how == Combine::disjunction ? m | c : m ^ c;
-    };
+    const auto join = [&](Mask m) { return how == Combine::conjunction ? m & c : how == Combine::disjunction ? m | c : m ^ c; };
     result = join(result), inverse = join(inverse);
   }
   if (i.d) write_predicate(w, i.d, lanes, result);
@@ -687,7 +683,7 @@ void test_class(Warp& w, const Instruction& i, Mask lanes) {  // testp
                   }));
 }
 
-// ---- predicates and selection
+// ---- predicates and selection -----------------------------------------------------------------------------------------------
 
 template <class F>
 void predicates(Warp& w, const Instruction& i, Mask lanes) {
@@ -713,7 +709,7 @@ void select_by_sign(Warp& w, const Instruction& i, Mask lanes) {  // slct
   write<T>(w, i.d, lanes, [&](int l) { return c[l] >= C(0) ? a[l] : b[l]; });
 }
 
-// ---- mov
+// ---- mov --------------------------------------------------------------------------------------------------------------------
 
 // One register to several: mov.b64 {%r1, %r2}, %rd1.
 template <class Whole, class Part>
@@ -771,8 +767,7 @@ Handler decode_move(const PtxInstruction& p, Type type, Decoder& decoder, Instru
     else
       i.a = decoder.place(from, bits);
     if (type == Type::b128) return nullptr;
-    return packing ? packing_handler<true>(bits_of(type), parts.size())
-                   : packing_handler<false>(bits_of(type), parts.size());
+    return packing ? packing_handler<true>(bits_of(type), parts.size()) : packing_handler<false>(bits_of(type), parts.size());
   }
   i.d = decoder.place(to, bits), i.a = decoder.place(from, bits);
   return bits == 64 ? unary<Same, std::uint64_t> : unary<Same, std::uint32_t>;
@@ -786,9 +781,9 @@ Handler plain(const PtxInstruction& p, Type type) {
   if (op == "add") return number<Add, 2, kHalf | kSat>(p, type);
   if (op == "sub") return number<Subtract, 2, kHalf | kSat>(p, type);
   if (op == "mul") return p.has("hi") ? integer<MultiplyHigh, 2>(type) : number<Multiply, 2, kHalf | kSat>(p, type);
-  if (op == "mul24")
-    return p.has("lo") && (type == Type::u32 || type == Type::s32) ? integer<Multiply24, 2>(type) : nullptr;
-  if (op == "mad") return p.has("hi") ? integer<MultiplyHighAdd, 3>(type) : number<MultiplyAdd, 3, kHalf | kSat | kRelu>(p, type);
+  if (op == "mul24") return p.has("lo") && (type == Type::u32 || type == Type::s32) ? integer<Multiply24, 2>(type) : nullptr;
+  if (op == "mad")
+    return p.has("hi") ? integer<MultiplyHighAdd, 3>(type) : number<MultiplyAdd, 3, kHalf | kSat | kRelu>(p, type);
   if (op == "fma") return is_float(type) ? real_f<MultiplyAdd, 3, kHalf | kSat | kRelu>(p, type) : nullptr;
   if (op == "div") return number<Divide, 2, kNoMore>(p, type);
   if (op == "rem") return integer<Remainder, 2>(type);
@@ -806,7 +801,8 @@ Handler plain(const PtxInstruction& p, Type type) {
   if (op == "rcp")
     return p.has("approx") ? real_f<Reciprocal<true>, 1, kNoMore>(p, type) : real_f<Reciprocal<false>, 1, kNoMore>(p, type);
   if (op == "rsqrt")
-    return p.has("approx") ? real_f<ReciprocalRoot<true>, 1, kNoMore>(p, type) : real_f<ReciprocalRoot<false>, 1, kNoMore>(p, type);
+    return p.has("approx") ? real_f<ReciprocalRoot<true>, 1, kNoMore>(p, type)
+                           : real_f<ReciprocalRoot<false>, 1, kNoMore>(p, type);
   if (type != Type::f32 && (op == "tanh" || op == "ex2"))
     return with_half(type, [&]<class T>() { return op == "tanh" ? of<Tanh, 1, T>() : of<Exp2, 1, T>(); });
   if (type != Type::f32) return nullptr;
@@ -872,9 +868,7 @@ bool decode_setp(const PtxInstruction& p, Type type, Decoder& decoder, Instructi
     i.mode |= 64, i.list = decoder.list({decoder.place(to.parts[1], 1)});
   if (p.operands.size() > 3) {
     i.c = decoder.place(p.operands[3], 1);
-    i.mode |= std::uint8_t(p.has("and")  ? Combine::conjunction
-                           : p.has("or") ? Combine::disjunction
-                                         : Combine::exclusive);
+    i.mode |= std::uint8_t(p.has("and") ? Combine::conjunction : p.has("or") ? Combine::disjunction : Combine::exclusive);
     if (p.operands[3].negated) i.mode |= 128;
   }
   return i.run;
@@ -912,10 +906,9 @@ bool decode_arithmetic(const PtxInstruction& p, Decoder& decoder, Instruction& i
     places(bits, bits, bits, 1);
   } else if (op == "slct") {
     const int wide = lane_bits(type_named(p.words.at(1) == "ftz" ? p.words.at(2) : p.words.at(1)));
-    i.run =
-        wide == 64
-            ? (type == Type::f32 ? select_by_sign<std::uint64_t, float> : select_by_sign<std::uint64_t, std::int32_t>)
-            : (type == Type::f32 ? select_by_sign<std::uint32_t, float> : select_by_sign<std::uint32_t, std::int32_t>);
+    i.run = wide == 64
+                ? (type == Type::f32 ? select_by_sign<std::uint64_t, float> : select_by_sign<std::uint64_t, std::int32_t>)
+                : (type == Type::f32 ? select_by_sign<std::uint32_t, float> : select_by_sign<std::uint32_t, std::int32_t>);
     places(wide, wide, wide, 32);
   } else if (op == "shl" || op == "shr") {
     i.run = shift(p, type);

@@ -61,8 +61,7 @@ D real_of_integer(S x, Rounding mode) {
   // Directed: step from the nearest double towards the wanted side.
   double near = double(x);
   const auto above = static_cast<long double>(near) - static_cast<long double>(x);
-  if (above > 0 && (mode == Rounding::down || (mode == Rounding::zero && x > 0)))
-    near = std::nextafter(near, -INFINITY);
+  if (above > 0 && (mode == Rounding::down || (mode == Rounding::zero && x > 0))) near = std::nextafter(near, -INFINITY);
   if (above < 0 && (mode == Rounding::up || (mode == Rounding::zero && std::is_signed_v<S> && x < S(0))))
     near = std::nextafter(near, INFINITY);
   return real_of<D>(near, mode);
@@ -105,8 +104,8 @@ D converted(S x, std::uint8_t mode) {
 
 // A narrow integer fills its register: sign and zero extended.
 template <class D>
-using Stored = std::conditional_t<is_real<D> || (sizeof(D) >= 4), D,
-                                  std::conditional_t<std::is_signed_v<D>, std::int32_t, std::uint32_t>>;
+using Stored =
+    std::conditional_t<is_real<D> || (sizeof(D) >= 4), D, std::conditional_t<std::is_signed_v<D>, std::int32_t, std::uint32_t>>;
 
 template <class D, class S>
 void convert(Warp& w, const Instruction& i, Mask lanes) {
@@ -124,9 +123,7 @@ void convert_pair(Warp& w, const Instruction& i, Mask lanes) {
   if (i.mode == 0) {
     write<Pair<D>>(w, i.d, lanes, [&](int l) { return Pair<D>{from_float<D>(b[l]), from_float<D>(a[l])}; });
   } else {
-    write<Pair<D>>(w, i.d, lanes, [&](int l) {
-      return Pair<D>{converted<D>(b[l], i.mode), converted<D>(a[l], i.mode)};
-    });
+    write<Pair<D>>(w, i.d, lanes, [&](int l) { return Pair<D>{converted<D>(b[l], i.mode), converted<D>(a[l], i.mode)}; });
   }
 }
 // Ten bits of fraction: to nearest (rna: ties away from zero; rn: to even), or toward zero.
@@ -213,10 +210,7 @@ bool decode_convert(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   for (std::string_view word : p.words)
     if (Type t = type_named(word); t != Type::none) to = from, from = t;
   const bool whole_number = p.has("rni") || p.has("rzi") || p.has("rmi") || p.has("rpi");
-  const int rounding = p.has("rz") || p.has("rzi")   ? 1
-                       : p.has("rm") || p.has("rmi") ? 2
-                       : p.has("rp") || p.has("rpi") ? 3
-                                                     : 0;
+  const int rounding = p.has("rz") || p.has("rzi") ? 1 : p.has("rm") || p.has("rmi") ? 2 : p.has("rp") || p.has("rpi") ? 3 : 0;
   i.mode = std::uint8_t(rounding | (p.has("sat") ? saturate : 0) | (p.has("ftz") ? flush_small : 0) |
                         (whole_number && is_float(to) ? whole : 0) | (p.has("relu") ? relu : 0));
   i.a = decoder.source(p.operands.at(1), lane_bits(from));

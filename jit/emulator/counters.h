@@ -29,12 +29,13 @@ struct EmulatedCounters {
     other,     // moves, selections, parameters
     classes
   };
-  static constexpr std::array<std::string_view, classes> kClassNames{
-      "integer", "floating", "special",  "convert", "matrix", "global",
-      "shared",  "local",    "exchange", "barrier", "branch", "other"};
+  static constexpr std::array<std::string_view, classes> kClassNames{"integer",  "floating", "special", "convert",
+                                                                     "matrix",   "global",   "shared",  "local",
+                                                                     "exchange", "barrier",  "branch",  "other"};
 
   std::uint64_t launches = 0;
-  std::array<std::uint64_t, classes> warp_instructions{};    // once for all lanes that are together, whether or not their predicates hold
+  std::array<std::uint64_t, classes>
+      warp_instructions{};  // once for all lanes that are together, whether or not their predicates hold
   std::array<std::uint64_t, classes> thread_instructions{};  // of lanes whose predicate holds
   // Bytes that threads ask for; an atomic reads and writes.
   std::uint64_t global_read = 0, global_written = 0, shared_read = 0, shared_written = 0, local_read = 0, local_written = 0;
@@ -45,7 +46,7 @@ struct EmulatedCounters {
   std::uint64_t shared_wavefronts = 0;
   std::uint64_t bank_conflicts = 0;  // those of them that are more
 
-  std::uint64_t warps() const;    // instructions of all classes
+  std::uint64_t warps() const;  // instructions of all classes
   std::uint64_t threads() const;
   void add(const EmulatedCounters& more);
   bool operator==(const EmulatedCounters&) const = default;

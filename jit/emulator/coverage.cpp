@@ -17,7 +17,8 @@ namespace {
 // NAME__0123ab
 bool is_generated(const std::string& name) {
   const auto end = name.rfind("__");
-  return end != std::string::npos && name.size() == end + 8 && name.find_first_not_of("0123456789abcdef", end + 2) == std::string::npos;
+  return end != std::string::npos && name.size() == end + 8 &&
+         name.find_first_not_of("0123456789abcdef", end + 2) == std::string::npos;
 }
 
 struct BasicBlock {

@@ -36,8 +36,7 @@ void copy_local(Warp& w, const Instruction& i, Mask lanes) {
 void widen(Warp& w, const Instruction& i, Mask lanes) {
   const Source<std::uint32_t> a(w, i.a);
   const bool sign = i.mode;
-  write<std::uint64_t>(w, i.d, lanes,
-                       [&](int l) { return sign ? std::uint64_t(std::int64_t(std::int32_t(a[l]))) : a[l]; });
+  write<std::uint64_t>(w, i.d, lanes, [&](int l) { return sign ? std::uint64_t(std::int64_t(std::int32_t(a[l]))) : a[l]; });
 }
 void narrow(Warp& w, const Instruction& i, Mask lanes) {
   const Source<std::uint64_t> a(w, i.a);
@@ -61,13 +60,16 @@ EmulatedCounters::Class class_of(const PtxInstruction& p) {
   const std::string_view op = p.words[0];
   for (const Family& family : families)
     if (std::find(family.words.begin(), family.words.end(), op) != family.words.end()) return family.kind;
-  const bool number = std::any_of(p.words.begin(), p.words.end(), [](std::string_view word) { return is_float(type_named(word)); });
+  const bool number =
+      std::any_of(p.words.begin(), p.words.end(), [](std::string_view word) { return is_float(type_named(word)); });
   if (op == "div" && number) return Counters::special;
-  if (op == "ld" || op == "ldu" || op == "st" || op == "atom" || op == "red" || op == "cp" || op == "ldmatrix" || op == "stmatrix") {
+  if (op == "ld" || op == "ldu" || op == "st" || op == "atom" || op == "red" || op == "cp" || op == "ldmatrix" ||
+      op == "stmatrix") {
     if (p.has("commit_group") || p.has("wait_group") || p.has("wait_all")) return Counters::barrier;
     if (p.has("param") || p.has("const")) return Counters::other;
     if (p.has("local")) return Counters::local;
-    const bool shared = std::any_of(p.words.begin(), p.words.end(), [](std::string_view word) { return word.starts_with("shared"); });
+    const bool shared =
+        std::any_of(p.words.begin(), p.words.end(), [](std::string_view word) { return word.starts_with("shared"); });
     return shared && op != "cp" ? Counters::shared : Counters::global;
   }
   return number ? Counters::floating : Counters::integer;
@@ -127,9 +129,7 @@ class ProgramDecoder final : public Decoder {
   std::uint32_t special(const std::string& name, int width);
   std::uint32_t parameter(std::uint32_t offset);
   std::uint32_t symbol(const std::string& name, int bits, bool* local = nullptr);
-  int width_of(const Operand& operand) const {
-    return lane_bits(frame_->function->registers[std::size_t(operand.index)]);
-  }
+  int width_of(const Operand& operand) const { return lane_bits(frame_->function->registers[std::size_t(operand.index)]); }
 
   const Module& module_;
   const Symbols& symbols_;
@@ -322,8 +322,8 @@ void ProgramDecoder::decode_call(const PtxInstruction& p) {
   const std::vector<Operand> none;
   const auto& given = p.operands.size() > next ? p.operands[next].parts : none;
   const auto& results = has_results ? p.operands[0].parts : none;
-  const auto callee = std::find_if(module_.functions.begin(), module_.functions.end(),
-                                   [&](const Function& f) { return f.name == name.name; });
+  const auto callee =
+      std::find_if(module_.functions.begin(), module_.functions.end(), [&](const Function& f) { return f.name == name.name; });
   if (name.kind != Operand::symbol || callee == module_.functions.end())
     error("a call of " + name.name + ", which has no text here");
   Frame& caller = *frame_;

@@ -120,7 +120,7 @@ CUresult submit(CUstream stream, std::function<void()> work) {
   return CUDA_SUCCESS;
 }
 
-// ---- memory
+// ---- memory -----------------------------------------------------------------------------------------------------------------
 
 void check_range(CUdeviceptr address, std::size_t bytes, const char* what) {
   if (bytes == 0) return;
@@ -215,8 +215,7 @@ void fill_memory_functions(Driver& d) {
 
 // Address ranges are the host's; a handle of memory is its size, since a mapping creates the pages.
 void fill_mapping_functions(Driver& d) {
-  d.cuMemAddressReserve = [](CUdeviceptr* address, std::size_t bytes, std::size_t alignment, CUdeviceptr,
-                             unsigned long long) {
+  d.cuMemAddressReserve = [](CUdeviceptr* address, std::size_t bytes, std::size_t alignment, CUdeviceptr, unsigned long long) {
     if (bytes == 0 || bytes % kGranularity) return CUDA_ERROR_INVALID_VALUE;
     *address = Memory::instance().reserve(bytes, std::max(alignment, kGranularity));
     return CUDA_SUCCESS;
@@ -225,8 +224,7 @@ void fill_mapping_functions(Driver& d) {
     Memory::instance().release_reserved(address, bytes);
     return CUDA_SUCCESS;
   };
-  d.cuMemCreate = [](CUmemGenericAllocationHandle* memory, std::size_t bytes, const CUmemAllocationProp*,
-                     unsigned long long) {
+  d.cuMemCreate = [](CUmemGenericAllocationHandle* memory, std::size_t bytes, const CUmemAllocationProp*, unsigned long long) {
     if (bytes == 0 || bytes % kGranularity) return CUDA_ERROR_INVALID_VALUE;
     if (Memory::instance().used() + bytes > kTotalMemory) return CUDA_ERROR_OUT_OF_MEMORY;
     *memory = bytes;
@@ -244,14 +242,13 @@ void fill_mapping_functions(Driver& d) {
     return CUDA_SUCCESS;
   };
   d.cuMemSetAccess = [](CUdeviceptr, std::size_t, const CUmemAccessDesc*, std::size_t) { return CUDA_SUCCESS; };
-  d.cuMemGetAllocationGranularity = [](std::size_t* bytes, const CUmemAllocationProp*,
-                                       CUmemAllocationGranularity_flags) {
+  d.cuMemGetAllocationGranularity = [](std::size_t* bytes, const CUmemAllocationProp*, CUmemAllocationGranularity_flags) {
     *bytes = kGranularity;
     return CUDA_SUCCESS;
   };
 }
 
-// ---- code
+// ---- code -------------------------------------------------------------------------------------------------------------------
 
 void add_names(const emulator::Operand& operand, std::set<std::string_view>& names) {
   if (operand.kind == emulator::Operand::symbol) names.insert(operand.name);
@@ -354,9 +351,8 @@ CUresult launch_kernel(const CUlaunchConfig* config, CUfunction f, void** parame
   launch.dynamic_shared = config->sharedMemBytes;
   const auto refuse = [&](const std::string& why) {
     fail(ErrorKind::device, "emu: a launch that a device refuses: " + why,
-         fmt::format("kernel {}, grid ({}, {}, {}), block ({}, {}, {}), {} bytes of shared memory", program.name,
-                     launch.grid.x, launch.grid.y, launch.grid.z, launch.block.x, launch.block.y, launch.block.z,
-                     launch.dynamic_shared));
+         fmt::format("kernel {}, grid ({}, {}, {}), block ({}, {}, {}), {} bytes of shared memory", program.name, launch.grid.x,
+                     launch.grid.y, launch.grid.z, launch.block.x, launch.block.y, launch.block.z, launch.dynamic_shared));
   };
   if (extra) refuse("arguments in a buffer");
   if (launch.grid.count() == 0 || launch.block.count() == 0) refuse("nothing to run");
@@ -365,8 +361,7 @@ CUresult launch_kernel(const CUlaunchConfig* config, CUfunction f, void** parame
   if (launch.block.count() > std::uint64_t(max_threads) || launch.block.z > 64)
     refuse(fmt::format("blocks have at most {} threads", max_threads));
   const std::uint64_t shared = std::uint64_t(program.shared_bytes) + launch.dynamic_shared;
-  if (shared > std::uint64_t(shared_limit()) ||
-      (shared > kDefaultShared && launch.dynamic_shared > f->dynamic_shared_limit))
+  if (shared > std::uint64_t(shared_limit()) || (shared > kDefaultShared && launch.dynamic_shared > f->dynamic_shared_limit))
     refuse("too much shared memory (above 48 KB the function's limit must be raised)");
   for (unsigned k = 0; k < config->numAttrs; ++k)
     if (const auto& a = config->attrs[k]; a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
@@ -374,11 +369,10 @@ CUresult launch_kernel(const CUlaunchConfig* config, CUfunction f, void** parame
   launch.parameters.resize(program.parameter_bytes);
   for (std::size_t k = 0; k < program.parameters.size(); ++k)
     std::memcpy(launch.parameters.data() + program.parameters[k].first, parameters[k], program.parameters[k].second);
-  return submit(config->hStream,
-                [launch = std::move(launch), keep = f->library->shared_from_this()] {
-                  Noted noted{*launch.program};
-                  emulator::execute(launch, noted.counts);
-                });
+  return submit(config->hStream, [launch = std::move(launch), keep = f->library->shared_from_this()] {
+    Noted noted{*launch.program};
+    emulator::execute(launch, noted.counts);
+  });
 }
 
 void fill_code_functions(Driver& d) {
@@ -407,14 +401,13 @@ void fill_code_functions(Driver& d) {
   };
   d.cuOccupancyMaxActiveBlocksPerMultiprocessor = [](int* blocks, CUfunction f, int threads, std::size_t shared) {
     const std::size_t each = f->program->shared_bytes + shared + 1024;
-    *blocks =
-        int(std::min<std::size_t>(std::size_t(2048 / std::max(threads, 1)), std::size_t(shared_limit() + 1024) / each));
+    *blocks = int(std::min<std::size_t>(std::size_t(2048 / std::max(threads, 1)), std::size_t(shared_limit() + 1024) / each));
     return CUDA_SUCCESS;
   };
   d.cuLaunchKernelEx = launch_kernel;
 }
 
-// ---- streams, graphs, events
+// ---- streams, graphs, events ------------------------------------------------------------------------------------------------
 
 void fill_stream_functions(Driver& d) {
   d.cuStreamCreate = [](CUstream* stream, unsigned) {
@@ -556,8 +549,7 @@ int emulated_target() {
     const std::string_view word(text);
     const int number = word.starts_with("sm_") ? std::atoi(text + 3) : 0;
     if (number < 80 || number > 129)
-      fail(ErrorKind::usage, "WEFT_EMU_TARGET: not a target: " + std::string(word), {},
-           "such as sm_80, sm_90 or sm_120");
+      fail(ErrorKind::usage, "WEFT_EMU_TARGET: not a target: " + std::string(word), {}, "such as sm_80, sm_90 or sm_120");
     return number;
   }();
   return target;

@@ -18,7 +18,8 @@ const Driver& emulated_driver();
 // The architecture that it stands for: 90, or the number of WEFT_EMU_TARGET=sm_80.
 int emulated_target();
 
-// What the launches of each kernel, by name, have done since the last reset. Of a launch that a check has ended, what came before.
+// What the launches of each kernel, by name, have done since the last reset. Of a launch that a check has ended, what came
+// before.
 std::map<std::string, EmulatedCounters> emulated_counters();
 void reset_emulated_counters();
 

@@ -81,15 +81,13 @@ Block::Block(const Launch& what, Memory::Snapshot memory, std::uint32_t launch_n
 // Numbers and addresses are written once; special registers that depend on the block, before each.
 void Block::write_constants(bool of_block) {
   for (const Constant& c : launch.program->constants) {
-    const bool changes =
-        c.kind == Constant::special && (c.name.starts_with("%ctaid") || c.name.starts_with("%clusterid"));
+    const bool changes = c.kind == Constant::special && (c.name.starts_with("%ctaid") || c.name.starts_with("%clusterid"));
     if (changes != of_block) continue;
     for (Warp& warp : warps_)
       for (int lane = 0; lane < kLanes; ++lane) {
-        const std::uint64_t value = c.kind == Constant::value ? c.bits
-                                    : c.kind == Constant::parameters
-                                        ? std::uint64_t(launch.parameters.data()) + c.bits
-                                        : special(c.name, launch, index_, warp.index, lane);
+        const std::uint64_t value = c.kind == Constant::value        ? c.bits
+                                    : c.kind == Constant::parameters ? std::uint64_t(launch.parameters.data()) + c.bits
+                                                                     : special(c.name, launch, index_, warp.index, lane);
         if (c.wide)
           warp.words<std::uint64_t>(c.place)[lane] = value;
         else
@@ -189,9 +187,8 @@ void Block::deadlock() const {
     if (!b.waiting.empty() && !stuck) stuck = &warps_[b.waiting[0]];
   }
   const Warp& warp = stuck ? *stuck : warps_[0];
-  fault(warp, launch.program->instructions[warp.pc() - 1], 0,
-        "a barrier that not all threads reach: the block waits for ever", numbers,
-        "no __syncthreads() in a branch that some threads do not take");
+  fault(warp, launch.program->instructions[warp.pc() - 1], 0, "a barrier that not all threads reach: the block waits for ever",
+        numbers, "no __syncthreads() in a branch that some threads do not take");
 }
 
 std::string Block::block_name(std::uint64_t linear) const {

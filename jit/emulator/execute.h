@@ -57,7 +57,7 @@ class Block {
   Block& operator=(const Block&) = delete;
   void run(std::uint64_t index);
 
-  // ---- for instructions
+  // ---- for instructions -----------------------------------------------------------------------------------------------------
   const Launch& launch;
   std::byte* shared() { return shared_.data(); }
   std::uint8_t* shared_written() { return shared_written_.data(); }

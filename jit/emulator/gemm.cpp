@@ -9,8 +9,7 @@ namespace {
 
 // f(first byte, bytes) for each contiguous run of a matrix of a batch.
 template <class F>
-void each_run(const GemmOperand& o, std::byte* const* slots, std::int64_t rows, std::int64_t columns,
-              std::int64_t batch, F f) {
+void each_run(const GemmOperand& o, std::byte* const* slots, std::int64_t rows, std::int64_t columns, std::int64_t batch, F f) {
   const bool by_rows = o.col_stride == 1;
   const std::int64_t runs = by_rows ? rows : columns, length = by_rows ? columns : rows;
   const auto size = std::int64_t(size_of(o.dtype));

@@ -14,7 +14,7 @@
 
 namespace weft::emulator {
 
-// ---- 16-bit floats, computed in fp32
+// ---- 16-bit floats, computed in fp32 ----------------------------------------------------------------------------------------
 
 struct Half {
   std::uint16_t bits;
@@ -31,8 +31,7 @@ inline float to_float(float x) { return x; }
 inline double to_float(double x) { return x; }
 inline float to_float(Brain x) { return std::bit_cast<float>(std::uint32_t(x.bits) << 16); }
 inline float to_float(Half x) {
-  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 31u,
-                      fraction = x.bits & 1023u;
+  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 31u, fraction = x.bits & 1023u;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);
   if (exponent == 0) return std::copysign(float(fraction) * 0x1p-24f, std::bit_cast<float>(sign));
   return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
@@ -67,8 +66,7 @@ To round_as(double x) {
     const double r = round_to<mode>(x, 11, 0x1p-24), size = std::abs(r);
     const auto sign = std::uint16_t(std::signbit(x) ? 0x8000 : 0);
     if (size > 65504.0) {
-      const bool finite =
-          mode == Rounding::zero || (mode == Rounding::down && r > 0) || (mode == Rounding::up && r < 0);
+      const bool finite = mode == Rounding::zero || (mode == Rounding::down && r > 0) || (mode == Rounding::up && r < 0);
       return {std::uint16_t(sign | (finite && std::isfinite(x) ? 0x7bff : 0x7c00))};
     }
     if (size < 0x1p-14) return {std::uint16_t(sign | std::uint16_t(size * 0x1p24))};
@@ -92,7 +90,7 @@ T from_float(float x) {
 
 inline float flush(float x) { return std::abs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x; }
 
-// ---- registers
+// ---- registers --------------------------------------------------------------------------------------------------------------
 
 template <class T>
 using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
@@ -139,8 +137,7 @@ inline void write(Warp& warp, std::uint32_t place, Mask lanes, F f) {
   Word<T> result[kLanes];  // apart from the operands, so that the loop needs no check of overlap
   if constexpr (costly) {
     if (lanes != kAllLanes) {
-      for (Mask left = lanes; left; left &= left - 1)
-        to[std::countr_zero(left)] = word_of<T>(f(std::countr_zero(left)));
+      for (Mask left = lanes; left; left &= left - 1) to[std::countr_zero(left)] = word_of<T>(f(std::countr_zero(left)));
       return;
     }
   }
@@ -164,7 +161,7 @@ inline void write_predicate(Warp& warp, std::uint32_t place, Mask lanes, Mask va
   p = (p & ~lanes) | (value & lanes);
 }
 
-// ---- calls f.template operator()<T>() with the C++ type of a PTX type; Result{} for others
+// ---- calls f.template operator()<T>() with the C++ type of a PTX type; Result{} for others ----------------------------------
 
 template <class F>
 Handler with_integer(Type type, F f) {

@@ -146,13 +146,10 @@ void move_matrices(Warp& w, const Instruction& i, Mask) {
 Handler mma_handler(const PtxInstruction& p) {
   const bool k16 = p.has("m16n8k16"), k8 = p.has("m16n8k8"), k4 = p.has("m16n8k4");
   const std::string_view last = p.words.back();
-  if (p.has("bf16"))
-    return k16 ? multiply_accumulate<Brain, 16, false> : k8 ? multiply_accumulate<Brain, 8, false> : nullptr;
-  if (p.has("tf32"))
-    return k8 ? multiply_accumulate<Tf32, 8, false> : k4 ? multiply_accumulate<Tf32, 4, false> : nullptr;
+  if (p.has("bf16")) return k16 ? multiply_accumulate<Brain, 16, false> : k8 ? multiply_accumulate<Brain, 8, false> : nullptr;
+  if (p.has("tf32")) return k8 ? multiply_accumulate<Tf32, 8, false> : k4 ? multiply_accumulate<Tf32, 4, false> : nullptr;
   if (!p.has("f16")) return nullptr;
-  if (last == "f16")
-    return k16 ? multiply_accumulate<Half, 16, true> : k8 ? multiply_accumulate<Half, 8, true> : nullptr;
+  if (last == "f16") return k16 ? multiply_accumulate<Half, 16, true> : k8 ? multiply_accumulate<Half, 8, true> : nullptr;
   return k16 ? multiply_accumulate<Half, 16, false> : k8 ? multiply_accumulate<Half, 8, false> : nullptr;
 }
 

@@ -29,9 +29,7 @@ constexpr std::size_t shadow_bytes(std::size_t bytes) { return bytes + bytes / 4
 std::uint8_t* shadow_of(std::size_t bytes) {
   return static_cast<std::uint8_t*>(lazy_pages(shadow_bytes(bytes), PROT_READ | PROT_WRITE));
 }
-BlockEvents* events_of(std::uint8_t* shadow, std::size_t bytes) {
-  return reinterpret_cast<BlockEvents*>(shadow + bytes);
-}
+BlockEvents* events_of(std::uint8_t* shadow, std::size_t bytes) { return reinterpret_cast<BlockEvents*>(shadow + bytes); }
 
 }  // namespace
 
@@ -62,8 +60,7 @@ std::uint64_t Memory::allocate(std::size_t bytes) {
 void Memory::release(std::uint64_t address) {
   std::lock_guard lock(mutex_);
   auto found = owned_.find(address);
-  if (found == owned_.end())
-    fail(ErrorKind::device, "emu: this address was not allocated", fmt::format("{:#x}", address));
+  if (found == owned_.end()) fail(ErrorKind::device, "emu: this address was not allocated", fmt::format("{:#x}", address));
   const Range range = found->second;
   munmap(reinterpret_cast<void*>(range.begin - kGuard), range.end - range.begin + 2 * kGuard);
   munmap(range.written, shadow_bytes(range.end - range.begin));
@@ -87,8 +84,7 @@ std::uint64_t Memory::reserve(std::size_t bytes, std::size_t alignment) {
 void Memory::release_reserved(std::uint64_t address, std::size_t bytes) {
   std::lock_guard lock(mutex_);
   auto found = reserved_.find(address);
-  if (found == reserved_.end())
-    fail(ErrorKind::device, "emu: this address was not reserved", fmt::format("{:#x}", address));
+  if (found == reserved_.end()) fail(ErrorKind::device, "emu: this address was not reserved", fmt::format("{:#x}", address));
   munmap(reinterpret_cast<void*>(address), bytes);
   munmap(found->second.written, shadow_bytes(bytes));
   reserved_.erase(found);
@@ -98,15 +94,11 @@ void Memory::map(std::uint64_t address, std::size_t bytes) {
   std::lock_guard lock(mutex_);
   auto next = reserved_.upper_bound(address);
   if (next == reserved_.begin() || std::prev(next)->second.end < address + bytes)
-    fail(ErrorKind::device, "emu: mapping outside of reserved addresses",
-         fmt::format("{:#x}, {} bytes", address, bytes));
+    fail(ErrorKind::device, "emu: mapping outside of reserved addresses", fmt::format("{:#x}, {} bytes", address, bytes));
   const Range& range = std::prev(next)->second;
   mprotect(reinterpret_cast<void*>(address), bytes, PROT_READ | PROT_WRITE);
-  Allocation mapped{address,
-                    address + bytes,
-                    range.written + (address - range.begin),
-                    range.events + (address - range.begin) / 4,
-                    {}};
+  Allocation mapped{
+      address, address + bytes, range.written + (address - range.begin), range.events + (address - range.begin) / 4, {}};
   // Pieces that touch are one, so that an access may cross from one to the next.
   auto after = allocations_.lower_bound(address);
   if (after != allocations_.begin()) {
@@ -123,14 +115,12 @@ void Memory::map(std::uint64_t address, std::size_t bytes) {
 void Memory::unmap(std::uint64_t address, std::size_t bytes) {
   std::lock_guard lock(mutex_);
   auto next = allocations_.upper_bound(address);
-  if (next == allocations_.begin())
-    fail(ErrorKind::device, "emu: nothing is mapped here", fmt::format("{:#x}", address));
+  if (next == allocations_.begin()) fail(ErrorKind::device, "emu: nothing is mapped here", fmt::format("{:#x}", address));
   Allocation whole = std::prev(next)->second;
   if (whole.end < address + bytes)
     fail(ErrorKind::device, "emu: more is unmapped than was mapped", fmt::format("{} bytes", bytes));
   allocations_.erase(whole.begin);
-  if (whole.begin < address)
-    allocations_[whole.begin] = {whole.begin, address, whole.written, whole.events, whole.name};
+  if (whole.begin < address) allocations_[whole.begin] = {whole.begin, address, whole.written, whole.events, whole.name};
   if (whole.end > address + bytes)
     allocations_[address + bytes] = {address + bytes, whole.end, whole.written + (address + bytes - whole.begin),
                                      whole.events + (address + bytes - whole.begin) / 4, whole.name};

@@ -42,10 +42,10 @@ void load(Warp& w, const Instruction& i, Mask lanes) {
     if (p.dense && i.count == 1) {
       const std::byte* from = p.at[0];
       write<Stored<T>>(w, places[k], lanes,
-                    [&](int l) { return Stored<T>(read_memory<T>(from + std::size_t(l) * sizeof(T))); });
+                       [&](int l) { return Stored<T>(read_memory<T>(from + std::size_t(l) * sizeof(T))); });
     } else {
       write<Stored<T>>(w, places[k], lanes,
-                    [&](int l) { return Stored<T>(read_memory<T>(p.at[std::size_t(l)] + k * sizeof(T))); });
+                       [&](int l) { return Stored<T>(read_memory<T>(p.at[std::size_t(l)] + k * sizeof(T))); });
     }
   }
 }
@@ -122,7 +122,7 @@ Handler by_space(Space space, unsigned bytes, bool sign) {
   return by_type<Pick, Space::generic>(bytes, sign);
 }
 
-// ---- atomics
+// ---- atomics ----------------------------------------------------------------------------------------------------------------
 
 enum class Update : std::uint8_t {
   add,
@@ -194,8 +194,7 @@ void atomic(Warp& w, const Instruction& i, Mask lanes) {
     const int lane = std::countr_zero(left);
     std::atomic_ref<Bits> cell(*reinterpret_cast<Bits*>(p.at[std::size_t(lane)]));
     Bits old = cell.load();
-    while (
-        !cell.compare_exchange_weak(old, std::bit_cast<Bits>(updated(how, std::bit_cast<T>(old), b[lane], c[lane])))) {
+    while (!cell.compare_exchange_weak(old, std::bit_cast<Bits>(updated(how, std::bit_cast<T>(old), b[lane], c[lane])))) {
     }
     if (i.d) w.words<Word<T>>(i.d)[lane] = old;
   }
@@ -220,7 +219,7 @@ Handler atomic_handler(Type type) {
   }
 }
 
-// ---- cp.async
+// ---- cp.async ---------------------------------------------------------------------------------------------------------------
 
 // [shared], [global], bytes; the count of bytes read, the rest zero, is in c where it is given.
 void copy_async(Warp& w, const Instruction& i, Mask lanes) {
@@ -271,7 +270,7 @@ void wait_copies(Warp& w, const Instruction& i, Mask lanes) {
   w.copies = std::move(later);
 }
 
-// ---- addresses
+// ---- addresses --------------------------------------------------------------------------------------------------------------
 
 template <std::uint64_t window, bool to_generic>
 void convert_address(Warp& w, const Instruction& i, Mask lanes) {

@@ -30,12 +30,12 @@ struct Instruction {
   Handler run = nullptr;
   std::uint32_t guard = 0;  // place of the predicate; 0: none
   bool guard_negated = false;
-  std::uint8_t count = 1;                    // elements of a vector, or what the handler says
-  std::uint8_t bytes = 0;                    // of an element in memory
-  std::uint8_t mode = 0;                     // of the handler: rounding, comparison...
+  std::uint8_t count = 1;                                    // elements of a vector, or what the handler says
+  std::uint8_t bytes = 0;                                    // of an element in memory
+  std::uint8_t mode = 0;                                     // of the handler: rounding, comparison...
   EmulatedCounters::Class kind = EmulatedCounters::classes;  // classes: not of the text, and not counted
-  std::uint32_t d = 0, a = 0, b = 0, c = 0;  // places
-  std::uint32_t list = 0;                    // first of the further places, in Program::lists
+  std::uint32_t d = 0, a = 0, b = 0, c = 0;                  // places
+  std::uint32_t list = 0;                                    // first of the further places, in Program::lists
   std::uint32_t target = 0;  // of a branch: index of an instruction; of a load or store: number of its access site
   std::int64_t offset = 0;   // of an address
   Handler inner = nullptr;   // what a wrapper wraps
@@ -73,7 +73,7 @@ using Symbols = std::map<std::string, std::uint64_t, std::less<>>;
 // Errors (device) name kernel, line and opcode of an instruction that is not known.
 std::unique_ptr<Program> decode(const Module& module, const Function& function, const Symbols& symbols);
 
-// ---- For the families of instructions: each finds the handler of an instruction that is its own.
+// ---- For the families of instructions: each finds the handler of an instruction that is its own. ----------------------------
 
 // What a family sees: the words, the types, and the means to place operands.
 class Decoder {
@@ -86,8 +86,8 @@ class Decoder {
   virtual std::uint32_t destination(const Operand& operand, int bits, bool sign) = 0;
   virtual std::uint32_t list(const std::vector<std::uint32_t>& places) = 0;
   virtual std::uint32_t base(const Operand& address,
-                             Instruction& i) = 0;  // the register of an address, its offset in `i`
-  virtual void branch_to(int body_index) = 0;      // sets the target of the instruction
+                             Instruction& i) = 0;                          // the register of an address, its offset in `i`
+  virtual void branch_to(int body_index) = 0;                              // sets the target of the instruction
   virtual std::uint32_t labels(const std::vector<int>& body_indices) = 0;  // a list of targets
   virtual const Function& function() const = 0;
   virtual Program& program() = 0;

@@ -17,17 +17,15 @@ struct TypeName {
   Type type;
   int bits;
 };
-constexpr std::array<TypeName, 21> kTypes{
-    {{"pred", Type::pred, 1},    {"b8", Type::b8, 8},          {"b16", Type::b16, 16},   {"b32", Type::b32, 32},
-     {"b64", Type::b64, 64},     {"b128", Type::b128, 128},    {"u8", Type::u8, 8},      {"u16", Type::u16, 16},
-     {"u32", Type::u32, 32},     {"u64", Type::u64, 64},       {"s8", Type::s8, 8},      {"s16", Type::s16, 16},
-     {"s32", Type::s32, 32},     {"s64", Type::s64, 64},       {"f16", Type::f16, 16},   {"bf16", Type::bf16, 16},
-     {"f16x2", Type::f16x2, 32}, {"bf16x2", Type::bf16x2, 32}, {"tf32", Type::tf32, 32}, {"f32", Type::f32, 32},
-     {"f64", Type::f64, 64}}};
+constexpr std::array<TypeName, 21> kTypes{{{"pred", Type::pred, 1},  {"b8", Type::b8, 8},        {"b16", Type::b16, 16},
+                                           {"b32", Type::b32, 32},   {"b64", Type::b64, 64},     {"b128", Type::b128, 128},
+                                           {"u8", Type::u8, 8},      {"u16", Type::u16, 16},     {"u32", Type::u32, 32},
+                                           {"u64", Type::u64, 64},   {"s8", Type::s8, 8},        {"s16", Type::s16, 16},
+                                           {"s32", Type::s32, 32},   {"s64", Type::s64, 64},     {"f16", Type::f16, 16},
+                                           {"bf16", Type::bf16, 16}, {"f16x2", Type::f16x2, 32}, {"bf16x2", Type::bf16x2, 32},
+                                           {"tf32", Type::tf32, 32}, {"f32", Type::f32, 32},     {"f64", Type::f64, 64}}};
 
-bool is_name(char c) {
-  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' || c == '.';
-}
+bool is_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' || c == '.'; }
 
 class Parser {
  public:
@@ -38,7 +36,7 @@ class Parser {
   [[noreturn]] void error(const std::string& what) const {
     fail(ErrorKind::device, "PTX: " + what, "line " + std::to_string(line_));
   }
-  // ---- characters
+  // ---- characters -----------------------------------------------------------------------------------------------------------
   void space();
   void rest_of_line() {
     while (p_ < end_ && *p_ != '\n') ++p_;
@@ -59,7 +57,7 @@ class Parser {
   std::int64_t integer();
   std::uint64_t number();
 
-  // ---- declarations
+  // ---- declarations ---------------------------------------------------------------------------------------------------------
   void function(bool entry);
   std::vector<Variable> parameters();
   Variable variable(Space space);
@@ -69,7 +67,7 @@ class Parser {
   void statement(std::string_view first);
   void branch_table(const std::string& name);
 
-  // ---- instructions
+  // ---- instructions ---------------------------------------------------------------------------------------------------------
   void instruction(std::string_view opcode, int guard, bool negated);
   Operand operand();
   Operand simple(std::string_view name);
@@ -77,7 +75,7 @@ class Parser {
 
   struct Scope {
     std::map<std::string, std::pair<int, int>, std::less<>>
-        registers;  // name or prefix -> first index, count (0: one, by name)
+        registers;                                              // name or prefix -> first index, count (0: one, by name)
     std::map<std::string, std::string, std::less<>> variables;  // a call's param variables get names of their own
   };
   Module& module_;
@@ -201,8 +199,7 @@ std::vector<Variable> Parser::parameters() {
   expect('(');
   if (take(')')) return list;
   do {
-    if (std::string_view w = word(); w != ".param" && w != ".reg")
-      error("expected .param, not '" + std::string(w) + "'");
+    if (std::string_view w = word(); w != ".param" && w != ".reg") error("expected .param, not '" + std::string(w) + "'");
     list.push_back(variable(Space::param));
   } while (take(','));
   expect(')');
@@ -266,8 +263,7 @@ void Parser::body() {
       instruction(word(), guard, negated);
     } else {
       std::string_view first = word();
-      if (first.empty())
-        error("unexpected '" + std::string(p_, std::min<std::size_t>(1, std::size_t(end_ - p_))) + "'");
+      if (first.empty()) error("unexpected '" + std::string(p_, std::min<std::size_t>(1, std::size_t(end_ - p_))) + "'");
       statement(first);
     }
   }
@@ -437,9 +433,7 @@ Type type_named(std::string_view name) {
 bool is_signed(Type type) { return type >= Type::s8 && type <= Type::s64; }
 bool is_float(Type type) { return type >= Type::f16; }
 
-bool PtxInstruction::has(std::string_view word) const {
-  return std::find(words.begin() + 1, words.end(), word) != words.end();
-}
+bool PtxInstruction::has(std::string_view word) const { return std::find(words.begin() + 1, words.end(), word) != words.end(); }
 
 Type PtxInstruction::type() const {
   for (auto word = words.rbegin(); word != words.rend(); ++word)

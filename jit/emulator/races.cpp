@@ -39,8 +39,8 @@ void SharedRaces::proceed(unsigned warp, const Knowledge& joined) {
 }
 
 // Blocks run on several threads of the host: cells are read and written whole, and a lost note loses a report at most.
-std::uint64_t note_global(BlockEvents* events, std::uint64_t offset, std::uint32_t bytes, Access access,
-                          std::uint32_t launch, std::uint64_t block, bool& same_value_allowed) {
+std::uint64_t note_global(BlockEvents* events, std::uint64_t offset, std::uint32_t bytes, Access access, std::uint32_t launch,
+                          std::uint64_t block, bool& same_value_allowed) {
   const std::uint64_t who = std::uint64_t(launch & 0xffffffu) << 40 | (block + 1) << 4;
   const auto conflicts = [&](std::uint64_t event, std::uint64_t mask) {
     return (event & mask) != 0 && (event & ~std::uint64_t{15}) != who && event >> 40 == who >> 40;

@@ -36,8 +36,8 @@ class SharedRaces {
 
   // Notes an access to [address, address + bytes). Returns an earlier one that is not ordered before it, or 0. A write
   // that meets only writes sets `same_value_allowed`: it is no fault if it writes what is there.
-  Event note(unsigned warp, int lane, std::uint32_t instruction, std::uint32_t address, std::uint32_t bytes,
-             Access access, bool& same_value_allowed);
+  Event note(unsigned warp, int lane, std::uint32_t instruction, std::uint32_t address, std::uint32_t bytes, Access access,
+             bool& same_value_allowed);
 
  private:
   static constexpr Event kMany = 1u << 10, kAtomic = 1u << 11;  // several lanes of the warp; an atomic update
@@ -71,8 +71,7 @@ class SharedRaces {
 inline SharedRaces::Event SharedRaces::note(unsigned w, int l, std::uint32_t instruction, std::uint32_t address,
                                             std::uint32_t bytes, Access access, bool& same_value_allowed) {
   const Event who = Event(w) << kLaneBits | unsigned(l);
-  const Event event =
-      who | Event(known_[w][w]) << 12 | Event(instruction) << 44 | (access == Access::update ? kAtomic : 0);
+  const Event event = who | Event(known_[w][w]) << 12 | Event(instruction) << 44 | (access == Access::update ? kAtomic : 0);
   Event race = 0;
   same_value_allowed = access == Access::write;
   const std::uint32_t last = (address + bytes - 1) >> granule_shift_;
@@ -98,8 +97,8 @@ struct BlockEvents {
   std::uint64_t writer = 0, reader = 0;  // launch, block, and which of the four bytes; 0: nobody
 };
 // Notes an access of a block; returns the event of another block of the launch that conflicts, or 0.
-std::uint64_t note_global(BlockEvents* events, std::uint64_t offset, std::uint32_t bytes, Access access,
-                          std::uint32_t launch, std::uint64_t block, bool& same_value_allowed);
+std::uint64_t note_global(BlockEvents* events, std::uint64_t offset, std::uint32_t bytes, Access access, std::uint32_t launch,
+                          std::uint64_t block, bool& same_value_allowed);
 // The same for the `words` words of a warp that accesses neighbouring ones, if no other block conflicts; otherwise nothing
 // is noted and the result is false. What is read is copied first, so that it can be looked at as vectors: an event that
 // another thread writes at this moment is missed, and with it a report at most.
@@ -108,7 +107,9 @@ bool note_global_words(BlockEvents* events, Access access, std::uint32_t launch,
   const std::uint64_t who = std::uint64_t(launch & 0xffffffu) << 40 | (block + 1) << 4 | 15;
   std::array<BlockEvents, words> before;
   std::memcpy(before.data(), events, sizeof before);
-  const auto foreign = [&](std::uint64_t event) { return std::uint64_t((event >> 40 == who >> 40) & (event >> 4 != who >> 4)); };
+  const auto foreign = [&](std::uint64_t event) {
+    return std::uint64_t((event >> 40 == who >> 40) & (event >> 4 != who >> 4));
+  };
   std::uint64_t bad = 0;
   if (access == Access::read) {
     for (const BlockEvents& e : before) bad |= foreign(e.writer);
@@ -117,7 +118,8 @@ bool note_global_words(BlockEvents* events, Access access, std::uint32_t launch,
   }
   if (bad) return false;
   for (std::size_t n = 0; n < words; ++n)
-    std::atomic_ref<std::uint64_t>(access == Access::read ? events[n].reader : events[n].writer).store(who, std::memory_order_relaxed);
+    std::atomic_ref<std::uint64_t>(access == Access::read ? events[n].reader : events[n].writer)
+        .store(who, std::memory_order_relaxed);
   return true;
 }
 inline std::uint64_t block_of(std::uint64_t event) { return (event >> 4 & 0xfffffffffu) - 1; }

@@ -42,7 +42,7 @@ class Warp {
     return i.guard ? lanes & (i.guard_negated ? ~predicate(i.guard) : predicate(i.guard)) : lanes;
   }
 
-  // ---- for instructions
+  // ---- for instructions -----------------------------------------------------------------------------------------------------
   void jump(std::uint32_t target);                      // all active lanes
   void part(std::uint32_t target, Mask lanes);          // `lanes` go there, the other active ones go on
   void part(const std::uint32_t* targets, Mask lanes);  // each of `lanes` to its own target

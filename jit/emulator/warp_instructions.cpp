@@ -11,7 +11,7 @@
 namespace weft::emulator {
 namespace {
 
-// ---- branches
+// ---- branches ---------------------------------------------------------------------------------------------------------------
 
 void branch(Warp& w, const Instruction& i, Mask lanes) { w.part(i.target, lanes); }
 
@@ -33,7 +33,7 @@ void trap(Warp& w, const Instruction& i, Mask lanes) {
 }
 void nothing(Warp&, const Instruction&, Mask) {}
 
-// ---- barriers
+// ---- barriers ---------------------------------------------------------------------------------------------------------------
 
 // The lanes that execute an instruction for all of `needed`; 0 if some have yet to come.
 Mask together(Warp& w, const Instruction& i, Mask needed) {
@@ -66,7 +66,7 @@ void barrier_warp(Warp& w, const Instruction& i, Mask lanes) {
   if (together(w, i, uniform(w, i.a, lanes))) w.block.shared_races().sync_warp(w.index);
 }
 
-// ---- exchange between lanes
+// ---- exchange between lanes -------------------------------------------------------------------------------------------------
 
 // As `together`, for the lanes of the member mask in `place`; each executing lane must be a member.
 Mask members_together(Warp& w, const Instruction& i, std::uint32_t place, Mask lanes) {
@@ -187,7 +187,7 @@ void clock(Warp& w, const Instruction& i, Mask lanes) {
   write<T>(w, i.d, lanes, [&](int) { return T(now); });
 }
 
-// ---- decoding
+// ---- decoding ---------------------------------------------------------------------------------------------------------------
 
 bool decode_branch(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   if (p.words[0] == "bra") {
