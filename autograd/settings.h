@@ -5,7 +5,7 @@
 //   WEFT_ARENA=split      every value its own allocation, freed when its life ends
 //   WEFT_TUNE=1           products take the fastest of cuBLASLt's first proposals, by timing, instead of the first
 //                         (jit/gemm_cuda.h); two runs may then choose differently, unless the second reads what the first
-//                         kept (tools/choices.h)
+//                         kept (tools/train/choices.h)
 //   WEFT_CHECK=nan        names the first op that makes a non-finite value
 //   WEFT_LOG=plan,why,kernels,cache,source   what to print on stderr; the last two are the compiler's (jit/compiler.h)
 #pragma once

@@ -140,7 +140,7 @@ std::vector<std::string> majors(CudaLibrary library) {
 }
 
 // WEFT_CUDA_LIB_DIR is exclusive, so that what is used is what was asked for; but the driver is the system's.
-Opened open(CudaLibrary library, ErrorParts& missing) {
+Opened open_library(CudaLibrary library, ErrorParts& missing) {
   const Names& names = names_of(library);
   const std::string own = environment("WEFT_CUDA_LIB_DIR");
   const bool usual = own.empty() || library == CudaLibrary::driver;
@@ -177,7 +177,7 @@ template <class Table, class Fill>
 Loaded<Table> load(CudaLibrary library, Fill fill) {
   Loaded<Table> loaded;
   ErrorParts missing;
-  const Opened opened = open(library, missing);
+  const Opened opened = open_library(library, missing);
   if (!opened.handle) {
     loaded.missing = missing;
     return loaded;

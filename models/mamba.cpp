@@ -11,7 +11,7 @@
 #include "autograd/backward.h"
 #include "autograd/run.h"
 #include "jit/interp.h"
-#include "nn/json.h"
+#include "jit/json.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
 

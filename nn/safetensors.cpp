@@ -14,8 +14,8 @@
 #include <utility>
 
 #include "jit/error.h"
-#include "nn/atomic_file.h"
-#include "nn/json.h"
+#include "jit/file.h"
+#include "jit/json.h"
 
 namespace weft {
 

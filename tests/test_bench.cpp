@@ -7,11 +7,11 @@
 #include <set>
 
 #include "autograd/settings.h"
-#include "nn/json.h"
+#include "jit/json.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
-#include "tools/bench_cases.h"
-#include "tools/bench_run.h"
+#include "tools/bench/cases.h"
+#include "tools/bench/run.h"
 #include "tools/weft.h"
 
 namespace weft {

@@ -8,11 +8,11 @@
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
-#include "tools/checkpoint.h"
-#include "tools/events.h"
-#include "tools/metrics.h"
-#include "tools/plot.h"
-#include "tools/train_options.h"
+#include "tools/train/checkpoint.h"
+#include "tools/train/events.h"
+#include "tools/train/metrics.h"
+#include "tools/train/plot.h"
+#include "tools/train/train_options.h"
 
 namespace weft {
 namespace {

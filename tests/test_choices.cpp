@@ -1,5 +1,5 @@
 // choices.json: what was chosen by timing comes back as it was.
-#include "tools/choices.h"
+#include "tools/train/choices.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "tools/data.h"
+#include "tools/data/data.h"
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -18,8 +18,8 @@
 #include "tests/peak_memory.h"
 #include "tests/program.h"
 #include "tests/words_text.h"
-#include "tools/shards.h"
-#include "tools/utf8.h"
+#include "tools/data/shards.h"
+#include "tools/data/utf8.h"
 
 namespace weft {
 namespace {

@@ -11,9 +11,9 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "nn/json.h"
+#include "jit/json.h"
 #include "tests/temp_folder.h"
-#include "tools/metrics.h"
+#include "tools/train/metrics.h"
 #include "tools/weft.h"
 
 namespace weft {

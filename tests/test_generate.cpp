@@ -6,7 +6,7 @@
 
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
-#include "tools/shards.h"
+#include "tools/data/shards.h"
 #include "tools/weft.h"
 
 namespace weft {

@@ -11,12 +11,12 @@
 #include "autograd/run.h"
 #include "autograd/settings.h"
 #include "jit/compiler.h"
-#include "jit/record.h"
+#include "jit/json.h"
 #include "jit/sass.h"
-#include "nn/json.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
-#include "tools/inspect.h"
+#include "tools/inspect/inspect.h"
+#include "tools/inspect/record.h"
 
 namespace weft {
 namespace {

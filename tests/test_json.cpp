@@ -6,7 +6,7 @@
 #include <random>
 #include <string>
 
-#include "nn/json.h"
+#include "jit/json.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
 

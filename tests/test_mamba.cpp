@@ -4,11 +4,11 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "jit/json.h"
 #include "jit/parallel.h"
-#include "nn/json.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
-#include "tools/verify.h"
+#include "tools/evaluate/verify.h"
 #include "tools/weft.h"
 
 namespace weft {

@@ -9,7 +9,7 @@
 
 #include "autograd/settings.h"
 #include "jit/driver.h"
-#include "nn/json.h"
+#include "jit/json.h"
 #include "tests/expect_error.h"
 #include "tests/program.h"
 #include "tests/temp_folder.h"

@@ -17,14 +17,14 @@
 #include <sstream>
 #include <thread>
 
+#include "jit/json.h"
 #include "jit/parallel.h"
-#include "nn/json.h"
 #include "nn/safetensors.h"
 #include "tests/peak_memory.h"
 #include "tests/temp_folder.h"
 #include "tests/words_text.h"
-#include "tools/checkpoint.h"
-#include "tools/metrics.h"
+#include "tools/train/checkpoint.h"
+#include "tools/train/metrics.h"
 
 namespace weft {
 namespace {

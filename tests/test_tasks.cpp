@@ -1,5 +1,5 @@
 // The synthetic tasks: what the batches hold, and that a model learns one.
-#include "tools/tasks.h"
+#include "tools/data/tasks.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Tokenizers: exact round trips, decoding while tokens come in, what is refused.
-#include "tools/tokenizer.h"
+#include "tools/data/tokenizer.h"
 
 #include <gtest/gtest.h>
 
@@ -10,8 +10,8 @@
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
-#include "tools/data.h"
-#include "tools/utf8.h"
+#include "tools/data/data.h"
+#include "tools/data/utf8.h"
 
 namespace weft {
 namespace {

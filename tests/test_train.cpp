@@ -4,12 +4,12 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "jit/json.h"
 #include "jit/parallel.h"
-#include "nn/json.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
 #include "tests/words_text.h"
-#include "tools/progress.h"
+#include "tools/cli/progress.h"
 #include "tools/weft.h"
 
 namespace weft {

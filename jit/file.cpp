@@ -1,0 +1,172 @@
+// Files read whole and written atomically.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <ctime>
+#include <system_error>
+
+#include "jit/error.h"
+#include "jit/file.h"
+#include "nn/safetensors.h"
+
+namespace weft {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// Beyond the file size limit write() raises SIGXFSZ, which ends the process; held back, write() returns EFBIG instead.
+class HoldSigxfsz {
+ public:
+  HoldSigxfsz() {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGXFSZ);
+    pthread_sigmask(SIG_BLOCK, &set_, &old_);
+  }
+  ~HoldSigxfsz() {
+    if (sigismember(&old_, SIGXFSZ)) return;
+    timespec none{};
+    while (sigtimedwait(&set_, nullptr, &none) > 0) {
+    }
+    pthread_sigmask(SIG_SETMASK, &old_, nullptr);
+  }
+  HoldSigxfsz(const HoldSigxfsz&) = delete;
+  HoldSigxfsz& operator=(const HoldSigxfsz&) = delete;
+
+ private:
+  sigset_t set_, old_;
+};
+
+// The file that will be replaced: links followed, so that the link stays one.
+fs::path destination(const fs::path& file) {
+  std::error_code error;
+  fs::path target = file;
+  for (int links = 0; links < 40 && fs::is_symlink(target, error); ++links)
+    target = target.parent_path() / fs::read_symlink(target, error);
+  auto type = fs::status(target, error).type();
+  if (type != fs::file_type::regular && type != fs::file_type::not_found && type != fs::file_type::none)
+    fail(ErrorKind::io, "cannot write " + file.string(), "it is not a regular file", "give the name of a file");
+  return target;
+}
+
+template <class Container>
+Container read_all(const fs::path& file, std::size_t limit) {
+  FileReader reader(file);
+  Container bytes;
+  std::size_t have = 0, room = reader.size();
+  do {  // one byte more than expected shows whether the end is there: streams and files of /proc show size 0
+    if (have > limit || room > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
+    room = std::max(room, 2 * have) + 1;
+    bytes.resize(room);
+    have += reader.read(std::as_writable_bytes(std::span(bytes)).subspan(have));
+  } while (have == room);
+  if (have > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
+  bytes.resize(have);
+  return bytes;
+}
+
+}  // namespace
+
+void fail_errno(const std::string& what, int number) {
+  std::string hint;
+  if (number == ENOSPC || number == EDQUOT) hint = "free some space or choose another folder";
+  fail(ErrorKind::io, what, std::strerror(number), hint);
+}
+
+void sync_folder(const fs::path& folder) {
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0 && errno == EACCES) return;  // it may be written, but not read
+  if (fd < 0) fail_errno("cannot write " + folder.string(), errno);
+  const int error = fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP ? 0 : errno;
+  close(fd);
+  if (error) fail_errno("cannot write " + folder.string(), error);
+}
+
+FileReader::FileReader(const fs::path& file) : name_(file.string()), fd_(open(file.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (fd_ < 0) fail_errno("cannot read " + name_, errno);
+  struct stat about {};
+  if (fstat(fd_, &about) != 0 || S_ISDIR(about.st_mode)) {
+    int number = S_ISDIR(about.st_mode) ? EISDIR : errno;
+    close(fd_);
+    fail_errno("cannot read " + name_, number);
+  }
+  size_ = S_ISREG(about.st_mode) ? std::size_t(about.st_size) : 0;
+}
+
+FileReader::~FileReader() { close(fd_); }
+
+std::size_t FileReader::read(std::span<std::byte> bytes) {
+  std::size_t have = 0;
+  while (have < bytes.size()) {
+    auto n = ::read(fd_, bytes.data() + have, std::min<std::size_t>(bytes.size() - have, 1 << 30));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno("cannot read " + name_, errno);
+    if (n == 0) break;
+    have += std::size_t(n);
+  }
+  return have;
+}
+
+void FileReader::seek(std::size_t offset) {
+  if (lseek(fd_, off_t(offset), SEEK_SET) < 0) fail_errno("cannot read " + name_, errno);
+}
+
+AtomicFile::AtomicFile(const fs::path& file) : file_(destination(file)) {
+  static std::atomic<unsigned> counter = 0;
+  do {  // a name can be taken by what a killed process of the same number left
+    temporary_ = file_.parent_path() / fmt::format(".weft-{}-{}.tmp", getpid(), counter++);
+    fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  } while (fd_ < 0 && errno == EEXIST);
+  if (fd_ < 0) fail_errno("cannot write " + file_.string(), errno);
+  if (struct stat old{}; stat(file_.c_str(), &old) == 0) (void)!fchmod(fd_, old.st_mode & 07777);
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ >= 0) close(fd_);
+  if (!done_) unlink(temporary_.c_str());
+}
+
+void AtomicFile::write(std::span<const std::byte> bytes) {
+  HoldSigxfsz hold;
+  while (!bytes.empty()) {
+    auto n = ::write(fd_, bytes.data(), std::min<std::size_t>(bytes.size(), 1 << 30));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno("cannot write " + file_.string(), errno);
+    bytes = bytes.subspan(std::size_t(n));
+  }
+}
+
+void AtomicFile::rewrite(std::size_t offset, std::span<const std::byte> bytes) {
+  if (lseek(fd_, off_t(offset), SEEK_SET) < 0) fail_errno("cannot write " + file_.string(), errno);
+  write(bytes);
+}
+
+void AtomicFile::commit() {
+  if (fsync(fd_) != 0) fail_errno("cannot write " + file_.string(), errno);
+  int closed = close(fd_);
+  fd_ = -1;
+  if (closed != 0 || ::rename(temporary_.c_str(), file_.c_str()) != 0) fail_errno("cannot write " + file_.string(), errno);
+  done_ = true;
+  sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));
+}
+
+void write_file(const fs::path& file, std::span<const std::byte> bytes) {
+  AtomicFile out(file);
+  out.write(bytes);
+  out.commit();
+}
+
+std::vector<std::byte> read_file(const fs::path& file, std::size_t limit) {
+  return read_all<std::vector<std::byte>>(file, limit);
+}
+
+std::string read_text(const fs::path& file, std::size_t limit) { return read_all<std::string>(file, limit); }
+
+}  // namespace weft

@@ -1,0 +1,27 @@
+// `weft bench`: measures groups of ops and writes the figures.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace weft {
+
+struct BenchOptions {
+  std::vector<std::string> groups = {};  // none: on a GPU those of its kernels, else "interpreter", "emulator" and "host"
+  std::string json = {};                 // the figures are written here, ""; an existing file is merged into
+  std::string against = {};              // a JSON file of peers to print beside, ""
+  double budget_ms = 300;                // for timing one row
+  double row_timeout = 120;              // s, after which a row is given up
+  double deadline = 1e9;                 // s, after which no row is started
+  bool quick = false;                    // fewer repeats: a fifth of the budget
+  bool smoke = false;                    // tiny shapes, to check the benchmark itself
+  bool list = false;                     // print the rows, measure nothing
+};
+
+// "interpreter", "emulator", "host" (tools/bench/host.h) and those of tools/bench/cases.h.
+std::vector<std::string> all_bench_groups();
+
+// On the device in use. A row that fails becomes a row that says so. Errors: unknown groups (usage), files (io).
+void run_bench(const BenchOptions& options);
+
+}  // namespace weft

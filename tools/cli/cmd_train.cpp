@@ -1,0 +1,256 @@
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "autograd/run.h"
+#include "jit/error.h"
+#include "jit/gpu.h"
+#include "jit/json.h"
+#include "jit/parallel.h"
+#include "nn/safetensors.h"
+#include "tools/cli/commands.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/stop_signal.h"
+#include "tools/data/tasks.h"
+#include "tools/system/environment.h"
+#include "tools/train/checkpoint.h"
+#include "tools/train/metrics.h"
+#include "tools/train/plot.h"
+#include "tools/train/trainer.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What the command line asks for.
+struct Start {
+  TrainOptions options;
+  fs::path run;         // empty: nothing is saved
+  fs::path checkpoint;  // to go on from; empty: from the beginning
+};
+
+std::vector<OptionSetting> settings_of(const TrainCommand& c) {
+  std::vector<OptionSetting> settings;
+  if (!c.config.empty()) settings = settings_from_json(read_json(c.config), c.config);
+  for (const std::string& text : c.set) settings.push_back(split_setting(text));
+  settings.insert(settings.end(), c.given.begin(), c.given.end());
+  return settings;
+}
+
+void check_unused(const fs::path& run) {
+  if (const auto checkpoint = Checkpoints(run).newest())
+    fail(ErrorKind::usage, "train: the folder holds a run already", checkpoint->string(),
+         fmt::format("go on with it: `weft train --resume {}`; or give another --out", run.string()));
+}
+
+Start new_start(const TrainCommand& c) {
+  const Start start{options_from(settings_of(c)), c.out, {}};
+  if (!c.out.empty()) check_unused(c.out);
+  return start;
+}
+
+Start resumed_start(const TrainCommand& c) {
+  if (!fs::exists(c.resume))
+    fail(ErrorKind::io, "resume: no such folder", c.resume, "give a folder that `weft train --out` wrote");
+  const auto run = run_of(c.resume);
+  Start start{.options = {}, .run = c.out.empty() ? run.value_or("") : fs::path(c.out), .checkpoint = model_folder(c.resume)};
+  if (!c.out.empty() && !(run && fs::exists(c.out) && fs::equivalent(c.out, *run))) check_unused(c.out);
+  if (run && start.checkpoint == c.resume &&
+      !fs::exists(start.checkpoint / "state.json")) {  // stopped before the first checkpoint
+    const fs::path config = *run / "config.json";
+    start.options = resumed_options(options_from(settings_from_json(read_json(config), config.string())), settings_of(c));
+    start.checkpoint.clear();
+    return start;
+  }
+  start.options = resumed_options(read_state(start.checkpoint).options, settings_of(c));
+  return start;
+}
+
+std::shared_ptr<BatchSource> batches(const Start& start) {
+  const TrainOptions& o = start.options;
+  const BatchOptions options{.batch = o.batch, .length = o.length, .seed = o.seed};
+  if (!o.task.empty()) return make_task(o.task, options, o.memorize);
+  TokenizerChoice choice{o.tokenizer, o.vocab};
+  if (const fs::path saved = start.checkpoint / "tokenizer.model"; !start.checkpoint.empty())
+    choice.name = fs::exists(saved) ? saved.string() : "bytes";
+  return std::make_shared<TokenStream>(
+      open_data(o.data.empty() ? std::nullopt : std::optional<fs::path>(o.data), choice, options));
+}
+
+// Device and threads as the options say; then the options that depend on them or on the data.
+void use_options(TrainOptions& o) {
+  use_device(o.device);
+  o.device = name_of(device());
+  if (is_gpu(device())) Gpu::of(device()).allow_tf32(o.tf32);
+  if (o.threads > 0) set_threads(int(o.threads));
+  if (!o.data.empty()) o.data = fs::absolute(o.data).lexically_normal().string();
+}
+
+void count_steps(TrainOptions& o, const BatchSource& data) {
+  if (o.epochs == 0) return;
+  const auto* text = dynamic_cast<const TokenStream*>(&data);
+  if (!text) fail(ErrorKind::usage, "train: this data has no end, so there are no epochs", data.name(), "give --steps");
+  o.steps = std::max<std::int64_t>(1, std::int64_t(std::ceil(o.epochs * double(text->training_tokens().size()) /
+                                                             double(o.batch * o.length * o.accumulate))));
+}
+
+Trainer make_trainer(Start& start) {
+  const auto data = batches(start);
+  count_steps(start.options, *data);
+  if (start.checkpoint.empty()) return Trainer(data, start.options);
+  Trainer trainer = Trainer::resume(start.checkpoint, data, start.options);
+  for (const std::string& change : changes_since(read_state(start.checkpoint).environment))
+    fmt::print(stderr, "weft: the checkpoint was made under other circumstances, so bits may differ: {}\n", change);
+  return trainer;
+}
+
+void print_start(Trainer& trainer) {
+  const TrainOptions& o = trainer.options();
+  const BatchSource& data = trainer.data();
+  if (data.tokenizer())
+    if (data.tokenizer())
+      fmt::print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), data.tokenizer()->name(), data.vocabulary());
+    else
+      fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
+  else
+    fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
+  fmt::print("model: Mamba, {} layers, width {}, state {}, {} parameters\n", o.layers, o.width, o.state,
+             trainer.model().config().parameter_count());
+  const std::string where = is_gpu(device()) ? Gpu::of(device()).name() : fmt::format("{} threads", threads());
+  const std::string accumulated = o.accumulate > 1 ? fmt::format("{} x ", o.accumulate) : "";
+  fmt::print("device: {} ({}), {}; {} steps of {}{} x {} tokens\n", name_of(device()), where, o.precision, o.steps, accumulated,
+             o.batch, o.length);
+  if (trainer.steps_done()) fmt::print("resumed after step {}\n", trainer.steps_done());
+  std::fflush(stdout);
+}
+
+// One start of a run, to its end or until it is stopped.
+class Session {
+ public:
+  Session(Trainer& trainer, const fs::path& run, const std::vector<std::string>& command)
+      : trainer_(trainer),
+        o_(trainer.options()),
+        run_(run),
+        progress_(trainer.steps_done(), o_.steps, trainer.tokens_per_step()) {
+    saved_ = trainer.steps_done();
+    if (!run_.empty()) open_folder(command);
+  }
+
+  int train() {
+    const StopSignal stop;
+    while (trainer_.steps_done() < o_.steps && !stop.received()) {
+      step();
+      if (trainer_.steps_done() == o_.steps) break;
+      if (due(o_.eval_every)) validate();
+      if (due(o_.save_every)) save();
+    }
+    const bool validated = metrics_ && metrics_->validated() == trainer_.steps_done();  // stopped behind its last save
+    if (!stop.received() && !validated) validate();
+    save();
+    finish();
+    if (!stop.received()) return 0;
+    progress_.note(fmt::format("stopped after step {}", trainer_.steps_done()));
+    if (!run_.empty()) progress_.note("go on with: weft train --resume " + run_.string());
+    return 128 + stop.received();
+  }
+
+ private:
+  bool due(std::int64_t every) const { return every > 0 && trainer_.steps_done() % every == 0; }
+
+  void open_folder(const std::vector<std::string>& command) {
+    make_folder(run_);
+    const std::string options = to_json(o_).dump(2) + "\n";
+    write_file(run_ / "config.json", std::as_bytes(std::span(options)));
+    record_start(run_, command, trainer_.steps_done());
+    make_folder(run_ / "checkpoints");  // from here on it can be resumed
+    if (trainer_.steps_done() == 0 || fs::exists(Checkpoints(run_).of_step(trainer_.steps_done())))
+      Checkpoints(run_).rewind(trainer_.steps_done());
+    else
+      saved_ = -1;  // what is gone on from lies in another folder
+    metrics_.emplace(run_, trainer_.steps_done());
+  }
+
+  void step() {
+    const StepResult r = trainer_.step();
+    progress_.step(r.step, r.loss, r.lr);
+    if (r.skipped)
+      progress_.note(
+          fmt::format("step {}: left out, a value was not finite (loss {}, gradient norm {})", r.step, r.loss, r.grad_norm));
+    if (metrics_)
+      metrics_->add({{"step", r.step},
+                     {"loss", r.loss},
+                     {"grad_norm", r.grad_norm},
+                     {"lr", r.lr},
+                     {"tokens_per_second", std::round(progress_.last_tokens_per_second())}});
+  }
+
+  void validate() {
+    const Evaluation v = trainer_.validate(o_.eval_batches);
+    nlohmann::json line = {{"step", trainer_.steps_done()}, {"validation_loss", v.loss()}};
+    std::string more = fmt::format("{} tokens", v.tokens);
+    if (trainer_.data().has_accuracy()) {
+      line["accuracy"] = v.accuracy();
+      more = fmt::format("accuracy {:.2f} % ({} answers)", 100 * v.accuracy(), v.tokens);
+    } else if (v.characters > 0) {
+      line["bits_per_character"] = v.bits_per_character();
+      more = fmt::format("{:.3f} bits per character ({} tokens)", v.bits_per_character(), v.tokens);
+    }
+    progress_.note(fmt::format("step {}: validation loss {:.4f}, {}", trainer_.steps_done(), v.loss(), more));
+    if (metrics_) metrics_->add(line);
+  }
+
+  void save() {
+    if (run_.empty() || saved_ == trainer_.steps_done()) return;
+    metrics_->sync();
+    Checkpoints(run_).write(trainer_.steps_done(), o_.keep, [&](const fs::path& folder) { trainer_.write_files(folder); });
+    saved_ = trainer_.steps_done();
+    progress_.pause();
+  }
+
+  void finish() {
+    const std::size_t memory = peak_memory(), host = peak_host_memory();
+    const std::string more = is_gpu(device()) ? fmt::format(" of the device, {:.1f} MB of the host", double(host) / 1e6) : "";
+    progress_.note(
+        fmt::format("peak memory: {:.1f} MB{}; {:.0f} tokens/s", double(memory) / 1e6, more, progress_.tokens_per_second()));
+    if (run_.empty()) return;
+    const nlohmann::json summary = {{"step", trainer_.steps_done()},
+                                    {"memory_bytes", memory},
+                                    {"host_memory_bytes", host},
+                                    {"tokens_per_second", std::round(progress_.tokens_per_second())},
+                                    {"seconds", progress_.seconds()}};
+    const std::string text = summary.dump(2) + "\n";
+    write_file(run_ / "summary.json", std::as_bytes(std::span(text)));
+    progress_.note("saved: " + run_.string());
+    if (trainer_.steps_done() > 0 && !plot_runs({run_}, run_ / "loss"))
+      progress_.note(fmt::format("no picture of the curve: gnuplot is not installed; afterwards: weft plot {}", run_.string()));
+  }
+
+  Trainer& trainer_;
+  const TrainOptions& o_;
+  fs::path run_;
+  Progress progress_;
+  std::optional<MetricsLog> metrics_;
+  std::int64_t saved_;  // the step of the newest checkpoint
+};
+
+}  // namespace
+
+int cmd_train(const TrainCommand& c) {
+  Start start = c.resume.empty() ? new_start(c) : resumed_start(c);
+  use_options(start.options);
+  Trainer trainer = make_trainer(start);
+  print_start(trainer);
+  if (const int code = Session(trainer, start.run, c.words).train()) return code;
+  const TrainOptions& o = trainer.options();
+  if (o.sample > 0 && trainer.data().tokenizer())
+    fmt::print("sample (temperature {:g}):\n{}\n", o.temperature,
+               printable(trainer.sample(o.prompt, o.sample, o.temperature, o.top_k, o.seed)));
+  return 0;
+}
+
+}  // namespace weft

@@ -1,0 +1,96 @@
+// The subcommands of the weft program. main.cpp fills the options and calls; each returns the exit code of success or
+// throws.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tools/bench/run.h"
+#include "tools/data/data.h"
+#include "tools/evaluate/generate.h"
+#include "tools/inspect/inspect.h"
+#include "tools/train/trainer.h"
+
+namespace weft {
+
+struct TrainCommand {
+  std::vector<OptionSetting> given;  // options on the command line
+  std::vector<std::string> set;      // KEY=VALUE
+  std::string config, out, resume;
+  std::vector<std::string> words;  // the whole command line
+};
+int cmd_train(const TrainCommand& command);
+
+struct PlotCommand {
+  std::vector<std::string> runs;
+  std::string out;  // name of the picture, without .png
+};
+int cmd_plot(const PlotCommand& command);
+
+struct ModelCommand {
+  std::string from, device = "auto", precision = "auto";
+  int threads = 0;  // 0: as OMP_NUM_THREADS says
+};
+LanguageModel open_model(const ModelCommand& command);  // on that device
+
+struct GenerateCommand {
+  ModelCommand model;
+  std::string prompt = "\n";  // "-": standard input
+  GenerateOptions options{.tokens = 200, .temperature = 0.8, .top_k = 40};
+};
+int cmd_generate(const GenerateCommand& command);
+
+struct EvalCommand {
+  ModelCommand model;
+  std::string data, part = "all";  // "training", "validation"
+  BatchOptions options{.batch = 8, .length = 1024};
+};
+int cmd_eval(const EvalCommand& command);
+
+struct DataCommand {
+  std::string data, out, folder;
+  TokenizerChoice tokenizer;
+  std::int64_t shard_tokens = 100'000'000;
+};
+int cmd_data_make(const DataCommand& command);
+int cmd_data_check(const DataCommand& command);
+
+struct VerifyCommand {
+  std::string folder, device = "auto", dtype = "f32";
+};
+int cmd_verify(const VerifyCommand& command);
+
+struct InspectCommand {
+  std::string model;  // a config.json, or a folder with one
+  InspectOptions options;
+  std::string precision = "auto";  // "fp32", "bf16"; auto: as the run, else bf16
+  std::string kernel, diff, html, json, trace;
+  bool source = false, ptx = false, sass = false, why = false, repro = false;  // of `kernel`
+};
+int cmd_inspect(const InspectCommand& command);
+
+int cmd_doctor();
+
+// The command line as completion scripts need it.
+struct CompletionWord {
+  enum Takes { nothing, value, file, folder };
+  std::string name, help;  // "--device"; of what stands without an option's name: "folder"
+  Takes takes = nothing;
+  std::vector<std::string> words;  // the values it takes, if they are known
+  bool many = false;               // takes several values
+};
+struct CompletionCommand {
+  std::string name, help;
+  std::vector<CompletionWord> words;
+  std::vector<CompletionCommand> commands;
+};
+int cmd_completion(const std::string& shell, const CompletionCommand& program);  // "bash" or "zsh"
+
+struct BenchCommand {
+  BenchOptions bench;
+  std::string device = "auto";
+};
+int cmd_bench(const BenchCommand& command);
+
+}  // namespace weft

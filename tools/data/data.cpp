@@ -1,0 +1,180 @@
+#include "tools/data/data.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "jit/error.h"
+#include "jit/philox.h"
+#include "tools/data/shards.h"
+
+namespace weft {
+
+Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus) {
+  if (choice.name == "bytes") return Tokenizer::bytes();
+  if (choice.name == "unigram") return Tokenizer::train(corpus, corpus.split(), choice.vocabulary);
+  if (std::filesystem::exists(choice.name)) return Tokenizer::load(choice.name);
+  fail(ErrorKind::io, fmt::format("no tokenizer '{}'{}", choice.name, suggestion(choice.name, {"bytes", "unigram"})),
+       "there is no such file", "give bytes, unigram or the file of a SentencePiece model");
+}
+
+void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenizer,
+                    const std::function<void(std::span<const std::int64_t>)>& f) {
+  const std::vector<std::int64_t> separator = tokenizer.separator();
+  while (const auto part = text.next(end, tokenizer.cut())) {
+    f(tokenizer.encode(part->text, text.corpus().name(), part->place));
+    if (part->ends_document) f(separator);
+  }
+}
+
+BatchSource::BatchSource(BatchOptions options) : options_(options) {
+  if (options_.batch < 1 || options_.length < 1)
+    fail(ErrorKind::usage, "batch and length must be at least 1",
+         fmt::format("batch {}, length {}", options_.batch, options_.length));
+}
+
+Batch BatchSource::next() {
+  Batch batch = training(position_);
+  ++position_;
+  return batch;
+}
+
+void BatchSource::seek(std::int64_t position) {
+  if (position < 0) fail(ErrorKind::usage, "a position is at least 0", fmt::format("{}", position));
+  position_ = position;
+}
+
+namespace {
+
+Tokens tokens_of(TextReader& text, std::size_t end, const Tokenizer& tokenizer) {
+  PackedTokens tokens(tokenizer.vocabulary());
+  for_each_block(text, end, tokenizer, [&](std::span<const std::int64_t> ids) { tokens.append(ids); });
+  return Tokens(std::move(tokens));
+}
+
+}  // namespace
+
+TokenStream::TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options)
+    : BatchSource(options), name_(corpus.name()), tokenizer_(std::move(tokenizer)) {
+  TextReader text(corpus);
+  training_ = tokens_of(text, corpus.split(), tokenizer_);
+  validation_ = tokens_of(text, corpus.size(), tokenizer_);
+  check_length();
+}
+
+TokenStream::TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options)
+    : TokenStream(load_corpus(file), std::move(tokenizer), options) {}
+
+TokenStream::TokenStream(std::string name, Tokens training, Tokens validation, Tokenizer tokenizer, BatchOptions options)
+    : BatchSource(options),
+      name_(std::move(name)),
+      tokenizer_(std::move(tokenizer)),
+      training_(std::move(training)),
+      validation_(std::move(validation)) {
+  check_length();
+}
+
+void TokenStream::check_length() const {
+  if (training_.size() == 0 && validation_.size() < 2)
+    fail(ErrorKind::io, name_ + ": text too short",
+         fmt::format("tokens: {}; one is needed to predict another", validation_.size()));
+  if (training_.size() > 0 && (training_.size() < options().length + 1 || validation_.size() < 2))
+    fail(ErrorKind::io, name_ + ": text too short",
+         fmt::format("{} tokens to train on and {} to validate with; a length of {} needs {} and 2", training_.size(),
+                     validation_.size(), options().length, options().length + 1),
+         "give a longer text or a smaller --length");
+}
+
+// A row for each place; what lacks at the end of the text, and the rows that have no place, are padding.
+Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const {
+  const BatchOptions& o = options();
+  const std::size_t n = std::size_t(o.batch * o.length);
+  std::vector<std::int64_t> inputs(n, 0), targets(n, kIgnored), window;
+  Batch batch;
+  for (std::size_t row = 0; row < places.size(); ++row) {
+    window.resize(std::size_t(std::min(o.length + 1, tokens.size() - places[row])));
+    tokens.copy(places[row], window);
+    std::copy(window.begin(), window.end() - 1, inputs.begin() + std::ptrdiff_t(row) * o.length);
+    std::copy(window.begin() + 1, window.end(), targets.begin() + std::ptrdiff_t(row) * o.length);
+    for (std::size_t i = 1; i < window.size(); ++i) {
+      batch.characters += tokenizer_.characters(window[i]);
+      batch.bytes += std::int64_t(tokenizer_.piece(window[i]).size());
+    }
+    batch.counted += std::int64_t(window.size()) - 1;
+  }
+  batch.inputs = Tensor::from(inputs, {o.batch, o.length});
+  batch.targets = Tensor::from(targets, {o.batch, o.length});
+  return batch;
+}
+
+Batch TokenStream::training(std::int64_t position) const {
+  if (training_.size() == 0) fail(ErrorKind::usage, name_ + ": there is nothing to train on");
+  const std::uint64_t count = std::uint64_t(training_.size() - options().length);
+  std::vector<std::int64_t> places;
+  for (std::int64_t row = 0; row < options().batch; ++row) {
+    const auto words = philox_group(options().seed, std::uint64_t(position), std::uint64_t(row));
+    __extension__ using Wide = unsigned __int128;  // 64 random bits times count / 2^64: uniform without a visible bias
+    places.push_back(std::int64_t((Wide(words[0] | std::uint64_t(words[1]) << 32) * count) >> 64));
+  }
+  return windows(training_, places);
+}
+
+std::int64_t TokenStream::validation_batches() const {
+  const std::int64_t batch = options().batch * options().length;
+  return (validation_.size() - 1 + batch - 1) / batch;
+}
+
+Batch TokenStream::validation(std::int64_t index) const {
+  if (index < 0 || index >= validation_batches())
+    fail(ErrorKind::usage, "no such validation batch", fmt::format("{} of {}", index, validation_batches()));
+  std::vector<std::int64_t> places;
+  for (std::int64_t row = 0; row < options().batch; ++row) {
+    const std::int64_t place = (index * options().batch + row) * options().length;
+    if (place + 1 < validation_.size()) places.push_back(place);
+  }
+  return windows(validation_, places);
+}
+
+std::uint64_t TokenStream::hash() const {
+  const std::uint64_t parts[] = {training_.hash(), validation_.hash(), tokenizer_.hash()};
+  return XXH3_64bits(parts, sizeof parts);
+}
+
+TokenStream open_data(const std::optional<std::filesystem::path>& data, const TokenizerChoice& choice, BatchOptions options) {
+  if (data && std::filesystem::is_directory(*data)) {
+    const ShardFolder shards(*data);
+    return TokenStream(data->string(), shards.training(), shards.validation(), shards.tokenizer(), options);
+  }
+  const Corpus corpus = load_corpus(data);
+  return TokenStream(corpus, make_tokenizer(choice, corpus), options);
+}
+
+TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer,
+                             BatchOptions options) {
+  const bool training = part != "validation", validation = part != "training";
+  Tokens tokens;
+  if (std::filesystem::is_directory(data)) {
+    const ShardFolder shards(data);
+    if (shards.tokenizer().hash() != tokenizer.hash())
+      fail(ErrorKind::io, data.string() + ": the tokens are not the model's",
+           fmt::format("made with {} ({}), the model has {} ({})", shards.tokenizer().name(), shards.tokenizer().vocabulary(),
+                       tokenizer.name(), tokenizer.vocabulary()),
+           "give the text itself");
+    if (training) tokens.append(shards.training());
+    if (validation) tokens.append(shards.validation());
+  } else {
+    const Corpus corpus = load_corpus(data);
+    TextReader text(corpus);
+    if (!training) text.skip(corpus.split());
+    tokens = tokens_of(text, validation ? corpus.size() : corpus.split(), tokenizer);
+  }
+  const std::int64_t targets = std::max<std::int64_t>(tokens.size() - 1, 1);  // a short text needs no large batches
+  options.length = std::min(options.length, targets);
+  if (options.length > 0) options.batch = std::min(options.batch, (targets + options.length - 1) / options.length);
+  return TokenStream(data.string(), {}, std::move(tokens), tokenizer, options);
+}
+
+}  // namespace weft

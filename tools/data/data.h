@@ -1,0 +1,117 @@
+// What a model is trained on: tokens of texts and how they are cut into batches.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "autograd/tensor.h"
+#include "tools/data/corpus.h"
+#include "tools/data/tokenizer.h"
+#include "tools/data/tokens.h"
+
+namespace weft {
+
+struct TokenizerChoice {
+  std::string name = "bytes";      // "bytes"; "unigram", made from the training part; or the file of a SentencePiece model
+  std::int64_t vocabulary = 4000;  // pieces of "unigram"
+};
+Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus);
+
+// Tokens of what comes next, up to byte `end` of the text, in blocks; behind each document that ends there stands the
+// tokenizer's separator.
+void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenizer,
+                    const std::function<void(std::span<const std::int64_t>)>& f);
+
+inline constexpr std::int64_t kIgnored = -100;  // the target of what is not to be predicted, as cross_entropy ignores it
+
+struct Batch {
+  Tensor inputs;                // (batch, length) of i64
+  Tensor targets;               // (batch, length) of i64: what is to be predicted at each input
+  std::int64_t counted = 0;     // targets that are not kIgnored
+  std::int64_t characters = 0;  // of the text that the counted targets stand for; 0 if there is no text
+  std::int64_t bytes = 0;       // likewise
+};
+
+struct BatchOptions {
+  std::int64_t batch = 8;
+  std::int64_t length = 256;
+  std::uint64_t seed = 0;
+};
+
+// Batches without end to train on, and some to validate with. All have the same shape.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+
+  // The training batch at position(), which is a function of the data, the options and the position alone. next() goes on
+  // to the following position; seek() to any, which is all there is to save and restore.
+  Batch next();
+  std::int64_t position() const { return position_; }
+  void seek(std::int64_t position);
+
+  // A mean over batches must weigh each by `counted`.
+  virtual std::int64_t validation_batches() const = 0;
+  virtual Batch validation(std::int64_t index) const = 0;
+
+  virtual std::int64_t vocabulary() const = 0;
+  virtual std::string name() const = 0;
+  virtual std::uint64_t hash() const = 0;                         // of the data: training can go on only with the same
+  virtual const Tokenizer* tokenizer() const { return nullptr; }  // none: there is no text
+  virtual bool has_accuracy() const { return false; }             // a task: what counts is the share of right answers
+  const BatchOptions& options() const { return options_; }
+
+ protected:
+  explicit BatchSource(BatchOptions options);  // errors (ErrorKind::usage): batch or length below 1
+  BatchSource(const BatchSource&) = default;
+  BatchSource& operator=(const BatchSource&) = default;
+  virtual Batch training(std::int64_t position) const = 0;
+
+ private:
+  BatchOptions options_;
+  std::int64_t position_ = 0;
+};
+
+// Windows of a text's tokens; targets are the tokens that follow. To train, windows at random places; to validate, window
+// after window, so that the validation part is covered once; the last batch is filled up with kIgnored.
+class TokenStream : public BatchSource {
+ public:
+  // Errors: ErrorKind::io for a text too short for one window, or that the tokenizer does not take.
+  TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options);
+  TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options);
+  // Without training tokens it only validates.
+  TokenStream(std::string name, Tokens training, Tokens validation, Tokenizer tokenizer, BatchOptions options);
+
+  std::int64_t validation_batches() const override;
+  Batch validation(std::int64_t index) const override;
+  std::int64_t vocabulary() const override { return tokenizer_.vocabulary(); }
+  std::string name() const override { return name_; }
+  std::uint64_t hash() const override;
+  const Tokenizer* tokenizer() const override { return &tokenizer_; }
+  const Tokens& training_tokens() const { return training_; }
+  const Tokens& validation_tokens() const { return validation_; }
+
+ protected:
+  Batch training(std::int64_t position) const override;
+
+ private:
+  void check_length() const;
+  Batch windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const;
+  std::string name_;
+  Tokenizer tokenizer_;
+  Tokens training_, validation_;
+};
+
+// What --data means: a folder of shards (tools/data/shards.h), which has its own tokenizer, or a corpus, which is given one.
+TokenStream open_data(const std::optional<std::filesystem::path>& data, const TokenizerChoice& choice, BatchOptions options);
+// Likewise, to validate with "all" of it, or its "training" or "validation" part. Errors (ErrorKind::io): shards of another
+// tokenizer.
+TokenStream open_to_evaluate(const std::filesystem::path& data, const std::string& part, const Tokenizer& tokenizer,
+                             BatchOptions options);
+
+}  // namespace weft

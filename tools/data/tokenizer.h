@@ -1,0 +1,77 @@
+// Text to token ids and back: a token a byte, or the pieces of a SentencePiece model (SPEC 4.3).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tools/data/corpus.h"
+
+namespace weft {
+
+// Copies share what they were made from.
+class Tokenizer {
+ public:
+  static Tokenizer bytes();  // ids are the bytes; any text
+
+  // A SentencePiece model, unigram or BPE, without normalisation rules. Errors (ErrorKind::io): missing, not such a model,
+  // damaged.
+  static Tokenizer load(const std::filesystem::path& file);
+  static Tokenizer from_model(std::string serialized, const std::string& name);  // what a model file holds
+
+  // A unigram model of the pieces that the corpus up to byte `end` is best made of; it gives every text back exactly. Of a text
+  // beyond kTrainingBytes it sees so many, lines from everywhere. Errors (ErrorKind::io): not UTF-8, empty, too short for so
+  // many pieces; (ErrorKind::usage) fewer pieces than the text has characters and bytes have values.
+  static constexpr std::size_t kTrainingBytes = 32 << 20;
+  static Tokenizer train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary,
+                         std::size_t training_bytes = kTrainingBytes);
+  static Tokenizer train(std::string_view text, std::int64_t vocabulary, const std::string& name = "text");
+
+  std::int64_t vocabulary() const;  // ids are in [0, vocabulary())
+  const std::string& name() const;  // "bytes", "unigram", "bpe"
+  bool is_bytes() const { return name() == "bytes"; }
+  std::uint64_t hash() const;  // equal for equal tokenizers
+
+  // Errors (ErrorKind::io): not UTF-8, which only `bytes` takes; they have the name of the text and, of a part of it, the
+  // place where it begins.
+  std::vector<std::int64_t> encode(std::string_view text, const std::string& name = "text", TextPlace begin = {}) const;
+  Cut cut() const;  // where a text may be cut and encoded in parts
+
+  // Errors (ErrorKind::usage): an id out of range.
+  std::string decode(std::span<const std::int64_t> ids) const;
+  // What one id stands for: part of a character perhaps; nothing if it is a control token.
+  std::string_view piece(std::int64_t id) const;
+  std::int64_t characters(std::int64_t id) const;  // that begin in piece(id)
+
+  bool strips_space() const;                    // decoding takes away the space that encoding puts before a text
+  std::int64_t end_of_text() const;             // the id of </s>; -1 if there is none
+  std::vector<std::int64_t> separator() const;  // between documents: </s>, or a new line if there is none
+
+  // Writes the model to be loaded again. Not for `bytes`.
+  void save(const std::filesystem::path& file) const;
+
+ private:
+  struct Model;
+  explicit Tokenizer(std::shared_ptr<const Model> model) : model_(std::move(model)) {}
+  std::shared_ptr<const Model> model_;
+};
+
+// Decoding while ids come in: text is given back as soon as its last character is complete. Joined, the texts are
+// decode(ids); bytes that are no UTF-8 pass through.
+class StreamDecoder {
+ public:
+  explicit StreamDecoder(Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}
+  std::string put(std::int64_t id);
+  std::string finish();  // what is left: the beginning of a character
+
+ private:
+  Tokenizer tokenizer_;
+  std::string held_;
+  bool begun_ = false;
+};
+
+}  // namespace weft

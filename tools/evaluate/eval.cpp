@@ -1,0 +1,56 @@
+#include "tools/evaluate/eval.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <utility>
+
+#include "autograd/backward.h"
+#include "autograd/run.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+// Predictions whose largest logit is the target's: counted on the host, for the small vocabularies of tasks.
+std::int64_t count_right(const Tensor& logits, const Tensor& targets) {
+  const std::vector<float> values = logits.to_host<float>();
+  const std::vector<std::int64_t> wanted = targets.to_host<std::int64_t>();
+  const std::size_t vocab = values.size() / wanted.size();
+  std::int64_t right = 0;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const auto row = values.begin() + std::ptrdiff_t(i * vocab);
+    right += wanted[i] != kIgnored && std::max_element(row, row + std::ptrdiff_t(vocab)) - row == wanted[i];
+  }
+  return right;
+}
+
+}  // namespace
+
+double Evaluation::perplexity() const { return std::exp(loss()); }
+double Evaluation::bits_per_character() const { return nats / (std::numbers::ln2 * double(characters)); }
+double Evaluation::bits_per_byte() const { return nats / (std::numbers::ln2 * double(bytes)); }
+
+Evaluation evaluate(Mamba& model, const BatchSource& source, std::int64_t batches) {
+  const Evaluating scope(model);
+  const std::int64_t all = source.validation_batches(), n = batches > 0 ? std::min(batches, all) : all;
+  const bool accuracy = source.has_accuracy();
+  const auto record = [&](const Batch& batch) {
+    return no_grad([&] {
+      Tensor logits = model(batch.inputs);
+      Tensor loss = cross_entropy(logits, batch.targets, {.reduction = Reduction::sum});
+      return accuracy ? std::vector{loss, cast(logits, DType::f32)} : std::vector{loss};
+    });
+  };
+  Evaluation result;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const Batch batch = source.validation(i);
+    const std::vector<Tensor> out = run(record, batch);
+    result.nats += out[0].item();
+    result.tokens += batch.counted, result.characters += batch.characters, result.bytes += batch.bytes;
+    if (accuracy) result.right += count_right(out[1], batch.targets);
+  }
+  return result;
+}
+
+}  // namespace weft

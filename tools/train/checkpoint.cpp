@@ -1,0 +1,158 @@
+#include "tools/train/checkpoint.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "jit/error.h"
+#include "jit/file.h"
+
+namespace weft {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::string_view kPrefix = "step-", kUnfinished = ".tmp";
+
+fs::path unfinished(const fs::path& name) { return name.string() + std::string(kUnfinished); }
+
+void remove_tree(const fs::path& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) fail_errno("cannot remove " + path.string(), error.value());
+}
+
+void rename_or_fail(const fs::path& from, const fs::path& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) fail_errno("cannot write " + to.string(), errno);
+}
+
+// The N of "step-N".
+std::optional<std::int64_t> step_of(const fs::path& name) {
+  const std::string text = name.filename().string();
+  std::int64_t step = 0;
+  if (!text.starts_with(kPrefix)) return std::nullopt;
+  const auto [end, error] = std::from_chars(text.data() + kPrefix.size(), text.data() + text.size(), step);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return step;
+}
+
+std::vector<fs::path> entries(const fs::path& folder) {
+  std::error_code error;
+  std::vector<fs::path> names;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) names.push_back(entry.path());
+  if (error && error != std::errc::no_such_file_or_directory) fail_errno("cannot read " + folder.string(), error.value());
+  return names;
+}
+
+// Ascending.
+std::vector<std::int64_t> steps_in(const fs::path& folder) {
+  std::vector<std::int64_t> steps;
+  for (const fs::path& name : entries(folder))
+    if (const auto step = step_of(name)) steps.push_back(*step);
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+// Under its name a checkpoint is whole, so it loses the name first.
+void remove_checkpoint(const fs::path& folder) {
+  const fs::path gone = unfinished(folder);
+  remove_tree(gone);
+  rename_or_fail(folder, gone);
+  remove_tree(gone);
+}
+
+}  // namespace
+
+void make_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) fail_errno("cannot make the folder " + folder.string(), error.value());
+}
+
+void write_folder(const fs::path& folder, const std::function<void(const fs::path&)>& fill) {
+  const fs::path name = fs::absolute(folder).lexically_normal(), clean = name.has_filename() ? name : name.parent_path();
+  const fs::path temporary = unfinished(clean);
+  make_folder(clean.parent_path());
+  remove_tree(temporary);
+  try {
+    make_folder(temporary);
+    fill(temporary);
+    sync_folder(temporary);
+    if (rename(temporary.c_str(), clean.c_str()) != 0) {
+      // A folder with files cannot be renamed over, but two can change places.
+      if ((errno != ENOTEMPTY && errno != EEXIST) ||
+          renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, clean.c_str(), RENAME_EXCHANGE) != 0)
+        fail_errno("cannot write " + clean.string(), errno);
+      remove_tree(temporary);
+    }
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
+    throw;
+  }
+  sync_folder(clean.parent_path());
+}
+
+fs::path Checkpoints::of_step(std::int64_t step) const { return folder() / fmt::format("{}{}", kPrefix, step); }
+
+std::optional<fs::path> Checkpoints::newest() const {
+  const std::vector<std::int64_t> steps = steps_in(folder());
+  if (steps.empty()) return std::nullopt;
+  std::error_code error;
+  const fs::path latest = fs::read_symlink(run_ / "latest", error);
+  const auto named = error ? std::nullopt : step_of(latest);
+  // A link may be missing behind the first checkpoint, and dangling where somebody removed folders.
+  return of_step(named && std::binary_search(steps.begin(), steps.end(), *named) ? *named : steps.back());
+}
+
+void Checkpoints::point_to(std::int64_t step) const {
+  const fs::path temporary = unfinished(run_ / "latest");
+  remove_tree(temporary);
+  const fs::path target = fs::path("checkpoints") / of_step(step).filename();
+  if (symlink(target.c_str(), temporary.c_str()) != 0) fail_errno("cannot write " + (run_ / "latest").string(), errno);
+  rename_or_fail(temporary, run_ / "latest");
+  sync_folder(run_);
+}
+
+void Checkpoints::write(std::int64_t step, std::int64_t keep, const std::function<void(const fs::path&)>& fill) const {
+  write_folder(of_step(step), fill);
+  point_to(step);
+  if (keep == 0) return;
+  const std::vector<std::int64_t> steps = steps_in(folder());
+  for (std::size_t i = 0; i + std::size_t(keep) < steps.size(); ++i) remove_checkpoint(of_step(steps[i]));
+}
+
+void Checkpoints::rewind(std::int64_t step) const {
+  if (step > 0)
+    point_to(step);
+  else
+    remove_tree(run_ / "latest");
+  for (const std::int64_t newer : steps_in(folder()))
+    if (newer > step) remove_checkpoint(of_step(newer));
+  for (const fs::path& name : entries(folder()))
+    if (name.filename().string().ends_with(kUnfinished)) remove_tree(name);
+  for (const fs::path& name : entries(run_))
+    if (name.filename().string().ends_with(kUnfinished)) remove_tree(name);
+}
+
+fs::path model_folder(const fs::path& path) { return Checkpoints(path).newest().value_or(path); }
+
+std::optional<fs::path> run_of(const fs::path& path) {
+  std::error_code error;
+  const fs::path real = fs::canonical(path, error);  // through RUN/latest too
+  if (error) return std::nullopt;
+  if (fs::exists(real / "checkpoints")) return path;
+  if (step_of(real) && real.parent_path().filename() == "checkpoints") return real.parent_path().parent_path();
+  return std::nullopt;
+}
+
+}  // namespace weft

@@ -1,0 +1,221 @@
+#include "tools/train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "autograd/backward.h"
+#include "autograd/run.h"
+#include "autograd/settings.h"
+#include "jit/json.h"
+#include "nn/safetensors.h"
+#include "ops/ops.h"
+#include "tools/evaluate/generate.h"
+#include "tools/system/environment.h"
+#include "tools/train/checkpoint.h"
+#include "tools/train/choices.h"
+#include "tools/version.h"
+
+namespace weft {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr const char* kTokenizerFile = "tokenizer.model";
+constexpr int kFormat = 2;  // of state.json
+
+DType activations(const TrainOptions& o) { return o.precision == "bf16" ? DType::bf16 : DType::f32; }
+
+MambaConfig config_of(const TrainOptions& o, const BatchSource& data) {
+  MambaConfig config{.vocab = data.vocabulary(), .width = o.width, .layers = o.layers, .state = o.state};
+  if (const Tokenizer* t = data.tokenizer(); t && t->end_of_text() >= 0) config.eos = t->end_of_text();
+  return config;
+}
+
+// "auto" becomes what the device in use likes.
+TrainOptions resolved(TrainOptions o) {
+  o.check();
+  if (o.precision == "auto") o.precision = device() == Device::cuda ? "bf16" : "fp32";
+  return o;
+}
+
+MambaConfig with_options(MambaConfig config, const TrainOptions& o) {
+  config.activations = activations(o), config.recompute = o.recompute;
+  return config;
+}
+
+Mamba make_model(const MambaConfig& config, Rng& rng) {
+  UseRng use(rng);
+  Mamba model(config);
+  model.initialise();
+  return model;
+}
+
+// A safetensors file of a checkpoint, which must be of training step `step`.
+TensorMap read_part(const fs::path& file, std::int64_t step) {
+  std::map<std::string, std::string> metadata;
+  TensorMap tensors = read_safetensors(file, &metadata);
+  if (metadata["step"] != std::to_string(step))
+    fail(ErrorKind::io, "resume: the files of the checkpoint belong to different steps",
+         fmt::format("{} is of step {}, state.json of step {}", file.string(), metadata["step"], step),
+         "use another checkpoint");
+  return tensors;
+}
+
+}  // namespace
+
+Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
+    : Trainer(data, resolved(options), config_of(options, *data)) {}
+
+Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaConfig config)
+    : options_(std::move(options)),
+      rng_(std::make_unique<Rng>(options_.seed)),
+      data_(std::move(data)),
+      model_(make_model(with_options(std::move(config), options_), *rng_)),
+      optimizer_(model_.parameters(), {.lr = options_.lr, .weight_decay = options_.weight_decay, .clip_norm = options_.clip}) {}
+
+// Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients.
+std::pair<double, double> Trainer::compute() {
+  const std::int64_t batches = options_.accumulate;
+  const auto forward = [&](const Batch& batch) {
+    Tensor loss = cross_entropy(model_(batch.inputs), batch.targets);
+    backward(batches == 1 ? loss : loss * (1.0 / double(batches)));
+    return loss;
+  };
+  std::vector<Tensor> losses;
+  for (std::int64_t i = 1; i < batches; ++i) losses.push_back(run(forward, data_->next()));
+  const auto update = [&](const Batch& batch) {
+    Tensor loss = forward(batch);
+    optimizer_.step();
+    return std::pair(loss, optimizer_.grad_norm());
+  };
+  const auto [last, norm] = run(update, data_->next());
+  double sum = last.item();
+  for (const Tensor& loss : losses) sum += loss.item();
+  return {sum / double(batches), norm.item()};
+}
+
+StepResult Trainer::step() {
+  UseRng use(*rng_);
+  const TrainOptions& o = options_;
+  const WarmupCosine rate(
+      {.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
+  optimizer_.set_lr(rate(step_));
+  const std::int64_t position = data_->position();
+  const std::uint64_t tick = rng_->tick();
+  const auto [loss, norm] = compute();
+  StepResult result{step_ + 1, loss, norm, optimizer_.lr(), !std::isfinite(loss) || !std::isfinite(norm)};
+  if (result.skipped) {
+    if (bad_steps_ == o.skip_bad_steps) explain(result, position, tick);
+    ++bad_steps_;
+    optimizer_.clear_bad_step();
+  }
+  ++step_;
+  return result;
+}
+
+void Trainer::explain(const StepResult& result, std::int64_t position, std::uint64_t tick) {
+  std::string what = fmt::format("training: step {} gave a value that is not finite", result.step), where;
+  std::string numbers =
+      fmt::format("loss {}, gradient norm {}, learning rate {:.3g}", result.loss, result.grad_norm, result.lr);
+  data_->seek(position);
+  rng_->set(rng_->seed(), tick);
+  const bool before = std::exchange(settings().check_nan, true);
+  try {
+    compute();  // the optimizer updates nothing until its flag is cleared
+  } catch (const Error& e) {
+    numbers += "\n  " + e.parts().what + ": " + e.parts().numbers, where = e.parts().where;
+  }
+  settings().check_nan = before;
+  optimizer_.zero_grad();
+  data_->seek(position);
+  throw Error(ErrorKind::training,
+              {what, numbers, where,
+               "the weights are those before this step; try a smaller --lr or a longer --warmup, or leave such "
+               "steps out: --skip-bad-steps N"});
+}
+
+std::string Trainer::sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
+                            std::uint64_t seed) {
+  std::string text;
+  generate_text(model_, *data_->tokenizer(), prompt,
+                {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed},
+                [&](std::string_view part) { text += part; });
+  return text;
+}
+
+void Trainer::save(const fs::path& folder) const {
+  write_folder(folder, [&](const fs::path& to) { write_files(to); });
+}
+
+void Trainer::write_files(const fs::path& folder) const {
+  const std::string step = std::to_string(step_);
+  const json state = {
+      {"format", kFormat},
+      {"step", step_},
+      {"bad_steps", bad_steps_},
+      {"rng", {{"seed", rng_->seed()}, {"tick", rng_->tick()}}},
+      {"data", {{"name", data_->name()}, {"hash", fmt::format("{:016x}", data_->hash())}, {"position", data_->position()}}},
+      {"options", to_json(options_)},
+      {"environment", environment()}};
+  const std::string config = to_hugging_face(model_.config()).dump(2) + "\n";
+  const std::string text = state.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+  write_safetensors(folder / "model.safetensors", model_.weights(), {{"format", "pt"}, {"step", step}});
+  write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
+  if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
+  save_choices(folder / "choices.json");
+  write_file(folder / "config.json", std::as_bytes(std::span(config)));
+  write_file(folder / "state.json", std::as_bytes(std::span(text)));
+}
+
+Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data) {
+  return resume(folder, std::move(data), read_state(folder).options);
+}
+
+Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options) {
+  const SavedState state = read_state(folder);
+  load_choices(folder / "choices.json");
+  const fs::path config_file = folder / "config.json";
+  const MambaConfig config = mamba_config_from_json(read_json(config_file), config_file.string());
+  TensorMap weights = read_part(folder / "model.safetensors", state.step);
+  check_size(config, weights);
+  Trainer trainer(data, resolved(options), config);
+  if (state.data_hash != fmt::format("{:016x}", data->hash()))
+    fail(ErrorKind::io, "resume: the text is not the one that training began with", data->name(),
+         "give the same file with --data");
+  trainer.model_.load_weights(std::move(weights));
+  trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
+  trainer.data_->seek(state.position);
+  trainer.rng_->set(state.seed, state.tick);
+  trainer.step_ = state.step, trainer.bad_steps_ = state.bad_steps;
+  return trainer;
+}
+
+SavedState read_state(const fs::path& folder) {
+  const fs::path file = folder / "state.json";
+  if (!fs::exists(file))
+    fail(ErrorKind::io, "resume: no training state", file.string(), "give a folder that `weft train --out` wrote");
+  const json saved = read_json(file);
+  SavedState state;
+  try {
+    if (saved.at("format") != kFormat)
+      fail(ErrorKind::io, "resume: the checkpoint is of another version of weft",
+           fmt::format("{}: format {}, this is weft {} with format {}", file.string(), saved.at("format").dump(), kVersion,
+                       kFormat),
+           "go on with the version that wrote it; its model.safetensors can be read by any");
+    saved.at("step").get_to(state.step), saved.at("bad_steps").get_to(state.bad_steps);
+    saved.at("rng").at("seed").get_to(state.seed), saved.at("rng").at("tick").get_to(state.tick);
+    saved.at("data").at("hash").get_to(state.data_hash), saved.at("data").at("position").get_to(state.position);
+    state.options = options_from(settings_from_json(saved.at("options"), file.string()));
+    state.environment = saved.at("environment");
+  } catch (const json::exception& e) {
+    fail(ErrorKind::io, "resume: state.json is damaged", file.string() + ": " + e.what(), "use another checkpoint");
+  }
+  return state;
+}
+
+}  // namespace weft

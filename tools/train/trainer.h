@@ -1,0 +1,83 @@
+// Training a Mamba language model: the loop's pieces, checkpoints, samples.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+
+#include "autograd/random.h"
+#include "models/mamba.h"
+#include "optim/adamw.h"
+#include "optim/schedule.h"
+#include "tools/data/data.h"
+#include "tools/evaluate/eval.h"
+#include "tools/train/train_options.h"
+
+namespace weft {
+
+struct StepResult {
+  std::int64_t step;  // from 1
+  double loss;        // mean cross-entropy of a token, in nats, before the update
+  double grad_norm;   // before clipping
+  double lr;
+  bool skipped;  // something was not finite, and the weights are those before
+};
+
+class Trainer {
+ public:
+  // `data` has the options' batch and length. Of the options, those of the model, the optimizer and the schedule matter here.
+  Trainer(std::shared_ptr<BatchSource> data, TrainOptions options);
+
+  // One step on the next batches. Errors (ErrorKind::training): loss or gradient norm is not finite, and
+  // options().skip_bad_steps do not allow it; the step is computed again op by op to name the one that made the value. The
+  // weights are those before that step.
+  StepResult step();
+  std::int64_t steps_done() const { return step_; }
+  const TrainOptions& options() const { return options_; }
+  std::int64_t tokens_per_step() const { return options_.accumulate * options_.batch * options_.length; }
+
+  // Of the validation part, over its first `batches` batches (all: 0).
+  Evaluation validate(std::int64_t batches = 0) { return evaluate(model_, *data_, batches); }
+  std::string sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
+                     std::uint64_t seed);
+
+  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, state.json: all of them
+  // or, on an error, what was in `folder` before.
+  void save(const std::filesystem::path& folder) const;
+  void write_files(const std::filesystem::path& folder) const;  // one by one into a folder that is there
+  // Goes on as if training had not been interrupted, bit for bit. `data` must be the same; `options` are the saved ones,
+  // changed as resumed_options allows.
+  static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options);
+  static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data);
+
+  Mamba& model() { return model_; }
+  AdamW& optimizer() { return optimizer_; }
+  const BatchSource& data() const { return *data_; }
+
+ private:
+  Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaConfig config);
+  std::pair<double, double> compute();  // loss and gradient norm of a step on the next batches
+  [[noreturn]] void explain(const StepResult& result, std::int64_t position, std::uint64_t tick);
+
+  TrainOptions options_;
+  std::unique_ptr<Rng> rng_;
+  std::shared_ptr<BatchSource> data_;
+  Mamba model_;
+  AdamW optimizer_;
+  std::int64_t step_ = 0, bad_steps_ = 0;
+};
+
+// What a checkpoint's folder holds beside the tensors. Errors (ErrorKind::io): none there, damaged, of another version of weft.
+struct SavedState {
+  std::int64_t step = 0, position = 0, bad_steps = 0;  // position: of the data
+  std::uint64_t seed = 0, tick = 0;                    // of the generator
+  std::string data_hash;
+  TrainOptions options;
+  nlohmann::json environment;  // see tools/system/environment.h
+};
+SavedState read_state(const std::filesystem::path& folder);
+
+}  // namespace weft
