@@ -14,7 +14,6 @@
 
 #include "jit/error.h"
 #include "jit/file.h"
-#include "nn/safetensors.h"
 
 namespace weft {
 

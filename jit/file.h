@@ -1,10 +1,12 @@
-// A file read in pieces, and one that replaces another only when it is complete. Errors are ErrorKind::io.
+// Files: one read in pieces, one read whole, and one that replaces another only when it is complete. Errors are ErrorKind::io.
 #pragma once
 
 #include <cstddef>
 #include <filesystem>
+#include <limits>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace weft {
 
@@ -48,5 +50,14 @@ class AtomicFile {
   int fd_ = -1;
   bool done_ = false;
 };
+
+// Writes all of `file` at once, by an AtomicFile: for small files that must not be lost. A link is followed; what is neither a
+// regular file nor missing is refused.
+void write_file(const std::filesystem::path& file, std::span<const std::byte> bytes);
+
+// A whole file, or stream such as /dev/stdin, of at most `limit` bytes.
+inline constexpr std::size_t kNoLimit = std::numeric_limits<std::ptrdiff_t>::max();
+std::vector<std::byte> read_file(const std::filesystem::path& file, std::size_t limit = kNoLimit);
+std::string read_text(const std::filesystem::path& file, std::size_t limit = kNoLimit);
 
 }  // namespace weft

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "jit/error.h"
-#include "nn/safetensors.h"
+#include "jit/file.h"
 
 namespace weft {
 namespace {

@@ -10,6 +10,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "jit/file.h"
 #include "jit/interp.h"
 #include "jit/json.h"
 #include "nn/safetensors.h"

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <limits>
 #include <map>
 #include <span>
 #include <string>
@@ -42,14 +41,5 @@ void write_safetensors(const std::filesystem::path& file, const TensorMap& tenso
 inline constexpr std::size_t kShardBytes = 5'000'000'000;
 void write_safetensors_folder(const std::filesystem::path& folder, const TensorMap& tensors,
                               const std::map<std::string, std::string>& metadata = {}, std::size_t shard_bytes = kShardBytes);
-
-// Writes bytes atomically in the same way; used for every small file that must not be lost. A link is followed; what is
-// neither a regular file nor missing is refused.
-void write_file(const std::filesystem::path& file, std::span<const std::byte> bytes);
-
-// A whole file, or stream such as /dev/stdin, of at most `limit` bytes.
-inline constexpr std::size_t kNoLimit = std::numeric_limits<std::ptrdiff_t>::max();
-std::vector<std::byte> read_file(const std::filesystem::path& file, std::size_t limit = kNoLimit);
-std::string read_text(const std::filesystem::path& file, std::size_t limit = kNoLimit);
 
 }  // namespace weft

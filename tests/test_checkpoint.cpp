@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 
+#include "jit/file.h"
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"

@@ -13,6 +13,7 @@
 #include <set>
 #include <string>
 
+#include "jit/file.h"
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/peak_memory.h"

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "jit/file.h"
 #include "jit/json.h"
 #include "tests/temp_folder.h"
 #include "tools/train/metrics.h"

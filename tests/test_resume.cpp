@@ -17,6 +17,7 @@
 #include <sstream>
 #include <thread>
 
+#include "jit/file.h"
 #include "jit/json.h"
 #include "jit/parallel.h"
 #include "nn/safetensors.h"

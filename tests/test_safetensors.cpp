@@ -12,6 +12,7 @@
 #include <random>
 #include <string>
 
+#include "jit/file.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
 

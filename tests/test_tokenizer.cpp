@@ -7,6 +7,7 @@
 #include <map>
 #include <random>
 
+#include "jit/file.h"
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"

@@ -4,7 +4,7 @@
 #include <cstdio>
 
 #include "jit/error.h"
-#include "nn/safetensors.h"
+#include "jit/file.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/progress.h"
 #include "tools/evaluate/generate.h"

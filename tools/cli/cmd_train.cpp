@@ -8,10 +8,10 @@
 
 #include "autograd/run.h"
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/gpu.h"
 #include "jit/json.h"
 #include "jit/parallel.h"
-#include "nn/safetensors.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/stop_signal.h"

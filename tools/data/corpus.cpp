@@ -13,7 +13,6 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
-#include "nn/safetensors.h"
 #include "tools/data/utf8.h"
 
 namespace weft {

@@ -9,8 +9,8 @@
 #include <system_error>
 
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/json.h"
-#include "nn/safetensors.h"
 #include "tools/train/checkpoint.h"
 
 namespace weft {

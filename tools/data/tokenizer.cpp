@@ -15,7 +15,7 @@
 #include <utility>
 
 #include "jit/error.h"
-#include "nn/safetensors.h"
+#include "jit/file.h"
 #include "tools/data/utf8.h"
 
 namespace weft {

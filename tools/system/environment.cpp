@@ -9,8 +9,8 @@
 
 #include "autograd/run.h"
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/json.h"
-#include "nn/safetensors.h"
 #include "tools/system/doctor.h"
 #include "tools/version.h"
 

@@ -13,7 +13,6 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
-#include "nn/safetensors.h"
 #include "tools/train/events.h"
 
 namespace weft {

@@ -12,7 +12,7 @@
 #include <string>
 
 #include "jit/error.h"
-#include "nn/safetensors.h"
+#include "jit/file.h"
 #include "tools/train/metrics.h"
 
 namespace weft {

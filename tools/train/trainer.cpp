@@ -10,6 +10,7 @@
 #include "autograd/backward.h"
 #include "autograd/run.h"
 #include "autograd/settings.h"
+#include "jit/file.h"
 #include "jit/json.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
