@@ -79,6 +79,7 @@ Fused Lowering::hole(int h, const Shape& space) {
   Fused fused;
   fused.values = values;
   fused.roots.assign(view.roots.begin(), view.roots.end());
+  if (fused.roots.empty()) fused.roots = {expr::input(values - 1)};
   for (int k = 0; k < view.captured; ++k) {
     fused.leaves.push_back(broadcast_to(this->view(view.first_input + k), space.dims()));
   }

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "autograd/hole.h"
 #include "autograd/tape.h"
 #include "autograd/tensor.h"
 #include "jit/cuda_text.h"
@@ -56,82 +57,6 @@ Tensor output_of(const Tensor& first, int k);
 
 // Raises a usage error at `where` with the frames of the active tape.
 [[noreturn]] void fail_at(Site where, std::string what, std::string numbers = {}, std::string hint = {});
-
-// -----------------------------------------------------------------------------------------------------------------------------
-// Holes in recorded ops.
-
-// A hole as a user fills it: body(values..., captured...) with captured tensors broadcast to the hole's space.
-struct Hole {
-  Few<Expr, 10> roots;        // usually one
-  Few<Tensor, 8> captured;    // input `values + k` of the roots
-  Few<double, 16> constants;  // slots of the roots
-  bool filled() const { return !roots.empty(); }
-};
-
-// hole({b}, [](Expr v, Expr b) { return softplus(v + b); }) for a hole that passes one value.
-namespace detail {
-template <class F, std::size_t... I>
-constexpr bool takes(std::index_sequence<I...>) {  // as many Exprs
-  return std::is_invocable_v<F&, decltype((void(I), Expr()))...>;
-}
-template <class F, std::size_t... I>
-Expr call_with_inputs(F& f, std::index_sequence<I...>) {
-  return f(expr::input(int(I))...);
-}
-template <std::size_t N, class F>
-Expr call_hole(F& f, std::size_t captured) {
-  if constexpr (N <= 8) {
-    if constexpr (takes<F>(std::make_index_sequence<N>{})) {
-      if (captured + 1 == N) return call_with_inputs(f, std::make_index_sequence<N>{});
-    }
-    return call_hole<N + 1>(f, captured);
-  } else {
-    fail(ErrorKind::usage, "hole: the function does not take one value and each captured tensor",
-         std::to_string(captured) + " captured", "declare one Expr parameter for the value and one a captured tensor");
-  }
-}
-}  // namespace detail
-
-template <class F>
-Hole hole(std::initializer_list<Arg> captured, F body) {
-  ConstantScope scope;
-  Hole h;
-  h.roots = {detail::call_hole<1>(body, captured.size())};
-  for (const Arg& c : captured) h.captured.push_back(c.tensor());
-  h.constants.append(scope.values());
-  return h;
-}
-
-// Collects the inputs, ints and constants of an op with holes. Layout: for hole h of op.holes, the ints begin with
-// [roots, captured, first_input, first_slot, slots, root ids...]; plain ints are added after all holes.
-class Recorder {
- public:
-  Recorder(const Op& op, Site where);
-  Recorder& input(const Tensor& t);  // may be absent
-  // Enforces the contract: `space` is the hole's shape; captured tensors must broadcast to it.
-  Recorder& hole(int h, const Hole& hole, const Shape& space);  // in the order of op.holes, an unfilled one too
-  Recorder& integer(std::int64_t value);
-  Recorder& constant(double value);
-  Recorder& out(const Shape& shape, DType dtype);
-  Tensor record();
-
- private:
-  const Op& op_;
-  Site where_;
-  Few<NodeId, 32> inputs_;
-  Few<std::int64_t, 64> ints_;
-  Few<double, 32> constants_;
-  Few<Out, 24> outs_;
-  int holes_ = 0;
-};
-
-// A hole of a recorded node: its roots, and where its captured inputs and slots begin among the node's.
-struct HoleView {
-  Few<Expr, 10> roots;
-  int captured = 0, first_input = 0, first_slot = 0, slots = 0;
-};
-HoleView hole_of(const Tape& tape, NodeId id, int h);
-std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id);  // those after the holes
 
 // -----------------------------------------------------------------------------------------------------------------------------
 // Gradient rules.
@@ -200,7 +125,8 @@ class Lowering {
   // ask leaves the twin stale, and the next plan that reads it copies.
   Operand twin(std::int64_t position);
   bool filled(int h) const;
-  Fused hole(int h, const Shape& space);  // leaves broadcast to `space`
+  // Leaves broadcast to `space`. A hole that is not filled gives the last of its values.
+  Fused hole(int h, const Shape& space);
 
   // fp64 if the node or an input of real type is f64, else fp32.
   bool in_double() const;

@@ -123,6 +123,9 @@ class ExprText {
     const bool integer = e.type() == ExprType::integer;
     switch (e.op()) {
       case ExprOp::index:
+        if (e.index() > 0)
+          fail(ErrorKind::usage, "a kernel's expression reads a coordinate that it has not",
+               fmt::format("index {}", e.index()));
         return "element + j";
       case ExprOp::add:
         return integer ? fmt::format("i64(u64({}) + u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "+");
@@ -149,9 +152,9 @@ class ExprText {
       case ExprOp::le:
         return binary(e, "<=");
       case ExprOp::logical_and:
-        return binary(e, "&&");
+        return binary(e, "&");
       case ExprOp::logical_or:
-        return binary(e, "||");
+        return binary(e, "|");
       case ExprOp::logical_not:
         return "!" + name(e.arg(0));
       case ExprOp::select:

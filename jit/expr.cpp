@@ -1,6 +1,7 @@
 #include "jit/expr.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <cmath>
@@ -22,14 +23,15 @@ using enum ExprType;
 struct Node {  // by default the literal 0
   Op op = Op::literal;
   ExprType type = real;
-  std::uint16_t height = 0;  // above the leaves, saturated
-  std::uint32_t args[3] = {};
+  std::uint8_t arity = 0;
+  std::uint8_t coordinates = 0;  // 1 + the highest index below
+  std::uint16_t height = 0;      // above the leaves, saturated
+  std::uint32_t args[kMostCoordinates] = {};
   std::int64_t payload = 0;                    // index of a leaf; bits of a real literal; value of another literal
   std::uint64_t hash = 0x2545f4914f6cdd1dull;  // of the structure: independent of ids, so equal in every process
 
   bool same(const Node& other) const {
-    return op == other.op && type == other.type && payload == other.payload && args[0] == other.args[0] &&
-           args[1] == other.args[1] && args[2] == other.args[2];
+    return op == other.op && type == other.type && payload == other.payload && std::ranges::equal(args, other.args);
   }
 };
 
@@ -143,17 +145,23 @@ std::uint64_t mix(std::uint64_t hash, std::uint64_t word) {
   return hash ^ (hash >> 32);
 }
 
+Expr intern(Op op, ExprType type, std::int64_t payload, std::span<const Expr> args) {
+  Node made{.op = op, .type = type, .arity = std::uint8_t(args.size()), .payload = payload};
+  made.hash = mix(std::uint64_t(op) << 8 | std::uint64_t(type), std::uint64_t(payload));
+  if (op == Op::index) made.coordinates = std::uint8_t(payload + 1);
+  for (std::size_t i = 0; i < args.size(); ++i) {
+    const Node& arg = node(args[i]);
+    made.args[i] = args[i].id();
+    made.hash = mix(made.hash, arg.hash);
+    made.height = std::max(made.height, std::uint16_t(std::min(arg.height + 1, 0xffff)));
+    made.coordinates = std::max(made.coordinates, arg.coordinates);
+  }
+  return Expr::from_id(pool.intern(made));
+}
 template <class... Args>
 Expr intern(Op op, ExprType type, std::int64_t payload, Args... args) {
-  Node made{op, type, 0, {args.id()...}, payload};
-  std::uint64_t& hash = made.hash;
-  hash = mix(std::uint64_t(op) << 8 | std::uint64_t(type), std::uint64_t(payload));
-  [[maybe_unused]] auto take = [&](const Node& arg) {
-    hash = mix(hash, arg.hash);
-    made.height = std::max(made.height, std::uint16_t(std::min(arg.height + 1, 0xffff)));
-  };
-  (take(node(args)), ...);
-  return Expr::from_id(pool.intern(made));
+  const std::array<Expr, sizeof...(args)> list{args...};
+  return intern(op, type, payload, std::span<const Expr>(list));
 }
 
 // ---- literals ---------------------------------------------------------------------------------------------------------------
@@ -444,7 +452,8 @@ Expr::Expr(std::int64_t value) : Expr(integer_literal(value)) {}
 ExprOp Expr::op() const { return node(*this).op; }
 ExprType Expr::type() const { return node(*this).type; }
 Expr Expr::arg(int i) const { return from_id(node(*this).args[i]); }
-int Expr::arity() const { return arity_of(op()); }
+int Expr::arity() const { return node(*this).arity; }
+int Expr::coordinates() const { return node(*this).coordinates; }
 std::int64_t Expr::index() const { return node(*this).payload; }
 double Expr::value() const {
   const Node& n = node(*this);
@@ -464,7 +473,12 @@ Expr input(int k, ExprType type) { return intern(Op::input, type, k); }
 Expr literal(double value) { return real_literal(value); }
 Expr boolean(bool value) { return boolean_literal(value); }
 Expr slot(int k) { return intern(Op::slot, real, k); }
-Expr index(int k) { return intern(Op::index, integer, k); }
+Expr index(int k) {
+  if (k < 0 || k >= kMostCoordinates)
+    fail(ErrorKind::usage, "expr::index: no such coordinate", std::to_string(k),
+         "coordinates are numbered from 0, and there are at most " + std::to_string(kMostCoordinates));
+  return intern(Op::index, integer, k);
+}
 Expr uniform(int first_slot, Expr element) { return intern(Op::uniform, real, first_slot, coerce(element, integer)); }
 
 Expr make(Op op, Expr a) {

@@ -15,6 +15,8 @@
 
 namespace weft {
 
+inline constexpr int kMostCoordinates = 6;  // of a hole's space, and subscripts of a tensor
+
 enum class ExprType : std::uint8_t { real, integer, boolean };
 
 enum class ExprOp : std::uint8_t {
@@ -74,6 +76,7 @@ class Expr {
   Expr(float value) : Expr(double(value)) {}
   Expr(int value);           // an integer literal (structure)
   Expr(std::int64_t value);  // an integer literal (structure)
+  Expr(bool) = delete;       // what == of two Exprs gives is identity, not an expression: use equal()
 
   ExprOp op() const;
   ExprType type() const;
@@ -81,6 +84,7 @@ class Expr {
   int arity() const;
   std::int64_t index() const;  // of input, slot, index, uniform; the exact value of an integer or boolean literal
   double value() const;        // of literal
+  int coordinates() const;     // 1 + the highest index that it reads, 0 if none
   std::uint32_t id() const { return id_; }
   static Expr from_id(std::uint32_t id) {
     Expr e;
@@ -132,7 +136,7 @@ Expr operator<(Expr a, Expr b);
 Expr operator<=(Expr a, Expr b);
 Expr operator>(Expr a, Expr b);
 Expr operator>=(Expr a, Expr b);
-Expr equal(Expr a, Expr b);  // operator== compares identity
+Expr equal(Expr a, Expr b);  // operator== compares identity and gives a bool, which is no Expr
 Expr not_equal(Expr a, Expr b);
 Expr operator&&(Expr a, Expr b);
 Expr operator||(Expr a, Expr b);

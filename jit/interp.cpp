@@ -518,6 +518,8 @@ void Program::State<T>::bind(const void* const* inputs, void* const* outputs, in
   for (auto [r, k] : p.bound_outputs_) registers_[r] = targets_[k];
   for (auto [r, k] : p.bound_indices_) {
     auto* values = static_cast<std::int64_t*>(registers_[r]);
+    if (k > 0 && !indices)
+      fail(ErrorKind::usage, "Program: an expression reads a coordinate that it has not", "index " + std::to_string(k));
     std::int64_t start = k == 0 ? element : indices[k], step = k == 0;
     for (int j = 0; j < n; ++j) values[j] = start + j * step;
   }

@@ -141,7 +141,7 @@ Interval unary(Op op, Interval a) {
     case Op::sqrt:
       return nonnegative() ? increasing([](double x) { return std::sqrt(x); }) : Interval{0, kInfinity};
     case Op::rsqrt:
-      return nonnegative() ? Interval{1 / std::sqrt(a.high), 1 / std::sqrt(a.low)} : Interval{0, kInfinity};
+      return a.low > 0 ? Interval{1 / std::sqrt(a.high), 1 / std::sqrt(a.low)} : kUnbounded;  // that of -0 is -inf
     case Op::tanh:
       return increasing([](double x) { return std::tanh(x); });
     case Op::sigmoid:

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -100,6 +101,34 @@ class SourceRows {
   Rows rows_;
   std::unique_ptr<Runner<T>> runner_;
   std::vector<T> buffer_;
+};
+
+// The gradient of a hole on rows: root 0, the derivative by the hole's value, goes back to the skeleton, the others are stored.
+template <class T>
+class GradientRows {
+ public:
+  // `outputs[r]` receives root r + 1, if it is present. Rows of the space have `columns`; a call has at most `most` of them.
+  GradientRows(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::int64_t columns,
+               std::int64_t most)
+      : runner_(launch, fused), columns_(columns), lines_(outputs.size(), std::vector<T>(std::size_t(most))) {
+    for (const Operand& o : outputs) outputs_.emplace_back(launch, o);
+    results_.resize(outputs.size() + 1);
+  }
+  // Columns [begin, begin + n) of row `row`; `first`, which may be `upstream` or `value`, receives root 0.
+  void run(std::int64_t row, std::int64_t begin, std::int64_t n, const T* value, const T* upstream, T* first) {
+    const void* values[] = {value, upstream};
+    results_[0] = first;
+    for (std::size_t r = 0; r < outputs_.size(); ++r) results_[r + 1] = outputs_[r].target<T>(row, begin, lines_[r].data());
+    runner_.run(row * columns_ + begin, int(n), values, results_);
+    for (std::size_t r = 0; r < outputs_.size(); ++r) outputs_[r].write(row, begin, n, static_cast<const T*>(results_[r + 1]));
+  }
+
+ private:
+  Runner<T> runner_;
+  std::int64_t columns_;
+  std::vector<Rows> outputs_;
+  std::vector<std::vector<T>> lines_;  // a row of each root that is not computed in place
+  std::vector<void*> results_;
 };
 
 // Memory of this thread that lasts until the same thread asks for `Tag` again. Contents are arbitrary.

@@ -81,14 +81,12 @@ class Runner {
   bool identity_;  // root is leaf 0 itself: no program needed
 };
 
-// The contract of a hole (DESIGN 2.5), enforced when an op with a filled hole is recorded and shown by inspect.
+// The contract of a hole, enforced when an op with a filled hole is recorded.
 struct HoleSpec {
-  std::string_view name;     // "delta"
-  int values;                // what the skeleton passes: 1 for a prologue or epilogue, 2 with an upstream gradient
-  std::string_view space;    // index map, in the op's letters: "(b, t, i)"
-  int reuse;                 // times the hole is evaluated per element of its space
-  bool gradients;            // captured tensors may need gradients
-  std::string_view padding;  // what padded elements must be, after the hole: "0" or "none"
+  std::string_view name;   // "delta"
+  int values;              // what the skeleton passes: 1 for a prologue or epilogue, 2 with an upstream gradient
+  std::string_view space;  // index map, in the op's letters: "(b, t, i)"
+  bool gradients;          // captured tensors may need gradients
 };
 
 }  // namespace weft

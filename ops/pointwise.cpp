@@ -117,6 +117,9 @@ ExprType input_type(const Arg& a) { return expr_type(a.dtype()); }
 Tensor record_pointwise(std::string_view name, std::span<const Arg> args, Expr body, std::span<const double> constants) {
   if (args.empty())
     fail(ErrorKind::usage, fmt::format("{}: a pointwise op needs a tensor", name), {}, "use full() for a constant");
+  if (body.coordinates() > 1)
+    fail_at(args[0].where(), fmt::format("{}: index {} does not exist", name, body.coordinates() - 1),
+            "a pointwise op has one coordinate, the element", "use expr::index(0)");
   std::array<Tensor, 8> inputs;
   for (std::size_t i = 0; i < args.size(); ++i) inputs[i] = args[i].tensor();
   return record_body(name_id(name), body, {inputs.data(), args.size()}, constants, broadcast_all(name, args),

@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <bit>
 #include <numbers>
-#include <unordered_map>
 #include <vector>
 
-#include "jit/diff.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"
@@ -366,12 +364,11 @@ template <class T>
 struct BackwardScratch {
   struct Decay;
   struct States;
-  T *decay, *states;                  // (kTime, n, w)
-  std::vector<T> A, first;            // (n, w)
-  std::vector<T> s, e, gb, gak;       // (kTime, w); gb, gak (w)
-  std::vector<T> carry, dA, dD;       // (n, w); (w)
-  std::vector<std::vector<T>> lines;  // (w), one for each root of a hole
-  BackwardScratch(const Grid& g, const Part& p, std::size_t roots)
+  T *decay, *states;             // (kTime, n, w)
+  std::vector<T> A, first;       // (n, w)
+  std::vector<T> s, e, gb, gak;  // (kTime, w); gb, gak (w)
+  std::vector<T> carry, dA, dD;  // (n, w); (w)
+  BackwardScratch(const Grid& g, const Part& p)
       : decay(thread_scratch<T, Decay>(std::size_t(kTime * g.n * p.w))),
         states(thread_scratch<T, States>(std::size_t(kTime * g.n * p.w))),
         first(std::size_t(g.n * p.w)),
@@ -381,28 +378,13 @@ struct BackwardScratch {
         gak(s.size()),
         carry(first.size()),
         dA(first.size()),
-        dD(std::size_t(p.w)),
-        lines(roots, std::vector<T>(std::size_t(p.w))) {}
+        dD(std::size_t(p.w)) {}
 };
-
-// Evaluates a hole of gradients on one row of w elements and stores roots 1, 2, ... ; root 0 goes to `first`.
-template <class T>
-void run_gradients(Runner<T>& hole, const Launch& launch, const std::vector<Operand>& outputs, std::int64_t row, const Part& p,
-                   std::int64_t i, const T* value, const T* upstream, T* first, std::vector<std::vector<T>>& lines) {
-  const void* values[] = {value, upstream};
-  void* results[kMostCaptured + 1];
-  results[0] = first;
-  for (std::size_t r = 0; r < outputs.size(); ++r)
-    results[r + 1] = Rows(launch, outputs[r]).target<T>(row, p.c, lines[r].data());
-  hole.run(row * i + p.c, int(p.w), values, std::span(results, outputs.size() + 1));
-  for (std::size_t r = 0; r < outputs.size(); ++r)
-    Rows(launch, outputs[r]).write(row, p.c, p.w, static_cast<const T*>(results[r + 1]));
-}
 
 // The states and decays of the chunk, s without and then with D u, and from it e = d loss / d s.
 template <class T>
 void recompute(const ScanBackwardTask& task, const Launch& launch, const Part& p, std::int64_t q, const Chunk<T>& chunk,
-               const T* D, Runner<T>* out_grad, BackwardScratch<T>& x) {
+               const T* D, GradientRows<T>* out_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
   const Rows kept(launch, task.states), gs(launch, task.g), e_root(launch, task.e_root);
   const std::int64_t size = g.n * p.w;
@@ -429,7 +411,7 @@ void recompute(const ScanBackwardTask& task, const Launch& launch, const Part& p
     if (!out_grad) continue;
     if (D)
       for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
-    run_gradients(*out_grad, launch, task.out_roots, row, p, g.i, s, e, e, x.lines);
+    out_grad->run(row, p.c, p.w, s, e, e);
     e_root.write(row, p.c, p.w, e);
   }
 }
@@ -437,7 +419,7 @@ void recompute(const ScanBackwardTask& task, const Launch& launch, const Part& p
 // The gradients of the chunk, last step first; dB and dC into their partial sums.
 template <class T>
 void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Part& p, const Chunk<T>& chunk, const T* D,
-                   Runner<T>* delta_grad, BackwardScratch<T>& x) {
+                   GradientRows<T>* delta_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
   const Rows du(launch, task.du), draw(launch, task.draw);
   const std::int64_t size = g.n * p.w, sums = ((p.block * g.b + p.batch) * g.t + chunk.begin) * g.n;
@@ -462,8 +444,7 @@ void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Par
       x.dD[std::size_t(c)] += e[c] * u[c];
     }
     du.write(row, p.c, p.w, gb);
-    if (delta_grad)
-      run_gradients(*delta_grad, launch, task.delta_roots, row, p, g.i, chunk.raw[std::size_t(k)], gak, gak, x.lines);
+    if (delta_grad) delta_grad->run(row, p.c, p.w, chunk.raw[std::size_t(k)], gak, gak);
     draw.write(row, p.c, p.w, gak);
   }
 }
@@ -472,14 +453,15 @@ template <class T>
 void backward_part(const ScanBackwardTask& task, const Launch& launch, std::int64_t index) {
   const Grid& g = task.grid;
   const Part p(g, index);
-  BackwardScratch<T> x(g, p, std::max(task.delta_roots.size(), task.out_roots.size()));
+  BackwardScratch<T> x(g, p);
   x.A = transposed<T>(launch, task.A, p, g.n);
   std::vector<T> d_buffer(std::size_t(p.w));
   const T* D = task.D ? Rows(launch, task.D).read(0, p.c, p.w, d_buffer.data()) : nullptr;
-  std::unique_ptr<Runner<T>> delta, delta_grad, out_grad;
+  std::unique_ptr<Runner<T>> delta;
+  std::unique_ptr<GradientRows<T>> delta_grad, out_grad;
   if (task.has_delta) delta = std::make_unique<Runner<T>>(launch, task.delta);
-  if (task.has_delta_grad) delta_grad = std::make_unique<Runner<T>>(launch, task.delta_grad);
-  if (task.has_out_grad) out_grad = std::make_unique<Runner<T>>(launch, task.out_grad);
+  if (task.has_delta_grad) delta_grad = std::make_unique<GradientRows<T>>(launch, task.delta_grad, task.delta_roots, g.i, p.w);
+  if (task.has_out_grad) out_grad = std::make_unique<GradientRows<T>>(launch, task.out_grad, task.out_roots, g.i, p.w);
   load_state(Rows(launch, task.g_last), g, p, x.carry.data());
   Chunk<T> chunk(g);
   for (std::int64_t q = g.chunks() - 1; q >= 0; --q) {
@@ -578,88 +560,12 @@ void lower_scan_backward(Lowering& l) {
 }
 void scan_vjp(Vjp& v);
 
-constexpr HoleSpec kHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"}, {"out", 1, "(b, t, i)", 1, true, "none"}};
-constexpr HoleSpec kBackwardHoles[] = {{"delta", 1, "(b, t, i)", 1, true, "none"},
-                                       {"delta_grad", 2, "(b, t, i)", 1, true, "none"},
-                                       {"out_grad", 2, "(b, t, i)", 1, true, "none"}};
+constexpr HoleSpec kHoles[] = {{"delta", 1, "(b, t, i)", true}, {"out", 1, "(b, t, i)", true}};
+constexpr HoleSpec kBackwardHoles[] = {
+    {"delta", 1, "(b, t, i)", true}, {"delta_grad", 2, "(b, t, i)", true}, {"out_grad", 2, "(b, t, i)", true}};
 const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles});
 const Op& scan_backward_op =
     register_op({.name = "scan_backward", .lower = lower_scan_backward, .cuda = cuda_scan_backward, .holes = kBackwardHoles});
-
-// The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots,
-// the first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.
-struct HoleGradient {
-  Few<Expr, 10> roots;
-  Few<int, 8> which;
-};
-
-// Bit k of `wanted`: the gradient by captured tensor k.
-HoleGradient differentiate(Expr body, std::size_t captured, std::uint32_t wanted) {
-  std::vector<std::optional<Expr>> inputs(captured + 1);
-  for (const Expr e : topological(std::span(&body, 1)))  // captured tensors move up one place
-    if (e.op() == ExprOp::input && e.index() > 0 && e.index() <= std::int64_t(captured))
-      inputs[std::size_t(e.index())] = expr::input(int(e.index()) + 1, e.type());
-  std::vector<int> wrt = {0};
-  for (std::size_t k = 0; k < captured; ++k)
-    if (wanted >> k & 1) wrt.push_back(int(k) + 2);
-  const std::vector<Expr> all = diff(substitute(body, inputs), expr::input(1), wrt);
-  HoleGradient out{{all[0]}, {}};
-  for (std::size_t k = 0, at = 1; k < captured; ++k) {
-    int root = -1;
-    if (const Expr e = wanted >> k & 1 ? all[at++] : Expr(); !(e == Expr())) {
-      root = int(std::find(out.roots.begin(), out.roots.end(), e) - out.roots.begin());
-      if (root == int(out.roots.size())) out.roots.push_back(e);
-    }
-    out.which.push_back(root);
-  }
-  return out;
-}
-
-// The same, remembered: a model differentiates the same few bodies at every step.
-const HoleGradient& hole_gradient(Expr body, std::size_t captured, std::uint32_t wanted) {
-  thread_local std::unordered_map<std::uint64_t, HoleGradient> known;
-  const std::uint64_t key = std::uint64_t(body.id()) << 16 | wanted << 8 | captured;
-  const auto found = known.find(key);
-  return found != known.end() ? found->second : known.emplace(key, differentiate(body, captured, wanted)).first->second;
-}
-
-using Outs = Few<Out, 24>;
-
-// One hole of the node being differentiated: its derivative, and where each root is stored.
-struct HoleInVjp {
-  Hole gradient;         // captures what the hole captures
-  Few<int, 8> which;     // root of each captured tensor
-  Few<int, 10> outputs;  // outputs[r] of root r, -1: none
-
-  // Appends to `outs` an output for each root that a captured tensor needs; `first` is the output of root 0, if it has
-  // one.
-  HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) {
-    if (!filled.filled()) return;
-    std::uint32_t wanted = 0;
-    for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
-    const HoleGradient& found = hole_gradient(filled.roots[0], filled.captured.size(), wanted);
-    gradient = {found.roots, filled.captured, filled.constants};
-    which = found.which;
-    for (std::size_t r = 0; r < gradient.roots.size(); ++r) outputs.push_back(r == 0 ? first : -1);
-    for (std::size_t k = 0; k < which.size(); ++k) {
-      if (which[k] < 0) continue;
-      const Tensor& c = filled.captured[k];
-      const DType dtype = c.shape() == space ? c.dtype() : real;  // what is summed afterwards is not rounded before
-      int& output = outputs[std::size_t(which[k])];
-      if (output < 0)
-        output = int(outs.size()), outs.push_back({space, dtype});
-      else
-        outs[std::size_t(output)].dtype = widest(outs[std::size_t(output)].dtype, dtype);
-    }
-  }
-  void add(Vjp& v, int h, const Tensor& first_output) const {
-    for (std::size_t k = 0; k < which.size(); ++k) {
-      if (which[k] < 0) continue;
-      const Tensor each = output_of(first_output, outputs[std::size_t(which[k])]);
-      v.add(v.hole_input(h, int(k)), sum_to(each, gradient.captured[k].shape(), v.where()));
-    }
-  }
-};
 
 DType state_dtype(const Tensor& u, const ScanOptions& o, const Tensor& delta, const Tensor& A, const Tensor& B,
                   const Tensor& C) {

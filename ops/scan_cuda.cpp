@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "jit/hole_text.h"
 #include "ops/cuda.h"
 #include "ops/rows_cuda.h"
 #include "ops/scan.h"
@@ -62,15 +63,6 @@ struct BlockShape {
   int backward_blocks() const { return value == 8 || states == 8 ? 1 : 512 / threads(); }
 };
 
-// An expression in every hole: `values` of them are passed, and an empty hole is the last.
-Fused hole_or_value(Lowering& l, int h, int values, const Shape& space) {
-  if (l.filled(h)) return l.hole(h, space);
-  Fused fused;
-  fused.values = values;
-  fused.roots = {expr::input(values - 1)};
-  return fused;
-}
-
 // What forward and backward read, and where a block stands.
 struct Scan {
   Shape space;  // (b, t, i)
@@ -93,7 +85,7 @@ struct Scan {
         D(l.dense(kD)),
         B(group_rows(l, kB)),
         C(group_rows(l, kC)),
-        delta(hole_or_value(l, 0, 1, space)),
+        delta(l.hole(0, space)),
         segments(segments_of_time()) {}
 
   std::int64_t parts() const { return ceil_div(group_size, block.channels); }  // blocks of a group
@@ -190,42 +182,11 @@ Operand emit_join(Lowering& l, const Scan& scan, const Segments& from, const Ope
   return start;
 }
 
-// The function NAME_gradients(a, row, col, value, upstream, first): the roots of the gradient of a hole, stored where they
-// are wanted; `first` receives the first.
-std::string gradients_text(CudaText& text, std::string_view name, const Fused& fused, const std::vector<Operand>& outputs,
-                           const Shape& space) {
-  const std::string roots = fmt::format("{}_roots", name);
-  text.fused(roots, fused, space.dims());
-  std::string body, arguments, stores;
-  for (std::size_t r = 0; r < outputs.size(); ++r) {
-    const std::string y = r == 0 ? "first" : fmt::format("y{}", r), to = fmt::format("{}_to{}", name, r);
-    arguments += ", " + y;
-    if (r > 0) body += fmt::format("  real {}[V];\n", y);
-    if (!outputs[r]) continue;
-    text.rows(to, outputs[r]);
-    stores += fmt::format("  store_real<V>(a.{0} + (row * index(a.{0}_row) + col), {1});\n", to, y);
-  }
-  body += fmt::format("  {}<V>(a, row, col, value, upstream{});\n", roots, arguments);
-  return fmt::format(
-      "template <int V>\nDEVICE void {}_gradients(const Args& a, index row, index col, const real (&value)[V], "
-      "const real (&upstream)[V], real (&first)[V]) {{\n{}{}}}\n",
-      name, body, stores);
-}
-
-// Whether the first root, or one that is stored, needs the hole's value.
-bool reads_value(const Fused& fused, const std::vector<Operand>& outputs) {
-  std::vector<Expr> roots;
-  for (std::size_t r = 0; r < fused.roots.size(); ++r)
-    if (r == 0 || outputs[r]) roots.push_back(fused.roots[r]);
-  const std::vector<Expr> all = topological(roots);
-  return std::any_of(all.begin(), all.end(), [](Expr e) { return e.op() == ExprOp::input && e.index() == 0; });
-}
-
 }  // namespace
 
 void cuda_scan(Lowering& l) {
   const Scan scan(l);
-  const Fused out = hole_or_value(l, 1, 1, scan.space);
+  const Fused out = l.hole(1, scan.space);
   const Operand initial = l.rows(kInitial), y = l.output(kY), last = l.output(kLast), kept = l.output(kKept);
   if (scan.blocks() == 0) return;
   const auto emit = [&](const std::string& name, Operand from, Operand to, Operand ends, Operand states, Operand delta_sum) {
@@ -257,7 +218,7 @@ void cuda_scan_backward(Lowering& l) {
   const Shape& space = scan.space;
   const BlockShape& block = scan.block;
   const Operand kept = l.rows(kStates), g = l.rows(kG);
-  const Fused delta_grad = hole_or_value(l, 1, 2, space), out_grad = hole_or_value(l, 2, 2, space);
+  const Fused delta_grad = l.hole(1, space), out_grad = l.hole(2, space);
   const Operand dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD);
   // The outputs of the roots; the first of delta_grad is draw, with or without a hole.
   BackwardLaunch all{.g_last = l.rows(kGLast),
@@ -298,8 +259,8 @@ void cuda_scan_backward(Lowering& l) {
     text.pointer("delta_sum", to.delta_sum).pointer("dA_part", to.dA_part).pointer("dD_part", to.dD_part);
     text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
     text.traffic(scan.bytes({kept, g, to.g_last, to.du, to.delta_to[0], to.d_initial, to.dB_part, to.dC_part}));
-    const std::string holes =
-        gradients_text(text, "delta", delta_grad, to.delta_to, space) + gradients_text(text, "out", out_grad, to.out_to, space);
+    const std::string holes = gradients_text(text, "delta", delta_grad, to.delta_to, space.dims()) +
+                              gradients_text(text, "out", out_grad, to.out_to, space.dims());
     const std::string body = holes + joined_texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",
                                                    "ops/scan_backward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));

@@ -59,6 +59,19 @@ std::vector<Mistake> mistakes() {
        [] {
          tensor({3, 4}) + tensor({5});
        }},
+      {"a coordinate that a pointwise op has not",
+       2,
+       {"shifted: index 2 does not exist", "test_mistakes.cpp", "hint: "},
+       [] {
+         pointwise("shifted", {tensor({3, 4})}, [](Expr v) { return v + expr::index(2); });
+       }},
+      {"a coordinate that a hole has not",
+       2,
+       {"scan: hole 'delta' has no index 3", "(b, t, i)", "test_mistakes.cpp", "hint: "},
+       [] {
+         const Tensor x = tensor({1, 2, 4}), n = tensor({1, 2, 3});
+         scan(x, x, tensor({4, 3}), n, n, {.delta = hole({}, [](Expr v) { return v + expr::index(3); })});
+       }},
       {"a handle that outlived its step",
        2,
        {"tensor: this handle is dead", "return the tensor from the step function", "test_mistakes.cpp"},

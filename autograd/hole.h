@@ -1,0 +1,124 @@
+// Holes: the expressions that a user gives to a structured op. Here is a hole as it is filled, how it is recorded as a part of
+// a node, and its gradient, the same for every op that has holes.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "autograd/tape.h"
+#include "autograd/tensor.h"
+#include "jit/expr.h"
+#include "jit/few.h"
+
+namespace weft {
+
+class Vjp;
+struct Op;
+
+// A hole as a user fills it: body(values..., captured...) with captured tensors broadcast to the hole's space.
+struct Hole {
+  Few<Expr, 10> roots;        // usually one
+  Few<Tensor, 8> captured;    // input `values + k` of the roots
+  Few<double, 16> constants;  // slots of the roots
+  bool filled() const { return !roots.empty(); }
+};
+
+// hole({b}, [](Expr v, Expr b) { return softplus(v + b); }) for a hole that passes one value.
+namespace detail {
+template <class F, std::size_t... I>
+constexpr bool takes(std::index_sequence<I...>) {  // as many Exprs
+  return std::is_invocable_v<F&, decltype((void(I), Expr()))...>;
+}
+// a == b asks whether two expressions are the same one: as the result of a body it is a mistake.
+template <class Result>
+constexpr void no_identity() {
+  static_assert(!std::is_same_v<Result, bool>, "the function gives a bool: == compares identity, use equal(a, b)");
+}
+template <class F, std::size_t... I>
+Expr call_with_inputs(F& f, std::index_sequence<I...>) {
+  no_identity<decltype(f((void(I), Expr())...))>();
+  return f(expr::input(int(I))...);
+}
+template <std::size_t N, class F>
+Expr call_hole(F& f, std::size_t captured) {
+  if constexpr (N <= 8) {
+    if constexpr (takes<F>(std::make_index_sequence<N>{})) {
+      if (captured + 1 == N) return call_with_inputs(f, std::make_index_sequence<N>{});
+    }
+    return call_hole<N + 1>(f, captured);
+  } else {
+    fail(ErrorKind::usage, "hole: the function does not take one value and each captured tensor",
+         std::to_string(captured) + " captured", "declare one Expr parameter for the value and one a captured tensor");
+  }
+}
+}  // namespace detail
+
+template <class F>
+Hole hole(std::initializer_list<Arg> captured, F body) {
+  ConstantScope scope;
+  Hole h;
+  h.roots = {detail::call_hole<1>(body, captured.size())};
+  for (const Arg& c : captured) h.captured.push_back(c.tensor());
+  h.constants.append(scope.values());
+  return h;
+}
+
+// ---- in a recorded node -----------------------------------------------------------------------------------------------------
+
+// Collects the inputs, ints and constants of an op with holes. Layout: for hole h of op.holes, the ints begin with
+// [roots, captured, first_input, first_slot, slots, root ids...]; plain ints are added after all holes.
+class Recorder {
+ public:
+  Recorder(const Op& op, Site where);
+  Recorder& input(const Tensor& t);  // may be absent
+  // Enforces the contract: `space` is the hole's shape; captured tensors must broadcast to it.
+  Recorder& hole(int h, const Hole& hole, const Shape& space);  // in the order of op.holes, an unfilled one too
+  Recorder& integer(std::int64_t value);
+  Recorder& constant(double value);
+  Recorder& out(const Shape& shape, DType dtype);
+  Tensor record();
+
+ private:
+  const Op& op_;
+  Site where_;
+  Few<NodeId, 32> inputs_;
+  Few<std::int64_t, 64> ints_;
+  Few<double, 32> constants_;
+  Few<Out, 24> outs_;
+  int holes_ = 0;
+};
+
+// A hole of a recorded node: its roots, and where its captured inputs and slots begin among the node's.
+struct HoleView {
+  Few<Expr, 10> roots;
+  int captured = 0, first_input = 0, first_slot = 0, slots = 0;
+};
+HoleView hole_of(const Tape& tape, NodeId id, int h);
+std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id);  // those after the holes
+
+// ---- gradients --------------------------------------------------------------------------------------------------------------
+
+using Outs = Few<Out, 24>;
+
+// A hole of the node that a gradient rule differentiates: its derivative, and where each root of that is stored.
+struct HoleInVjp {
+  // (values..., upstream, captured...) -> the derivative by the value, then a distinct root for each of the others that are
+  // wanted; captures what the hole captures. Unfilled if the hole is.
+  Hole gradient;
+  Few<int, 10> outputs;  // outputs[r] of root r, -1: none
+
+  // Appends to `outs` an output over the hole's space for each root that a captured tensor needs; `first` is the output of root
+  // 0, -1 if it has none. `real` is the type of what is summed afterwards.
+  HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs);
+  // Gives the captured tensors their gradients; `first_output` is output 0 of the recorded gradient node.
+  void add(Vjp& v, int h, const Tensor& first_output) const;
+
+ private:
+  Few<int, 8> which_;  // root of each captured tensor, -1: its gradient is not wanted, or zero
+};
+
+}  // namespace weft
