@@ -1,0 +1,31 @@
+// Values are pinned by tests of their own; here gradients, odd shapes, determinism.
+#include "ops/ops.h"
+#include "tests/op_cases/families.h"
+#include "tests/op_cases/reference.h"
+
+namespace weft {
+
+void add_convolutions(std::vector<OpRow>& rows) {
+  // A width is a text of its own, which takes long to compile: the widths with silu alone.
+  const std::vector<OpCase> conv_cases = {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{6}}}},
+                                          {"wide_kernel", {{{2, 4, 3}}, {{3, 7}}, {{3}}}},
+                                          {"one_step", {{{2, 1, 300}}, {{300, 4}}, {{300}}}},
+                                          {"no_batch", {{{0, 5, 3}}, {{3, 4}}, {{3}}}}};
+  rows.push_back({"conv1d", [](auto& in) { return conv1d(in[0], in[1], in[2]); }, nullptr, conv_cases});
+  rows.push_back({"conv1d_silu", [](auto& in) { return conv1d(in[0], in[1], in[2], {.silu = true}); }, nullptr, conv_cases});
+  for (const OpCase& c : {OpCase{"width_1", {{{2, 3, 4}}, {{4, 1}}, {{4}}}}, OpCase{"width_2", {{{2, 7, 5}}, {{5, 2}}, {{5}}}},
+                          OpCase{"width_3", {{{1, 5, 3}}, {{3, 3}}, {{3}}}}, OpCase{"empty", {{{2, 0, 3}}, {{3, 4}}, {{3}}}}})
+    rows.back().cases.push_back(c);
+  rows.push_back({"conv1d_states",
+                  [](auto& in) {
+                    Tensor last;
+                    const Tensor y = conv1d(in[0], in[1], Tensor{}, {.silu = true, .initial = in[2], .last = &last});
+                    return concat({reshape(y, {-1}), reshape(last, {-1})}, 0);
+                  },
+                  nullptr,
+                  {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{2, 3, 6}}}},
+                   {"short", {{{2, 2, 3}}, {{3, 4}}, {{2, 3, 3}}}},
+                   {"one_step", {{{1, 1, 5}}, {{5, 3}}, {{1, 2, 5}}}}}});
+}
+
+}  // namespace weft
