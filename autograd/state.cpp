@@ -8,6 +8,7 @@
 #include "autograd/context.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
+#include "jit/convert.h"
 #include "jit/memory.h"
 
 namespace weft {
@@ -121,7 +122,7 @@ std::vector<T> State::to_host(Site where) const {
   visit_dtype(impl_->dtype, [&](auto from) {
     std::vector<decltype(from)> data(out.size());
     impl_->memory.read(data.data());
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = T(data[i]);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = value_as<T>(data[i]);
   });
   return out;
 }
@@ -134,7 +135,7 @@ void State::set(const std::vector<T>& values, Site where) {
             fmt::format("{} values, shape {}", values.size(), weft::to_string(impl_->shape)));
   visit_dtype(impl_->dtype, [&](auto to) {
     std::vector<decltype(to)> data(values.size());
-    for (std::size_t i = 0; i < values.size(); ++i) data[i] = static_cast<decltype(to)>(values[i]);
+    for (std::size_t i = 0; i < values.size(); ++i) data[i] = value_as<decltype(to)>(values[i]);
     impl_->memory.write(data.data());
     impl_->written();
   });
@@ -206,6 +207,9 @@ void assign_at(const State& state, const Scalar& position, Arg value, Site where
   mark_assigned(state, where);
   const std::int64_t at = state_position(state);
   const double start = position.value();
+  if (!(start >= -0x1p53 && start <= 0x1p53))  // up to there a double is exact
+    fail_at(where, "assign_at: the position is no row", fmt::format("position {}, state '{}'", start, state.name()),
+            "give the number of the first row; it is taken modulo the capacity");
   const Tensor rows = convert(value.tensor(), state.dtype(), where);
   record(assign_at_op, {rows}, {{Shape{0}, state.dtype()}}, {&at, 1}, {&start, 1}, where);
   if (!recording()) flush();

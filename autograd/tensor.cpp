@@ -8,6 +8,7 @@
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 #include "autograd/state.h"
+#include "jit/convert.h"
 
 namespace weft {
 namespace {
@@ -33,7 +34,7 @@ void convert_all(const std::byte* bytes, std::int64_t n, T* out) {
   for (std::int64_t i = 0; i < n; ++i) {
     From x;
     std::memcpy(&x, bytes + i * std::int64_t(sizeof(From)), sizeof(From));
-    out[i] = T(x);
+    out[i] = value_as<T>(x);
   }
 }
 

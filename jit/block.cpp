@@ -1,33 +1,12 @@
 #include "jit/block.h"
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
+
+#include "jit/convert.h"
 
 namespace weft {
 namespace {
-
-// One element between storage and register: reals are rounded or truncated (as to_integer does), integers wrap, and
-// what is not zero is true.
-template <class To, class From>
-To convert(From from) {
-  constexpr bool from_real = std::is_floating_point_v<From> || std::is_same_v<From, bf16>;
-  if constexpr (std::is_same_v<To, From>) {
-    return from;
-  } else if constexpr (std::is_same_v<From, bf16>) {
-    return convert<To>(float(from));
-  } else if constexpr (std::is_same_v<To, bf16>) {
-    return bf16(float(from));
-  } else if constexpr (std::is_same_v<To, std::uint8_t>) {
-    return from != From(0);
-  } else if constexpr (from_real && std::is_integral_v<To>) {
-    constexpr From kLimit = From(0x1p63);
-    constexpr auto kMax = std::numeric_limits<std::int64_t>::max(), kMin = std::numeric_limits<std::int64_t>::min();
-    return To(from >= kLimit ? kMax : from >= -kLimit ? std::int64_t(from) : kMin);
-  } else {
-    return To(from);
-  }
-}
 
 // f(T{}) with the register type of `type`.
 template <class T, class F>
@@ -83,11 +62,11 @@ template <class To, class From>
 void gather(To* to, const From* from, std::int64_t stride, int n) {
   if (stride == 1) {
 #pragma omp simd
-    for (int j = 0; j < n; ++j) to[j] = convert<To>(from[j]);
+    for (int j = 0; j < n; ++j) to[j] = value_as<To>(from[j]);
   } else if (stride == 0) {
-    std::fill_n(to, n, convert<To>(*from));
+    std::fill_n(to, n, value_as<To>(*from));
   } else {
-    for (int j = 0; j < n; ++j) to[j] = convert<To>(from[j * stride]);
+    for (int j = 0; j < n; ++j) to[j] = value_as<To>(from[j * stride]);
   }
 }
 
@@ -95,9 +74,9 @@ template <class To, class From>
 void scatter(To* to, const From* from, std::int64_t stride, int n) {
   if (stride == 1) {
 #pragma omp simd
-    for (int j = 0; j < n; ++j) to[j] = convert<To>(from[j]);
+    for (int j = 0; j < n; ++j) to[j] = value_as<To>(from[j]);
   } else {
-    for (int j = 0; j < n; ++j) to[j * stride] = convert<To>(from[j]);
+    for (int j = 0; j < n; ++j) to[j * stride] = value_as<To>(from[j]);
   }
 }
 

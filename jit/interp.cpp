@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "jit/convert.h"
 #include "jit/error.h"
 #include "jit/order.h"
 #include "jit/philox.h"
@@ -222,14 +223,6 @@ void fill_uniform(const Draw& draw, const std::int64_t* elements, int n, T* out)
   for (int j = 0; j < n; ++j) out[j] = unit_interval<T>(word[j]);
 }
 
-// Truncates; saturates, and takes NaN to the smallest integer, as the GPU's cvt.rzi.s64 does.
-template <class T>
-std::int64_t truncate(T x) {
-  constexpr T kLimit = T(0x1p63);
-  constexpr auto kMin = std::numeric_limits<std::int64_t>::min();
-  return x >= kLimit ? std::numeric_limits<std::int64_t>::max() : x >= -kLimit ? std::int64_t(x) : kMin;
-}
-
 std::int64_t quotient(std::int64_t a, std::int64_t b) {
   return b == 0 ? 0 : b == -1 ? std::int64_t(0 - std::uint64_t(a)) : a / b;
 }
@@ -287,7 +280,7 @@ class Machine {
       case Op::to_real:
         return i.type == ExprType::integer ? convert<T, Int>(i) : convert<T, Bool>(i);
       case Op::to_integer:
-        if (i.type == ExprType::real) return map<Int, T>(i, [](T a) { return truncate(a); });
+        if (i.type == ExprType::real) return map<Int, T>(i, [](T a) { return truncated(a); });
         return convert<Int, Bool>(i);
       case Op::uniform:
         return uniform(i);

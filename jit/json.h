@@ -2,7 +2,9 @@
 // configs contain, are accepted.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <string_view>
@@ -16,5 +18,10 @@ inline constexpr std::size_t kMaxJsonDepth = 64;
 // beginning in its file.
 nlohmann::json parse_json(std::string_view text, std::string_view name, std::size_t line = 1);
 nlohmann::json read_json(const std::filesystem::path& file);
+
+// The integer under a key of the object in `file`; what is none, or is beyond T, is ErrorKind::io. (nlohmann's get<T>()
+// converts any number, and of 1e300 that is undefined.) A missing key is nlohmann::json::out_of_range.
+template <std::integral T>  // std::int64_t, std::uint64_t
+T integer_at(const nlohmann::json& object, const char* key, std::string_view file);
 
 }  // namespace weft

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "jit/convert.h"
 #include "jit/dtype.h"
 #include "jit/memory.h"
 #include "jit/skeleton.h"
@@ -24,7 +25,7 @@ const T* load_row(const std::byte* data, DType dtype, std::int64_t offset, std::
   if (dtype == dtype_of<T>) return reinterpret_cast<const T*>(data) + offset;
   visit_dtype(dtype, [&]<class S>(S) {
     const S* from = reinterpret_cast<const S*>(data) + offset;
-    for (std::int64_t i = 0; i < n; ++i) buffer[i] = T(from[i]);
+    for (std::int64_t i = 0; i < n; ++i) buffer[i] = value_as<T>(from[i]);
   });
   return buffer;
 }
@@ -35,12 +36,7 @@ void store_row(std::byte* data, DType dtype, std::int64_t offset, std::int64_t n
   visit_dtype(dtype, [&]<class S>(S) {
     S* to = reinterpret_cast<S*>(data) + offset;
     if (static_cast<const void*>(to) == static_cast<const void*>(values)) return;
-    for (std::int64_t i = 0; i < n; ++i) {
-      if constexpr (std::is_same_v<S, bf16>)
-        to[i] = bf16(float(values[i]));
-      else
-        to[i] = S(values[i]);
-    }
+    for (std::int64_t i = 0; i < n; ++i) to[i] = value_as<S>(values[i]);
   });
 }
 

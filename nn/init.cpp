@@ -7,6 +7,7 @@
 #include <numbers>
 #include <utility>
 
+#include "jit/convert.h"
 #include "jit/interp.h"
 #include "jit/parallel.h"
 
@@ -69,11 +70,7 @@ void initialise(const State& state, const Initialiser& init, std::uint64_t seed,
     if (is_gpu(memory.device())) staged.resize(std::size_t(n)), values = staged.data();
     parallel((n + kChunk - 1) / kChunk, [&](std::int64_t chunk) {
       const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
-      if constexpr (std::is_same_v<T, double>) {
-        for (std::int64_t i = chunk * kChunk; i < end; ++i) values[i] = init(draws, i);
-      } else {
-        for (std::int64_t i = chunk * kChunk; i < end; ++i) values[i] = T(float(init(draws, i)));
-      }
+      for (std::int64_t i = chunk * kChunk; i < end; ++i) values[i] = value_as<T>(init(draws, i));
     });
     if (!staged.empty()) memory.write(staged.data());
     state.impl()->written();

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <cmath>
 
 #include "autograd/backward.h"
 #include "autograd/random.h"
@@ -77,7 +78,7 @@ struct Binary {
   // Exact numbers are part of the structure (and fold); others are slots.
   Tensor operator()(const Arg& a, double b, bool left = false) const {
     const ExprType type = expr_type(a.dtype());
-    const bool whole = type == ExprType::integer && b == double(std::int64_t(b));
+    const bool whole = type == ExprType::integer && std::abs(b) < 0x1p63 && b == std::trunc(b);
     for (const double exact : {0.0, 1.0, -1.0, 2.0, 0.5}) {
       if (b != exact && !whole) continue;
       const Expr x = expr::input(0, type), c = whole ? Expr(std::int64_t(b)) : expr::literal(exact);

@@ -27,7 +27,7 @@ const double kInf = std::numeric_limits<double>::infinity();
 template <class V = double>
 V evaluate(Expr e, std::vector<double> inputs) {
   Evaluator<V> evaluator;
-  for (double x : inputs) evaluator.inputs.push_back({V(x), std::int64_t(x)});
+  for (double x : inputs) evaluator.inputs.push_back({V(x), std::abs(x) < 0x1p63 ? std::int64_t(x) : 0});
   return evaluator(e).real;
 }
 

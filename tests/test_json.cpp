@@ -105,6 +105,24 @@ TEST(Json, Files) {
   expect_error(ErrorKind::io, {"Is a directory"}, [&] { read_json(folder.path()); });
 }
 
+TEST(Json, IntegersAreNotConverted) {
+  const json object =
+      parse_json(R"({"a": -7, "b": 18446744073709551615, "c": 9223372036854775807, "d": 1.5, "e": 1e300, "f": NaN, "g": "7",
+                     "h": true, "i": null, "j": 3.0, "k": -9223372036854775808})",
+                 "t");
+  EXPECT_EQ(integer_at<std::int64_t>(object, "a", "t"), -7);
+  EXPECT_EQ(integer_at<std::uint64_t>(object, "b", "t"), UINT64_MAX);
+  EXPECT_EQ(integer_at<std::int64_t>(object, "c", "t"), INT64_MAX);
+  EXPECT_EQ(integer_at<std::uint64_t>(object, "c", "t"), std::uint64_t(INT64_MAX));
+  EXPECT_EQ(integer_at<std::int64_t>(object, "k", "t"), INT64_MIN);
+  for (const char* key : {"b", "d", "e", "f", "g", "h", "i", "j"})
+    expect_error(ErrorKind::io, {"state.json", key, object[key].dump()},
+                 [&] { integer_at<std::int64_t>(object, key, "state.json"); });
+  for (const char* key : {"a", "d", "e", "k"})
+    expect_error(ErrorKind::io, {"state.json", key}, [&] { integer_at<std::uint64_t>(object, key, "state.json"); });
+  EXPECT_THROW(integer_at<std::int64_t>(object, "missing", "t"), json::out_of_range);
+}
+
 TEST(Json, MutatedTextNeverCrashes) {
   const std::string text = R"({"a": [1, -2.5e3, Infinity, NaN], "b": {"c": "d\u00e9\\", "e": null, "f": [true, false, {}]}})";
   const std::string alphabet =

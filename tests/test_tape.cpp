@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "autograd/backward.h"
 #include "autograd/check.h"
@@ -119,6 +120,25 @@ TEST(Run, AnotherShapeIsAnotherPlan) {
   EXPECT_TRUE(last_run().replayed);
 }
 
+TEST(Eager, IntegersWithNumbers) {
+  const Tensor ids = Tensor::from(std::vector<std::int64_t>{1, -2}, {2});
+  EXPECT_EQ((ids * 3.0).to_host<std::int64_t>(), (std::vector<std::int64_t>{3, -6}));
+  EXPECT_EQ((ids * 0.5).to_host<float>(), Floats({0.5, -1}));
+  EXPECT_EQ((ids * 0x1p63).to_host<float>(), Floats({0x1p63f, -0x1p64f})) << "no integer of 64 bits";
+  EXPECT_TRUE(std::isnan((ids + std::nan("")).to_host<float>()[0]));
+}
+
+TEST(Eager, RealsReadAsIntegers) {
+  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max(), kMin = std::numeric_limits<std::int64_t>::min();
+  const std::vector<std::int64_t> whole{-3, kMax, kMin, kMin};
+  const std::vector<double> reals{-3.7, 1e300, -1e300, std::nan("")};
+  EXPECT_EQ(Tensor::from(reals, {4}).to_host<std::int64_t>(), whole);
+  EXPECT_EQ(cast(Tensor::from(reals, {4}), DType::i64).to_host<std::int64_t>(), whole);
+  State s({4}, DType::i64, "s");
+  s.set(reals);
+  EXPECT_EQ(s.to_host<std::int64_t>(), whole);
+}
+
 TEST(Eager, PyTorchStyleLoop) {
   Param w({2}, DType::f32, "w");
   w.set(Floats{3, -1});
@@ -180,6 +200,14 @@ TEST(States, AssignAtWrapsAndTakesAScalar) {
     EXPECT_EQ(last_run().replayed, i > 1) << i;  // 1 is an exact constant, the others are slots
   }
   EXPECT_EQ(ring.to_host<float>(), Floats({4, 4, 5, 5, 3, 3}));
+}
+
+TEST(States, AssignAtNeedsARow) {
+  State ring({3, 2}, DType::f32, "ring");
+  for (const double position : {std::nan(""), 1e300, -1e300})
+    expect_error(ErrorKind::usage, {"assign_at: the position is no row", "'ring'"}, [&] {
+      run([&] { assign_at(ring, Scalar(position), full({1, 2}, 1)); });
+    });
 }
 
 TEST(States, TwoAssignsAndBadShapes) {

@@ -178,6 +178,10 @@ TEST(Trainer, ResumeRefusesWhatDoesNotBelongTogether) {
                [&] { Trainer::resume(other.path(), data(another, options())); });
   expect_error(ErrorKind::io, {"no training state"}, [&] { Trainer::resume(folder / "none", data(corpus(), options())); });
   nlohmann::json state = read_json(other / "state.json");
+  state["step"] = 1e300;
+  other.write("state.json", state.dump());
+  expect_error(ErrorKind::io, {"state.json", "\"step\" is not a whole number", "1e+300"},
+               [&] { Trainer::resume(other.path(), data(corpus(), options())); });
   state["format"] = 1;
   other.write("state.json", state.dump());
   expect_error(ErrorKind::io, {"another version of weft", "format 1", "go on with the version that wrote it"},
@@ -211,6 +215,7 @@ TEST(Trainer, ACheckpointNamesTheTokenizersEndOfText) {
 TEST(Progress, Formats) {
   EXPECT_EQ(format_duration(65.2), "1:05");
   EXPECT_EQ(format_duration(7384), "2:03:04");
+  EXPECT_EQ(format_duration(1e300), format_duration(1e16)) << "longer than can be counted";
   EXPECT_EQ(printable("a\tb\n\x1b[2Jc\x7f"), "a\tb\n\\x1b[2Jc\\x7f");
 }
 

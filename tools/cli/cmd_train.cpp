@@ -95,8 +95,12 @@ void count_steps(TrainOptions& o, const BatchSource& data) {
   if (o.epochs == 0) return;
   const auto* text = dynamic_cast<const TokenStream*>(&data);
   if (!text) fail(ErrorKind::usage, "train: this data has no end, so there are no epochs", data.name(), "give --steps");
-  o.steps = std::max<std::int64_t>(1, std::int64_t(std::ceil(o.epochs * double(text->training_tokens().size()) /
-                                                             double(o.batch * o.length * o.accumulate))));
+  const double batch = double(o.batch) * double(o.length) * double(o.accumulate);
+  const double steps = std::ceil(o.epochs * double(text->training_tokens().size()) / batch);
+  if (!(steps < 0x1p63))
+    fail(ErrorKind::usage, "train: so many epochs have more steps than can be counted", fmt::format("--epochs {}", o.epochs),
+         "give --steps");
+  o.steps = std::max<std::int64_t>(1, std::int64_t(steps));
 }
 
 Trainer make_trainer(Start& start) {

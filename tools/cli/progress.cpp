@@ -96,7 +96,7 @@ std::size_t peak_host_memory() {
 std::size_t peak_memory() { return is_gpu(device()) ? Gpu::of(device()).peak_memory() : peak_host_memory(); }
 
 std::string format_duration(double seconds) {
-  const auto s = std::int64_t(seconds + 0.5);
+  const auto s = std::int64_t(std::min(seconds + 0.5, 1e15));
   return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
 }
 

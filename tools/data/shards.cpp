@@ -54,9 +54,10 @@ json write_part(const fs::path& folder, const std::string& part, TextReader& tex
 
 Tokens open_part(const fs::path& folder, const std::string& part, const json& about, const Tokenizer& tokenizer,
                  std::int64_t& shards) {
-  const std::int64_t n = about.at(part).at("shards").get<std::int64_t>(),
-                     tokens = about.at(part).at("tokens").get<std::int64_t>();
-  if (n < 0 || n > kMaxShards) fail(ErrorKind::io, (folder / kDescription).string() + ": damaged", fmt::format("{} shards", n));
+  const std::string description = (folder / kDescription).string();
+  const auto n = integer_at<std::int64_t>(about.at(part), "shards", description);
+  const auto tokens = integer_at<std::int64_t>(about.at(part), "tokens", description);
+  if (n < 0 || n > kMaxShards) fail(ErrorKind::io, description + ": damaged", fmt::format("{} shards", n));
   std::vector<fs::path> files;
   for (std::int64_t i = 0; i < n; ++i) files.push_back(shard_file(folder, part, i));
   Tokens all = Tokens::open(files, tokenizer);

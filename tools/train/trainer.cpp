@@ -208,9 +208,12 @@ SavedState read_state(const fs::path& folder) {
            fmt::format("{}: format {}, this is weft {} with format {}", file.string(), saved.at("format").dump(), kVersion,
                        kFormat),
            "go on with the version that wrote it; its model.safetensors can be read by any");
-    saved.at("step").get_to(state.step), saved.at("bad_steps").get_to(state.bad_steps);
-    saved.at("rng").at("seed").get_to(state.seed), saved.at("rng").at("tick").get_to(state.tick);
-    saved.at("data").at("hash").get_to(state.data_hash), saved.at("data").at("position").get_to(state.position);
+    const auto read = [&]<class T>(const json& object, const char* key, T& value) {
+      value = integer_at<T>(object, key, file.string());
+    };
+    read(saved, "step", state.step), read(saved, "bad_steps", state.bad_steps);
+    read(saved.at("rng"), "seed", state.seed), read(saved.at("rng"), "tick", state.tick);
+    read(saved.at("data"), "position", state.position), saved.at("data").at("hash").get_to(state.data_hash);
     state.options = options_from(settings_from_json(saved.at("options"), file.string()));
     state.environment = saved.at("environment");
   } catch (const json::exception& e) {

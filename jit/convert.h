@@ -1,0 +1,40 @@
+// What a value is as a value of another type.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "jit/dtype.h"
+
+namespace weft {
+
+// An integer for a real: truncates; saturates, and takes NaN to the smallest, as the GPU's cvt.rzi.s64 does.
+template <class T>
+std::int64_t truncated(T x) {
+  constexpr T kLimit = T(0x1p63);
+  return x >= kLimit    ? std::numeric_limits<std::int64_t>::max()
+         : x >= -kLimit ? std::int64_t(x)
+                        : std::numeric_limits<std::int64_t>::min();
+}
+
+// A value of one storage or register type as another: reals are rounded, or truncated to 64 bits; integers wrap; what is not
+// zero is true.
+template <class To, class From>
+To value_as(From from) {
+  if constexpr (std::is_same_v<To, From>) {
+    return from;
+  } else if constexpr (std::is_same_v<From, bf16>) {
+    return value_as<To>(float(from));
+  } else if constexpr (std::is_same_v<To, bf16>) {
+    return bf16(float(from));
+  } else if constexpr (std::is_same_v<To, std::uint8_t>) {
+    return from != From(0);
+  } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
+    return To(truncated(from));
+  } else {
+    return To(from);
+  }
+}
+
+}  // namespace weft
