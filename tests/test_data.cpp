@@ -367,7 +367,7 @@ class LargeFiles : public ProgramTest {
  protected:
   void SetUp() override {
     ProgramTest::SetUp();
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef WEFT_SANITIZED
     GTEST_SKIP() << "AddressSanitizer keeps memory that was freed";
 #endif
   }

@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <link.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -221,10 +222,11 @@ TEST_F(Doctor, SaysWhyALibraryCannotBeOpened) {
 }
 
 TEST_F(Doctor, RefusesLibrariesThatAreTooOld) {
-  Dl_info library;  // some library that is not NVIDIA's
-  ASSERT_NE(dladdr(reinterpret_cast<void*>(&std::fputs), &library), 0);
+  link_map* library = nullptr;  // some library that is not NVIDIA's
+  void* const math = dlopen("libm.so.6", RTLD_LAZY);
+  ASSERT_TRUE(math && dlinfo(math, RTLD_DI_LINKMAP, &library) == 0);
   for (const char* name : {"libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.12"})
-    std::filesystem::create_symlink(library.dli_fname, folder_ / name);
+    std::filesystem::create_symlink(library->l_name, folder_ / name);
   expect_words(with_libraries_in(folder_.path().string()), {"the CUDA driver is too old", "cuGetProcAddress_v2",
                                                             "NVRTC is too old", "nvrtcVersion, nvrtc", "cuBLASLt is too old"});
 }

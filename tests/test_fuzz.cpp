@@ -25,7 +25,7 @@ using nlohmann::json;
 
 constexpr std::uint64_t kSeed = 2024;
 constexpr double kSecondsEach = 5;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef WEFT_SANITIZED
 constexpr long kMegabytes = 1024;  // the sanitizer keeps freed memory for a while
 #else
 constexpr long kMegabytes = 256;
