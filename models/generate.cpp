@@ -12,23 +12,23 @@
 
 namespace weft {
 
-std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>& prompt, GenerateOptions o,
+std::vector<std::int64_t> generate(LanguageModel& model, const std::vector<std::int64_t>& prompt, GenerateOptions o,
                                    const std::function<bool(std::int64_t)>& on_token) {
-  const std::int64_t known = model.config().vocab, vocab = o.vocab > 0 ? std::min(o.vocab, known) : known;
+  const std::int64_t known = model.vocab(), vocab = o.vocab > 0 ? std::min(o.vocab, known) : known;
   if (prompt.empty()) fail(ErrorKind::usage, "generate: the prompt is empty", {}, "give at least one token");
   for (std::int64_t id : prompt)
     if (id < 0 || id >= known)
       fail(ErrorKind::usage, "generate: a token id is out of range", fmt::format("id {}, vocabulary {}", id, known),
            "use the tokenizer that the model was trained with");
   const Evaluating scope(model);
-  const MambaCache cache(model.config(), 1);
+  const std::unique_ptr<ModelCache> cache = model.make_cache(1);
   std::vector<std::int64_t> ids = prompt;
   for (std::int64_t n = 0; n < o.tokens; ++n) {
     // Every step but the first records the same nodes: one plan, replayed.
-    const Tensor logits =
-        n == 0 ? run([&](const Tensor& x) { return model.prefill(x, cache); }, Tensor::from(ids, {1, std::int64_t(ids.size())}))
-               : run([&](const Tensor& x) { return model.step(x, cache); },
-                     Tensor::from(std::vector<std::int64_t>{ids.back()}, {1, 1}));
+    const Tensor logits = n == 0 ? run([&](const Tensor& x) { return model.prefill(x, *cache); },
+                                       Tensor::from(ids, {1, std::int64_t(ids.size())}))
+                                 : run([&](const Tensor& x) { return model.step(x, *cache); },
+                                       Tensor::from(std::vector<std::int64_t>{ids.back()}, {1, 1}));
     const std::vector<float> values = logits.to_host<float>();  // the embedding's padding is not sampled from
     const double u = (double(philox_group(o.seed, std::uint64_t(n), 0)[0]) + 0.5) * 0x1p-32;
     ids.push_back(sample(std::span(values).first(std::size_t(vocab)), o.temperature, o.top_k, o.top_p, u));

@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "models/mamba.h"
+#include "models/language_model.h"
 
 namespace weft {
 
@@ -20,7 +20,7 @@ struct GenerateOptions {
 
 // The prompt (at least one id) and what the model appends to it. Equal seeds give equal texts. `on_token` is given each new
 // token at once; false ends the text behind it.
-std::vector<std::int64_t> generate(Mamba& model, const std::vector<std::int64_t>& prompt, GenerateOptions options = {},
+std::vector<std::int64_t> generate(LanguageModel& model, const std::vector<std::int64_t>& prompt, GenerateOptions options = {},
                                    const std::function<bool(std::int64_t)>& on_token = {});
 
 }  // namespace weft

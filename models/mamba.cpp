@@ -9,11 +9,7 @@
 #include <utility>
 
 #include "autograd/backward.h"
-#include "autograd/run.h"
-#include "jit/file.h"
-#include "jit/interp.h"
-#include "jit/json.h"
-#include "nn/safetensors.h"
+#include "models/family.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -36,7 +32,7 @@ MambaConfig checked(MambaConfig config) {
 
 // ---- mixer ------------------------------------------------------------------------------------------------------------------
 
-MambaCache::MambaCache(const MambaConfig& c, std::int64_t b) : batch(b) {
+MambaCache::MambaCache(const MambaConfig& c, std::int64_t b) : ModelCache(b) {
   for (std::int64_t l = 0; l < c.layers; ++l) {
     const std::string name = fmt::format("backbone.layers.{}.mixer", l);
     MambaLayerCache layer;
@@ -146,23 +142,18 @@ Tensor Mamba::forward(const Tensor& ids) {
   return head(x);
 }
 
-Tensor Mamba::last_logits(const Tensor& ids, const MambaCache& cache, CacheUse use) {
-  const Shape shape = ids.shape();
-  if (shape.rank() != 2 || shape[0] != cache.batch || shape[1] < 1)
-    fail(ErrorKind::usage, "Mamba: ids must be (batch of the cache, at least one)",
-         fmt::format("ids {}, cache batch {}", to_string(shape), cache.batch));
+std::unique_ptr<ModelCache> Mamba::make_cache(std::int64_t batch) const { return std::make_unique<MambaCache>(config_, batch); }
+
+Tensor Mamba::last_logits(const Tensor& ids, const ModelCache& any, CacheUse use) {
+  const auto& cache = cache_of<MambaCache>(any);
   if (std::int64_t(cache.layers.size()) != config_.layers)
     fail(ErrorKind::usage, "Mamba: the cache belongs to another model",
          fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers));
-  NoGrad scope;
   Tensor x = embed(ids);
   for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use);
-  const Tensor end = slice(x, 1, shape[1] - 1, shape[1]);
-  return head(reshape(end, {shape[0], config_.width}));
+  const std::int64_t b = ids.dim(0), t = ids.dim(1);
+  return head(reshape(slice(x, 1, t - 1, t), {b, config_.width}));
 }
-
-Tensor Mamba::prefill(Arg ids, const MambaCache& cache) { return last_logits(ids.tensor(), cache, CacheUse::fill); }
-Tensor Mamba::step(Arg ids, const MambaCache& cache) { return last_logits(ids.tensor(), cache, CacheUse::go_on); }
 
 std::vector<GumbelMask> Mamba::masks() {
   std::vector<GumbelMask> masks;
@@ -177,6 +168,19 @@ std::vector<GumbelMask> Mamba::masks() {
   return masks;
 }
 
+std::string Mamba::description() const {
+  return fmt::format("Mamba, {} layers, width {}, state {}, {} parameters", config_.layers, config_.width, config_.state,
+                     config_.parameter_count());
+}
+
+// Of a state element: exp(Delta A) and its product, the product with h, that of Delta u with B and its sum, and that with C.
+double Mamba::flops_per_token(std::int64_t) const {
+  const double d = double(config_.width), i = double(config_.inner_width()), n = double(config_.state),
+               r = double(config_.dt_rank());
+  const double weights = 2 * i * d + i * double(config_.conv) + i * (r + 2 * n) + r * i + i * d;
+  return double(config_.layers) * (2 * weights + 7 * i * n) + 2 * double(config_.rows()) * d;
+}
+
 // ---- checkpoints ------------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -184,51 +188,10 @@ namespace {
 constexpr std::string_view kHead = "lm_head.weight", kEmbeddings = "backbone.embeddings.weight",
                            kEmbedding = "backbone.embedding.weight";
 
-void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to) {
-  auto node = tensors.extract(std::string(from));
-  if (node.empty()) return;
-  node.key() = to;
-  if (!tensors.insert(std::move(node)).inserted)
-    fail(ErrorKind::io, "load: a tensor is there under both of its names", fmt::format("{} and {}", from, to));
-}
-
 }  // namespace
 
-void check_size(const MambaConfig& config, const TensorMap& tensors) {
-  std::int64_t there = 0;
-  for (const auto& [name, tensor] : tensors) there += tensor.numel();
-  if (config.parameter_count() / 2 > there)
-    fail(ErrorKind::io, "load: the configuration is that of another model",
-         fmt::format("it has {} parameters, the tensors {} elements", config.parameter_count(), there),
-         "compare the sizes in config.json with the shapes of the tensors");
-}
-
-void Mamba::load_weights(TensorMap tensors) {
-  rename_tensor(tensors, kEmbedding, kEmbeddings);
-  if (config_.tie) {  // a tied copy of the head may be there, and must be one
-    const auto head = tensors.find(std::string(kHead)), embedding = tensors.find(std::string(kEmbeddings));
-    if (head != tensors.end() && embedding != tensors.end()) {
-      if (head->second.bytes != embedding->second.bytes)
-        fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them", std::string(kHead),
-             "set tie_word_embeddings (tie_embeddings) to false");
-      tensors.erase(head);
-    }
-  }
-  load_state_dict(tensors);
-}
-
-Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
-  const std::filesystem::path file = folder / "config.json";
-  MambaConfig config = mamba_config_from_json(read_json(file), file.string());
-  if (dtype == DType::bf16)
-    config.activations = DType::bf16;
-  else
-    config.dtype = dtype;
-  TensorMap tensors = read_safetensors_folder(folder);
-  check_size(config, tensors);
-  Mamba model(std::move(config));
-  model.load_weights(std::move(tensors));
-  return model;
+nlohmann::json Mamba::config_json(CheckpointNames names) const {
+  return names == CheckpointNames::original ? to_original(config_) : to_hugging_face(config_);
 }
 
 TensorMap Mamba::weights(CheckpointNames names) const {
@@ -240,12 +203,63 @@ TensorMap Mamba::weights(CheckpointNames names) const {
   return tensors;
 }
 
-void Mamba::save(const std::filesystem::path& folder, CheckpointNames names, std::size_t shard_bytes) const {
-  std::filesystem::create_directories(folder);
-  const nlohmann::json config = names == CheckpointNames::original ? to_original(config_) : to_hugging_face(config_);
-  const std::string text = config.dump(2) + "\n";
-  write_safetensors_folder(folder, weights(names), {{"format", "pt"}}, shard_bytes);
-  write_file(folder / "config.json", std::as_bytes(std::span(text)));
+void Mamba::load_weights(TensorMap tensors) {
+  rename_tensor(tensors, kEmbedding, kEmbeddings);
+  if (config_.tie) drop_tied_head(tensors, kHead, kEmbeddings);
+  load_state_dict(tensors);
+}
+
+Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
+  const auto model = LanguageModel::load(folder, dtype);
+  if (const Mamba* mamba = dynamic_cast<const Mamba*>(model.get())) return *mamba;
+  fail(ErrorKind::io, folder.string() + ": the model is no Mamba", model->description(), "LanguageModel::load reads any");
+}
+
+// ---- family -----------------------------------------------------------------------------------------------------------------
+
+// 130m is the smallest model of the Mamba paper, with its learning rate and length.
+ModelFamily mamba_family() {
+  ModelFamily family{.name = "mamba", .title = "Mamba", .model_types = {"mamba"}};
+  family.recognises = [](const nlohmann::json& config) {
+    return config.contains("d_model") && !config.contains("hidden_size");
+  };
+  family.presets = {{"tiny"},
+                    {"small",
+                     "10 M",
+                     {{"width", "384"},
+                      {"layers", "10"},
+                      {"batch", "16"},
+                      {"length", "256"},
+                      {"lr", "2e-3"},
+                      {"warmup", "100"},
+                      {"tokenizer", "unigram"}}},
+                    {"130m",
+                     "",
+                     {{"width", "768"},
+                      {"layers", "24"},
+                      {"batch", "8"},
+                      {"length", "2048"},
+                      {"accumulate", "8"},
+                      {"lr", "3e-3"},
+                      {"warmup", "500"},
+                      {"steps", "20000"},
+                      {"tokenizer", "unigram"},
+                      {"vocab", "32000"},
+                      {"recompute", "true"}}},
+                    {"task",
+                     "with --task",
+                     {{"width", "64"},
+                      {"layers", "2"},
+                      {"batch", "64"},
+                      {"length", "64"},
+                      {"lr", "1e-2"},
+                      {"steps", "600"},
+                      {"eval_every", "100"}}}};
+  return make_family<Mamba>(std::move(family),
+                            {{"width", "Width of the model", &MambaConfig::width, std::int64_t(128)},
+                             {"layers", "Layers of the model", &MambaConfig::layers, std::int64_t(4)},
+                             {"state", "State size of a channel", &MambaConfig::state, std::int64_t(16)}},
+                            mamba_config_from_json);
 }
 
 }  // namespace weft

@@ -1,29 +1,30 @@
-// Mamba-1 language model (SPEC 1). Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v
+// Mamba-1 language model (arXiv 2312.00752). Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v
 // vocabulary.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
+#include "models/language_model.h"
 #include "models/mamba_config.h"
 #include "nn/layers.h"
 
 namespace weft {
 
-// What one layer remembers between steps (SPEC 1.8).
+// What one layer remembers between steps.
 struct MambaLayerCache {
   State conv;  // (b, w-1, i): the last inputs of the convolution; absent if w == 1
   State ssm;   // (b, i, n), f32 (f64)
 };
 
-struct MambaCache {
+struct MambaCache : ModelCache {
   MambaCache(const MambaConfig& config, std::int64_t batch);
-  std::int64_t batch;
   std::vector<MambaLayerCache> layers;
 };
-
-enum class CacheUse { none, fill, go_on };  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
 
 // x (b, t, d) -> (b, t, d)
 class MambaMixer : public Layer<MambaMixer> {
@@ -59,41 +60,34 @@ class MambaBlock : public Layer<MambaBlock> {
   MambaMixer mixer_;
 };
 
-enum class CheckpointNames { hugging_face, original };
-
-// Before memory is taken for a configuration from a file: an error (io) if it has more than twice the parameters that the
-// tensors have.
-void check_size(const MambaConfig& config, const TensorMap& tensors);
-
-class Mamba : public Layer<Mamba> {
+class Mamba : public LanguageModel {
  public:
+  using Config = MambaConfig;
   explicit Mamba(MambaConfig config);
 
-  // ids (b, t), integers in [0, v) -> logits (b, t, v)
-  Tensor forward(const Tensor& ids);
-  // Logits (b, v) after the last of the ids (b, t), t >= 1, which stand at the beginning of a text, or where the cache
-  // is.
-  Tensor prefill(Arg ids, const MambaCache& cache);
-  Tensor step(Arg ids, const MambaCache& cache);
+  Tensor forward(const Tensor& ids) override;
+  std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
 
   const MambaConfig& config() const { return config_; }
   MambaBlock& block(std::int64_t layer) { return blocks_.at(std::size_t(layer)); }
   std::vector<GumbelMask> masks();  // of all layers
 
-  // A folder as `save_pretrained` writes it: config.json in either form, model.safetensors or shards, names of either
-  // form.
-  // `dtype` is that of the weights, f32 or f64; bf16: weights in f32, activations in bf16.
-  static Mamba load(const std::filesystem::path& folder, DType dtype = DType::f32);
-  void load_weights(TensorMap tensors);  // names of either form; strict
-  TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const;
-  // config.json in the form of the names, model.safetensors or, above `shard_bytes`, shards.
-  void save(const std::filesystem::path& folder, CheckpointNames names = CheckpointNames::hugging_face,
-            std::size_t shard_bytes = kShardBytes) const;
+  std::int64_t vocab() const override { return config_.vocab; }
+  SpecialTokens special_tokens() const override { return {config_.bos, config_.eos, config_.pad}; }
+  std::string description() const override;
+  double flops_per_token(std::int64_t length) const override;
+
+  static Mamba load(const std::filesystem::path& folder, DType dtype = DType::f32);  // as LanguageModel::load
+  nlohmann::json config_json(CheckpointNames names = CheckpointNames::hugging_face) const override;
+  TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const override;
+  void load_weights(TensorMap tensors) override;
+
+ protected:
+  Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use) override;
 
  private:
   Tensor embed(const Tensor& ids);
   Tensor head(const Tensor& x);  // (..., d) -> (..., v)
-  Tensor last_logits(const Tensor& ids, const MambaCache& cache, CacheUse use);
 
   MambaConfig config_;
   Embedding embeddings_;
@@ -101,5 +95,7 @@ class Mamba : public Layer<Mamba> {
   RMSNorm norm_f_;
   std::optional<Linear> lm_head_;  // absent if tied
 };
+
+ModelFamily mamba_family();
 
 }  // namespace weft

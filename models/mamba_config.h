@@ -1,4 +1,4 @@
-// The configuration of a Mamba-1 language model (SPEC 1.1), and both forms of its config.json (SPEC 1.10).
+// The configuration of a Mamba-1 language model (arXiv 2312.00752), and both forms of its config.json.
 #pragma once
 
 #include <cstdint>
@@ -40,12 +40,12 @@ struct MambaConfig {
   std::int64_t dt_rank() const { return rank ? rank : (width + 15) / 16; }
   std::int64_t rows() const { return (vocab + vocab_padding - 1) / vocab_padding * vocab_padding; }  // of the embedding
   DType compute() const { return dtype == DType::f64 ? DType::f64 : activations; }
-  std::int64_t parameter_count() const;  // SPEC 1.11; allocates nothing
+  std::int64_t parameter_count() const;  // allocates nothing
   void check() const;                    // an error lists every size that makes no sense; the others can be counted with
 };
 
-// Reads Hugging Face or original keys. Errors (ErrorKind::io): unknown keys (all of them, with suggestions), missing
-// sizes, wrong types, features that this model lacks. `name` appears in errors.
+// Reads Hugging Face or original keys. Errors (ErrorKind::io), all in one: unknown keys (with suggestions), missing sizes,
+// wrong types, features that this model lacks. `name` appears in errors.
 MambaConfig mamba_config_from_json(const nlohmann::json& json, std::string_view name = "config.json");
 nlohmann::json to_hugging_face(const MambaConfig& config);  // as MambaForCausalLM reads it
 nlohmann::json to_original(const MambaConfig& config);      // as mamba-ssm reads it

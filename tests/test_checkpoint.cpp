@@ -102,11 +102,11 @@ TEST(TrainOptionsTable, SettingsChangeDefaultsInTheirOrder) {
                                        {"steps", "7"}});
   EXPECT_EQ(o.lr, 1e-3);
   EXPECT_EQ(o.weight_decay, 0.2);
-  EXPECT_EQ(o.width, 384);  // of the preset
-  EXPECT_EQ(o.layers, 3);
+  EXPECT_EQ(o.model_options.at("width"), OptionValue(384));  // of the preset
+  EXPECT_EQ(o.model_options.at("layers"), OptionValue(3));
   EXPECT_TRUE(o.tf32);
   EXPECT_EQ(o.seed, ~std::uint64_t(0));
-  EXPECT_EQ(options_from(settings_from_json(to_json(o), "config.json")).width, 384);
+  EXPECT_EQ(options_from(settings_from_json(to_json(o), "config.json")).model_options, o.model_options);
   EXPECT_EQ(to_json(options_from(settings_from_json(to_json(o), "config.json"))), to_json(o));
   EXPECT_EQ(options_from({{"epochs", "2"}}).epochs, 2);
   EXPECT_EQ(options_from({{"epochs", "2"}, {"steps", "5"}}).epochs, 0);

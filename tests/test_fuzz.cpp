@@ -225,7 +225,7 @@ Read checkpoints(const TempFolder& folder) {
     return std::make_shared<TokenStream>(corpus, Tokenizer::bytes(), BatchOptions{.batch = 1, .length = 8});
   };
   TrainOptions o;
-  o.steps = 3, o.batch = 1, o.length = 8, o.width = 4, o.layers = 1, o.state = 2, o.warmup = 1;
+  o.steps = 3, o.batch = 1, o.length = 8, o.model_options = {{"width", 4}, {"layers", 1}, {"state", 2}}, o.warmup = 1;
   Trainer trainer(data(), o);
   trainer.step();
   trainer.save(folder.path());

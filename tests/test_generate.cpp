@@ -152,18 +152,18 @@ TEST(Generate, TheModelEndsTheText) {
 TEST(Generate, AModelComesWithItsTokenizer) {
   const TempFolder folder;
   Mamba(small(256)).save(folder / "bytes");
-  EXPECT_TRUE(load_language_model(folder / "bytes").tokenizer.is_bytes());
+  EXPECT_TRUE(load_text_model(folder / "bytes").tokenizer.is_bytes());
   Mamba(small(275)).save(folder / "pieces");
   expect_error(ErrorKind::io, {"pieces: there is no tokenizer", "knows 275 tokens", "tokenizer.model"},
-               [&] { load_language_model(folder / "pieces"); });
+               [&] { load_text_model(folder / "pieces"); });
   const Tokenizer tokenizer = Tokenizer::train(words(5000), 275);
   tokenizer.save(folder / "pieces" / "tokenizer.model");
-  EXPECT_EQ(load_language_model(folder / "pieces").tokenizer.hash(), tokenizer.hash());
+  EXPECT_EQ(load_text_model(folder / "pieces").tokenizer.hash(), tokenizer.hash());
   Mamba(small(260)).save(folder / "few");
   tokenizer.save(folder / "few" / "tokenizer.model");
   expect_error(ErrorKind::io, {"the tokenizer is not the model's", "275 tokens, the model knows 260"},
-               [&] { load_language_model(folder / "few"); });
-  expect_error(ErrorKind::io, {"there is no model", "weft train --out"}, [&] { load_language_model(folder / "none"); });
+               [&] { load_text_model(folder / "few"); });
+  expect_error(ErrorKind::io, {"there is no model", "weft train --out"}, [&] { load_text_model(folder / "none"); });
 }
 
 // ---- evaluation -------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 
 // ---- sizes ------------------------------------------------------------------------------------------------------------------
 
-TEST(Mamba, ParameterCountsOfThePublishedModels) {  // SPEC 1.11
+TEST(Mamba, ParameterCountsOfThePublishedModels) {
   const struct {
     std::int64_t layers, width, total;
   } models[] = {
@@ -273,7 +273,7 @@ TEST(MambaCheckpoint, ATiedHeadThatDiffersIsAnError) {
 
 // ---- the mathematics --------------------------------------------------------------------------------------------------------
 
-// One sequence on the host in double, step by step as SPEC 1.8 says, from the weights by name.
+// One sequence on the host in double, step by step, from the weights by name.
 std::vector<double> reference_logits(const Mamba& model, const std::vector<std::int64_t>& ids) {
   const MambaConfig& c = model.config();
   std::map<std::string, std::vector<double>> w;
@@ -462,7 +462,7 @@ class MambaGolden : public testing::TestWithParam<std::pair<const char*, DType>>
 
 TEST_P(MambaGolden, Agrees) {
   const auto [folder, dtype] = GetParam();
-  const std::vector<VerifyRow> rows = verify_mamba(kGolden / folder, dtype);
+  const std::vector<VerifyRow> rows = verify_model(kGolden / folder, dtype);
   EXPECT_GT(rows.size(), 25u);
   for (const VerifyRow& row : rows) EXPECT_TRUE(row.passed()) << row.what << ": " << row.error << " " << row.unit;
 }

@@ -110,7 +110,7 @@ TEST(Tasks, WhatLeavesNoRoom) {
 // A model that answers at random is right once in 15 times.
 TEST(SlowTasks, InductionIsLearnt) {
   TrainOptions o;
-  o.steps = 140, o.batch = 64, o.length = 16, o.width = 32, o.layers = 2, o.lr = 1e-2, o.warmup = 20;
+  o.steps = 140, o.batch = 64, o.length = 16, o.model_options = {{"width", 32}, {"layers", 2}}, o.lr = 1e-2, o.warmup = 20;
   Trainer trainer(make_task("induction", {.batch = o.batch, .length = o.length, .seed = o.seed}), o);
   EXPECT_LT(trainer.validate().accuracy(), 0.2);
   for (int i = 0; i < o.steps; ++i) trainer.step();

@@ -26,7 +26,8 @@ std::shared_ptr<TokenStream> data(const Corpus& text, const TrainOptions& o) {
 
 TrainOptions options() {
   TrainOptions o;
-  o.steps = 20, o.batch = 3, o.length = 24, o.width = 32, o.layers = 2, o.state = 8, o.lr = 5e-3, o.warmup = 3, o.seed = 7;
+  o.steps = 20, o.batch = 3, o.length = 24, o.lr = 5e-3, o.warmup = 3, o.seed = 7;
+  o.model_options = {{"width", 32}, {"layers", 2}, {"state", 8}};
   return o;
 }
 

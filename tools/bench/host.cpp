@@ -7,7 +7,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
-#include "models/mamba.h"
+#include "models/language_model.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"
 #include "tools/bench/time.h"
@@ -16,12 +16,12 @@ namespace weft {
 
 HostCost measure_host_cost(std::int64_t layers, int runs) {
   constexpr std::int64_t kBatch = 1, kLength = 8;
-  Mamba model({.vocab = 64, .width = 16, .layers = layers, .state = 4});
-  AdamW optimizer(model.parameters());
+  const auto model = model_family("mamba").from_options({{"width", 16}, {"layers", layers}, {"state", 4}}, {.size = 64}, {});
+  AdamW optimizer(model->parameters());
   const std::vector<std::int64_t> ids(kBatch * kLength, 1);
   const Tensor inputs = Tensor::from(ids, {kBatch, kLength}), targets = Tensor::from(ids, {kBatch, kLength});
   const auto step = [&] {
-    Tensor loss = cross_entropy(model(inputs), targets);
+    Tensor loss = cross_entropy((*model)(inputs), targets);
     backward(loss);
     optimizer.step();
     return loss;

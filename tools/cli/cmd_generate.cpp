@@ -12,10 +12,10 @@
 namespace weft {
 
 int cmd_generate(const GenerateCommand& c) {
-  LanguageModel lm = open_model(c.model);
+  TextModel lm = open_model(c.model);
   const std::string prompt = c.prompt == "-" ? read_text("/dev/stdin") : c.prompt;
   const bool terminal = isatty(STDOUT_FILENO);
-  const GeneratedText made = generate_text(lm.model, lm.tokenizer, prompt, c.options, [&](std::string_view text) {
+  const GeneratedText made = generate_text(*lm.model, lm.tokenizer, prompt, c.options, [&](std::string_view text) {
     const std::string shown = terminal ? printable(std::string(text)) : std::string(text);
     std::fwrite(shown.data(), 1, shown.size(), stdout);
     std::fflush(stdout);

@@ -116,15 +116,11 @@ Trainer make_trainer(Start& start) {
 void print_start(Trainer& trainer) {
   const TrainOptions& o = trainer.options();
   const BatchSource& data = trainer.data();
-  if (data.tokenizer())
-    if (data.tokenizer())
-      fmt::print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), data.tokenizer()->name(), data.vocabulary());
-    else
-      fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
+  if (const Tokenizer* tokenizer = data.tokenizer())
+    fmt::print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), tokenizer->name(), data.vocabulary());
   else
     fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
-  fmt::print("model: Mamba, {} layers, width {}, state {}, {} parameters\n", o.layers, o.width, o.state,
-             trainer.model().config().parameter_count());
+  fmt::print("model: {}\n", trainer.model().description());
   const std::string where = is_gpu(device()) ? Gpu::of(device()).name() : fmt::format("{} threads", threads());
   const std::string accumulated = o.accumulate > 1 ? fmt::format("{} x ", o.accumulate) : "";
   fmt::print("device: {} ({}), {}; {} steps of {}{} x {} tokens\n", name_of(device()), where, o.precision, o.steps, accumulated,

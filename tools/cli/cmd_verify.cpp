@@ -11,7 +11,7 @@ namespace weft {
 int cmd_verify(const VerifyCommand& c) {
   use_device(c.device);
   const DType dtype = c.dtype == "f64" ? DType::f64 : c.dtype == "bf16" ? DType::bf16 : DType::f32;
-  const std::vector<VerifyRow> rows = verify_mamba(c.folder, dtype);
+  const std::vector<VerifyRow> rows = verify_model(c.folder, dtype);
   std::size_t width = 0;
   for (const VerifyRow& row : rows) width = std::max(width, row.what.size());
   fmt::print("{} on {} in {}\n", c.folder, name_of(device()), name_of(dtype));

@@ -32,7 +32,7 @@ struct ModelCommand {
   std::string from, device = "auto", precision = "auto";
   int threads = 0;  // 0: as OMP_NUM_THREADS says
 };
-LanguageModel open_model(const ModelCommand& command);  // on that device
+TextModel open_model(const ModelCommand& command);  // on that device
 
 struct GenerateCommand {
   ModelCommand model;

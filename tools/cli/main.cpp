@@ -79,9 +79,9 @@ void add_device(CLI::App* sub, std::string& device) {
 
 // --weight-decay for the option weight_decay. What is given is kept as text, in order: set_option reads it, as it does
 // --config.
-void add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, bool) {
+CLI::Option* add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, bool) {
   const auto give = [&c, name = info.name](std::int64_t on) { c.given.emplace_back(name, on > 0 ? "true" : "false"); };
-  sub->add_flag_function(flag_of(info.name), give, fmt::format("{} (=off)", info.help));
+  return sub->add_flag_function(flag_of(info.name), give, fmt::format("{} (=off)", info.help));
 }
 const char* type_of(const std::string& name, const std::string&) {
   return name == "data" || name == "tokenizer" ? kFile : "TEXT";
@@ -92,12 +92,24 @@ const char* type_of(const std::string&, T) {
   return "INT";
 }
 template <class T>
-void add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, const T& fallback) {
+CLI::Option* add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, const T& fallback) {
   const auto give = [&c, name = info.name](const std::string& value) { c.given.emplace_back(name, value); };
   const std::string text = fmt::format("{}", fallback);
   CLI::Option* option = sub->add_option_function<std::string>(flag_of(info.name), give, info.help);
   option->type_name(type_of(info.name, fallback))->default_str(text.empty() ? "none" : text == "\n" ? "a new line" : text);
-  option->check(some_of(info.words));  // set_option checks it
+  return option->check(some_of(info.words));  // set_option checks it
+}
+
+// The family whose options --help shows: that of --model, or the default.
+std::string model_in(const std::vector<std::string>& words) {
+  std::string name;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--model" && i + 1 < words.size()) name = words[i + 1];
+    if (words[i].starts_with("--model=")) name = words[i].substr(8);
+  }
+  const std::deque<ModelFamily>& all = model_families();
+  const bool known = std::ranges::any_of(all, [&](const ModelFamily& family) { return family.name == name; });
+  return known ? name : all.front().name;
 }
 
 void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
@@ -113,8 +125,17 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
       ->type_name(kFile)
       ->default_str("none");
   sub->add_option("--set", c.set, "An option as KEY=VALUE; may be repeated")->default_str("none");
-  const TrainOptions defaults;
+  const TrainOptions defaults = options_from({{"model", model_in(c.words)}});
   each_option(defaults, [&](const OptionInfo& info, const auto& value) { add_train_option(sub, c, info, value); });
+  // Those of the other families are known too, since --config or --set may name the model, but not shown.
+  for (const ModelFamily& family : model_families())
+    for (const ModelOption& option : family.options)
+      if (!sub->get_option_no_throw(flag_of(option.name)))
+        std::visit(
+            [&](const auto& value) {
+              add_train_option(sub, c, {option.name, option.help}, value)->group("");
+            },
+            option.fallback);
 }
 
 void add_plot(CLI::App& app, PlotCommand& c, std::function<int()>& chosen) {
@@ -127,7 +148,7 @@ void add_plot(CLI::App& app, PlotCommand& c, std::function<int()>& chosen) {
 }
 
 void add_model(CLI::App* sub, ModelCommand& c) {
-  sub->add_option("--from", c.from, "A run, a checkpoint of it, or a Hugging Face folder of a Mamba")
+  sub->add_option("--from", c.from, "A run, a checkpoint of it, or a folder as Hugging Face has it")
       ->type_name(kFolder)
       ->required();
   add_device(sub, c.device);
@@ -333,7 +354,7 @@ void check_extras(const CLI::App& app, const std::string& name) {
 }
 
 int run_program(int argc, char** argv) {
-  CLI::App app("weft trains Mamba language models with generated kernels", "weft");
+  CLI::App app("weft trains language models with generated kernels", "weft");
   app.set_version_flag("--version", std::string("weft ") + kVersion);
   app.allow_extras();
   TrainCommand train;

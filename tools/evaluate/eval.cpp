@@ -31,7 +31,7 @@ double Evaluation::perplexity() const { return std::exp(loss()); }
 double Evaluation::bits_per_character() const { return nats / (std::numbers::ln2 * double(characters)); }
 double Evaluation::bits_per_byte() const { return nats / (std::numbers::ln2 * double(bytes)); }
 
-Evaluation evaluate(Mamba& model, const BatchSource& source, std::int64_t batches) {
+Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches) {
   const Evaluating scope(model);
   const std::int64_t all = source.validation_batches(), n = batches > 0 ? std::min(batches, all) : all;
   const bool accuracy = source.has_accuracy();

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "models/mamba.h"
+#include "models/language_model.h"
 #include "tools/data/data.h"
 
 namespace weft {
@@ -23,6 +23,6 @@ struct Evaluation {
 };
 
 // Over the validation part, or its first `batches` batches (all: 0), every token weighing the same.
-Evaluation evaluate(Mamba& model, const BatchSource& source, std::int64_t batches = 0);
+Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches = 0);
 
 }  // namespace weft

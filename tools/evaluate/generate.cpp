@@ -12,13 +12,13 @@ namespace weft {
 
 namespace fs = std::filesystem;
 
-LanguageModel load_language_model(const fs::path& path, DType dtype) {
+TextModel load_text_model(const fs::path& path, DType dtype) {
   const fs::path folder = model_folder(path), file = folder / "tokenizer.model";
   if (!fs::exists(folder / "config.json"))
     fail(ErrorKind::io, path.string() + ": there is no model", "no config.json",
          "give a folder that `weft train --out` wrote, or one with a config.json and a model.safetensors");
-  Mamba model = Mamba::load(folder, dtype);
-  const std::int64_t vocab = model.config().vocab;
+  std::unique_ptr<LanguageModel> model = LanguageModel::load(folder, dtype);
+  const std::int64_t vocab = model->vocab();
   if (!fs::exists(file)) {
     if (vocab == 256) return {std::move(model), Tokenizer::bytes()};
     fail(ErrorKind::io, folder.string() + ": there is no tokenizer", fmt::format("the model knows {} tokens", vocab),
@@ -31,8 +31,8 @@ LanguageModel load_language_model(const fs::path& path, DType dtype) {
   return {std::move(model), std::move(tokenizer)};
 }
 
-GeneratedText generate_text(Mamba& model, const Tokenizer& tokenizer, const std::string& prompt, GenerateOptions options,
-                            const std::function<void(std::string_view)>& write) {
+GeneratedText generate_text(LanguageModel& model, const Tokenizer& tokenizer, const std::string& prompt,
+                            GenerateOptions options, const std::function<void(std::string_view)>& write) {
   using Clock = std::chrono::steady_clock;
   GeneratedText result;
   StreamDecoder decoder(tokenizer);
@@ -45,7 +45,7 @@ GeneratedText generate_text(Mamba& model, const Tokenizer& tokenizer, const std:
   generate(model, ids, options, [&](std::int64_t id) {
     last = Clock::now();
     if (result.tokens++ == 0) first = last;
-    result.ended = id == tokenizer.end_of_text() || id == model.config().eos;
+    result.ended = id == tokenizer.end_of_text() || id == model.special_tokens().eos;
     write(decoder.put(id));
     return !result.ended;
   });

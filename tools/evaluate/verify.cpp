@@ -10,7 +10,6 @@
 #include "autograd/backward.h"
 #include "autograd/run.h"
 #include "models/generate.h"
-#include "models/mamba.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"
@@ -65,13 +64,13 @@ double largest(const std::vector<double>& a) {
 
 struct Verifier {
   Reference reference;
-  Mamba model;
+  std::unique_ptr<LanguageModel> model;
   Tensor inputs, labels;  // (b, t), (b, t-1)
   std::vector<VerifyRow> rows;
   bool bf16;
 
   Verifier(const std::filesystem::path& folder, DType dtype)
-      : reference(folder / "reference.safetensors"), model(Mamba::load(folder, dtype)), bf16(dtype == DType::bf16) {
+      : reference(folder / "reference.safetensors"), model(LanguageModel::load(folder, dtype)), bf16(dtype == DType::bf16) {
     const std::int64_t b = reference.dim("input_ids", 0), t = reference.dim("input_ids", 1);
     inputs = Tensor::from(reference.ids("input_ids"), {b, t});
     if (!has_loss()) return;
@@ -85,7 +84,7 @@ struct Verifier {
   }
 
   bool has_loss() const { return reference.has("loss"); }
-  bool has_gradients() const { return !bf16 && reference.has("grad." + model.named_parameters()[0].name); }
+  bool has_gradients() const { return !bf16 && reference.has("grad." + model->named_parameters()[0].name); }
 
   void add(std::string what, double error, double tolerance, std::string unit) {
     rows.push_back({std::move(what), error, tolerance, std::move(unit)});
@@ -95,7 +94,7 @@ struct Verifier {
   Tensor loss_of(const Tensor& logits) { return cross_entropy(slice(logits, 1, 0, logits.dim(1) - 1), labels); }
 
   void check_logits() {
-    const Tensor logits = run([&] { return no_grad([&] { return model(inputs); }); });
+    const Tensor logits = run([&] { return no_grad([&] { return (*model)(inputs); }); });
     const std::vector<double> expected = reference.values("logits");
     const double difference = largest_difference(logits.to_host<double>(), expected);
     if (bf16)
@@ -106,13 +105,13 @@ struct Verifier {
 
   void check_gradients() {
     const Tensor loss = run([&] {
-      Tensor mean = loss_of(model(inputs));
+      Tensor mean = loss_of((*model)(inputs));
       backward(mean);
       return mean;
     });
     add("loss", largest_difference({loss.item()}, reference.values("loss")), bf16 ? kBf16 : kLoss, "|difference|");
     const bool check = has_gradients();
-    for (NamedParam& p : model.named_parameters()) {
+    for (NamedParam& p : model->named_parameters()) {
       if (!check) {
         p.param.zero_grad();
         continue;
@@ -125,13 +124,13 @@ struct Verifier {
   }
 
   void check_steps() {
-    AdamW optimizer(model.parameters(), {.betas = {0.9, 0.95}, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1});
+    AdamW optimizer(model->parameters(), {.betas = {0.9, 0.95}, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1});
     const std::vector<double> rates = reference.values("lrs");
     std::vector<double> losses, norms;
     for (double rate : rates) {
       optimizer.set_lr(rate);
       auto [loss, norm] = run([&] {
-        Tensor mean = loss_of(model(inputs));
+        Tensor mean = loss_of((*model)(inputs));
         backward(mean);
         optimizer.step();
         return std::pair(mean, optimizer.grad_norm());
@@ -148,7 +147,7 @@ struct Verifier {
 
   void check_parameters(std::size_t steps) {
     double off = 0, all = 0;
-    for (const NamedParam& p : model.named_parameters()) {
+    for (const NamedParam& p : model->named_parameters()) {
       const std::vector<double> expected = reference.values(fmt::format("step{}.{}", steps, p.name));
       const std::vector<double> actual = p.param.to_host<double>();
       all += double(expected.size());
@@ -168,7 +167,7 @@ struct Verifier {
       fail(ErrorKind::io, "verify: the greedy continuation or its text is shorter than the prompt",
            fmt::format("{} tokens of {}", n, kPrompt));
     const std::vector<std::int64_t> prompt(input.begin(), input.begin() + kPrompt);
-    const std::vector<std::int64_t> actual = generate(model, prompt, {.tokens = n - kPrompt, .temperature = 0});
+    const std::vector<std::int64_t> actual = generate(*model, prompt, {.tokens = n - kPrompt, .temperature = 0});
     double wrong = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) wrong += actual[i] != expected[i];
     add(fmt::format("greedy continuation, {} tokens", n - kPrompt), wrong, 0, "tokens that differ");
@@ -177,7 +176,7 @@ struct Verifier {
 
 }  // namespace
 
-std::vector<VerifyRow> verify_mamba(const std::filesystem::path& folder, DType dtype) {
+std::vector<VerifyRow> verify_model(const std::filesystem::path& folder, DType dtype) {
   Verifier verifier(folder, dtype);
   verifier.check_logits();
   if (!verifier.bf16 && verifier.reference.has("greedy")) verifier.check_greedy();

@@ -21,6 +21,6 @@ struct VerifyRow {
 // labels (b, t) and loss; grad.NAME; lrs, losses, grad_norms (steps) and step3.NAME; greedy (1, n). Tolerances: logits 1e-4,
 // losses 1e-5, gradients 1e-4 of the largest entry, 99.9 % of the parameter entries after the steps within 1e-4, greedy tokens
 // equal. bf16 means bf16 activations over fp32 weights: the logits to 2e-2 of the largest, the losses to 2e-2.
-std::vector<VerifyRow> verify_mamba(const std::filesystem::path& folder, DType dtype = DType::f32);
+std::vector<VerifyRow> verify_model(const std::filesystem::path& folder, DType dtype = DType::f32);
 
 }  // namespace weft

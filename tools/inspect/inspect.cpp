@@ -12,7 +12,7 @@
 #include "jit/emulator/device.h"
 #include "jit/gpu.h"
 #include "jit/json.h"
-#include "models/mamba.h"
+#include "models/language_model.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"
 #include "tools/bench/time.h"
@@ -155,15 +155,13 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
   const bool timed = options.device != "none";
   if (timed) use_device(options.device);
   const std::string target = inspected_target(options);
-  MambaConfig config = mamba_config_from_json(read_json(file), file.string());
-  config.activations = o.precision == "bf16" ? DType::bf16 : DType::f32;
-  config.recompute = o.recompute;
-  Mamba model(config);
-  AdamW optimizer(model.parameters(), {.weight_decay = o.weight_decay, .clip_norm = o.clip});
+  const nlohmann::json config = read_json(file);
+  const auto model = family_of(config, file.string()).from_json(config, file.string(), compute_options(o), nullptr);
+  AdamW optimizer(model->parameters(), {.weight_decay = o.weight_decay, .clip_norm = o.clip});
   const Shape shape{o.batch, o.length};
-  const Tensor inputs = some_ids(shape, config.vocab, 0), targets = some_ids(shape, config.vocab, 1);
+  const Tensor inputs = some_ids(shape, model->vocab(), 0), targets = some_ids(shape, model->vocab(), 1);
   const auto step = [&] {
-    Tensor loss = cross_entropy(model(inputs), targets);
+    Tensor loss = cross_entropy((*model)(inputs), targets);
     backward(loss);
     optimizer.step();
     return std::pair(loss, optimizer.grad_norm());
@@ -178,10 +176,10 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
     views = views_of(*plan_for(Device::cuda, step));
   }
   compile_views(views, target, options.want_ptx);
-  const std::string title = fmt::format("{}: {} layers, width {}; {} x {} tokens, {}", file.string(), config.layers,
-                                        config.width, o.batch, o.length, o.precision);
+  const std::string title = fmt::format("{}: {}, {:.3g} MFLOP a token; {} x {} tokens, {}", file.string(), model->description(),
+                                        model->flops_per_token(o.length) * 1e-6, o.batch, o.length, o.precision);
   KernelTable table = kernel_table(title, target, views);
-  if (timed) describe_timing(table, config.activations);
+  if (timed) describe_timing(table, compute_options(o).dtype);
   for (KernelView& k : table.kernels)
     if (const auto found = counters.find(k.name); found != counters.end()) k.counters = found->second;
   return table;

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "autograd/plan.h"
-#include "models/mamba_config.h"
 #include "tools/inspect/record.h"
 
 namespace weft {

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -16,37 +15,6 @@ namespace weft {
 namespace {
 
 using nlohmann::json;
-
-// Sizes that belong together. 130m is the smallest model of the Mamba paper, with its learning rate and length.
-const std::map<std::string, std::vector<OptionSetting>> kPresets = {{"tiny", {}},
-                                                                    {"small",
-                                                                     {{"width", "384"},
-                                                                      {"layers", "10"},
-                                                                      {"batch", "16"},
-                                                                      {"length", "256"},
-                                                                      {"lr", "2e-3"},
-                                                                      {"warmup", "100"},
-                                                                      {"tokenizer", "unigram"}}},
-                                                                    {"130m",
-                                                                     {{"width", "768"},
-                                                                      {"layers", "24"},
-                                                                      {"batch", "8"},
-                                                                      {"length", "2048"},
-                                                                      {"accumulate", "8"},
-                                                                      {"lr", "3e-3"},
-                                                                      {"warmup", "500"},
-                                                                      {"steps", "20000"},
-                                                                      {"tokenizer", "unigram"},
-                                                                      {"vocab", "32000"},
-                                                                      {"recompute", "true"}}},
-                                                                    {"task",
-                                                                     {{"width", "64"},
-                                                                      {"layers", "2"},
-                                                                      {"batch", "64"},
-                                                                      {"length", "64"},
-                                                                      {"lr", "1e-2"},
-                                                                      {"steps", "600"},
-                                                                      {"eval_every", "100"}}}};
 
 std::string with_underscores(std::string name) {
   std::replace(name.begin(), name.end(), '-', '_');
@@ -73,16 +41,22 @@ std::string parse(const std::string& text, bool& value) {
   return value || text == "false" || text == "0" || text == "off" ? "" : "true or false";
 }
 
-std::vector<std::string> all_names() {
-  std::vector<std::string> names;
-  const TrainOptions defaults;
-  each_option(defaults, [&](const OptionInfo& info, const auto&) { names.push_back(info.name); });
-  return names;
+// The first of the families that has an option of this name; null: none.
+const ModelFamily* family_with(const std::string& name) {
+  for (const ModelFamily& family : model_families())
+    for (const ModelOption& option : family.options)
+      if (name == option.name) return &family;
+  return nullptr;
 }
 
-[[noreturn]] void fail_unknown(const std::string& name) {
-  fail(ErrorKind::usage, fmt::format("train: unknown option '{}'{}", name, suggestion(with_underscores(name), all_names())), {},
-       "weft train --help lists all");
+[[noreturn]] void fail_unknown(const TrainOptions& options, const std::string& given, const std::string& name) {
+  const std::string hint = fmt::format("weft train --model {} --help lists all", options.model);
+  if (const ModelFamily* other = family_with(name))
+    fail(ErrorKind::usage, fmt::format("train: {} has no option {}", model_family(options.model).title, flag_of(name)),
+         fmt::format("it is one of --model {}", other->name), hint);
+  std::vector<std::string> names;
+  each_option(options, [&](const OptionInfo& info, const auto&) { names.push_back(info.name); });
+  fail(ErrorKind::usage, fmt::format("train: unknown option '{}'{}", given, suggestion(name, names)), {}, hint);
 }
 
 void check_word(const OptionInfo& info, const std::string& text) {
@@ -92,6 +66,25 @@ void check_word(const OptionInfo& info, const std::string& text) {
 }
 
 }  // namespace
+
+OptionInfo model_info() {
+  std::vector<std::string> names;
+  for (const ModelFamily& family : model_families()) names.push_back(family.name);
+  return {"model", fmt::format("Architecture: {}", fmt::join(names, ", ")), names, true};
+}
+
+OptionInfo preset_info(const TrainOptions& options) {
+  OptionInfo info{"preset", "Values that other options begin with: ", {}, true};
+  const std::vector<Preset>& own = model_family(options.model).presets;
+  for (const Preset& preset : own) {
+    info.help += &preset == &own.front() ? "" : &preset == &own.back() ? ", or " : ", ";
+    info.help += preset.name + (preset.note.empty() ? "" : " (" + preset.note + ")");
+  }
+  for (const ModelFamily& family : model_families())
+    for (const Preset& preset : family.presets)
+      if (std::find(info.words.begin(), info.words.end(), preset.name) == info.words.end()) info.words.push_back(preset.name);
+  return info;
+}
 
 std::string flag_of(const std::string& name) {
   std::string flag = "--" + name;
@@ -113,6 +106,7 @@ void TrainOptions::check() const {
 
 void set_option(TrainOptions& options, const OptionSetting& setting) {
   const std::string name = with_underscores(setting.first), text = setting.second;
+  if (name == "model" && text != options.model) options.model_options.clear();
   bool known = false;
   each_option(options, [&](const OptionInfo& info, auto& field) {
     if (name != info.name) return;
@@ -121,7 +115,7 @@ void set_option(TrainOptions& options, const OptionSetting& setting) {
     if (const std::string wanted = parse(text, field); !wanted.empty())
       fail(ErrorKind::usage, fmt::format("train: {} must be {}", flag_of(info.name), wanted), "'" + text + "'");
   });
-  if (!known) fail_unknown(name);
+  if (!known) fail_unknown(options, setting.first, name);
   if (name == "steps")
     options.epochs = 0;  // what comes later counts; in a file they are sorted, and both are in a resolved one
 }
@@ -133,13 +127,32 @@ OptionSetting split_setting(const std::string& text) {
   return {text.substr(0, equals), text.substr(equals + 1)};
 }
 
+namespace {
+
+const Preset& preset_of(const TrainOptions& options) {
+  const ModelFamily& family = model_family(options.model);
+  if (const Preset* preset = family.preset(options.preset)) return *preset;
+  std::vector<std::string> names;
+  for (const Preset& preset : family.presets) names.push_back(preset.name);
+  fail(ErrorKind::usage,
+       fmt::format("train: {} has no preset '{}'{}", family.title, options.preset, suggestion(options.preset, names)), {},
+       fmt::format("use {}", fmt::join(names, ", ")));
+}
+
+}  // namespace
+
 TrainOptions options_from(const std::vector<OptionSetting>& settings) {
   TrainOptions options;
-  for (const OptionSetting& setting : settings)
-    if (setting.first == "task" && !setting.second.empty()) options.preset = "task";
-  for (const OptionSetting& setting : settings)
-    if (setting.first == "preset") set_option(options, setting);
-  for (const OptionSetting& setting : kPresets.at(options.preset)) set_option(options, setting);
+  const auto set_all = [&](std::string_view name) {
+    for (const OptionSetting& setting : settings)
+      if (setting.first == name) set_option(options, setting);
+  };
+  set_all("model");
+  set_all("task");
+  const ModelFamily& family = model_family(options.model);
+  options.preset = !options.task.empty() && family.preset("task") ? "task" : family.presets.front().name;
+  set_all("preset");
+  for (const OptionSetting& setting : preset_of(options).settings) set_option(options, setting);
   for (const OptionSetting& setting : settings) set_option(options, setting);
   options.check();
   return options;
@@ -159,6 +172,10 @@ TrainOptions resumed_options(const TrainOptions& saved, const std::vector<Option
   return options;
 }
 
+ComputeOptions compute_options(const TrainOptions& o) {
+  return {.dtype = o.precision == "bf16" ? DType::bf16 : DType::f32, .recompute = o.recompute};
+}
+
 json to_json(const TrainOptions& options) {
   json object = json::object();
   each_option(options, [&](const OptionInfo& info, const auto& value) { object[info.name] = value; });
@@ -169,7 +186,7 @@ std::vector<OptionSetting> settings_from_json(const json& object, const std::str
   if (!object.is_object()) fail(ErrorKind::io, name + ": not an object of options");
   std::vector<OptionSetting> settings;
   TrainOptions scratch;
-  for (const auto& [key, value] : object.items()) {
+  const auto read = [&](const std::string& key, const json& value) {
     settings.emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
     try {
       if (value.is_structured() || value.is_null())
@@ -179,7 +196,10 @@ std::vector<OptionSetting> settings_from_json(const json& object, const std::str
     } catch (const Error& e) {
       throw Error(ErrorKind::io, {name + ": " + e.parts().what, e.parts().numbers, {}, e.parts().hint});
     }
-  }
+  };
+  if (object.contains("model")) read("model", object["model"]);  // it says which others there are
+  for (const auto& [key, value] : object.items())
+    if (key != "model") read(key, value);
   return settings;
 }
 

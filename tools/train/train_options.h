@@ -1,5 +1,5 @@
-// The options of a training run: one table of names, fields and help gives the command line, --set, --config, config.json and
-// what a checkpoint records.
+// The options of a training run: one table of names, fields and help, with those of the model's family in it, gives the command
+// line, --set, --config, config.json and what a checkpoint records.
 #pragma once
 
 #include <cstdint>
@@ -8,23 +8,24 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
+
+#include "models/language_model.h"
 
 namespace weft {
 
 // The defaults (preset "tiny") give readable text in a minute or two on two slow cores.
 struct TrainOptions {
-  std::string preset = "tiny";
+  std::string preset = "tiny";  // of the family
   std::int64_t steps = 800;
   double epochs = 0;            // > 0: as many steps as it takes to see the training part so often
   std::int64_t batch = 8;       // windows a batch
   std::int64_t length = 128;    // tokens a window
   std::int64_t accumulate = 1;  // batches a step
-  std::string model = "mamba";
-  std::int64_t width = 128;
-  std::int64_t layers = 4;
-  std::int64_t state = 16;
-  double lr = 4e-3;  // at its peak
+  std::string model = model_families().front().name;
+  ModelOptions model_options = {};  // of its family; those that are absent have their defaults
+  double lr = 4e-3;                 // at its peak
   double min_lr = 1e-5;
   std::int64_t warmup = 50;  // steps
   double weight_decay = 0.1;
@@ -56,21 +57,21 @@ struct TrainOptions {
 
 struct OptionInfo {
   const char* name;  // "weight_decay"; --weight-decay on the command line
-  const char* help;
+  std::string help;
   std::vector<std::string> words = {};  // the only values, if there are any
   bool fixed = false;                   // resuming cannot change it
 };
 
-// Calls f(info, field) for every option, in the order of --help. Options: TrainOptions, const or not.
+OptionInfo model_info();                              // of --model: the families
+OptionInfo preset_info(const TrainOptions& options);  // of --preset: the help has those of the family, the words all
+
+// Calls f(info, field) for every option, those of the model's family with it, in the order of --help. Options: TrainOptions,
+// const or not.
 template <class Options, class F>
 void each_option(Options& o, F&& f) {
   static_assert(std::is_same_v<std::remove_const_t<Options>, TrainOptions>);
-  f(OptionInfo{"model", "Architecture: mamba", {"mamba"}, true}, o.model);
-  f(OptionInfo{"preset",
-               "Values that other options begin with: tiny, small (10 M), 130m, or task (with --task)",
-               {"tiny", "small", "130m", "task"},
-               true},
-    o.preset);
+  f(model_info(), o.model);
+  f(preset_info(o), o.preset);
   f(OptionInfo{"data", "Text, .jsonl file of documents, or folder of shards; none: the King James Bible"}, o.data);
   f(OptionInfo{"task",
                "Instead of a text, a task of the Mamba paper: selective-copying or induction",
@@ -80,9 +81,15 @@ void each_option(Options& o, F&& f) {
   f(OptionInfo{"memorize", "Tokens to remember in selective-copying; 16 in the paper", {}, true}, o.memorize);
   f(OptionInfo{"tokenizer", "bytes, unigram (made from the text), or a SentencePiece model", {}, true}, o.tokenizer);
   f(OptionInfo{"vocab", "Pieces of a unigram tokenizer", {}, true}, o.vocab);
-  f(OptionInfo{"width", "Width of the model", {}, true}, o.width);
-  f(OptionInfo{"layers", "Layers of the model", {}, true}, o.layers);
-  f(OptionInfo{"state", "State size of a channel", {}, true}, o.state);
+  for (const ModelOption& option : model_family(o.model).options) {
+    const OptionInfo info{option.name, option.help, {}, true};
+    if constexpr (std::is_const_v<Options>) {
+      const auto given = o.model_options.find(option.name);
+      std::visit([&](const auto& value) { f(info, value); }, given == o.model_options.end() ? option.fallback : given->second);
+    } else {
+      std::visit([&](auto& value) { f(info, value); }, o.model_options.try_emplace(option.name, option.fallback).first->second);
+    }
+  }
   f(OptionInfo{"steps", "Steps in all"}, o.steps);
   f(OptionInfo{"epochs", "Instead of --steps: times the training part is seen"}, o.epochs);
   f(OptionInfo{"batch", "Windows of text a batch", {}, true}, o.batch);
@@ -121,15 +128,17 @@ std::string flag_of(const std::string& name);  // "--weight-decay"
 // A name and a value as text: "lr", "1e-3". Names may be written with - or _.
 using OptionSetting = std::pair<std::string, std::string>;
 
-// Errors (ErrorKind::usage): no such option (with a suggestion), not a value of its kind.
+// Errors (ErrorKind::usage): no such option (with a suggestion), one that the model lacks, not a value of its kind.
 void set_option(TrainOptions& options, const OptionSetting& setting);
 OptionSetting split_setting(const std::string& text);  // "lr=1e-3"
 
-// The defaults, changed by the last preset among the settings (without one, that of a task), then by the settings in their
-// order.
+// The defaults of the last model among the settings, changed by the last preset among them (without one, the family's for a
+// task, or its first one), then by the settings in their order.
 TrainOptions options_from(const std::vector<OptionSetting>& settings);
 // `saved`, changed by the settings. Errors (ErrorKind::usage): one that must stay as it is.
 TrainOptions resumed_options(const TrainOptions& saved, const std::vector<OptionSetting>& settings);
+
+ComputeOptions compute_options(const TrainOptions& options);  // precision: fp32 or bf16, not auto
 
 nlohmann::json to_json(const TrainOptions& options);
 // The settings of a JSON object with an option a key; `name` of the file appears in errors, which are ErrorKind::io.

@@ -29,12 +29,10 @@ namespace fs = std::filesystem;
 constexpr const char* kTokenizerFile = "tokenizer.model";
 constexpr int kFormat = 2;  // of state.json
 
-DType activations(const TrainOptions& o) { return o.precision == "bf16" ? DType::bf16 : DType::f32; }
-
-MambaConfig config_of(const TrainOptions& o, const BatchSource& data) {
-  MambaConfig config{.vocab = data.vocabulary(), .width = o.width, .layers = o.layers, .state = o.state};
-  if (const Tokenizer* t = data.tokenizer(); t && t->end_of_text() >= 0) config.eos = t->end_of_text();
-  return config;
+Vocabulary vocabulary_of(const BatchSource& data) {
+  Vocabulary v{.size = data.vocabulary()};
+  if (const Tokenizer* t = data.tokenizer(); t && t->end_of_text() >= 0) v.eos = t->end_of_text();
+  return v;
 }
 
 // "auto" becomes what the device in use likes.
@@ -44,15 +42,10 @@ TrainOptions resolved(TrainOptions o) {
   return o;
 }
 
-MambaConfig with_options(MambaConfig config, const TrainOptions& o) {
-  config.activations = activations(o), config.recompute = o.recompute;
-  return config;
-}
-
-Mamba make_model(const MambaConfig& config, Rng& rng) {
+std::unique_ptr<LanguageModel> initialised(const MakeModel& make, const ComputeOptions& how, Rng& rng) {
   UseRng use(rng);
-  Mamba model(config);
-  model.initialise();
+  std::unique_ptr<LanguageModel> model = make(how);
+  model->initialise();
   return model;
 }
 
@@ -70,20 +63,23 @@ TensorMap read_part(const fs::path& file, std::int64_t step) {
 }  // namespace
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
-    : Trainer(data, resolved(options), config_of(options, *data)) {}
+    : Trainer(data, resolved(options), [&](const ComputeOptions& how) {
+        return model_family(options.model).from_options(options.model_options, vocabulary_of(*data), how);
+      }) {}
 
-Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaConfig config)
+Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make)
     : options_(std::move(options)),
       rng_(std::make_unique<Rng>(options_.seed)),
       data_(std::move(data)),
-      model_(make_model(with_options(std::move(config), options_), *rng_)),
-      optimizer_(model_.parameters(), {.lr = options_.lr, .weight_decay = options_.weight_decay, .clip_norm = options_.clip}) {}
+      model_(initialised(make, compute_options(options_), *rng_)),
+      optimizer_(model_->parameters(), {.lr = options_.lr, .weight_decay = options_.weight_decay, .clip_norm = options_.clip}) {
+}
 
 // Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients.
 std::pair<double, double> Trainer::compute() {
   const std::int64_t batches = options_.accumulate;
   const auto forward = [&](const Batch& batch) {
-    Tensor loss = cross_entropy(model_(batch.inputs), batch.targets);
+    Tensor loss = cross_entropy((*model_)(batch.inputs), batch.targets);
     backward(batches == 1 ? loss : loss * (1.0 / double(batches)));
     return loss;
   };
@@ -143,7 +139,7 @@ void Trainer::explain(const StepResult& result, std::int64_t position, std::uint
 std::string Trainer::sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                             std::uint64_t seed) {
   std::string text;
-  generate_text(model_, *data_->tokenizer(), prompt,
+  generate_text(*model_, *data_->tokenizer(), prompt,
                 {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed},
                 [&](std::string_view part) { text += part; });
   return text;
@@ -163,9 +159,9 @@ void Trainer::write_files(const fs::path& folder) const {
       {"data", {{"name", data_->name()}, {"hash", fmt::format("{:016x}", data_->hash())}, {"position", data_->position()}}},
       {"options", to_json(options_)},
       {"environment", environment()}};
-  const std::string config = to_hugging_face(model_.config()).dump(2) + "\n";
+  const std::string config = model_->config_json().dump(2) + "\n";
   const std::string text = state.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
-  write_safetensors(folder / "model.safetensors", model_.weights(), {{"format", "pt"}, {"step", step}});
+  write_safetensors(folder / "model.safetensors", model_->weights(), {{"format", "pt"}, {"step", step}});
   write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
   save_choices(folder / "choices.json");
@@ -180,15 +176,16 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
 Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options) {
   const SavedState state = read_state(folder);
   load_choices(folder / "choices.json");
-  const fs::path config_file = folder / "config.json";
-  const MambaConfig config = mamba_config_from_json(read_json(config_file), config_file.string());
+  const fs::path file = folder / "config.json";
+  const json config = read_json(file);
   TensorMap weights = read_part(folder / "model.safetensors", state.step);
-  check_size(config, weights);
-  Trainer trainer(data, resolved(options), config);
+  Trainer trainer(data, resolved(options), [&](const ComputeOptions& how) {
+    return family_of(config, file.string()).from_json(config, file.string(), how, &weights);
+  });
   if (state.data_hash != fmt::format("{:016x}", data->hash()))
     fail(ErrorKind::io, "resume: the text is not the one that training began with", data->name(),
          "give the same file with --data");
-  trainer.model_.load_weights(std::move(weights));
+  trainer.model_->load_weights(std::move(weights));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
   trainer.data_->seek(state.position);
   trainer.rng_->set(state.seed, state.tick);

@@ -1,15 +1,16 @@
-// Training a Mamba language model: the loop's pieces, checkpoints, samples.
+// Training a language model: the loop's pieces, checkpoints, samples.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 
 #include "autograd/random.h"
-#include "models/mamba.h"
+#include "models/language_model.h"
 #include "optim/adamw.h"
 #include "optim/schedule.h"
 #include "tools/data/data.h"
@@ -26,6 +27,8 @@ struct StepResult {
   bool skipped;  // something was not finite, and the weights are those before
 };
 
+using MakeModel = std::function<std::unique_ptr<LanguageModel>(const ComputeOptions& how)>;
+
 class Trainer {
  public:
   // `data` has the options' batch and length. Of the options, those of the model, the optimizer and the schedule matter here.
@@ -40,7 +43,7 @@ class Trainer {
   std::int64_t tokens_per_step() const { return options_.accumulate * options_.batch * options_.length; }
 
   // Of the validation part, over its first `batches` batches (all: 0).
-  Evaluation validate(std::int64_t batches = 0) { return evaluate(model_, *data_, batches); }
+  Evaluation validate(std::int64_t batches = 0) { return evaluate(*model_, *data_, batches); }
   std::string sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                      std::uint64_t seed);
 
@@ -53,19 +56,19 @@ class Trainer {
   static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options);
   static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data);
 
-  Mamba& model() { return model_; }
+  LanguageModel& model() { return *model_; }
   AdamW& optimizer() { return optimizer_; }
   const BatchSource& data() const { return *data_; }
 
  private:
-  Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, MambaConfig config);
+  Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make);
   std::pair<double, double> compute();  // loss and gradient norm of a step on the next batches
   [[noreturn]] void explain(const StepResult& result, std::int64_t position, std::uint64_t tick);
 
   TrainOptions options_;
   std::unique_ptr<Rng> rng_;
   std::shared_ptr<BatchSource> data_;
-  Mamba model_;
+  std::unique_ptr<LanguageModel> model_;
   AdamW optimizer_;
   std::int64_t step_ = 0, bad_steps_ = 0;
 };

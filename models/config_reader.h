@@ -1,0 +1,79 @@
+// Reads the config.json of a model, key by key. What is wrong is collected, so that finish() can say all of it at once.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace weft {
+
+inline constexpr double kLargestSize = 1 << 30;  // of one dimension: a product of two has 64 bits
+
+// A key and the field of the configuration that it is read into.
+template <class Config>
+struct ConfigKey {
+  const char* key;
+  std::variant<std::int64_t Config::*, double Config::*, bool Config::*, std::optional<std::int64_t> Config::*> field;
+};
+
+class ConfigReader {
+ public:
+  // `name` of the file appears in errors. Errors (ErrorKind::io): not an object.
+  ConfigReader(const nlohmann::json& object, std::string_view name);
+
+  // The value of a key that is from now on known; null if it is absent or null.
+  const nlohmann::json* find(const std::string& key);
+
+  // Leave the field as it is if the key is absent.
+  void read(const std::string& key, std::int64_t& size);
+  void read(const std::string& key, double& number);
+  void read(const std::string& key, bool& flag);
+  void read(const std::string& key, std::optional<std::int64_t>& token);  // an id; negative: none; of a list the first
+  template <class Config>
+  void read(Config& config, std::initializer_list<ConfigKey<Config>> keys) {
+    for (const ConfigKey<Config>& k : keys) std::visit([&](auto field) { read(k.key, config.*field); }, k.field);
+  }
+  // The object under a key, which `read_keys(ConfigReader&)` reads; its problems are told with the key.
+  template <class F>
+  void read_object(const std::string& key, F&& read_keys) {
+    const nlohmann::json* object = find(key);
+    if (!object) return;
+    ConfigReader inner(*object, name_ + ": " + key);
+    read_keys(inner);
+    inner.note_unknown();
+    for (Problem& p : inner.problems_) problems_.push_back({key + ": " + p.what, p.numbers, p.hint});
+  }
+
+  void require(const std::string& key, const nlohmann::json& value);  // a key that may have this value only
+  void same(const std::string& key, std::int64_t value);              // a key that repeats what others say
+  void need(const std::vector<std::string>& keys);                    // sizes, of which none may be absent
+  void ignore(const std::vector<std::string>& keys);                  // keys that say nothing about the mathematics
+  void ignore_common();                                               // those that any model of Hugging Face may have
+
+  void problem(std::string what, std::string numbers, std::string hint = {});
+  bool good() const { return problems_.empty(); }  // so far
+  void throw_problems() const;                     // an error (ErrorKind::io) with all problems so far, if there are any
+  // Likewise, keys that nothing has asked for being problems. If there are none, calls `check`, whose error becomes this
+  // file's.
+  void finish(const std::function<void()>& check = {});
+
+ private:
+  struct Problem {
+    std::string what, numbers, hint;
+  };
+  void note_unknown();  // with suggestions
+
+  const nlohmann::json& object_;
+  std::string name_;
+  std::set<std::string> known_;
+  std::vector<Problem> problems_;
+};
+
+}  // namespace weft

@@ -1,0 +1,13 @@
+// The families of language models that weft has. The first one is the default of `weft train`.
+#include "models/family.h"
+#include "models/mamba.h"
+
+namespace weft {
+
+std::vector<ModelFamily> built_in_families() {
+  return {
+      mamba_family(),
+  };
+}
+
+}  // namespace weft

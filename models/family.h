@@ -1,0 +1,115 @@
+// For the file of a family: a ModelFamily from a configuration struct, its reader and its table of options. The struct has,
+// beside the family's own fields,
+//   vocab                      tokens that the model knows
+//   bos, eos, pad              std::optional<std::int64_t>
+//   dtype, activations         f32 or f64, of the parameters; bf16: of what the layers take and give
+//   recompute                  backward evaluates the blocks again
+//   parameter_count()          without taking memory
+// and Model has Model::Config and a constructor that takes one and checks it.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "jit/error.h"
+#include "models/language_model.h"
+
+namespace weft {
+
+std::vector<ModelFamily> built_in_families();  // the list, in models/families.cpp
+
+// An option, and the field of the configuration that it sets.
+template <class Config>
+struct ConfigOption {
+  const char* name;
+  const char* help;
+  std::variant<bool Config::*, std::int64_t Config::*, double Config::*, std::string Config::*> field;
+  OptionValue fallback;
+};
+
+template <class Config>
+using ReadConfig = Config (*)(const nlohmann::json& config, std::string_view file);
+
+template <class Config>
+void set_compute(Config& config, const ComputeOptions& how) {
+  config.dtype = how.dtype == DType::f64 ? DType::f64 : DType::f32;
+  config.activations = how.dtype == DType::bf16 ? DType::bf16 : DType::f32;
+  config.recompute = how.recompute;
+}
+
+template <class Config>
+void set_option(Config& config, const ConfigOption<Config>& option, const OptionValue& value) {
+  std::visit(
+      [&](auto field) {
+        using T = std::remove_cvref_t<decltype(config.*field)>;
+        if (const T* same = std::get_if<T>(&value)) {
+          config.*field = *same;
+        } else {
+          fail(ErrorKind::usage, fmt::format("option '{}' is given a value of another type", option.name));
+        }
+      },
+      option.field);
+}
+
+// Errors (ErrorKind::usage): an option that is not among the family's.
+void check_option_names(const ModelFamily& family, const ModelOptions& given);
+
+template <class Config>
+Config config_from_options(const std::vector<ConfigOption<Config>>& table, const ModelOptions& given, const Vocabulary& v) {
+  Config config;
+  config.vocab = v.size, config.eos = v.eos;
+  for (const ConfigOption<Config>& option : table) {
+    const auto found = given.find(option.name);
+    set_option(config, option, found == given.end() ? option.fallback : found->second);
+  }
+  return config;
+}
+
+// `family` has what is to be said in words; this adds the table of options and how a model is made.
+template <class Model>
+ModelFamily make_family(ModelFamily family, std::vector<ConfigOption<typename Model::Config>> table,
+                        ReadConfig<typename Model::Config> read) {
+  using Config = typename Model::Config;
+  for (const ConfigOption<Config>& option : table) family.options.push_back({option.name, option.help, option.fallback});
+  family.from_json = [read](const nlohmann::json& object, std::string_view file, const ComputeOptions& how,
+                            const TensorMap* weights) {
+    Config config = read(object, file);
+    set_compute(config, how);
+    if (weights) check_size(config.parameter_count(), *weights);
+    return std::make_unique<Model>(std::move(config));
+  };
+  const auto names = std::make_shared<const ModelFamily>(family);
+  family.from_options = [table = std::move(table), names](const ModelOptions& given, const Vocabulary& v,
+                                                          const ComputeOptions& how) {
+    check_option_names(*names, given);
+    Config config = config_from_options(table, given, v);
+    set_compute(config, how);
+    return std::make_unique<Model>(std::move(config));
+  };
+  return family;
+}
+
+// ---- weights ----------------------------------------------------------------------------------------------------------------
+
+// Gives a tensor its other name, if it is there. Errors (ErrorKind::io): it is there under both.
+void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to);
+// Of a model whose head is its embedding: removes the copy that a file may have. Errors (ErrorKind::io): it differs.
+void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view embedding);
+
+// The cache of this family. Errors (ErrorKind::usage): it is that of another one.
+template <class Cache>
+const Cache& cache_of(const ModelCache& cache) {
+  const Cache* own = dynamic_cast<const Cache*>(&cache);
+  if (!own) fail(ErrorKind::usage, "model: the cache belongs to another model", {}, "make one with make_cache of this model");
+  return *own;
+}
+
+}  // namespace weft

@@ -1,0 +1,180 @@
+#include "models/language_model.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <span>
+
+#include "autograd/backward.h"
+#include "jit/error.h"
+#include "jit/file.h"
+#include "jit/json.h"
+#include "models/family.h"
+
+namespace weft {
+
+using nlohmann::json;
+
+// ---- models -----------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void check_ids(const Tensor& ids, const ModelCache& cache) {
+  const Shape shape = ids.shape();
+  if (shape.rank() != 2 || shape[0] != cache.batch || shape[1] < 1)
+    fail(ErrorKind::usage, "model: ids must be (batch of the cache, at least one)",
+         fmt::format("ids {}, cache batch {}", to_string(shape), cache.batch));
+}
+
+}  // namespace
+
+Tensor LanguageModel::prefill(Arg ids, const ModelCache& cache) {
+  check_ids(ids.tensor(), cache);
+  NoGrad scope;
+  return last_logits(ids.tensor(), cache, CacheUse::fill);
+}
+
+Tensor LanguageModel::step(Arg ids, const ModelCache& cache) {
+  check_ids(ids.tensor(), cache);
+  NoGrad scope;
+  return last_logits(ids.tensor(), cache, CacheUse::go_on);
+}
+
+std::unique_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& folder, DType dtype) {
+  const std::filesystem::path file = folder / "config.json";
+  const json config = read_json(file);
+  const ModelFamily& family = family_of(config, file.string());
+  TensorMap tensors = read_safetensors_folder(folder);
+  auto model = family.from_json(config, file.string(), {.dtype = dtype}, &tensors);
+  model->load_weights(std::move(tensors));
+  return model;
+}
+
+void LanguageModel::save(const std::filesystem::path& folder, CheckpointNames names, std::size_t shard_bytes) const {
+  std::filesystem::create_directories(folder);
+  const std::string text = config_json(names).dump(2) + "\n";
+  write_safetensors_folder(folder, weights(names), {{"format", "pt"}}, shard_bytes);
+  write_file(folder / "config.json", std::as_bytes(std::span(text)));
+}
+
+void check_size(std::int64_t parameters, const TensorMap& tensors) {
+  std::int64_t there = 0;
+  for (const auto& [name, tensor] : tensors) there += tensor.numel();
+  if (parameters / 2 > there)
+    fail(ErrorKind::io, "load: the configuration is that of another model",
+         fmt::format("it has {} parameters, the tensors {} elements", parameters, there),
+         "compare the sizes in config.json with the shapes of the tensors");
+}
+
+// ---- families ---------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+bool has_type(const ModelFamily& family, const std::string& type) {
+  return std::find(family.model_types.begin(), family.model_types.end(), type) != family.model_types.end();
+}
+
+void check_new(const ModelFamily& family, const std::deque<ModelFamily>& there) {
+  const std::string who = "model family '" + family.name + "'";
+  if (family.presets.empty()) fail(ErrorKind::usage, who + " has no preset", {}, "the first one is the default");
+  for (const ModelFamily& other : there) {
+    if (other.name == family.name) fail(ErrorKind::usage, who + " is there already");
+    for (const std::string& type : family.model_types)
+      if (has_type(other, type)) fail(ErrorKind::usage, who + ": another family reads this model_type", type);
+    for (const ModelOption& a : family.options)
+      for (const ModelOption& b : other.options)
+        if (std::string_view(a.name) == b.name && a.fallback.index() != b.fallback.index())
+          fail(ErrorKind::usage, fmt::format("{}: an option has another type in '{}'", who, other.name), a.name);
+  }
+}
+
+std::deque<ModelFamily>& registry() {
+  static std::deque<ModelFamily> families = [] {
+    std::deque<ModelFamily> all;
+    for (ModelFamily& family : built_in_families()) {
+      check_new(family, all);
+      all.push_back(std::move(family));
+    }
+    return all;
+  }();
+  return families;
+}
+
+template <class F>
+std::vector<std::string> all_of(F&& strings) {
+  std::vector<std::string> all;
+  for (const ModelFamily& family : registry())
+    for (const std::string& s : strings(family)) all.push_back(s);
+  return all;
+}
+
+}  // namespace
+
+const std::deque<ModelFamily>& model_families() { return registry(); }
+
+void add_model_family(ModelFamily family) {
+  check_new(family, registry());
+  registry().push_back(std::move(family));
+}
+
+const ModelFamily& model_family(const std::string& name) {
+  for (const ModelFamily& family : registry())
+    if (family.name == name) return family;
+  const std::vector<std::string> names = all_of([](const ModelFamily& f) { return std::vector{f.name}; });
+  fail(ErrorKind::usage, fmt::format("there is no model family '{}'{}", name, suggestion(name, names)), {},
+       fmt::format("use {}", fmt::join(names, ", ")));
+}
+
+const ModelFamily& family_of(const json& config, std::string_view file) {
+  const auto type = config.is_object() ? config.find("model_type") : config.end();
+  if (type == config.end() || type->is_null()) {
+    for (const ModelFamily& family : registry())
+      if (family.recognises && family.recognises(config)) return family;
+    return registry().front();
+  }
+  if (type->is_string())
+    for (const ModelFamily& family : registry())
+      if (has_type(family, type->get<std::string>())) return family;
+  std::vector<std::string> types = all_of([](const ModelFamily& f) { return f.model_types; });
+  for (std::string& t : types) t = '"' + t + '"';
+  fail(ErrorKind::io, fmt::format("{}: this kind of model is unknown", file),
+       fmt::format("model_type = {}; only {} {} supported", type->dump(), fmt::join(types, ", "),
+                   types.size() == 1 ? "is" : "are"));
+}
+
+const Preset* ModelFamily::preset(const std::string& wanted) const {
+  const auto found = std::find_if(presets.begin(), presets.end(), [&](const Preset& p) { return p.name == wanted; });
+  return found == presets.end() ? nullptr : &*found;
+}
+
+// ---- for the files of the families ------------------------------------------------------------------------------------------
+
+void check_option_names(const ModelFamily& family, const ModelOptions& given) {
+  std::vector<std::string> names;
+  for (const ModelOption& option : family.options) names.push_back(option.name);
+  for (const auto& [name, value] : given)
+    if (std::find(names.begin(), names.end(), name) == names.end())
+      fail(ErrorKind::usage, fmt::format("{} has no option '{}'{}", family.title, name, suggestion(name, names)), {},
+           fmt::format("its options are {}", fmt::join(names, ", ")));
+}
+
+void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to) {
+  auto node = tensors.extract(std::string(from));
+  if (node.empty()) return;
+  node.key() = to;
+  if (!tensors.insert(std::move(node)).inserted)
+    fail(ErrorKind::io, "load: a tensor is there under both of its names", fmt::format("{} and {}", from, to));
+}
+
+void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view embedding) {
+  const auto copy = tensors.find(std::string(head)), original = tensors.find(std::string(embedding));
+  if (copy == tensors.end() || original == tensors.end()) return;
+  if (copy->second.bytes != original->second.bytes)
+    fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them", std::string(head),
+         "set tie_word_embeddings (tie_embeddings) to false");
+  tensors.erase(copy);
+}
+
+}  // namespace weft

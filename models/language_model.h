@@ -1,0 +1,139 @@
+// A language model as training, evaluation, generation and the tools know it, and the registry of their families. A family is
+// its own files (models/family.h helps to write them) and one line in models/families.cpp.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "nn/module.h"
+
+namespace weft {
+
+// ---- models -----------------------------------------------------------------------------------------------------------------
+
+// What a model remembers of each sequence between steps: States, which a step's run writes. Each family has its own.
+struct ModelCache {
+  explicit ModelCache(std::int64_t sequences) : batch(sequences) {}
+  virtual ~ModelCache() = default;
+  std::int64_t batch;
+};
+
+enum class CacheUse { none, fill, go_on };  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
+
+enum class CheckpointNames { hugging_face, original };  // whose names of weights and keys of config.json
+
+struct SpecialTokens {
+  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};  // nothing: the model has no such token
+};
+
+// Shapes: b batch, t time, v rows of the head: the vocabulary, maybe padded.
+class LanguageModel : public Layer<LanguageModel> {
+ public:
+  // ids (b, t), integers in [0, vocab) -> logits (b, t, v)
+  virtual Tensor forward(const Tensor& ids) = 0;
+
+  virtual std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const = 0;
+  // Logits (b, v) after the last of the ids (b, t), t >= 1, which stand at the beginning of a text, or where the cache is. No
+  // gradients. Errors (ErrorKind::usage): another batch than the cache's, the cache of another model.
+  Tensor prefill(Arg ids, const ModelCache& cache);
+  Tensor step(Arg ids, const ModelCache& cache);
+
+  virtual std::int64_t vocab() const = 0;  // token ids are below it
+  virtual SpecialTokens special_tokens() const = 0;
+  virtual std::string description() const = 0;  // "Mamba, 4 layers, width 128, state 16, 499328 parameters"
+  // Of forward, as a mean over a sequence of `length` tokens: a multiply-add is 2, an exp 1; norms and activations are left
+  // out. A training step has about three times as many.
+  virtual double flops_per_token(std::int64_t length) const = 0;
+
+  // Errors (ErrorKind::usage): this model has no such form.
+  virtual nlohmann::json config_json(CheckpointNames names = CheckpointNames::hugging_face) const = 0;
+  virtual TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const = 0;
+  virtual void load_weights(TensorMap tensors) = 0;  // names of either form; strict, as load_state_dict
+
+  // A folder as `save_pretrained` writes it: config.json of any family, in either form, model.safetensors or shards. `dtype` is
+  // that of the weights, f32 or f64; bf16: weights in f32, activations in bf16.
+  static std::unique_ptr<LanguageModel> load(const std::filesystem::path& folder, DType dtype = DType::f32);
+  // config.json in the form of the names, model.safetensors or, above `shard_bytes`, shards.
+  void save(const std::filesystem::path& folder, CheckpointNames names = CheckpointNames::hugging_face,
+            std::size_t shard_bytes = kShardBytes) const;
+
+ protected:
+  virtual Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use) = 0;  // of prefill and step
+};
+
+// ---- families ---------------------------------------------------------------------------------------------------------------
+
+// How a model computes, which its config.json does not say.
+struct ComputeOptions {
+  DType dtype = DType::f32;  // f32; f64; or bf16: activations in bf16, weights in f32
+  bool recompute = false;    // backward evaluates the blocks again instead of keeping their values
+};
+
+// The tokens that a new model is to know.
+struct Vocabulary {
+  std::int64_t size = 256;
+  std::optional<std::int64_t> eos = {};
+};
+
+// An option of `weft train --model FAMILY`, such as a size. Negative numbers are refused.
+using OptionValue = std::variant<bool, std::int64_t, double, std::string>;
+struct ModelOption {
+  const char* name;      // "width"; --width on the command line
+  const char* help;      // "Width of the model"
+  OptionValue fallback;  // its type is that of the option
+};
+using ModelOptions = std::map<std::string, OptionValue>;  // by name; an absent one has its default
+
+// Values that the options of a run begin with, the family's own and those of training.
+struct Preset {
+  std::string name;
+  std::string note = {};  // for help: "10 M"
+  std::vector<std::pair<std::string, std::string>> settings = {};
+};
+
+struct ModelFamily {
+  std::string name;                      // of --model: "mamba"
+  std::string title;                     // "Mamba"
+  std::vector<std::string> model_types;  // of the config.json that it reads
+  // Whether a config.json without a model_type is of this family; the first that says so reads it, else the default family.
+  std::function<bool(const nlohmann::json&)> recognises = {};
+  std::vector<Preset> presets = {};  // the first one is the default; "task", if there is one, is that of --task
+  std::vector<ModelOption> options = {};
+
+  // A model with values to be drawn, or for `weights` to be loaded: before it takes memory, their number is compared with its
+  // own (check_size). Errors (ErrorKind::io): all that is wrong in the configuration, whose file is called `file`.
+  std::function<std::unique_ptr<LanguageModel>(const nlohmann::json& config, std::string_view file, const ComputeOptions& how,
+                                               const TensorMap* weights)>
+      from_json = {};
+  // Errors (ErrorKind::usage): an option that the family lacks or of another type, sizes that make no sense.
+  std::function<std::unique_ptr<LanguageModel>(const ModelOptions& options, const Vocabulary& vocabulary,
+                                               const ComputeOptions& how)>
+      from_options = {};
+
+  const Preset* preset(const std::string& name) const;  // null: there is none
+};
+
+// They live as long as the process.
+const std::deque<ModelFamily>& model_families();           // the first one is the default
+const ModelFamily& model_family(const std::string& name);  // errors (ErrorKind::usage): none of that name
+// The one that reads this config.json. Errors (ErrorKind::io): an unknown model_type.
+const ModelFamily& family_of(const nlohmann::json& config, std::string_view file = "config.json");
+// One more, from now on. Errors (ErrorKind::usage): a name or model_type that there is already, no preset, an option that has
+// another type in another family.
+void add_model_family(ModelFamily family);
+
+// For a configuration from a file: an error (ErrorKind::io) if it has more than twice the parameters that the tensors have.
+void check_size(std::int64_t parameters, const TensorMap& tensors);
+
+}  // namespace weft
