@@ -6,15 +6,16 @@
 #include <xxhash.h>
 
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <mutex>
 #include <set>
+#include <span>
+
+#include "jit/error.h"
+#include "jit/file.h"
 
 namespace weft {
 namespace {
@@ -70,12 +71,6 @@ bool trusted(const fs::path& path) {
 
 std::uint64_t checksum(std::string_view file) { return XXH3_64bits(file.data() + kUnsummed, file.size() - kUnsummed); }
 
-std::optional<std::string> read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return std::nullopt;
-  return std::string(std::istreambuf_iterator<char>(in), {});
-}
-
 bool sound(std::string_view file, Header& header) {
   if (file.size() < sizeof header) return false;
   std::memcpy(&header, file.data(), sizeof header);
@@ -83,18 +78,22 @@ bool sound(std::string_view file, Header& header) {
          header.cubin_bytes + header.ptx_bytes + header.log_bytes == file.size() - sizeof header;
 }
 
-// The file is there complete or not at all, whoever else writes it.
-bool write_file(const fs::path& path, std::string_view bytes) {
-  static std::atomic<int> count{0};
-  const fs::path temporary = fmt::format("{}.{}.{}.tmp", path.string(), getpid(), count++);
-  std::ofstream out(temporary, std::ios::binary);
-  out.write(bytes.data(), std::streamsize(bytes.size()));
-  out.close();
-  std::error_code error;
-  if (out) fs::rename(temporary, path, error);
-  if (out && !error) return true;
-  fs::remove(temporary, error);
-  return false;
+// Not durable: an entry that a power cut leaves incomplete is found by its checksum.
+bool store(const fs::path& path, std::string_view bytes) {
+  try {
+    write_file(path, std::as_bytes(std::span(bytes)), false);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+std::optional<std::string> load(const fs::path& path) {
+  try {
+    return read_text(path);
+  } catch (const Error&) {  // another process may have removed it
+    return std::nullopt;
+  }
 }
 
 bool make_private(const fs::path& path) {
@@ -115,7 +114,7 @@ std::optional<Compiled> cache_load(const std::string& key, int nvrtc) {
   std::error_code error;
   const fs::path path = folder() / key;
   if (!fs::exists(path, error) || !trusted(folder())) return std::nullopt;
-  const std::optional<std::string> file = read_file(path);
+  const std::optional<std::string> file = load(path);
   if (!file) return std::nullopt;
   Header header;
   if (!sound(*file, header)) {
@@ -159,7 +158,7 @@ void cache_store(const std::string& key, const Compiled& compiled, int nvrtc, co
   std::memcpy(file.data(), &header, sizeof header);
   header.checksum = checksum(file);
   std::memcpy(file.data(), &header, sizeof header);
-  if (!write_file(path / (key + ".cu"), source) || !write_file(path / key, file))
+  if (!store(path / (key + ".cu"), source) || !store(path / key, file))
     warn_once(fmt::format("kernels are not cached: {} cannot be written", path.string()));
 }
 

@@ -1,4 +1,5 @@
-// Files read whole and written atomically.
+#include "jit/file.h"
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -13,7 +14,6 @@
 #include <system_error>
 
 #include "jit/error.h"
-#include "jit/file.h"
 
 namespace weft {
 
@@ -147,19 +147,19 @@ void AtomicFile::rewrite(std::size_t offset, std::span<const std::byte> bytes) {
   write(bytes);
 }
 
-void AtomicFile::commit() {
-  if (fsync(fd_) != 0) fail_errno("cannot write " + file_.string(), errno);
+void AtomicFile::commit(bool durable) {
+  if (durable && fsync(fd_) != 0) fail_errno("cannot write " + file_.string(), errno);
   int closed = close(fd_);
   fd_ = -1;
   if (closed != 0 || ::rename(temporary_.c_str(), file_.c_str()) != 0) fail_errno("cannot write " + file_.string(), errno);
   done_ = true;
-  sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));
+  if (durable) sync_folder(file_.has_parent_path() ? file_.parent_path() : fs::path("."));
 }
 
-void write_file(const fs::path& file, std::span<const std::byte> bytes) {
+void write_file(const fs::path& file, std::span<const std::byte> bytes, bool durable) {
   AtomicFile out(file);
   out.write(bytes);
-  out.commit();
+  out.commit(durable);
 }
 
 std::vector<std::byte> read_file(const fs::path& file, std::size_t limit) {

@@ -33,17 +33,21 @@ class FileReader {
   std::size_t size_ = 0;
 };
 
+// Takes the place of `file` when it is committed: readers see the old file or all of the new one, whoever else writes it. A
+// link is followed; what is neither a regular file nor missing is refused.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& file);
-  ~AtomicFile();  // without commit(): the temporary file is removed
+  ~AtomicFile();  // without commit() the temporary file is removed
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);
-  void rewrite(std::size_t offset,
-               std::span<const std::byte> bytes);  // what was written there; nothing may follow but commit()
-  void commit();  // syncs and renames; if only syncing the folder fails, the file is replaced already, but may not stay so
+  // Overwrites bytes written before; nothing may follow but commit().
+  void rewrite(std::size_t offset, std::span<const std::byte> bytes);
+  // Renames, `durable`: so that the file outlives a power cut. If that fails for the folder alone, the file is replaced
+  // already.
+  void commit(bool durable = true);
 
  private:
   std::filesystem::path file_, temporary_;
@@ -51,9 +55,8 @@ class AtomicFile {
   bool done_ = false;
 };
 
-// Writes all of `file` at once, by an AtomicFile: for small files that must not be lost. A link is followed; what is neither a
-// regular file nor missing is refused.
-void write_file(const std::filesystem::path& file, std::span<const std::byte> bytes);
+// Writes all of `file` at once, by an AtomicFile.
+void write_file(const std::filesystem::path& file, std::span<const std::byte> bytes, bool durable = true);
 
 // A whole file, or stream such as /dev/stdin, of at most `limit` bytes.
 inline constexpr std::size_t kNoLimit = std::numeric_limits<std::ptrdiff_t>::max();
