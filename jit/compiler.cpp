@@ -12,10 +12,10 @@
 #include <tuple>
 
 #include "jit/cache.h"
+#include "jit/cubin.h"
 #include "jit/driver.h"
 #include "jit/error.h"
 #include "jit/parallel.h"
-#include "jit/sass.h"
 
 namespace weft {
 

@@ -222,6 +222,7 @@ CudaText::CudaText(std::string name, bool in_double) : in_double_(in_double) {
 void CudaText::member(std::string_view type, std::string_view name, CudaArg arg) {
   members_ += fmt::format("  {} {};\n", type, name);
   kernel_.args.push_back(arg);
+  kernel_.parameters.push_back({std::string(type), std::string(name)});
 }
 
 void CudaText::extent(const Operand& o) {

@@ -35,11 +35,17 @@ struct CudaArg {
   std::int64_t value = 0;
 };
 
+// How the struct `Args` declares an argument: {"const bf16*", "x"}.
+struct CudaParameter {
+  std::string type, name;
+};
+
 // A kernel that can be compiled (text) and launched (the rest).
 struct CudaKernel {
   std::string name;  // of the __global__ function: "rms_norm__3f9c1a"
   std::string text;  // complete, but for the prelude, which every kernel begins with
   std::vector<CudaArg> args;
+  std::vector<CudaParameter> parameters;     // of args, one by one
   std::vector<std::vector<CudaArg>> tables;  // words of tables: pointers and integers
   std::array<unsigned, 3> grid{1, 1, 1}, block{1, 1, 1};
   unsigned shared = 0;  // bytes of dynamic shared memory

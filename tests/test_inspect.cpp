@@ -12,11 +12,12 @@
 #include "autograd/settings.h"
 #include "jit/compiler.h"
 #include "jit/json.h"
-#include "jit/sass.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
 #include "tools/inspect/inspect.h"
-#include "tools/inspect/record.h"
+#include "tools/inspect/kernel_table.h"
+#include "tools/inspect/sass.h"
+#include "tools/inspect/show.h"
 
 namespace weft {
 namespace {
@@ -117,8 +118,8 @@ TEST(Inspect, LineDifference) {
 }
 
 TEST(Inspect, WhatIsNoCubin) {
-  expect_error(ErrorKind::io, {"this is not a cubin"}, [] { read_cubin(""); });
-  expect_error(ErrorKind::io, {"this is not a cubin", "no ELF header"}, [] { read_cubin(std::string(500, 'x')); });
+  expect_error(ErrorKind::io, {"this is not a cubin"}, [] { read_sass(""); });
+  expect_error(ErrorKind::io, {"this is not a cubin", "no ELF header"}, [] { read_sass(std::string(500, 'x')); });
 }
 
 struct Sass : WithNvrtc {};
@@ -127,7 +128,7 @@ TEST_F(Sass, ReadsEveryTarget) {
   for (const char* target : kTargets) {
     SCOPED_TRACE(target);
     const Compiled compiled = compile(kernel.name, complete_text(kernel), target);
-    const std::vector<SassKernel> kernels = read_cubin(compiled.cubin);
+    const std::vector<SassKernel> kernels = read_sass(compiled.cubin);
     ASSERT_EQ(kernels.size(), 1u);
     const SassKernel& k = kernels[0];
     EXPECT_EQ(k.name, kernel.name);
@@ -147,7 +148,7 @@ TEST_F(Sass, ReadsEveryTarget) {
     EXPECT_EQ(k.counts.local, 0);
     for (const auto& [name, n] : k.counts.histogram) EXPECT_FALSE(name.starts_with("0x")) << name;
     for (const std::size_t end : {std::size_t(70), compiled.cubin.size() / 2})
-      EXPECT_THROW(read_cubin(std::string_view(compiled.cubin).substr(0, end)), Error) << end;
+      EXPECT_THROW(read_sass(std::string_view(compiled.cubin).substr(0, end)), Error) << end;
   }
 }
 
@@ -260,7 +261,7 @@ TEST_F(SlowInspect, NoKernelOfATrainingStepSpills) {
         SCOPED_TRACE(k.name + " for " + target);
         EXPECT_EQ(k.compiled.spill_bytes, 0);
         EXPECT_TRUE(k.kernel->registers == 0 || k.compiled.registers <= k.kernel->registers) << k.compiled.registers;
-        EXPECT_EQ(read_cubin(k.compiled.cubin).at(0).counts.local, 0);
+        EXPECT_EQ(read_sass(k.compiled.cubin).at(0).counts.local, 0);
       }
 }
 

@@ -4,9 +4,10 @@
 
 #include "jit/error.h"
 #include "jit/file.h"
-#include "jit/sass.h"
 #include "tools/cli/commands.h"
 #include "tools/inspect/inspect.h"
+#include "tools/inspect/sass.h"
+#include "tools/inspect/show.h"
 
 namespace weft {
 namespace {
@@ -17,7 +18,7 @@ void print_counts(std::string_view what, const SassCounts& c) {
 }
 
 void print_sass(const KernelView& view) {
-  for (const SassKernel& k : read_cubin(view.compiled.cubin)) {
+  for (const SassKernel& k : read_sass(view.compiled.cubin)) {
     fmt::print("{}: sm_{}, {} registers, {} bytes of stack, {} of shared memory\n", k.name, k.architecture, k.registers,
                k.stack_bytes, k.shared_bytes);
     print_counts("all", k.counts);

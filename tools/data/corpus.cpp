@@ -14,21 +14,12 @@
 #include "jit/file.h"
 #include "jit/json.h"
 #include "tools/data/utf8.h"
+#include "tools/system/process.h"
 
 namespace weft {
 namespace {
 
 constexpr std::size_t kMaxCharacter = 4;  // bytes, in UTF-8
-
-// What a shell command prints, or "" when it fails.
-std::string output_of(const char* command) {
-  std::FILE* pipe = popen(command, "r");
-  if (!pipe) return {};
-  std::string text;
-  std::array<char, 1 << 16> buffer;
-  while (std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe)) text.append(buffer.data(), n);
-  return pclose(pipe) == 0 ? text : std::string();
-}
 
 // Another program may be called bible too.
 bool is_king_james(const std::string& text) { return text.starts_with("Ge1:1 In the beginning") && text.size() > 4'000'000; }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "autograd/plan.h"
-#include "tools/inspect/record.h"
+#include "tools/inspect/kernel_table.h"
 
 namespace weft {
 

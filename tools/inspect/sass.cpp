@@ -1,95 +1,20 @@
-#include "jit/sass.h"
+#include "tools/inspect/sass.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <bit>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <memory>
 #include <utility>
 
 #include "jit/error.h"
+#include "tools/system/process.h"
 
 namespace weft {
 namespace {
-
-[[noreturn]] void not_a_cubin(std::string_view why) {
-  fail(ErrorKind::io, "this is not a cubin", std::string(why), "compile the kernel again");
-}
-
-// ---- ELF64, little endian (the structs of elf.h, which not every system has) ------------------------------------------------
-
-struct FileHeader {
-  std::array<std::uint8_t, 16> ident;
-  std::uint16_t type, machine;
-  std::uint32_t version;
-  std::uint64_t entry, program_headers, section_headers;
-  std::uint32_t flags;
-  std::uint16_t size, program_size, programs, section_size, sections, names;
-};
-struct SectionHeader {
-  std::uint32_t name, type;
-  std::uint64_t flags, address, offset, size;
-  std::uint32_t link, info;
-  std::uint64_t alignment, entry_size;
-};
-struct Symbol {
-  std::uint32_t name;
-  std::uint8_t info, other;
-  std::uint16_t section;
-  std::uint64_t value, size;
-};
-static_assert(sizeof(FileHeader) == 64 && sizeof(SectionHeader) == 64 && sizeof(Symbol) == 24);
-
-constexpr std::uint32_t kSymbols = 2, kNoBits = 8;  // section types
-constexpr std::uint16_t kMachineCuda = 190;
-
-class Elf {
- public:
-  explicit Elf(std::string_view bytes) : bytes_(bytes) {
-    header_ = read<FileHeader>(0);
-    const std::array<std::uint8_t, 6> magic{0x7f, 'E', 'L', 'F', 2, 1};  // 64 bits, little endian
-    if (!std::equal(magic.begin(), magic.end(), header_.ident.begin())) not_a_cubin("no ELF header");
-    if (header_.machine != kMachineCuda) not_a_cubin("an ELF file, but not of CUDA");
-    for (std::uint16_t i = 0; i < header_.sections; ++i)
-      sections_.push_back(read<SectionHeader>(header_.section_headers + i * sizeof(SectionHeader)));
-    if (header_.names >= sections_.size()) not_a_cubin("no section names");
-  }
-
-  template <class T>
-  T read(std::uint64_t offset) const {
-    std::array<char, sizeof(T)> raw{};
-    bytes(offset, sizeof(T)).copy(raw.data(), sizeof(T));
-    return std::bit_cast<T>(raw);
-  }
-  std::string_view bytes(std::uint64_t offset, std::uint64_t size) const {
-    if (offset > bytes_.size() || size > bytes_.size() - offset) not_a_cubin("it ends early");
-    return bytes_.substr(offset, size);
-  }
-  std::string_view text(const SectionHeader& strings, std::uint32_t at) const {
-    const std::string_view all = contents(strings);
-    if (at >= all.size()) not_a_cubin("a name is missing");
-    return all.substr(at, all.find('\0', at) - at);
-  }
-  std::string_view contents(const SectionHeader& s) const {
-    return s.type == kNoBits ? std::string_view() : bytes(s.offset, s.size);
-  }
-  std::string_view name(const SectionHeader& s) const { return text(sections_[header_.names], s.name); }
-  const std::vector<SectionHeader>& sections() const { return sections_; }
-  // 80, 90, ...; from CUDA 13 on (version 8 of the format) it stands in the second byte of the flags.
-  int architecture() const { return int(header_.ident[8] >= 8 ? header_.flags >> 8 & 0xff : header_.flags & 0xff); }
-
- private:
-  std::string_view bytes_;
-  FileHeader header_;
-  std::vector<SectionHeader> sections_;
-};
 
 // ---- instructions -----------------------------------------------------------------------------------------------------------
 
@@ -122,6 +47,15 @@ constexpr std::int64_t kInstruction = 16;  // bytes
 
 int opcode_of(std::uint64_t word) { return int(word & kOpcodeBits); }
 
+// Of an instruction by its first word: "FFMA"; "0x1ff" if it is not known.
+std::string mnemonic_of(std::uint64_t word) {
+  constexpr std::uint64_t kFormBits = 0xfff, kHalfFma = 0x435;  // before sm_100, whose integer addition has this opcode
+  if ((word & kFormBits) == kHalfFma) return "HFMA2";
+  for (const Mnemonic& m : kMnemonics)
+    if (m.opcode == opcode_of(word)) return m.name;
+  return fmt::format("{:#05x}", opcode_of(word));
+}
+
 // Bytes from the next instruction to the target. sm_80 keeps bytes in bits 32 and up; from sm_90 on there are words of 4 bytes,
 // the low 8 bits at bit 16, the rest from bit 34 on.
 std::int64_t branch_offset(std::uint64_t word, int architecture) {
@@ -135,7 +69,7 @@ bool is_any(const std::string& name, std::initializer_list<std::string_view> of)
 
 void count(SassCounts& c, std::uint64_t word) {
   if (opcode_of(word) == kNop) return;
-  const std::string name = sass_mnemonic(word);
+  const std::string name = mnemonic_of(word);
   ++c.instructions, ++c.histogram[name];
   c.mufu += name == "MUFU";
   c.fma += is_any(name, {"FFMA", "DFMA", "FFMA2"});
@@ -168,30 +102,6 @@ void find_loops(SassKernel& kernel, const std::vector<std::uint64_t>& words) {
       if (&outer != &inner && outer.begin < inner.begin && inner.end <= outer.end) ++inner.depth;
 }
 
-// Section .nv.info: entries (format, attribute, 16-bit value or length of what follows).
-void read_info(const Elf& elf, std::string_view info, std::string_view symbols, const SectionHeader& names,
-               std::map<std::string, SassKernel>& kernels) {
-  constexpr std::uint8_t kSized = 4, kFrameSize = 0x11, kRegisters = 0x2f;
-  const auto u32_at = [&](std::size_t at) {
-    std::uint32_t value = 0;
-    std::memcpy(&value, info.data() + at, sizeof value);
-    return value;
-  };
-  for (std::size_t at = 0; at + 4 <= info.size();) {
-    const auto format = std::uint8_t(info[at]), attribute = std::uint8_t(info[at + 1]);
-    const std::size_t length = format == kSized ? u32_at(at) >> 16 : 0, begin = at + 4;
-    at = begin + length;
-    if ((attribute != kRegisters && attribute != kFrameSize) || length < 8 || at > info.size()) continue;
-    const std::size_t symbol_at = u32_at(begin) * sizeof(Symbol);  // of (symbol, value)
-    if (symbol_at + sizeof(Symbol) > symbols.size()) not_a_cubin("an attribute without its symbol");
-    Symbol symbol;
-    std::memcpy(&symbol, symbols.data() + symbol_at, sizeof symbol);
-    const auto kernel = kernels.find(std::string(elf.text(names, symbol.name)));
-    if (kernel == kernels.end()) continue;
-    (attribute == kRegisters ? kernel->second.registers : kernel->second.stack_bytes) = int(u32_at(begin + 4));
-  }
-}
-
 // ---- programs of the toolkit ------------------------------------------------------------------------------------------------
 
 std::string shell_quoted(const std::filesystem::path& p) {
@@ -218,27 +128,7 @@ std::optional<std::filesystem::path> find_program(std::string_view name) {
   return {};
 }
 
-std::string output_of(const std::string& command) {
-  struct Close {
-    void operator()(FILE* f) const { pclose(f); }
-  };
-  const std::unique_ptr<FILE, Close> pipe(popen(command.c_str(), "r"));
-  std::string out;
-  std::array<char, 4096> buffer;
-  if (pipe)
-    while (const std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe.get())) out.append(buffer.data(), n);
-  return out;
-}
-
 }  // namespace
-
-std::string sass_mnemonic(std::uint64_t word) {
-  constexpr std::uint64_t kFormBits = 0xfff, kHalfFma = 0x435;  // before sm_100, whose integer addition has this opcode
-  if ((word & kFormBits) == kHalfFma) return "HFMA2";
-  for (const Mnemonic& m : kMnemonics)
-    if (m.opcode == opcode_of(word)) return m.name;
-  return fmt::format("{:#05x}", opcode_of(word));
-}
 
 const SassLoop* SassKernel::hottest() const {
   const auto weight = [](const SassLoop& l) { return std::int64_t(l.counts.instructions) << std::min(2 * l.depth, 40); };
@@ -247,39 +137,16 @@ const SassLoop* SassKernel::hottest() const {
   return best == loops.end() ? nullptr : &*best;
 }
 
-std::uint64_t largest_section(std::string_view cubin, std::string_view prefix) {
-  const Elf elf(cubin);
-  std::uint64_t largest = 0;
-  for (const SectionHeader& s : elf.sections())
-    if (elf.name(s).starts_with(prefix)) largest = std::max(largest, s.size);
-  return largest;
-}
-
-std::vector<SassKernel> read_cubin(std::string_view cubin) {
-  const Elf elf(cubin);
-  constexpr std::string_view kText = ".text.", kShared = ".nv.shared.";
-  std::map<std::string, SassKernel> kernels;
-  for (const SectionHeader& s : elf.sections()) {
-    if (!elf.name(s).starts_with(kText)) continue;
-    SassKernel kernel{.name = std::string(elf.name(s).substr(kText.size())), .architecture = elf.architecture()};
-    std::vector<std::uint64_t> words;
-    for (std::uint64_t at = 0; at + kInstruction <= s.size; at += kInstruction)
-      words.push_back(elf.read<std::uint64_t>(s.offset + at));
-    for (const std::uint64_t word : words) count(kernel.counts, word);
-    find_loops(kernel, words);
-    kernels.emplace(kernel.name, std::move(kernel));
-  }
-  for (const SectionHeader& s : elf.sections()) {
-    if (elf.name(s).starts_with(kShared))
-      if (const auto k = kernels.find(std::string(elf.name(s).substr(kShared.size()))); k != kernels.end())
-        k->second.shared_bytes = int(s.size);
-    if (elf.name(s) != ".nv.info") continue;
-    for (const SectionHeader& symbols : elf.sections())
-      if (symbols.type == kSymbols && symbols.link < elf.sections().size())
-        read_info(elf, elf.contents(s), elf.contents(symbols), elf.sections()[symbols.link], kernels);
-  }
+std::vector<SassKernel> read_sass(std::string_view cubin) {
   std::vector<SassKernel> out;
-  for (auto& [name, kernel] : kernels) out.push_back(std::move(kernel));
+  for (CubinKernel& kernel : read_cubin(cubin)) {
+    std::vector<std::uint64_t> words;  // the first of each instruction
+    for (std::size_t at = 0; at + kInstruction <= kernel.code.size(); at += kInstruction)
+      std::memcpy(&words.emplace_back(), kernel.code.data() + at, sizeof(std::uint64_t));
+    SassKernel& sass = out.emplace_back(SassKernel{std::move(kernel)});
+    for (const std::uint64_t word : words) count(sass.counts, word);
+    find_loops(sass, words);
+  }
   return out;
 }
 

@@ -1,5 +1,5 @@
-// Reads machine code: a cubin is an ELF file with a section of 16-byte instructions a kernel. What people ask of a kernel (how
-// many registers, which instructions, what the hot loop does) is found here without NVIDIA's tools, for sm_80 and later.
+// Reads machine code, of sm_80 and later: which instructions a kernel has and what its hot loop does, found without NVIDIA's
+// tools. An instruction takes 16 bytes.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "jit/cubin.h"
 
 namespace weft {
 
@@ -29,26 +31,15 @@ struct SassLoop {
   SassCounts counts{};
 };
 
-struct SassKernel {
-  std::string name;
-  int architecture = 0;  // 90: sm_90 or sm_90a
-  int registers = 0;     // a thread
-  int stack_bytes = 0;   // a thread
-  int shared_bytes = 0;  // a block, static, with the 1024 that sm_90 and later reserve
+struct SassKernel : CubinKernel {
   SassCounts counts{};
   std::vector<SassLoop> loops{};  // in the order of their begins
   // The loop where most time is probably spent: each level of nesting counts as much as four times the instructions.
   const SassLoop* hottest() const;
 };
 
-// The kernels of a cubin. An Error (io) if it is not one.
-std::vector<SassKernel> read_cubin(std::string_view cubin);
-// Bytes of the largest section whose name begins with `prefix`, such as ".nv.constant0", the bank with the parameters; 0
-// without one. An Error (io) if it is not a cubin.
-std::uint64_t largest_section(std::string_view cubin, std::string_view prefix);
-
-// The mnemonic of an instruction by its first word: "FFMA"; "0x1ff" if it is not known.
-std::string sass_mnemonic(std::uint64_t word);
+// The kernels of a cubin, which must outlive them. An Error (io) if it is not one.
+std::vector<SassKernel> read_sass(std::string_view cubin);
 
 // The disassembly by nvdisasm or cuobjdump; empty if neither is on PATH, in CUDA_HOME or in /usr/local/cuda*.
 std::optional<std::string> disassemble(std::string_view cubin);

@@ -1,11 +1,10 @@
-#include "tools/inspect/record.h"
+#include "tools/inspect/show.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
-#include <unordered_map>
 
 #include "jit/error.h"
 
@@ -29,6 +28,15 @@ std::string brief(double value, double unit) {
 }
 
 unsigned shared_bytes(const KernelView& k) { return (k.kernel ? k.kernel->shared : 0) + unsigned(k.compiled.shared_bytes); }
+
+// "110 registers, no spills, 20.0 KiB shared, ..."
+std::string resources(const KernelView& k) {
+  if (!k.kernel) return "a product of cuBLASLt: " + k.product;
+  const std::string spills = k.compiled.spill_bytes ? fmt::format("{} bytes spilled", k.compiled.spill_bytes) : "no spills";
+  return fmt::format("{} registers, {}, {} shared, grid {} x {} x {}, block {} x {} x {}", k.compiled.registers, spills,
+                     bytes_text(shared_bytes(k)), k.kernel->grid[0], k.kernel->grid[1], k.kernel->grid[2], k.kernel->block[0],
+                     k.kernel->block[1], k.kernel->block[2]);
+}
 
 // "models/mamba.cpp:42" of "at /long/path/models/mamba.cpp:42\n  in ..."
 std::string call_site(const KernelView& k) {
@@ -180,162 +188,7 @@ constexpr std::string_view kStyle =
     ".n{text-align:right;font-variant-numeric:tabular-nums}tr:last-child{font-weight:bold}"
     "pre{background:#8881;padding:1em;overflow:auto}summary{cursor:pointer}h3{margin:1.5em 0 .3em;font-family:monospace}";
 
-// ---- the members of `struct Args` of a text, in the order of the arguments --------------------------------------------------
-
-struct Member {
-  std::string type, name;
-};
-std::vector<Member> members_of(const CudaKernel& kernel) {
-  std::vector<Member> members;
-  const auto begin = kernel.text.find("struct Args {\n"), end = kernel.text.find("\n};", begin);
-  for (const std::string_view line : lines_of(std::string_view(kernel.text).substr(begin, end - begin))) {
-    const auto space = line.rfind(' ');
-    if (line.back() != ';' || line.find('(') != std::string_view::npos) continue;  // "struct Args {", member functions
-    members.push_back({std::string(line.substr(2, space - 2)), std::string(line.substr(space + 1, line.size() - space - 2))});
-  }
-  if (members.size() != kernel.args.size())
-    fail(ErrorKind::usage, "inspect: the arguments of the kernel cannot be told from its text", kernel.name);
-  return members;
-}
-
-constexpr std::string_view kProgramHead = R"(#include <cuda_runtime.h>
-
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <vector>
-
-#define CHECK(call)                                                                              \
-  do {                                                                                           \
-    const cudaError_t error = (call);                                                            \
-    if (error != cudaSuccess) std::printf("%s: %s\n", #call, cudaGetErrorString(error)), std::exit(1); \
-  } while (false)
-
-namespace host {
-
-char* allocate(std::size_t bytes) {
-  char* memory = nullptr;
-  CHECK(cudaMalloc(&memory, bytes + 16));
-  CHECK(cudaMemset(memory, 0, bytes + 16));
-  return memory;
-}
-
-// Values in [-1/2, 1/2); integers are 0, which every index allows.
-float number(std::size_t i) { return float((i * 2654435761u >> 8) % 65536) / 65536 - 0.5f; }
-void set(float& x, std::size_t i) { x = number(i); }
-void set(double& x, std::size_t i) { x = number(i); }
-void set(kernel::bf16& x, std::size_t i) {
-  const float value = number(i);
-  unsigned bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  x.bits = static_cast<unsigned short>(bits >> 16);
-}
-template <class T>
-void set(T& x, std::size_t) { x = T(0); }
-
-// Lets `member` point into a slot of memory, filled with values of its type.
-template <class P>
-void point(P& member, char* slot, std::size_t bytes, std::size_t offset) {
-  using T = std::remove_const_t<std::remove_pointer_t<P>>;
-  std::vector<T> values(bytes / sizeof(T));
-  for (std::size_t i = 0; i < values.size(); ++i) set(values[i], i);
-  CHECK(cudaMemcpy(slot, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
-  member = reinterpret_cast<P>(slot + offset);
-}
-
-const kernel::i64* table(const std::vector<kernel::i64>& words) {
-  char* memory = allocate(words.size() * sizeof(kernel::i64));
-  CHECK(cudaMemcpy(memory, words.data(), words.size() * sizeof(kernel::i64), cudaMemcpyHostToDevice));
-  return reinterpret_cast<const kernel::i64*>(memory);
-}
-
-}  // namespace host
-
-)";
-
-std::string argument(const KernelView& view, const CudaArg& arg, const Member& member) {
-  const CudaKernel& k = *view.kernel;
-  switch (arg.kind) {
-    case CudaArg::pointer:
-      return fmt::format("  host::point(args.{}, slot{}, {}, {});\n", member.name, arg.slot, view.slots.at(arg.slot),
-                         arg.value);
-    case CudaArg::integer:
-      return member.type.ends_with('*') ? "" : fmt::format("  args.{} = {}ll;\n", member.name, arg.value);
-    case CudaArg::constants:
-      return fmt::format("  host::point(args.{}, host::allocate(8 * kConstants), 8 * kConstants, 0);\n", member.name);
-    case CudaArg::status:
-      return fmt::format("  args.{} = reinterpret_cast<decltype(args.{})>(host::allocate(64));\n", member.name, member.name);
-    case CudaArg::table:
-      break;
-  }
-  std::string words;
-  for (const CudaArg& w : k.tables.at(std::size_t(arg.value)))
-    words += w.kind == CudaArg::pointer ? fmt::format("\n      kernel::i64(slot{} + {}),", w.slot, w.value)
-                                        : fmt::format(" {}ll,", w.value);
-  return fmt::format("  args.{} = host::table({{{}}});\n", member.name, words);
-}
-
 }  // namespace
-
-KernelTable kernel_table(std::string title, std::string target, const std::vector<KernelView>& launches) {
-  std::vector<KernelView> kernels;
-  std::unordered_map<std::string, std::size_t> known;
-  std::vector<std::size_t> found;
-  std::vector<double> seconds;
-  bool timed = false;
-  for (const KernelView& v : launches) {
-    const auto [at, is_new] = known.emplace(v.kernel ? v.name : v.name + v.product, kernels.size());
-    found.push_back(at->second);
-    seconds.push_back(v.seconds);
-    timed |= v.seconds > 0;
-    if (is_new) {
-      kernels.push_back(v);
-      continue;
-    }
-    KernelView& k = kernels[at->second];
-    k.launches += v.launches, k.bytes += v.bytes, k.flops += v.flops, k.seconds += v.seconds;
-  }
-  std::vector<int> sorted(kernels.size()), rank(kernels.size());
-  for (std::size_t i = 0; i < sorted.size(); ++i) sorted[i] = int(i);
-  const auto weight = [&](int k) { return timed ? kernels[std::size_t(k)].seconds : kernels[std::size_t(k)].bytes; };
-  std::stable_sort(sorted.begin(), sorted.end(), [&](int a, int b) { return weight(a) > weight(b); });
-  KernelTable table{std::move(title), std::move(target), {}, {}, timed ? seconds : std::vector<double>{}};
-  for (std::size_t i = 0; i < sorted.size(); ++i) {
-    rank[std::size_t(sorted[i])] = int(i);
-    table.kernels.push_back(std::move(kernels[std::size_t(sorted[i])]));
-  }
-  for (const std::size_t i : found) table.order.push_back(rank[i]);
-  return table;
-}
-
-const KernelView& kernel_named(const KernelTable& table, std::string_view name) {
-  std::vector<const KernelView*> begin_so, words;
-  std::vector<std::string> names;
-  for (const KernelView& k : table.kernels) {
-    if (k.name == name) return k;
-    if (k.name.starts_with(name)) begin_so.push_back(&k);
-    if (k.name.starts_with(fmt::format("{}__", name))) words.push_back(&k);
-    names.push_back(k.name);
-  }
-  if (words.size() == 1) return *words[0];
-  if (begin_so.size() == 1) return *begin_so[0];
-  if (begin_so.empty())
-    fail(ErrorKind::usage, fmt::format("no kernel is named '{}'{}", name, suggestion(name, names)), {},
-         "weft inspect lists them");
-  names.clear();
-  for (const KernelView* k : begin_so) names.push_back(k->name);
-  fail(ErrorKind::usage, fmt::format("several kernels begin with '{}'", name), fmt::format("{}", fmt::join(names, ", ")),
-       "give one of these names");
-}
-
-std::string resources(const KernelView& k) {
-  if (!k.kernel) return "a product of cuBLASLt: " + k.product;
-  const std::string spills = k.compiled.spill_bytes ? fmt::format("{} bytes spilled", k.compiled.spill_bytes) : "no spills";
-  return fmt::format("{} registers, {}, {} shared, grid {} x {} x {}, block {} x {} x {}", k.compiled.registers, spills,
-                     bytes_text(shared_bytes(k)), k.kernel->grid[0], k.kernel->grid[1], k.kernel->grid[2], k.kernel->block[0],
-                     k.kernel->block[1], k.kernel->block[2]);
-}
 
 std::string to_why(const KernelView& k) {
   std::string out = fmt::format("{}\n  {}{}, {} launches a step, {} moved\n  recorded by {}\n", k.name,
@@ -466,46 +319,6 @@ std::string to_trace(const KernelTable& table) {
     at += duration;
   }
   return nlohmann::json{{"traceEvents", std::move(events)}, {"displayTimeUnit", "ns"}}.dump(1) + "\n";
-}
-
-std::string to_program(const KernelView& view, std::string_view target) {
-  if (!view.kernel)
-    fail(ErrorKind::usage, fmt::format("inspect: {} is a product of cuBLASLt, which has no source", view.name), view.product);
-  const CudaKernel& k = *view.kernel;
-  const std::vector<Member> members = members_of(k);
-  std::string out = fmt::format(
-      "// {}, recorded by {}\n// nvcc -std=c++17 -diag-suppress 128,177 -arch={} -o repro THIS.cu && ./repro\nnamespace kernel "
-      "{{\n{}\n}}  // namespace kernel\n\n",
-      k.name, view.module, target, complete_text(k));
-  out += kProgramHead;
-  out += "int main() {\n  [[maybe_unused]] constexpr std::size_t kConstants = 65536;  // more than a step has\n";
-  for (const auto& [slot, bytes] : view.slots) out += fmt::format("  char* slot{} = host::allocate({});\n", slot, bytes);
-  out += "  kernel::Args args{};\n";
-  for (std::size_t i = 0; i < members.size(); ++i) out += argument(view, k.args[i], members[i]);
-  out += fmt::format("  const dim3 grid({}, {}, {}), block({}, {}, {});\n", k.grid[0], k.grid[1], k.grid[2], k.block[0],
-                     k.block[1], k.block[2]);
-  out += fmt::format("  CHECK(cudaFuncSetAttribute(kernel::{}, cudaFuncAttributeMaxDynamicSharedMemorySize, {}));\n", k.name,
-                     k.shared);
-  out += fmt::format(R"(  cudaEvent_t begin, end;
-  CHECK(cudaEventCreate(&begin));
-  CHECK(cudaEventCreate(&end));
-  constexpr int kWarmUp = 3, kLaunches = 20;
-  for (int i = 0; i < kWarmUp + kLaunches; ++i) {{
-    if (i == kWarmUp) CHECK(cudaEventRecord(begin));
-    kernel::{}<<<grid, block, {}>>>(args);
-  }}
-  CHECK(cudaEventRecord(end));
-  CHECK(cudaDeviceSynchronize());
-  float milliseconds = 0;
-  CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-  const double seconds = milliseconds / 1e3 / kLaunches, bytes = {:.0f};
-  std::printf("%.2f us a launch", seconds * 1e6);
-  if (bytes > 0) std::printf(", %.0f GB/s", bytes / seconds / 1e9);
-  std::printf("\n");
-}}
-)",
-                     k.name, k.shared, k.bytes);
-  return out;
 }
 
 std::string line_difference(std::string_view a, std::string_view b) {

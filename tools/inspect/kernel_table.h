@@ -1,5 +1,4 @@
-// What `weft inspect` shows of the kernels of a step: where each was recorded and why it is as it is, its text, launch and
-// resources; as a table, as JSON, as one HTML file, as a trace, and as a program of its own.
+// What is known of the kernels of a step: where each was recorded and why it is as it is, its text, launch and resources.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +8,6 @@
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include "jit/compiler.h"
 #include "jit/cuda_text.h"
@@ -52,17 +49,5 @@ KernelTable kernel_table(std::string title, std::string target, const std::vecto
 // The kernel with this name, or the only one whose name begins so, whole words ("conv1d" of "conv1d__silu__a84cb8") before
 // parts of one ("conv1d_backward__..."). An Error (usage) names what is close.
 const KernelView& kernel_named(const KernelTable& table, std::string_view name);
-
-std::string to_text(const KernelTable& table);  // for a terminal, 120 columns wide if names allow
-nlohmann::json to_json(const KernelTable& table);
-std::string to_html(const KernelTable& table);          // complete in itself
-std::string to_trace(const KernelTable& table);         // Chrome and Perfetto; needs `seconds`
-std::string resources(const KernelView& view);          // "110 registers, no spills, 20.0 KiB shared"
-std::string to_why(const KernelView& view);             // call site and decisions
-std::string to_text(const EmulatedCounters& counters);  // some lines, without what is zero
-// A program for nvcc that launches the kernel on made-up values, with the arguments of the (first) launch, and times it.
-std::string to_program(const KernelView& view, std::string_view target);
-// The lines of two texts, those of one alone marked with - and +.
-std::string line_difference(std::string_view a, std::string_view b);
 
 }  // namespace weft
