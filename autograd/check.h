@@ -15,7 +15,7 @@ using OpFunction = std::function<Tensor(const std::vector<Tensor>&)>;
 
 struct GradcheckOptions {
   double step = 1e-6;
-  double absolute = 1e-6, relative = 1e-5;  // SPEC C
+  double absolute = 1e-6, relative = 1e-5;  // what differences of this step reach in f64
   int elements = 24;                        // of each input, chosen by a fixed rule; all if there are fewer
 };
 

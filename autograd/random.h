@@ -1,4 +1,6 @@
-// Stateless randomness (DESIGN 2.10): Philox with key (seed, site) and counter (tick, element).
+// Stateless randomness: Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key (seed, site)
+// and counter (tick, element). The site is the place of the call in the model, so a value that is computed again draws the same
+// numbers again.
 #pragma once
 
 #include <cstdint>

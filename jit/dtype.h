@@ -53,7 +53,7 @@ constexpr bool is_integer(DType dtype) { return dtype == DType::i32 || dtype == 
 // The wider of two real types (bf16 < f32 < f64); a real wins over an integer, an integer over a boolean.
 DType widest(DType a, DType b);
 
-// bf16 is the top half of an fp32; rounding to nearest even, NaN kept quiet (SPEC B).
+// bf16 is the top half of an fp32; rounding to nearest even, NaN kept quiet.
 struct bf16 {
   std::uint16_t bits;
   bf16() = default;

@@ -1,5 +1,5 @@
-// Initial values (SPEC 1.2-1.3). An initialiser is a function of the element and of random numbers with the key (seed,
-// full name of the parameter), so that a value depends neither on the order of construction nor on threads.
+// Initial values. An initialiser is a function of the element and of random numbers with the key (seed, full name of the
+// parameter), so a value depends neither on the order of construction nor on threads.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +28,10 @@ Initialiser constant(double value);
 Initialiser uniform(double bound);                 // U(-bound, bound)
 Initialiser normal(double deviation);              // N(0, deviation^2)
 Initialiser kaiming_uniform(std::int64_t fan_in);  // with a = sqrt 5, the default of Linear and conv: U(+-1/sqrt(fan_in))
-// The bias under which softplus gives steps log-uniform in [low, high], at least `floor` (SPEC 1.3).
+// The bias b for which softplus(b) is log-uniform in [low, high], and at least `floor`: the step sizes of Mamba
+// (arXiv:2312.00752, section 3.6).
 Initialiser dt_bias(double low = 1e-3, double high = 0.1, double floor = 1e-4);
-Initialiser s4d_real(std::int64_t state);  // A_log (i, n): ln(n + 1)
+Initialiser s4d_real(std::int64_t state);  // A_log (i, n): ln(n + 1), so that A = -(n + 1) (arXiv:2206.11893)
 }  // namespace init
 
 double inverse_softplus(double y);                                        // x with log(1 + e^x) = y, y > 0

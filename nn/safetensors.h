@@ -1,5 +1,5 @@
-// The safetensors format (SPEC B): reader, sharded reader and writer. Every rule of the format is checked; a file that
-// breaks one is refused with an error that names the file, the tensor and the rule.
+// The safetensors format (github.com/huggingface/safetensors): reader, sharded reader and writer. Every rule of the format is
+// checked; a file that breaks one is refused with an error that names the file, the tensor and the rule.
 #pragma once
 
 #include <cstddef>

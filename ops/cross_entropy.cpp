@@ -1,4 +1,5 @@
-// Cross-entropy over the last axis (SPEC 0.4), its reduction and its gradient, each in one pass over the logits.
+// Cross-entropy over the last axis, its reduction and its gradient, each in one pass over the logits. With n valid labels y,
+//   loss = -(1/n) sum log softmax(x)[y],   dx = (softmax(x) - onehot(y)) / n in their rows, 0 in the others.
 #include <cmath>
 #include <limits>
 #include <vector>

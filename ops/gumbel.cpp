@@ -1,5 +1,5 @@
-// Random masks: dropout and the Gumbel-sigmoid masks of SPEC 6. The noise is a pointwise node without operands, drawn again
-// wherever it is needed: backward redraws it equal, and nothing is stored.
+// Random masks: dropout, and masks with a Gumbel-sigmoid distribution (arXiv:1611.00712, 1611.01144). The noise is a pointwise
+// node without operands that is drawn again wherever it is needed: backward draws the same numbers, and nothing is stored.
 #include <fmt/format.h>
 
 #include "autograd/backward.h"

@@ -1,4 +1,4 @@
-// AdamW (SPEC 10) as one op of the step's graph: clip, decay and update of all parameters in one pass over memory.
+// AdamW (arXiv:1711.05101) as one op of the step's graph: it clips, decays and updates all parameters in one pass over memory.
 #pragma once
 
 #include <array>
@@ -11,7 +11,7 @@
 
 namespace weft {
 
-// The defaults are the Mamba recipe of SPEC 10.
+// The defaults are those that Mamba was trained with (arXiv:2312.00752, appendix E.2).
 struct AdamWOptions {
   double lr = 1e-3;
   std::array<double, 2> betas = {0.9, 0.95};
@@ -20,9 +20,10 @@ struct AdamWOptions {
   double clip_norm = 1.0;     // of the gradients' global norm; 0: no clipping
 };
 
-// p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) +
-// eps) with g scaled by min(1, clip_norm / (norm + 1e-6)). Parameters are all f32 or all f64; the moments of all lie in one
-// State.
+// With g the gradient, scaled by min(1, clip_norm / (norm + 1e-6)), and t the step from 1 on:
+//   p <- p (1 - lr wd),  m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2
+//   p <- p - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
+// Parameters are all f32 or all f64; the moments of all of them lie in one State.
 class AdamW {
  public:
   explicit AdamW(std::vector<Param> params, AdamWOptions options = {}, Site where = Site::current());
@@ -36,8 +37,8 @@ class AdamW {
   void set_lr(double lr) { options_.lr = lr; }         // from the next step() on; costs nothing
   std::int64_t step_count() const { return *steps_; }  // steps executed
 
-  // The global norm of the gradients before clipping, a scalar; of the last step() recorded, so return it from the
-  // step.
+  // The global norm of the gradients before clipping, a scalar: that of the last step() recorded, so return it from the step
+  // function.
   Tensor grad_norm() const { return grad_norm_; }
 
   // The first step (from 1) whose gradient norm was not finite; 0: none. From that step on nothing is updated until it

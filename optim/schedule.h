@@ -1,4 +1,4 @@
-// Learning rates by step s = 0, 1, ... (SPEC 10).
+// Learning rates by step s = 0, 1, ...
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ struct WarmupCosineOptions {
   int warmup_offset = 0;    // 1: the first step has peak / warmup instead of 0
 };
 
-// s < warmup: peak (s + offset) / warmup; then min + (peak - min)/2 (1 + cos(pi min(1, (s - warmup) / (steps -
-// warmup)))).
+// Linear warm-up, peak (s + warmup_offset) / warmup while s < warmup; then half a cosine (arXiv:1608.03983):
+// min + (peak - min)/2 (1 + cos(pi min(1, (s - warmup) / (steps - warmup)))).
 class WarmupCosine {
  public:
   explicit WarmupCosine(WarmupCosineOptions options);

@@ -1,4 +1,4 @@
-// The causal convolution: golden values (SPEC appendix A, G3) and a naive reference with all options.
+// The causal convolution: golden values of an independent implementation and a naive reference with all options.
 #include <cmath>
 #include <random>
 #include <vector>

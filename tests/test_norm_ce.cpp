@@ -40,7 +40,7 @@ struct Norm {
   Values y, dx, dw, db;
 };
 
-// SPEC 0.3; centered is the layer norm.
+// x rsqrt(mean(x^2) + eps) w + b and its gradient; centered: the layer norm, of x - mean(x).
 Norm naive_norm(const Values& x, const Values& w, const Values& b, const Values& dy, bool centered, double eps) {
   const std::size_t n = w.size();
   Norm r{Values(x.size()), Values(x.size()), Values(n), Values(n)};

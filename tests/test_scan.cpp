@@ -1,4 +1,4 @@
-// The selective scan: golden values (SPEC appendix A, G1), a naive reference with all options in fp64, edge shapes,
+// The selective scan: golden values of an independent implementation, a naive reference with all options in fp64, edge shapes,
 // strided operands, bf16, and the same bits for any number of threads.
 #include <cmath>
 #include <random>
@@ -97,7 +97,7 @@ struct Problem {
 
 double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
 
-// SPEC 1.4 and 1.5 word by word, everything materialised.
+// The recurrence and its gradient step by step, everything materialised.
 Results naive(const Problem& p) {
   const Case& c = p.c;
   const std::int64_t T = c.t, I = c.i, N = c.n;

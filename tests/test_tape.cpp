@@ -364,7 +364,7 @@ TEST(Random, Distributions) {
   EXPECT_NEAR(moments(d).first, 1, 0.02);
 }
 
-// SPEC 6: P(M > 1/2) is 1 - exp(-e^l) for one Gumbel, sigmoid(l) for logistic noise.
+// P(M > 1/2) is 1 - exp(-e^l) for one Gumbel, sigmoid(l) for logistic noise.
 TEST(Random, MaskProbabilities) {
   for (const double l : {-1.0, 0.0, 0.7}) {
     const auto [g, s] = run([&] {

@@ -1,4 +1,4 @@
-// Text to token ids and back: a token a byte, or the pieces of a SentencePiece model (SPEC 4.3).
+// Text to token ids and back: a token a byte, or the pieces of a SentencePiece model (arXiv:1808.06226).
 #pragma once
 
 #include <cstdint>
