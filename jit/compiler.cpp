@@ -69,8 +69,8 @@ void read_resources(Compiled& compiled) {
   compiled.spill_bytes = resource(compiled.log, " bytes spill stores");
   compiled.stack_bytes = resource(compiled.log, " bytes stack frame");
   compiled.shared_bytes = resource(compiled.log, " bytes smem");
-  compiled.constant_bytes =
-      compiled.cubin.empty() ? 0 : int(largest_section(compiled.cubin, ".nv.constant0"));  // the log does not tell
+  // The log does not tell.
+  compiled.constant_bytes = compiled.cubin.empty() ? 0 : int(largest_section(compiled.cubin, ".nv.constant0"));
 }
 
 // Empty lines and times would make equal compilations differ.

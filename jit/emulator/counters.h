@@ -34,8 +34,8 @@ struct EmulatedCounters {
                                                                      "exchange", "barrier",  "branch",  "other"};
 
   std::uint64_t launches = 0;
-  std::array<std::uint64_t, classes>
-      warp_instructions{};  // once for all lanes that are together, whether or not their predicates hold
+  // Once for all lanes that are together, whether or not their predicates hold.
+  std::array<std::uint64_t, classes> warp_instructions{};
   std::array<std::uint64_t, classes> thread_instructions{};  // of lanes whose predicate holds
   // Bytes that threads ask for; an atomic reads and writes.
   std::uint64_t global_read = 0, global_written = 0, shared_read = 0, shared_written = 0, local_read = 0, local_written = 0;

@@ -85,8 +85,8 @@ class Decoder {
   virtual std::uint32_t source(const Operand& operand, int bits) = 0;
   virtual std::uint32_t destination(const Operand& operand, int bits, bool sign) = 0;
   virtual std::uint32_t list(const std::vector<std::uint32_t>& places) = 0;
-  virtual std::uint32_t base(const Operand& address,
-                             Instruction& i) = 0;                          // the register of an address, its offset in `i`
+  // The register of an address; its offset goes into `i`.
+  virtual std::uint32_t base(const Operand& address, Instruction& i) = 0;
   virtual void branch_to(int body_index) = 0;                              // sets the target of the instruction
   virtual std::uint32_t labels(const std::vector<int>& body_indices) = 0;  // a list of targets
   virtual const Function& function() const = 0;

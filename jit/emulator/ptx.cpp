@@ -74,8 +74,8 @@ class Parser {
   int find_register(std::string_view name) const;  // -1: no register of that name
 
   struct Scope {
-    std::map<std::string, std::pair<int, int>, std::less<>>
-        registers;                                              // name or prefix -> first index, count (0: one, by name)
+    // Name or prefix -> first index, count (0: one, by name).
+    std::map<std::string, std::pair<int, int>, std::less<>> registers;
     std::map<std::string, std::string, std::less<>> variables;  // a call's param variables get names of their own
   };
   Module& module_;

@@ -1,4 +1,4 @@
-// What `weft bench` measures: the groups, ops, shapes and work of its peers' figures, on weft's ops.
+// What `weft bench` measures: weft's ops, in the groups and on the shapes for which there are figures of other implementations.
 #pragma once
 
 #include <functional>
@@ -19,7 +19,7 @@ struct BenchRow {
 
 struct Measured {
   std::vector<double> ms;  // of each row of the case
-  BenchJson extra = {};    // keys of the last row
+  BenchJson extra = {};    // further keys of the last row
 };
 
 // Rows that are measured together: forward, backward and both.
@@ -28,7 +28,8 @@ struct BenchCase {
   std::function<Measured(const TimeLimits&)> measure;
 };
 
-// The ceilings first, whose figures floors need. `smoke`: the same rows on tiny shapes.
+// The group of the ceilings comes first, since the floors of all other rows follow from it. `smoke`: the same rows on tiny
+// shapes.
 const std::vector<std::string>& bench_groups();
 std::vector<BenchCase> bench_cases(const std::string& group, bool smoke);
 

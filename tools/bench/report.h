@@ -1,5 +1,5 @@
-// The figures of a benchmark, as text and as JSON {meta, ceilings, rows}, and beside those of other implementations (peers),
-// whose files have the same names and keys.
+// The figures of a benchmark, as text and as JSON {meta, ceilings, rows}, and next to those of other implementations (peers),
+// whose files use the same names and keys.
 #pragma once
 
 #include <filesystem>
@@ -12,7 +12,7 @@ namespace weft {
 
 using BenchJson = nlohmann::ordered_json;
 
-// The least that a row's computation could do: inputs read once, outputs written once, nothing saved in between.
+// The least that the computation of a row must do: inputs read once, outputs written once, nothing stored in between.
 struct Work {
   double bytes = 0, flops = 0, exps = 0;
   friend Work operator+(const Work& a, const Work& b) { return {a.bytes + b.bytes, a.flops + b.flops, a.exps + b.exps}; }
@@ -20,13 +20,13 @@ struct Work {
 
 struct RowName {
   std::string group, op, shape, phase, impl = "weft";
-  std::string peer = {};  // what `against` compares with: peers whose impl begins so
+  std::string peer = {};  // what `against` compares with: peers whose impl begins with this
 };
 
 class BenchReport {
  public:
-  // Rows are also written to `json` as they come, "": to none. A file that is there is merged into: its rows of the same names
-  // are replaced. Errors: io.
+  // Rows are also written to `file` as they come ("": to none). An existing file is merged into: its rows of the same names are
+  // replaced. Errors: io.
   explicit BenchReport(std::filesystem::path file);
 
   BenchJson meta = BenchJson::object();
@@ -35,11 +35,11 @@ class BenchReport {
   // ms and what follows from it: rates, the floor (the larger of the times that the bytes and the operations need at the
   // ceilings), what bounds it, the distance; then the keys of `extra`. Prints the row.
   void add(const RowName& name, double ms, const Work& work, const BenchJson& extra = {});
-  void add_note(const RowName& name, const std::string& note);  // a row without a time says why
+  void add_note(const RowName& name, const std::string& note);  // a row without a time, and the reason
   void save() const;
 
-  // Each row of this run beside the fastest row of `file` with its name. Layouts of one shape (cf, cl) count as the same; an op
-  // "a + b" that no peer has is compared with the sum of the two.
+  // Each row of this run next to the fastest row of `file` with the same name. Layouts of one shape (cf, cl) count as the same;
+  // an op "a + b" that no peer has is compared with the sum of the two.
   void print_against(const std::filesystem::path& file) const;
 
  private:

@@ -7,15 +7,15 @@
 namespace weft {
 
 struct BenchOptions {
-  std::vector<std::string> groups = {};  // none: on a GPU those of its kernels, else "interpreter", "emulator" and "host"
-  std::string json = {};                 // the figures are written here, ""; an existing file is merged into
-  std::string against = {};              // a JSON file of peers to print beside, ""
+  std::vector<std::string> groups = {};  // none: on a GPU those that measure kernels, else "interpreter", "emulator" and "host"
+  std::string json = {};                 // where the figures go, "": nowhere; an existing file is merged into
+  std::string against = {};              // a JSON file of peers to compare with, "": none
   double budget_ms = 300;                // for timing one row
-  double row_timeout = 120;              // s, after which a row is given up
-  double deadline = 1e9;                 // s, after which no row is started
+  double row_timeout = 120;              // s, after which a row is abandoned
+  double deadline = 1e9;                 // s, after which no further row is started
   bool quick = false;                    // fewer repeats: a fifth of the budget
   bool smoke = false;                    // tiny shapes, to check the benchmark itself
-  bool list = false;                     // print the rows, measure nothing
+  bool list = false;                     // print the rows without measuring
 };
 
 // "interpreter", "emulator", "host" (tools/bench/host.h) and those of tools/bench/cases.h.

@@ -1,4 +1,4 @@
-// The subcommands of the weft program. main.cpp fills the options and calls; each returns the exit code of success or
+// The subcommands of the weft program. main.cpp fills in the options and calls the function, which returns the exit code or
 // throws.
 #pragma once
 
@@ -72,10 +72,10 @@ int cmd_inspect(const InspectCommand& command);
 
 int cmd_doctor();
 
-// The command line as completion scripts need it.
+// The command line, as completion scripts need it.
 struct CompletionWord {
   enum Takes { nothing, value, file, folder };
-  std::string name, help;  // "--device"; of what stands without an option's name: "folder"
+  std::string name, help;  // "--device"; of an argument without a name of its own: "folder"
   Takes takes = nothing;
   std::vector<std::string> words;  // the values it takes, if they are known
   bool many = false;               // takes several values

@@ -1,4 +1,4 @@
-// One line that says how a run is doing: rewritten in place on a terminal, printed now and then elsewhere.
+// One line that says how a run is going: rewritten in place on a terminal, elsewhere printed now and then.
 #pragma once
 
 #include <chrono>
@@ -10,13 +10,13 @@ namespace weft {
 class Progress {
  public:
   Progress(std::int64_t first, std::int64_t total, std::int64_t tokens_per_step);
-  // After each step. Shows the mean loss since the last line that stays, and peak_memory() of the device in use.
+  // Call it after each step. Shows the mean loss since the last line that stays, and peak_memory() of the device in use.
   void step(std::int64_t step, double loss, double lr);
   // A line that stays, such as a validation loss. Time until the next step() does not count as training.
   void note(const std::string& line);
-  void pause();  // what follows is not training; step() goes on
+  void pause();  // until the next step() time does not count as training
 
-  double tokens_per_second() const;            // over all steps but the first two, which plan and compile
+  double tokens_per_second() const;            // over all steps but the first two, in which kernels are planned and compiled
   double last_tokens_per_second() const;       // of the last step
   double seconds() const { return seconds_; }  // in steps
 
@@ -34,13 +34,13 @@ class Progress {
   bool open_ = false;  // an unfinished line stands on the terminal
 };
 
-// Bytes that this process has held at most so far: resident memory of the host; of a GPU, what was allocated there.
+// The most bytes that this process has held so far: resident memory of the host; of a GPU, what was allocated there.
 std::size_t peak_host_memory();
 std::size_t peak_memory();  // of the device in use
 
 std::string format_duration(double seconds);  // "1:05", "2:03:04"
 
-// `text` with control characters other than newline and tab escaped, so that a model's bytes cannot drive a terminal.
+// `text` with control characters other than newline and tab escaped, so that what a model writes cannot control the terminal.
 std::string printable(const std::string& text);
 
 }  // namespace weft

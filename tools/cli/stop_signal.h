@@ -4,7 +4,7 @@
 
 namespace weft {
 
-// While alive, the first SIGINT or SIGTERM is only remembered, so that a step can be finished and saved; the second one ends
+// While one is alive, the first SIGINT or SIGTERM is only remembered, so that a step can be finished and saved; the second ends
 // the program at once.
 class StopSignal {
  public:
@@ -16,7 +16,7 @@ class StopSignal {
   int received() const;  // 0: none
 
  private:
-  struct sigaction interrupt_, terminate_;  // before
+  struct sigaction interrupt_, terminate_;  // the handlers before
 };
 
 }  // namespace weft

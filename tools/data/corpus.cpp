@@ -52,8 +52,8 @@ class TextReader::Bytes {
   bool extend() {  // false: nothing follows
     if (!file_) return false;
     buffer_.erase(0, std::exchange(begin_, 0));
-    const std::size_t have = buffer_.size(),
-                      more = std::max(have, kBytesAnywhere);  // doubling: what looks for a line's end looks again
+    // Doubling, since whoever looks for the end of a line looks through all of it again.
+    const std::size_t have = buffer_.size(), more = std::max(have, kBytesAnywhere);
     buffer_.resize(have + more);
     const std::size_t n = file_->read(std::as_writable_bytes(std::span(buffer_)).subspan(have));
     buffer_.resize(have + n);

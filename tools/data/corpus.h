@@ -1,4 +1,4 @@
-// Texts, read from the front as often as wanted. A file is never in memory as a whole.
+// Texts, which can be read from the front any number of times. A file is never held in memory as a whole.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ class Corpus {
  public:
   Corpus(std::string name, std::string text);
 
-  const std::string& name() const { return name_; }         // the file, or what the default is
+  const std::string& name() const { return name_; }         // the file, or the name of the default text
   std::size_t size() const { return size_; }                // bytes of its text, all documents together
   std::size_t split() const { return size_ - size_ / 10; }  // the first 9/10 are trained on
 
@@ -30,19 +30,19 @@ class Corpus {
   std::size_t size_ = 0;
 };
 
-// A text file, or the documents of a .jsonl file: an object a line, whose string "text" is one. Without a file, the King
-// James text as Debian's package bible-kjv prints it: one verse a line, each behind its reference ("Ge1:1 In the beginning
-// ..."). Errors are ErrorKind::io: missing, empty, not JSON (with the line), neither there.
+// A text file, or the documents of a .jsonl file: each line is an object whose string "text" is one. Without a file, the King
+// James Bible as Debian's package bible-kjv prints it: one verse a line, each after its reference ("Ge1:1 In the beginning
+// ..."). Errors are ErrorKind::io: missing, empty, not JSON (with the line), no such package.
 Corpus load_corpus(const std::optional<std::filesystem::path>& file = std::nullopt);
 
 // Where a text may be cut into parts that are tokenized one by one. SentencePiece sums scores in single precision over a whole
-// part, so the size of parts of lines decides between pieces that are all but equally good: to change it is to change the
+// part, so the size of the parts decides between pieces that are almost equally good: changing kBytesOfLines changes the
 // tokens.
 enum class Cut { anywhere, lines, documents };
 inline constexpr std::size_t kBytesAnywhere = 256 << 10, kBytesOfLines = 4 << 20;
 
-// Bytes to cut off the front of `have`: about as many as these, more where no cut is allowed there. Without the `whole` text 0
-// means that more of it must be known.
+// How many bytes to cut off the front of `have`: about as many as the constants say, more where no cut is allowed. 0: where
+// that is can only be told with more of the text than `have`, which is not the `whole` of it.
 std::size_t part_size(std::string_view have, bool whole, Cut cut);
 
 struct TextPlace {  // in a text, for errors
@@ -62,8 +62,8 @@ class TextReader {
     TextPlace place;
     bool ends_document;
   };
-  // What comes next, of one document. It does not go beyond byte `end` of the text, nor into a character of UTF-8 that does;
-  // nothing: all up to there has been given. Errors (ErrorKind::io): the file has changed, lines that are no documents.
+  // The next part, of one document. It does not go beyond byte `end` of the text, nor into a character of UTF-8 that does.
+  // Nothing: all up to there has been given. Errors (ErrorKind::io): the file has changed, lines that are not documents.
   std::optional<Part> next(std::size_t end, Cut cut);
   void skip(std::size_t end);
 

@@ -1,4 +1,4 @@
-// What a model is trained on: tokens of texts and how they are cut into batches.
+// What a model is trained on: the tokens of texts, and how they are cut into batches.
 #pragma once
 
 #include <cstddef>
@@ -23,12 +23,12 @@ struct TokenizerChoice {
 };
 Tokenizer make_tokenizer(const TokenizerChoice& choice, const Corpus& corpus);
 
-// Tokens of what comes next, up to byte `end` of the text, in blocks; behind each document that ends there stands the
+// The tokens of what comes next, up to byte `end` of the text, in blocks; each document that ends there is followed by the
 // tokenizer's separator.
 void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenizer,
                     const std::function<void(std::span<const std::int64_t>)>& f);
 
-inline constexpr std::int64_t kIgnored = -100;  // the target of what is not to be predicted, as cross_entropy ignores it
+inline constexpr std::int64_t kIgnored = -100;  // the target where nothing is to be predicted: cross_entropy ignores it
 
 struct Batch {
   Tensor inputs;                // (batch, length) of i64
@@ -44,13 +44,13 @@ struct BatchOptions {
   std::uint64_t seed = 0;
 };
 
-// Batches without end to train on, and some to validate with. All have the same shape.
+// An endless stream of batches to train on, and some to validate with. All have the same shape.
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
 
-  // The training batch at position(), which is a function of the data, the options and the position alone. next() goes on
-  // to the following position; seek() to any, which is all there is to save and restore.
+  // The training batch at position(): a function of the data, the options and the position alone. next() goes on to the
+  // following position, seek() to any; the position is all there is to save and restore.
   Batch next();
   std::int64_t position() const { return position_; }
   void seek(std::int64_t position);
@@ -62,7 +62,7 @@ class BatchSource {
   virtual std::int64_t vocabulary() const = 0;
   virtual std::string name() const = 0;
   virtual std::uint64_t hash() const = 0;                         // of the data: training can go on only with the same
-  virtual const Tokenizer* tokenizer() const { return nullptr; }  // none: there is no text
+  virtual const Tokenizer* tokenizer() const { return nullptr; }  // null: there is no text
   virtual bool has_accuracy() const { return false; }             // a task: what counts is the share of right answers
   const BatchOptions& options() const { return options_; }
 
@@ -77,14 +77,14 @@ class BatchSource {
   std::int64_t position_ = 0;
 };
 
-// Windows of a text's tokens; targets are the tokens that follow. To train, windows at random places; to validate, window
-// after window, so that the validation part is covered once; the last batch is filled up with kIgnored.
+// Windows of a text's tokens; the targets are the tokens that follow. Training takes windows at random places, validation one
+// window after another, so that its part of the text is covered once; the last batch is filled up with kIgnored.
 class TokenStream : public BatchSource {
  public:
   // Errors: ErrorKind::io for a text too short for one window, or that the tokenizer does not take.
   TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options);
   TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options);
-  // Without training tokens it only validates.
+  // Without training tokens it can only validate.
   TokenStream(std::string name, Tokens training, Tokens validation, Tokenizer tokenizer, BatchOptions options);
 
   std::int64_t validation_batches() const override;
@@ -107,7 +107,7 @@ class TokenStream : public BatchSource {
   Tokens training_, validation_;
 };
 
-// What --data means: a folder of shards (tools/data/shards.h), which has its own tokenizer, or a corpus, which is given one.
+// What --data names: a folder of shards (tools/data/shards.h), which has its own tokenizer, or a corpus, which is given one.
 TokenStream open_data(const std::optional<std::filesystem::path>& data, const TokenizerChoice& choice, BatchOptions options);
 // Likewise, to validate with "all" of it, or its "training" or "validation" part. Errors (ErrorKind::io): shards of another
 // tokenizer.

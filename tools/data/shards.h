@@ -1,6 +1,6 @@
-// A folder of tokens, made once from a text and then read without it:
+// A folder of tokens, made from a text once and then read without it:
 //
-//   DIR/data.json              what is in it
+//   DIR/data.json              what the folder holds
 //   DIR/tokenizer.model        the SentencePiece model; none: bytes
 //   DIR/training-00000.tokens  the tokens of the first 9/10 of the text, in shards (tools/data/tokens.h)
 //   DIR/validation-00000.tokens

@@ -1,5 +1,5 @@
-// The synthetic tasks of the Mamba paper (arXiv 2312.00752, 4.1 and E.1, E.2): can a model choose what it remembers? Batches
-// are drawn without end; only the answers are predicted, and what counts is how many are right.
+// The synthetic tasks of the Mamba paper (arXiv:2312.00752, 4.1 and E.1): can a model choose what it remembers? The stream of
+// batches is endless; only the answers are to be predicted, and what counts is how many are right.
 #pragma once
 
 #include <functional>
@@ -12,7 +12,7 @@
 
 namespace weft {
 
-// Remember the tokens, not the noise between them, and repeat them in their order. Length l: l - memorize inputs, of which
+// Remember the tokens, not the noise between them, and repeat them in order. Length l: l - memorize inputs, of which
 // `memorize` at random places are tokens in [1, vocab - 1) and the others noise, 0; then `memorize` times the marker
 // vocab - 1, at which the tokens are the answers. The paper: vocab 16, memorize 16, length 4096.
 struct SelectiveCopying {
@@ -20,9 +20,8 @@ struct SelectiveCopying {
   std::int64_t memorize = 16;
 };
 
-// What followed the special token vocab - 1 when it stood here before? Random tokens in [0, vocab - 1), among which the
-// special token stands once; it is the last input too, and there the token that followed it is the answer. The paper:
-// vocab 16, length 256.
+// What followed the special token vocab - 1 the first time? Random tokens in [0, vocab - 1) with the special token once among
+// them; it is also the last input, and there the token that followed it is the answer. The paper: vocab 16, length 256.
 struct InductionHeads {
   std::int64_t vocab = 16;
 };
@@ -31,7 +30,7 @@ class TaskDraws;  // random numbers
 
 class TaskBatches : public BatchSource {
  public:
-  // Errors (ErrorKind::usage): sizes that leave no room.
+  // Errors (ErrorKind::usage): sizes that leave no room for the task.
   TaskBatches(SelectiveCopying task, BatchOptions options);
   TaskBatches(InductionHeads task, BatchOptions options);
 
@@ -47,7 +46,7 @@ class TaskBatches : public BatchSource {
 
  private:
   static constexpr std::int64_t kValidationBatches = 16;
-  // Draws one sequence: inputs and targets (length), the latter kIgnored before.
+  // Draws one sequence: inputs and targets (length); the latter come in as kIgnored.
   using Fill = std::function<void(TaskDraws&, std::span<std::int64_t>, std::span<std::int64_t>)>;
   TaskBatches(std::string name, std::int64_t vocabulary, Fill fill, BatchOptions options);
   Batch batch(std::uint64_t site, std::int64_t index) const;
@@ -58,7 +57,7 @@ class TaskBatches : public BatchSource {
 };
 
 const std::vector<std::string>& task_names();  // "selective-copying", "induction"
-// Errors (ErrorKind::usage): no such task. `memorize` is of selective copying.
+// Errors (ErrorKind::usage): no such task. `memorize` is for selective copying.
 std::shared_ptr<BatchSource> make_task(const std::string& name, BatchOptions options,
                                        std::int64_t memorize = SelectiveCopying{}.memorize);
 

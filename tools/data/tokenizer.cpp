@@ -397,8 +397,8 @@ std::int64_t Tokenizer::end_of_text() const { return model_->end_of_text; }
 
 Cut Tokenizer::cut() const {
   if (is_bytes()) return Cut::anywhere;
-  return model_->dummy_prefix ? Cut::documents
-                              : Cut::lines;  // no piece goes across the end of a line; a space begins every part
+  // No piece goes across the end of a line; a dummy prefix begins every part.
+  return model_->dummy_prefix ? Cut::documents : Cut::lines;
 }
 
 std::vector<std::int64_t> Tokenizer::encode(std::string_view text, const std::string& name, TextPlace begin) const {

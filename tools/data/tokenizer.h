@@ -1,4 +1,4 @@
-// Text to token ids and back: a token a byte, or the pieces of a SentencePiece model (arXiv:1808.06226).
+// Text to token ids and back: one token for each byte, or the pieces of a SentencePiece model (arXiv:1808.06226).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace weft {
 
-// Copies share what they were made from.
+// A handle: copies share the model.
 class Tokenizer {
  public:
   static Tokenizer bytes();  // ids are the bytes; any text
@@ -23,9 +23,10 @@ class Tokenizer {
   static Tokenizer load(const std::filesystem::path& file);
   static Tokenizer from_model(std::string serialized, const std::string& name);  // what a model file holds
 
-  // A unigram model of the pieces that the corpus up to byte `end` is best made of; it gives every text back exactly. Of a text
-  // beyond kTrainingBytes it sees so many, lines from everywhere. Errors (ErrorKind::io): not UTF-8, empty, too short for so
-  // many pieces; (ErrorKind::usage) fewer pieces than the text has characters and bytes have values.
+  // A unigram model (arXiv:1804.10959) of the pieces that make up the corpus, up to byte `end`, best; it gives every text back
+  // exactly. Of a longer text it sees `training_bytes`, lines drawn from all of it. Errors: ErrorKind::io for a text that is
+  // not UTF-8, empty, or too short for so many pieces; ErrorKind::usage for fewer pieces than the characters of the text and
+  // the 256 bytes take.
   static constexpr std::size_t kTrainingBytes = 32 << 20;
   static Tokenizer train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary,
                          std::size_t training_bytes = kTrainingBytes);
@@ -36,18 +37,18 @@ class Tokenizer {
   bool is_bytes() const { return name() == "bytes"; }
   std::uint64_t hash() const;  // equal for equal tokenizers
 
-  // Errors (ErrorKind::io): not UTF-8, which only `bytes` takes; they have the name of the text and, of a part of it, the
-  // place where it begins.
+  // Errors (ErrorKind::io): not UTF-8, which only `bytes` accepts. They name the text and the place in it; `begin` is where a
+  // part begins.
   std::vector<std::int64_t> encode(std::string_view text, const std::string& name = "text", TextPlace begin = {}) const;
   Cut cut() const;  // where a text may be cut and encoded in parts
 
   // Errors (ErrorKind::usage): an id out of range.
   std::string decode(std::span<const std::int64_t> ids) const;
-  // What one id stands for: part of a character perhaps; nothing if it is a control token.
+  // What one id stands for, which may be a part of a character; "" for a control token.
   std::string_view piece(std::int64_t id) const;
-  std::int64_t characters(std::int64_t id) const;  // that begin in piece(id)
+  std::int64_t characters(std::int64_t id) const;  // the number of characters that begin in piece(id)
 
-  bool strips_space() const;                    // decoding takes away the space that encoding puts before a text
+  bool strips_space() const;                    // decoding drops the space that encoding puts before a text
   std::int64_t end_of_text() const;             // the id of </s>; -1 if there is none
   std::vector<std::int64_t> separator() const;  // between documents: </s>, or a new line if there is none
 
@@ -60,8 +61,8 @@ class Tokenizer {
   std::shared_ptr<const Model> model_;
 };
 
-// Decoding while ids come in: text is given back as soon as its last character is complete. Joined, the texts are
-// decode(ids); bytes that are no UTF-8 pass through.
+// Decodes ids as they come in: text is returned as soon as its last character is complete. Joined, the texts are decode(ids);
+// bytes that are not UTF-8 pass through.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}

@@ -24,7 +24,7 @@
 
 namespace weft {
 
-// Two bytes a token where the vocabulary allows it, else four.
+// Two bytes for each token where the vocabulary allows it, else four.
 class PackedTokens {
  public:
   explicit PackedTokens(std::int64_t vocabulary) : width_(vocabulary <= 65536 ? 2 : 4) {}
@@ -43,16 +43,16 @@ class Tokens {
  public:
   Tokens() = default;  // none
   explicit Tokens(PackedTokens tokens);
-  // Shards one behind the other, made with that tokenizer. Errors (ErrorKind::io): missing, truncated, damaged header,
-  // another version or tokenizer. The tokens are not read yet.
+  // The tokens of several shards, one after the other, made with that tokenizer. Errors (ErrorKind::io): missing, truncated,
+  // damaged header, another version or tokenizer. The tokens are not read yet.
   static Tokens open(const std::vector<std::filesystem::path>& shards, const Tokenizer& tokenizer);
 
-  void append(const Tokens& more);  // shares what they are in
+  void append(const Tokens& more);  // shares their memory
   std::int64_t size() const { return size_; }
-  // Tokens [at, at + out.size()). Errors (ErrorKind::io): one that is not below the vocabulary.
+  // Tokens [at, at + out.size()). Errors (ErrorKind::io): one that is not in the vocabulary.
   void copy(std::int64_t at, std::span<std::int64_t> out) const;
-  std::uint64_t hash() const;  // of all tokens, as the shards' headers have it
-  // Reads everything. Errors (ErrorKind::io): tokens that are not those that were written, or beyond the vocabulary.
+  std::uint64_t hash() const;  // of all tokens, as it stands in the headers of shards
+  // Reads everything. Errors (ErrorKind::io): tokens other than those written, or not in the vocabulary.
   void verify() const;
 
  private:
@@ -68,7 +68,7 @@ class Tokens {
   std::int64_t size_ = 0;
 };
 
-// Writes a shard while its tokens come in. Errors are ErrorKind::io. Without finish() there will be no file.
+// Writes a shard while its tokens come in. Errors are ErrorKind::io. Without finish() no file appears.
 class ShardWriter {
  public:
   ShardWriter(const std::filesystem::path& file, const Tokenizer& tokenizer);

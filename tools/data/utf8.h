@@ -1,4 +1,4 @@
-// UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing beyond U+10FFFF.
+// UTF-8 as RFC 3629 defines it: no overlong forms, no surrogates, nothing beyond U+10FFFF.
 #pragma once
 
 #include <cstddef>
@@ -6,11 +6,11 @@
 
 namespace weft {
 
-// Bytes of the character that `text` begins with; 0 if it begins with none. `text` may end inside it: then `cut` is true
-// and the result is 0.
+// The length in bytes of the character that `text` begins with; 0 if it does not begin with one. If `text` ends inside the
+// character, `cut` is true and the result is 0.
 std::size_t utf8_length(std::string_view text, bool& cut);
 
-// Where the first byte stands that belongs to no character; text.size() if there is none.
+// The position of the first byte that belongs to no character; text.size() if there is none.
 std::size_t utf8_error(std::string_view text);
 
 // In text that is UTF-8, each character has exactly one byte for which this is false.

@@ -10,10 +10,10 @@ namespace weft {
 
 struct Evaluation {
   double nats = 0;              // cross-entropy of all tokens together
-  std::int64_t tokens = 0;      // predicted ones
-  std::int64_t characters = 0;  // and bytes that they stand for; 0 if there is no text
+  std::int64_t tokens = 0;      // that were predicted
+  std::int64_t characters = 0;  // of the text that they stand for; 0 if there is none
   std::int64_t bytes = 0;
-  std::int64_t right = 0;  // tokens whose prediction was the most probable one; only of a source that has an accuracy
+  std::int64_t right = 0;  // tokens that the model found most probable; only for a source that has an accuracy
 
   double loss() const { return nats / double(tokens); }  // a token
   double perplexity() const;
@@ -22,7 +22,7 @@ struct Evaluation {
   double accuracy() const { return double(right) / double(tokens); }
 };
 
-// Over the validation part, or its first `batches` batches (all: 0), every token weighing the same.
+// Over the validation part, or its first `batches` batches (0: all); every token has the same weight.
 Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches = 0);
 
 }  // namespace weft

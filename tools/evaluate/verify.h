@@ -1,4 +1,4 @@
-// Compares a model with reference values in its folder, which another implementation wrote (`weft verify`).
+// Compares a model with reference values that another implementation wrote into its folder (`weft verify`).
 #pragma once
 
 #include <filesystem>
@@ -11,7 +11,7 @@ namespace weft {
 
 struct VerifyRow {
   std::string what;  // "gradient backbone.norm_f.weight"
-  double error;      // measured, in the units of the tolerance
+  double error;      // as measured, in the unit of the tolerance
   double tolerance;
   std::string unit;                                   // "max |difference|", "of the largest entry", ...
   bool passed() const { return error <= tolerance; }  // false for NaN

@@ -11,7 +11,7 @@ namespace weft {
 using Findings = std::vector<std::pair<std::string, std::string>>;
 
 Findings examine_host();     // processor, compiler, threads, BLAS
-Findings examine_gpu();      // driver, devices and CUDA libraries, which it opens
+Findings examine_gpu();      // driver, devices and CUDA libraries; opens them
 Findings examine_machine();  // everything
 
 }  // namespace weft

@@ -1,4 +1,4 @@
-// Under what a run computes: recorded with it, because equal bits need equal devices and libraries.
+// What a run computes with: recorded beside it, because equal bits take equal devices and libraries.
 #pragma once
 
 #include <filesystem>
@@ -8,13 +8,13 @@
 
 namespace weft {
 
-// Version of weft, device in use, and what `weft doctor` finds of what matters for it, by heading.
+// The version of weft, the device in use, and what `weft doctor` finds out that matters for it, by heading.
 nlohmann::json environment();
 
-// Lines about what changes bits and differs from the environment of a checkpoint: "BLAS: A, now B".
+// A line for each difference from the environment of a checkpoint that may change bits: "BLAS: A, now B".
 std::vector<std::string> changes_since(const nlohmann::json& before);
 
-// Adds one start of a run to RUN/environment.json: its command line, the step it begins behind, and environment().
+// Adds a start of a run to RUN/environment.json: its command line, the step after which it begins, and environment().
 void record_start(const std::filesystem::path& run, const std::vector<std::string>& command, std::int64_t step);
 
 }  // namespace weft

@@ -1,4 +1,4 @@
-// Other programs.
+// Running other programs.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// Folders of a training run. A checkpoint appears complete or not at all: it is written under another name, synced and renamed.
+// The folder of a training run. A checkpoint appears complete or not at all: it is written under another name, synced and
+// renamed.
 //
 //   RUN/config.json        the options, all of them
 //   RUN/environment.json   command line, versions and devices, of each start
@@ -16,10 +17,10 @@
 
 namespace weft {
 
-void make_folder(const std::filesystem::path& folder);  // and those above it, where they are missing
+void make_folder(const std::filesystem::path& folder);  // and those above it that are missing
 
-// `fill` writes the files into the folder it is given; then `folder` is replaced by that one. On any error (ErrorKind::io) a
-// folder that was there before is untouched.
+// `fill` writes the files into a folder that it is given, which then replaces `folder`. On any error (ErrorKind::io) what was
+// there before is untouched.
 void write_folder(const std::filesystem::path& folder, const std::function<void(const std::filesystem::path&)>& fill);
 
 // The checkpoints of a run.
@@ -27,13 +28,13 @@ class Checkpoints {
  public:
   explicit Checkpoints(std::filesystem::path run) : run_(std::move(run)) {}
 
-  // RUN/checkpoints/step-N for the newest N that is whole; nothing if there is none.
+  // RUN/checkpoints/step-N for the newest N that is complete; nothing if there is none.
   std::optional<std::filesystem::path> newest() const;
   std::filesystem::path of_step(std::int64_t step) const;
 
-  // Writes the checkpoint of `step`, makes it the latest, and then removes all but the newest `keep` (0: none).
+  // Writes the checkpoint of `step`, makes it the latest, and then removes all but the newest `keep` (0: removes none).
   void write(std::int64_t step, std::int64_t keep, const std::function<void(const std::filesystem::path&)>& fill) const;
-  // Makes that of `step` the latest and removes the newer ones and what interrupted writing has left. Step 0: none stays.
+  // Makes the one of `step` the latest, and removes newer ones and what an interrupted write has left. Step 0: all are removed.
   void rewind(std::int64_t step) const;
 
  private:
@@ -42,9 +43,9 @@ class Checkpoints {
   std::filesystem::path run_;
 };
 
-// The folder with the model that `path` means: a run's newest checkpoint, else `path` itself.
+// The folder with the model that `path` refers to: a run's newest checkpoint, else `path` itself.
 std::filesystem::path model_folder(const std::filesystem::path& path);
-// The run that a checkpoint lies in, or `path` itself if it is one; nothing otherwise.
+// The run that a checkpoint belongs to, or `path` itself if it is a run; nothing otherwise.
 std::optional<std::filesystem::path> run_of(const std::filesystem::path& path);
 
 }  // namespace weft

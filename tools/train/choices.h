@@ -15,14 +15,14 @@ struct Choices {
   GemmChoices gemms;
 };
 
-// Errors (ErrorKind::io): the file cannot be written, or is no such file.
+// Errors (ErrorKind::io): the file cannot be written, or is not one of these.
 void write_choices(const Choices& choices, const std::filesystem::path& file);
 Choices read_choices(const std::filesystem::path& file);
 
-// The choices of this process. Without a GPU in use nothing is written.
+// Writes the choices of this process; without a GPU in use, nothing.
 void save_choices(const std::filesystem::path& file);
-// Before the first plan of a run that goes on. Nothing without a file or a GPU in use; choices for another kind of device or
-// version of cuBLASLt are left, with a line on stderr.
+// To be called before the first plan of a resumed run. Does nothing without the file or without a GPU in use; choices for
+// another kind of device or version of cuBLASLt are ignored, with a line on stderr.
 void load_choices(const std::filesystem::path& file);
 
 }  // namespace weft

@@ -1,4 +1,4 @@
-// TensorBoard's event files: records of a length, its masked CRC-32C, a protobuf message, and its masked CRC-32C.
+// TensorBoard's event files. A record is a length, its masked CRC-32C, a protobuf message, and its masked CRC-32C:
 // https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/lib/io/record_writer.h, .../util/event.proto
 #pragma once
 

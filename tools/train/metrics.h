@@ -9,26 +9,26 @@
 
 namespace weft {
 
-// An object a line, in the order of the steps: "step" and "time" (seconds since 1970), and "loss", "grad_norm", "lr",
+// One object a line, in the order of the steps: "step" and "time" (seconds since 1970), and "loss", "grad_norm", "lr",
 // "tokens_per_second" or "validation_loss", "bits_per_character". A number that is not finite is null.
 struct Metrics {
   std::vector<nlohmann::json> lines;
-  std::int64_t damaged = 0;  // lines that are no such object, left out: a killed process may leave one
+  std::int64_t damaged = 0;  // lines that are not such objects, and are left out: a killed process may leave one
 };
-// Of a run's folder. Errors: ErrorKind::io.
+// Those in a run's folder. Errors: ErrorKind::io.
 Metrics read_metrics(const std::filesystem::path& run);
 
-// Appends to both files; each line is one write, so a killed process leaves whole lines.
+// Appends to both files. Each line is one write, so a killed process leaves whole lines.
 class MetricsLog {
  public:
-  // Drops what lies behind `step`, so that the files are as if training had not been interrupted.
+  // Drops what comes after `step`, so that the files are as if training had not been interrupted.
   MetricsLog(const std::filesystem::path& run, std::int64_t step);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
 
   void add(nlohmann::json line);                         // "time" is added
-  void sync();                                           // outlives a power cut
+  void sync();                                           // what was added outlives a power cut
   std::int64_t validated() const { return validated_; }  // the step of the last validation; -1: none yet
 
  private:

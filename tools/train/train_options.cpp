@@ -116,8 +116,8 @@ void set_option(TrainOptions& options, const OptionSetting& setting) {
       fail(ErrorKind::usage, fmt::format("train: {} must be {}", flag_of(info.name), wanted), "'" + text + "'");
   });
   if (!known) fail_unknown(options, setting.first, name);
-  if (name == "steps")
-    options.epochs = 0;  // what comes later counts; in a file they are sorted, and both are in a resolved one
+  // What comes later counts; in a file they are sorted, and both are in a resolved one.
+  if (name == "steps") options.epochs = 0;
 }
 
 OptionSetting split_setting(const std::string& text) {
