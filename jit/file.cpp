@@ -55,22 +55,6 @@ fs::path destination(const fs::path& file) {
   return target;
 }
 
-template <class Container>
-Container read_all(const fs::path& file, std::size_t limit) {
-  FileReader reader(file);
-  Container bytes;
-  std::size_t have = 0, room = reader.size();
-  do {  // one byte more than expected shows whether the end is there: streams and files of /proc show size 0
-    if (have > limit || room > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
-    room = std::max(room, 2 * have) + 1;
-    bytes.resize(room);
-    have += reader.read(std::as_writable_bytes(std::span(bytes)).subspan(have));
-  } while (have == room);
-  if (have > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
-  bytes.resize(have);
-  return bytes;
-}
-
 }  // namespace
 
 void fail_errno(const std::string& what, int number) {
@@ -162,10 +146,19 @@ void write_file(const fs::path& file, std::span<const std::byte> bytes, bool dur
   out.commit(durable);
 }
 
-std::vector<std::byte> read_file(const fs::path& file, std::size_t limit) {
-  return read_all<std::vector<std::byte>>(file, limit);
+std::string read_text(const fs::path& file, std::size_t limit) {
+  FileReader reader(file);
+  std::string bytes;
+  std::size_t have = 0, room = reader.size();
+  do {  // one byte more than expected shows whether the end is there: streams and files of /proc show size 0
+    if (have > limit || room > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
+    room = std::max(room, 2 * have) + 1;
+    bytes.resize(room);
+    have += reader.read(std::as_writable_bytes(std::span(bytes)).subspan(have));
+  } while (have == room);
+  if (have > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
+  bytes.resize(have);
+  return bytes;
 }
-
-std::string read_text(const fs::path& file, std::size_t limit) { return read_all<std::string>(file, limit); }
 
 }  // namespace weft

@@ -6,7 +6,6 @@
 #include <limits>
 #include <span>
 #include <string>
-#include <vector>
 
 namespace weft {
 
@@ -60,7 +59,6 @@ void write_file(const std::filesystem::path& file, std::span<const std::byte> by
 
 // A whole file, or stream such as /dev/stdin, of at most `limit` bytes.
 inline constexpr std::size_t kNoLimit = std::numeric_limits<std::ptrdiff_t>::max();
-std::vector<std::byte> read_file(const std::filesystem::path& file, std::size_t limit = kNoLimit);
 std::string read_text(const std::filesystem::path& file, std::size_t limit = kNoLimit);
 
 }  // namespace weft

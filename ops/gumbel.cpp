@@ -2,7 +2,6 @@
 // node without operands that is drawn again wherever it is needed: backward draws the same numbers, and nothing is stored.
 #include <fmt/format.h>
 
-#include "autograd/backward.h"
 #include "autograd/pointwise.h"
 #include "ops/ops.h"
 

@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "autograd/backward.h"
-#include "autograd/context.h"
 #include "autograd/run.h"
 #include "jit/compiler.h"
 #include "jit/emulator/device.h"

@@ -5,7 +5,6 @@
 
 #include "autograd/run.h"
 #include "jit/driver.h"
-#include "jit/gpu.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
 #include "tools/weft.h"

@@ -7,7 +7,6 @@
 #include <numeric>
 #include <random>
 
-#include "jit/diff.h"
 #include "jit/error.h"
 #include "jit/parallel.h"
 #include "jit/philox.h"

@@ -388,7 +388,7 @@ TEST(Files, ReadWhole) {
   std::string bytes(300'000, 'x');
   bytes[5] = '\0';
   EXPECT_EQ(read_text(folder.write("f", bytes)), bytes);
-  EXPECT_EQ(read_file(folder / "f").size(), bytes.size());
+  EXPECT_EQ(read_text(folder / "f").size(), bytes.size());
   EXPECT_EQ(read_text(folder / "f", bytes.size()), bytes);
   expect_error(ErrorKind::io, {"too large"}, [&] { read_text(folder / "f", bytes.size() - 1); });
   EXPECT_FALSE(read_text("/proc/self/status").empty());  // its size shows as 0

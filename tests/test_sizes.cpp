@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "autograd/backward.h"
-#include "autograd/context.h"
 #include "autograd/run.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"

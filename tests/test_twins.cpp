@@ -7,7 +7,6 @@
 #include <functional>
 #include <limits>
 
-#include "autograd/plan.h"
 #include "autograd/settings.h"
 #include "jit/driver.h"
 #include "tools/weft.h"

@@ -73,7 +73,6 @@ class Block {
   SharedRaces& shared_races() { return shared_races_; }
   AccessSite& site(const Instruction& i) { return sites_[i.target]; }
   const std::vector<Allocation>& allocations() const { return *memory_; }
-  Dim3 block_index() const { return index_; }
   // Of all blocks so far.
   Executed* executed() { return counts_.executed.data(); }
   EmulatedCounters& counters() { return counts_.counters; }

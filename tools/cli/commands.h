@@ -10,7 +10,7 @@
 #include "tools/data/data.h"
 #include "tools/evaluate/generate.h"
 #include "tools/inspect/inspect.h"
-#include "tools/train/trainer.h"
+#include "tools/train/train_options.h"
 
 namespace weft {
 

@@ -11,6 +11,7 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
+#include "tools/data/data.h"
 #include "tools/train/checkpoint.h"
 
 namespace weft {

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <string>
 
-#include "tools/data/data.h"
+#include "tools/data/tokens.h"
 
 namespace weft {
 

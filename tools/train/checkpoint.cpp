@@ -12,7 +12,6 @@
 #include <system_error>
 #include <vector>
 
-#include "jit/error.h"
 #include "jit/file.h"
 
 namespace weft {
