@@ -225,7 +225,8 @@ void CudaText::member(std::string_view type, std::string_view name, CudaArg arg)
   kernel_.parameters.push_back({std::string(type), std::string(name)});
 }
 
-void CudaText::extent(const Operand& o) {
+void CudaText::note(const Operand& o) {
+  moved_ += o.bytes();
   std::int64_t last = 0;
   for (int i = 0; i < o.rank; ++i) last += (o.dims[std::size_t(i)] - 1) * o.strides[std::size_t(i)];
   wide_ |= std::max(last, o.numel()) >= (std::int64_t(1) << 31) - 1024;
@@ -234,7 +235,7 @@ void CudaText::extent(const Operand& o) {
 CudaText& CudaText::pointer(std::string_view name, const Operand& o) {
   facts_ += fmt::format("constexpr bool has_{} = {};\n", name, bool(o));
   if (o) {
-    extent(o);
+    note(o);
     member(fmt::format("{}*", cuda_type(o.dtype)), name, {CudaArg::pointer, o.slot, o.offset * std::int64_t(size_of(o.dtype))});
   } else {
     member("float*", name, {CudaArg::integer, -1, 0});
@@ -339,7 +340,7 @@ CudaText& CudaText::fused(std::string_view name, const Fused& fused, std::span<c
     if (!used[k]) continue;
     const Operand& leaf = fused.leaves[k];
     const std::string leaf_name = fmt::format("{}_x{}", name, k);
-    extent(leaf);
+    note(leaf);
     member(fmt::format("const {}*", cuda_type(leaf.dtype)), leaf_name,
            {CudaArg::pointer, leaf.slot, leaf.offset * std::int64_t(size_of(leaf.dtype))});
     const std::string offset = offset_of(leaf_name, leaf);
@@ -385,6 +386,7 @@ CudaKernel CudaText::launch_text(std::string_view body, std::array<unsigned, 3> 
   kernel_.grid = grid;
   kernel_.block = block;
   kernel_.shared = shared;
+  if (kernel_.bytes == 0) kernel_.bytes = moved_;
   return std::move(kernel_);
 }
 
@@ -464,16 +466,9 @@ CudaKernel pointwise_cuda(std::string name, const Fused& fused, std::span<const 
   for (Operand& o : to) all.push_back(&o);
   collapse_axes(dims, all);
   std::vector<Operand> operands;
-  double bytes = 0;
+  for (const Operand* o : all) operands.push_back(*o);
   std::int64_t n = 1;
   for (const std::int64_t d : dims) n *= d;
-  for (const Operand* o : all) {
-    operands.push_back(*o);
-    double distinct = double(size_of(o->dtype));
-    for (int i = 0; i < o->rank; ++i)
-      if (o->strides[std::size_t(i)] != 0) distinct *= double(o->dims[std::size_t(i)]);
-    bytes += distinct;
-  }
   int width = vector_width(dims, operands);
   std::size_t largest = 1;  // a thread moves 16 bytes of the widest operand, 32 of none
   for (const Operand& o : operands) largest = std::max(largest, size_of(o.dtype));
@@ -497,7 +492,6 @@ CudaKernel pointwise_cuda(std::string name, const Fused& fused, std::span<const 
           "    store_values<1>(a.{0} + ({0}_at(a, row) + (col + j) * index(a.{0}_col)), t);\n  }}\n",
           y, value_type(fused.roots[k].type()));
   }
-  text.traffic(bytes);
   constexpr unsigned kThreads = 256;
   // If it is not told that it has more, the assembler spills at 32 or 40 registers (sm_100) in f64 and for sin and cos.
   bool told = in_double;

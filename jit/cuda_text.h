@@ -74,6 +74,7 @@ class CudaText {
   // leading strides.
   CudaText& strided(std::string_view name, const Operand& operand);
   CudaText& budget(int registers) { return kernel_.registers = registers, *this; }
+  // Bytes read and written; without a call those of all operands, each once.
   CudaText& traffic(double bytes, double flops = 0) { return kernel_.bytes = bytes, kernel_.flops = flops, *this; }
 
   // The skeleton, and the shape of the launch. `file` is a path in the source tree: "ops/norm.cuh".
@@ -83,13 +84,14 @@ class CudaText {
                          unsigned shared = 0);
 
  private:
-  void extent(const Operand& operand);
+  void note(const Operand& operand);  // that the kernel reads or writes: bytes, and the width of indices
   void member(std::string_view type, std::string_view name, CudaArg arg);
   std::string offset_of(std::string_view name, const Operand& operand);
 
   CudaKernel kernel_;
   std::string members_, facts_, functions_;
   bool in_double_, wide_ = false;  // wide: 64-bit indices
+  double moved_ = 0;               // bytes of the operands
 };
 
 // The largest V of 8, 4, 2, 1 such that V neighbouring columns of every operand over the space `dims` can be read as aligned

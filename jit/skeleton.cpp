@@ -13,6 +13,14 @@ std::int64_t Operand::numel() const {
   return n;
 }
 
+double Operand::bytes() const {
+  if (slot < 0) return 0;
+  double n = double(size_of(dtype));
+  for (int i = 0; i < rank; ++i)
+    if (strides[i] != 0) n *= double(dims[i]);
+  return n;
+}
+
 bool Operand::contiguous() const {
   std::int64_t expected = 1;
   for (int i = rank - 1; i >= 0; --i) {

@@ -27,6 +27,7 @@ struct Operand {
 
   explicit operator bool() const { return slot >= 0; }
   std::int64_t numel() const;
+  double bytes() const;  // of its distinct elements: what is broadcast is there once
   bool contiguous() const;
   bool rows() const;                // last dim contiguous, the leading ones walk with one row stride
   std::int64_t row_stride() const;  // elements between rows, if rows()

@@ -50,16 +50,9 @@ Operand as_rows(Operand o) {
 
 double bytes_of(std::initializer_list<const Fused*> sources, std::initializer_list<Operand> operands) {
   double bytes = 0;
-  auto add = [&](const Operand& o) {
-    if (!o) return;
-    double distinct = double(size_of(o.dtype));
-    for (int i = 0; i < o.rank; ++i)
-      if (o.strides[std::size_t(i)] != 0) distinct *= double(o.dims[std::size_t(i)]);
-    bytes += distinct;
-  };
   for (const Fused* f : sources)
-    for (const Operand& leaf : f->leaves) add(leaf);
-  for (const Operand& o : operands) add(o);
+    for (const Operand& leaf : f->leaves) bytes += leaf.bytes();
+  for (const Operand& o : operands) bytes += o.bytes();
   return bytes;
 }
 
