@@ -208,10 +208,7 @@ void add_partials(const T* partials, std::int64_t parts, std::int64_t m, std::in
     const Range range = part_of(m, blocks, block);
     for (std::int64_t i = range.begin; i < range.end; ++i) {
       seed<T>({i, 1, 0, n, 0, 0}, c, options, row.data(), n);
-      for (std::int64_t p = 0; p < parts; ++p) {
-        const T* part = partials + (p * m + i) * n;
-        for (std::int64_t j = 0; j < n; ++j) row[j] += part[j];
-      }
+      fold_parts(partials + i * n, parts, m * n, n, row.data());
       store_row(c.data, c.dtype, i * c.row_stride, n, row.data());
     }
   });

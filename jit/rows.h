@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <type_traits>
@@ -12,6 +13,7 @@
 #include "jit/convert.h"
 #include "jit/dtype.h"
 #include "jit/memory.h"
+#include "jit/parallel.h"
 #include "jit/skeleton.h"
 
 namespace weft {
@@ -153,5 +155,33 @@ struct Range {
   std::int64_t begin, end;
 };
 inline Range part_of(std::int64_t n, std::int64_t parts, std::int64_t p) { return {n * p / parts, n * (p + 1) / parts}; }
+
+// Folds `count` arrays of n elements, `stride` apart, into `total` (n), one after the other: results of parts are joined in
+// this order whoever computed them.
+template <class T, class Fold = std::plus<T>>
+void fold_parts(const T* parts, std::int64_t count, std::int64_t stride, std::int64_t n, T* total, Fold fold = {}) {
+  for (std::int64_t p = 0; p < count; ++p, parts += stride)
+    for (std::int64_t i = 0; i < n; ++i) total[i] = fold(total[i], parts[i]);
+}
+
+// `to`, if it is present, becomes `start` folded with `count` arrays of its size, `stride` apart.
+template <class T, class Fold = std::plus<T>>
+void fold_parts(const Launch& launch, const T* parts, std::int64_t count, std::int64_t stride, const Operand& to, T start = 0,
+                Fold fold = {}) {
+  if (!to) return;
+  const View view = launch.view(to);
+  const std::int64_t blocks = ceil_div(to.numel(), kBlock);
+  const std::int64_t tasks = part_count(blocks, std::max<std::int64_t>(1, 64 / std::max<std::int64_t>(count, 1)));
+  parallel(tasks, [&](std::int64_t task) {
+    T total[kBlock];
+    const Range range = part_of(blocks, tasks, task);
+    for (std::int64_t i = range.begin * kBlock; i < std::min(range.end * kBlock, to.numel()); i += kBlock) {
+      const auto n = std::min<std::int64_t>(kBlock, to.numel() - i);
+      std::fill_n(total, n, start);
+      fold_parts(parts + i, count, stride, n, total, fold);
+      write_block<T>(view, ExprType::real, i, int(n), total);
+    }
+  });
+}
 
 }  // namespace weft

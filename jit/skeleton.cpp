@@ -48,6 +48,14 @@ std::int64_t Operand::row_stride() const {
   return rank > 0 ? dims[rank - 1] : 1;
 }
 
+Operand Operand::transposed() const {
+  Operand o = *this;
+  if (rank < 2) return o;
+  std::swap(o.dims[std::size_t(rank - 1)], o.dims[std::size_t(rank - 2)]);
+  std::swap(o.strides[std::size_t(rank - 1)], o.strides[std::size_t(rank - 2)]);
+  return o;
+}
+
 Operand dense_operand(int slot, DType dtype, std::span<const std::int64_t> dims) {
   Operand o;
   o.slot = slot;

@@ -31,6 +31,7 @@ struct Operand {
   bool contiguous() const;
   bool rows() const;                // last dim contiguous, the leading ones walk with one row stride
   std::int64_t row_stride() const;  // elements between rows, if rows()
+  Operand transposed() const;       // with its last two axes swapped; rank >= 2, or absent
 };
 
 Operand dense_operand(int slot, DType dtype, std::span<const std::int64_t> dims);

@@ -235,22 +235,6 @@ void conv_backward_part(const ConvBackwardTask& task, const Launch& launch, std:
   }
 }
 
-// dw (d, w) and db (d) from the partial sums (parts, w + 1, d), added in order.
-template <class T>
-void sum_partials(const Launch& launch, const Operand& partials, const ConvGrid& g, const Operand& dw, const Operand& db) {
-  const Rows to_w(launch, dw), to_b(launch, db);
-  const T* from = launch.pointer<T>(partials);
-  const std::int64_t count = (g.w + 1) * g.d;
-  std::vector<T> sum(static_cast<std::size_t>(count)), line(std::size_t(g.w));
-  for (std::int64_t p = 0; p < g.b * g.chunks(); ++p)
-    for (std::int64_t i = 0; i < count; ++i) sum[std::size_t(i)] += from[p * count + i];
-  to_b.write(0, 0, g.d, sum.data() + g.w * g.d);
-  for (std::int64_t c = 0; c < g.d; ++c) {
-    for (std::int64_t j = 0; j < g.w; ++j) line[std::size_t(j)] = sum[std::size_t(j * g.d + c)];
-    to_w.write(c, 0, g.w, line.data());
-  }
-}
-
 // With no time steps the state passes through: d_initial = g_last.
 template <class T>
 void pass_through(const Launch& launch, const ConvBackwardTask& task) {
@@ -275,7 +259,11 @@ void lower_conv1d_backward(Lowering& l) {
   l.emit("conv1d_backward", [=](const Launch& launch) {
     if (grid.t == 0) pass_through<T>(launch, task);
     parallel(grid.parts(), [&](std::int64_t index) { conv_backward_part<T>(task, launch, index); });
-    if (task.partials) sum_partials<T>(launch, task.partials, grid, dw, db);
+    if (!task.partials) return;
+    const T* partials = launch.pointer<T>(task.partials);
+    const std::int64_t parts = grid.b * grid.chunks(), stride = (grid.w + 1) * grid.d;
+    fold_parts(launch, partials, parts, stride, dw.transposed());
+    fold_parts(launch, partials + grid.w * grid.d, parts, stride, db);
   });
 }
 

@@ -2,11 +2,11 @@
 // with the last W values in registers; a block is 32 lanes of channels by WARPS runs of time. Widths that do not fit
 // registers (WIDE_*) read memory for every tap.
 //
-// Facts: W (taps), V, STEPS (of a thread), SILU, STAGE. Arguments: batches, length (of time), d, chunks (blocks along time),
+// Facts: W (taps), V, STEPS (of a thread), SILU, STAGE. Arguments: length (of time), d, chunks (blocks along time),
 // blocks (along channels); x, y, g, dx and e (b, t, d), initial, last, g_last and d_initial (b, w-1, d), weight (d, w),
-// bias (d), partials (b * chunks, w + 1, d), dw (d, w), db (d).
+// bias (d), partials (b * chunks, w + 1, d): of the transposed gradient of the weight, then of that of the bias.
 
-enum Stage { FORWARD, BACKWARD, SUM, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
+enum Stage { FORWARD, BACKWARD, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
 constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V;
 constexpr int AHEAD = 16 / sizeof(real);  // steps whose loads are under way together
 // Blocks of a multiprocessor; without a number ptxas spills doubles to fit one more.
@@ -228,24 +228,6 @@ DEVICE void backward(const Args& a) {
   }
 }
 
-// dw and db from the partial sums: WARPS sums of every WARPS-th part, then in order.
-DEVICE void sum_partials(const Args& a) {
-  __shared__ real shared[WARPS][LANES];
-  const index count = (W + 1) * index(a.d), i = index(blockIdx.x) * LANES + index(threadIdx.x);
-  real sum = 0;
-  if (i < count)
-    for (index part = index(threadIdx.y); part < index(a.batches) * index(a.chunks); part += WARPS)
-      sum += a.partials[part * count + i];
-  shared[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (i >= count || threadIdx.y > 0) return;
-#pragma unroll
-  for (int k = 1; k < WARPS; ++k) sum += shared[k][threadIdx.x];
-  const index j = i / index(a.d), c = i % index(a.d);
-  if (has_dw && j < W) write_real(a.dw + (c * index(a.dw_row) + j), sum);
-  if (has_db && j == W) write_real(a.db + c, sum);
-}
-
 // ---- wide: V is 1 -----------------------------------------------------------------------------------------------------------
 
 // y, or for the gradient e.
@@ -304,7 +286,6 @@ DEVICE void wide_partials(const Args& a) {
 extern "C" __global__ void __launch_bounds__(LANES * WARPS, BLOCKS) KERNEL(PARAMETERS) {
   if constexpr (STAGE == FORWARD) forward(a);
   if constexpr (STAGE == BACKWARD) backward(a);
-  if constexpr (STAGE == SUM) sum_partials(a);
   if constexpr (STAGE == WIDE_FORWARD) wide_forward(a);
   if constexpr (STAGE == WIDE_INPUT) wide_input_gradient(a);
   if constexpr (STAGE == WIDE_PARTIALS) wide_partials(a);

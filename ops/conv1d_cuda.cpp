@@ -6,11 +6,12 @@
 
 #include "jit/parallel.h"
 #include "ops/cuda.h"
+#include "ops/reduce.h"
 
 namespace weft {
 namespace {
 
-enum class Stage { forward, backward, sum, wide_forward, wide_input, wide_partials };  // as in conv1d.cuh
+enum class Stage { forward, backward, wide_forward, wide_input, wide_partials };  // as in conv1d.cuh
 
 constexpr std::int64_t kLanes = 32, kWarps = 8;  // of a block: along channels, along time
 
@@ -19,7 +20,7 @@ struct Conv {
   std::int64_t batches, length, d, width;
   bool silu;
   Operand x{}, weight{}, bias{}, initial{}, y{}, last{};
-  Operand g{}, g_last{}, dx{}, d_initial{}, partials{}, e{}, dw{}, db{};
+  Operand g{}, g_last{}, dx{}, d_initial{}, partials{}, e{};
 
   std::int64_t chunks(std::int64_t steps) const { return std::max<std::int64_t>(1, ceil_div(length, kWarps * steps)); }
 };
@@ -38,21 +39,20 @@ int channels_of(const Lowering& l, const Conv& c, std::int64_t registers) {
 }
 
 void emit(Lowering& l, const Conv& c, std::string name, Stage stage, int channels, std::int64_t steps) {
-  CudaText text = l.text(c.silu && stage != Stage::sum ? name + "__silu" : name);
+  CudaText text = l.text(c.silu ? name + "__silu" : name);
   text.define("STAGE", int(stage)).define("W", c.width).define("V", channels).define("STEPS", steps).define("SILU", c.silu);
   text.rows("x", c.x).pointer("weight", c.weight).pointer("bias", c.bias).rows("initial", c.initial);
   text.rows("y", c.y).rows("last", c.last).rows("g", c.g).rows("g_last", c.g_last).rows("dx", c.dx);
-  text.rows("d_initial", c.d_initial).pointer("partials", c.partials).pointer("e", c.e).rows("dw", c.dw).pointer("db", c.db);
+  text.rows("d_initial", c.d_initial).pointer("partials", c.partials).pointer("e", c.e);
   const std::int64_t chunks = c.chunks(steps), blocks = ceil_div(c.d, kLanes * channels);
-  text.integer("batches", c.batches).integer("length", c.length).integer("d", c.d);
+  text.integer("length", c.length).integer("d", c.d);
   text.integer("chunks", chunks).integer("blocks", blocks);
   double bytes = 0;
-  for (const Operand* o : {&c.x, &c.weight, &c.bias, &c.initial, &c.y, &c.last, &c.g, &c.g_last, &c.dx, &c.d_initial,
-                           &c.partials, &c.e, &c.dw, &c.db})
+  for (const Operand* o :
+       {&c.x, &c.weight, &c.bias, &c.initial, &c.y, &c.last, &c.g, &c.g_last, &c.dx, &c.d_initial, &c.partials, &c.e})
     bytes += operand_bytes(*o);
   text.traffic(bytes, 2.0 * double(c.width * c.batches * c.length * c.d));
-  const std::int64_t grid = stage == Stage::sum ? ceil_div((c.width + 1) * c.d, kLanes) : c.batches * chunks * blocks;
-  l.emit(text.launch("ops/conv1d.cuh", {unsigned(grid), 1, 1}, {unsigned(kLanes), unsigned(kWarps), 1}));
+  l.emit(text.launch("ops/conv1d.cuh", {unsigned(c.batches * chunks * blocks), 1, 1}, {unsigned(kLanes), unsigned(kWarps), 1}));
 }
 
 // The gradient of a width whose taps do not fit registers: e = g silu'(pre) goes through memory.
@@ -103,10 +103,9 @@ void cuda_conv1d_backward(Lowering& l) {
     else
       emit_wide_backward(l, c, kSteps);
   }
-  if (!c.partials) return;
-  Conv sum{.batches = c.batches, .length = c.length, .d = c.d, .width = c.width, .silu = false};
-  sum.partials = c.partials, sum.dw = dw, sum.db = db;
-  emit(l, sum, "conv1d_sum", Stage::sum, 1, kSteps);
+  Operand sums = c.partials;  // those of dw, transposed, then those of db
+  if (!dw) sums.offset += c.width * c.d;
+  emit_sum_of_parts(l, "conv1d_sum", sums, kEightStrips, dw.transposed(), db);
 }
 
 }  // namespace weft

@@ -105,19 +105,6 @@ void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T
     for (std::int64_t j = 0; j < n; ++j) dx[j] = r * ((w ? dy[j] * w[j] : dy[j]) - shift - (x[j] - mean) * r * slope);
 }
 
-// out (n) = the sum of partial sums (parts, n), in order.
-template <class T>
-void emit_sum(Lowering& l, const Operand& out, const Operand& partials, std::int64_t parts, std::int64_t n) {
-  if (!out) return;
-  l.emit("norm__sum_partials", [=](const Launch& launch) {
-    std::vector<T> sum(n);
-    const T* from = launch.pointer<T>(partials);
-    for (std::int64_t p = 0; p < parts; ++p)
-      for (std::int64_t j = 0; j < n; ++j) sum[j] += from[p * n + j];
-    Rows(launch, out).write(0, 0, n, sum.data());
-  });
-}
-
 // Inputs x (..., n), dy (..., n), weight (n) or absent, statistics (rows, 2); ints [centered]. Outputs dx, dw, db.
 template <class T>
 void lower_norm_backward(Lowering& l) {
@@ -148,9 +135,9 @@ void lower_norm_backward(Lowering& l) {
         to.write(row, 0, n, dx);
       }
     });
+    fold_parts(launch, launch.pointer<T>(dw_parts), parts, n, dw);
+    fold_parts(launch, launch.pointer<T>(db_parts), parts, n, db);
   });
-  emit_sum<T>(l, dw, dw_parts, parts, n);
-  emit_sum<T>(l, db, db_parts, parts, n);
 }
 
 void lower_rms_norm(Lowering& l) {

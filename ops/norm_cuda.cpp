@@ -62,8 +62,8 @@ void cuda_norm_backward(Lowering& l) {
         .traffic(bytes_of({&source, &gradient}, {weight, stats, dx, dw_parts, db_parts}));
     l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_backward.cuh"}, cut, parts));
   }
-  if (dw) emit_sum_of_parts(l, dw_parts, dw);
-  if (db) emit_sum_of_parts(l, db_parts, db);
+  if (dw) emit_sum_of_parts(l, "norm_sum", dw_parts, kTree, dw);
+  if (db) emit_sum_of_parts(l, "norm_sum", db_parts, kTree, db);
 }
 
 }  // namespace weft

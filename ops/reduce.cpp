@@ -10,6 +10,7 @@
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 #include "jit/parallel.h"
+#include "jit/rows.h"
 #include "jit/vmath.h"
 #include "ops/cuda.h"
 #include "ops/ops.h"
@@ -105,13 +106,7 @@ void reduce_to(const Launch& launch, const Fused& source, ReduceKind kind, Reduc
       }
     }
   });
-  const std::int64_t n = s.outer * s.inner;
-  for (std::int64_t c = 1; c < chunks; ++c)
-    for (std::int64_t i = 0; i < n; ++i)
-      partial[std::size_t(i)] = combine(kind, partial[std::size_t(i)], partial[std::size_t(c * n + i)]);
-  const View view = launch.view(out);
-  for (std::int64_t i = 0; i < n; i += kBlock)
-    write_block<T>(view, ExprType::real, i, int(std::min<std::int64_t>(kBlock, n - i)), partial.data() + i);
+  fold_parts(launch, partial.data(), chunks, s.outer * s.inner, out, start, [kind](T a, T b) { return combine(kind, a, b); });
 }
 
 // ints: kind, mask of the reduced axes.

@@ -2,8 +2,13 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
+#include "jit/parallel.h"
 #include "ops/cuda.h"
 #include "ops/reduce.h"
 #include "ops/rows_cuda.h"
@@ -11,6 +16,7 @@
 namespace weft {
 namespace {
 
+constexpr std::int64_t kSplitRows = 2048;   // so many rows of columns are folded in parts
 constexpr std::int64_t kManyBlocks = 1024;  // fill every GPU; a constant, so that results do not depend on its size
 
 DType compute_type(const Lowering& l) { return l.in_double() ? DType::f64 : DType::f32; }
@@ -100,30 +106,39 @@ void emit_row_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& sh
   if (parts > 1) emit_reduce(l, kind, fused_of(partial), Shape{s.outer, parts}, {s.outer, parts, 1}, out);
 }
 
+// A block of a fold over `reduced` rows of `vectors` vectors each, `outer` times: threads along a row, and interleaved strips
+// of rows, whose results are folded pairwise. At least four rows a strip; a block reads at least 8 vectors of a row.
+struct ColumnCut {
+  std::int64_t lanes, strips;
+  ColumnCut(std::int64_t outer, std::int64_t reduced, std::int64_t vectors) {
+    strips = std::int64_t(std::bit_floor(std::uint64_t(std::clamp<std::int64_t>(reduced / 4, 1, 8))));
+    lanes = std::min<std::int64_t>(256 / strips, std::int64_t(std::bit_ceil(std::uint64_t(vectors))));
+    if (reduced >= kSplitRows)
+      strips = 256 / lanes;
+    else
+      while (lanes > 8 && strips * 8 <= reduced && outer * ceil_div(vectors, lanes) < 128) lanes /= 2, strips *= 2;
+  }
+};
+
 void emit_column_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& shape, ReduceSpace s, const Operand& result) {
   const std::int64_t columns = merge_columns(source, shape, s.inner);
   const Operand out = squeezed(result);
   const int width = std::min(row_width(columns, {&source}, {}), row_width(out.dims[std::size_t(out.rank - 1)], {}, {out}));
-  const std::int64_t vectors = s.inner / width;
-  // At least four rows a strip; a block reads at least 8 vectors of a row.
-  std::int64_t strips = std::int64_t(std::bit_floor(std::uint64_t(std::clamp<std::int64_t>(s.reduced / 4, 1, 8))));
-  std::int64_t lanes = std::min<std::int64_t>(256 / strips, std::int64_t(std::bit_ceil(std::uint64_t(vectors))));
-  auto tiles = [&] { return (vectors + lanes - 1) / lanes; };
-  const bool split = s.reduced >= 2048;
-  while (!split && lanes > 8 && strips * 8 <= s.reduced && s.outer * tiles() < 128) lanes /= 2, strips *= 2;
-  if (split) strips = 256 / lanes;
-  const std::int64_t most = split ? std::clamp<std::int64_t>(kManyBlocks / (s.outer * tiles()), 1, s.reduced / 128) : 1;
+  const ColumnCut cut(s.outer, s.reduced, s.inner / width);
+  const std::int64_t tiles = ceil_div(s.inner / width, cut.lanes);
+  const std::int64_t most =
+      s.reduced >= kSplitRows ? std::clamp<std::int64_t>(kManyBlocks / (s.outer * tiles), 1, s.reduced / 128) : 1;
   const std::int64_t chunk = (s.reduced + most - 1) / most, parts = (s.reduced + chunk - 1) / chunk;
   const std::int64_t dims[] = {s.outer, parts, s.inner};
   const Operand partial = parts > 1 ? l.scratch(compute_type(l), dims) : Operand{}, to = parts > 1 ? partial : out;
   CudaText text = l.text(name_of(kind));
-  text.define("KIND", kind).define("V", width).define("LANES", lanes).define("STRIPS", strips);
+  text.define("KIND", kind).define("V", width).define("LANES", cut.lanes).define("STRIPS", cut.strips);
   text.fused("source", source, Shape{s.outer * s.reduced * (s.inner / columns), columns}.dims()).strided("out", to);
-  text.integer("out_columns", to.dims[std::size_t(to.rank - 1)]).integer("tiles", tiles()).integer("parts", parts);
+  text.integer("out_columns", to.dims[std::size_t(to.rank - 1)]).integer("tiles", tiles).integer("parts", parts);
   text.integer("chunk", chunk).integer("reduced", s.reduced).integer("inner", s.inner).integer("columns", columns);
   text.traffic(bytes_of({&source}, {to}));
   const std::string body = joined_texts({"ops/reduce.cuh", "ops/reduce_columns.cuh"});
-  l.emit(text.launch_text(body, {unsigned(s.outer * parts * tiles()), 1, 1}, {unsigned(lanes * strips), 1, 1}));
+  l.emit(text.launch_text(body, {unsigned(s.outer * parts * tiles), 1, 1}, {unsigned(cut.lanes * cut.strips), 1, 1}));
   if (parts > 1) emit_reduce(l, kind, fused_of(partial), Shape(dims), {s.outer, parts, s.inner}, result);
 }
 
@@ -142,9 +157,35 @@ void emit_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& shape,
   (space.inner == 1 ? emit_row_reduce : emit_column_reduce)(l, kind, std::move(source), shape, space, out);
 }
 
-void emit_sum_of_parts(Lowering& l, const Operand& partials, const Operand& out) {
-  const std::int64_t parts = partials.dims[0], n = partials.dims[1];
-  emit_reduce(l, kReduceSum, fused_of(partials), Shape{parts, n}, {1, parts, n}, out);
+void emit_sum_of_parts(Lowering& l, std::string name, const Operand& partials, SumOrder order, Operand first, Operand second) {
+  if (!first) std::swap(first, second);
+  const std::int64_t split = first ? first.numel() : 0, count = split + (second ? second.numel() : 0);
+  if (count == 0) return;
+  const std::int64_t parts = partials.dims[0], dims[] = {parts, partials.strides[0]};
+  int width = int(16 / size_of(partials.dtype));
+  for (const Operand& to : {first, second}) {
+    if (!to) continue;
+    Operand from = dense_operand(partials.slot, partials.dtype, dims);
+    from.offset = partials.offset;
+    const Operand operands[] = {from, to};
+    width = std::min(width, vector_width(std::span(to.dims.data(), std::size_t(to.rank)), operands));
+    if (!to.rows()) width = 1;
+  }
+  const ColumnCut tree(1, parts, split / width);
+  const std::int64_t strips = order == kTree ? tree.strips : order, lanes = order == kTree ? tree.lanes : 256 / strips;
+  CudaText text = l.text(std::move(name));
+  text.define("V", width).define("LANES", lanes).define("STRIPS", strips).define("PAIRWISE", order == kTree);
+  text.pointer("from", partials).integer("parts", parts).integer("stride", dims[1]);
+  text.integer("count", count).integer("split", split).traffic(bytes_of({}, {partials, first, second}));
+  for (const auto& [name_of_to, to] : {std::pair("first", &first), std::pair("second", &second)}) {
+    const auto last = std::size_t(std::max(to->rank - 1, 0));
+    const bool rows = to->rows();
+    text.pointer(name_of_to, *to).integer(fmt::format("{}_columns", name_of_to), to->rank ? to->dims[last] : 1);
+    text.integer(fmt::format("{}_row", name_of_to), rows ? to->row_stride() : to->strides[last - 1]);
+    text.integer(fmt::format("{}_col", name_of_to), rows ? 1 : to->strides[last]);
+  }
+  const std::int64_t blocks = ceil_div(count / width, lanes);
+  l.emit(text.launch("ops/sum_of_parts.cuh", {unsigned(blocks), 1, 1}, {unsigned(lanes * strips), 1, 1}));
 }
 
 // ints: kind, mask of the reduced axes.

@@ -356,7 +356,7 @@ struct ScanBackwardTask : ScanTask {
   std::vector<Operand> delta_roots, out_roots;
   Operand e_root;  // also the output of the first root of out_grad, if a captured tensor has the same gradient
   Operand du, draw, d_initial;
-  Operand dB, dC, dA, dD;  // partial sums: (blocks, b, t, n), (b, n, i), (b, i)
+  Operand dB, dC, dA, dD;  // partial sums: (blocks of a group, b, t, groups, n), (b, i, n), (b, i)
 };
 
 // Buffers of one thread for one part.
@@ -422,7 +422,8 @@ void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Par
                    GradientRows<T>* delta_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
   const Rows du(launch, task.du), draw(launch, task.draw);
-  const std::int64_t size = g.n * p.w, sums = ((p.block * g.b + p.batch) * g.t + chunk.begin) * g.n;
+  const std::int64_t size = g.n * p.w, step = g.groups * g.n, block = p.block % g.blocks_of_group();
+  const std::int64_t sums = ((block * g.b + p.batch) * g.t + chunk.begin) * step + p.group * g.n;
   T *dB = launch.pointer<T>(task.dB) + sums, *dC = launch.pointer<T>(task.dC) + sums;
   std::fill(x.gb.begin(), x.gb.end(), T(0));
   std::fill(x.gak.begin(), x.gak.end(), T(0));
@@ -431,7 +432,7 @@ void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Par
       const std::int64_t at = k * p.w;
       retreat<T, U>(p.w, g.n, chunk.delta.data() + at, chunk.du.data() + at, x.e.data() + at, chunk.B[k], chunk.C[k],
                     x.A.data(), x.decay + k * size, x.states + k * size, x.carry.data(), x.gb.data() + at, x.gak.data() + at,
-                    x.dA.data(), dB + k * g.n, dC + k * g.n);
+                    x.dA.data(), dB + k * step, dC + k * step);
     }
   });
   for (std::int64_t k = 0; k < chunk.steps(); ++k) {
@@ -471,53 +472,10 @@ void backward_part(const ScanBackwardTask& task, const Launch& launch, std::int6
     retreat_chunk(task, launch, p, chunk, D, delta_grad.get(), x);
   }
   store_state(Rows(launch, task.d_initial), g, p, x.carry.data());
-  T* dA = launch.pointer<T>(task.dA) + p.batch * g.n * g.i;
-  for (std::int64_t j = 0; j < g.n; ++j) std::copy_n(x.dA.data() + j * p.w, p.w, dA + j * g.i + p.c);
+  T* dA = launch.pointer<T>(task.dA) + (p.batch * g.i + p.c) * g.n;
+  for (std::int64_t c = 0; c < p.w; ++c)
+    for (std::int64_t j = 0; j < g.n; ++j) dA[c * g.n + j] = x.dA[std::size_t(j * p.w + c)];
   std::copy_n(x.dD.data(), p.w, launch.pointer<T>(task.dD) + p.batch * g.i + p.c);
-}
-
-// dA (i, n) and dD (i): partial sums of the batch elements, in order.
-template <class T>
-void sum_batches(const ScanBackwardTask& task, const Launch& launch, const Operand& dA, const Operand& dD) {
-  const Grid& g = task.grid;
-  std::vector<T> sum(std::size_t(g.n * g.i)), row(std::size_t(std::max(g.n, g.i)));
-  const T *from_a = launch.pointer<T>(task.dA), *from_d = launch.pointer<T>(task.dD);
-  const Rows to_a(launch, dA), to_d(launch, dD);
-  if (to_a) {
-    for (std::int64_t b = 0; b < g.b; ++b)
-      for (std::int64_t k = 0; k < g.n * g.i; ++k) sum[std::size_t(k)] += from_a[b * g.n * g.i + k];
-    for (std::int64_t c = 0; c < g.i; ++c) {
-      for (std::int64_t j = 0; j < g.n; ++j) row[std::size_t(j)] = sum[std::size_t(j * g.i + c)];
-      to_a.write(c, 0, g.n, row.data());
-    }
-  }
-  if (!to_d) return;
-  std::fill(row.begin(), row.end(), T(0));
-  for (std::int64_t b = 0; b < g.b; ++b)
-    for (std::int64_t c = 0; c < g.i; ++c) row[std::size_t(c)] += from_d[b * g.i + c];
-  to_d.write(0, 0, g.i, row.data());
-}
-
-// dB or dC (b, t, [g,] n): partial sums (blocks, b, t, n) of each group's blocks, in order.
-template <class T>
-void sum_blocks(const Grid& g, const Launch& launch, const Operand& partials, const Operand& out) {
-  const Rows to(launch, out);
-  const T* from = launch.pointer<T>(partials);
-  const std::int64_t rows = g.b * g.t, parts = part_count(rows, 256);
-  if (!to) return;
-  parallel(parts, [&](std::int64_t part) {
-    std::vector<T> sum(static_cast<std::size_t>(g.n));
-    const Range range = part_of(rows, parts, part);
-    for (std::int64_t r = range.begin; r < range.end; ++r)
-      for (std::int64_t group = 0; group < g.groups; ++group) {
-        std::fill(sum.begin(), sum.end(), T(0));
-        for (std::int64_t block = 0; block < g.blocks_of_group(); ++block) {
-          const T* more = from + ((group * g.blocks_of_group() + block) * rows + r) * g.n;
-          for (std::int64_t j = 0; j < g.n; ++j) sum[std::size_t(j)] += more[j];
-        }
-        to.write(r * g.groups + group, 0, g.n, sum.data());
-      }
-  });
 }
 
 template <class T>
@@ -540,13 +498,15 @@ void lower_scan_backward(Lowering& l) {
   const auto scratch = [&](std::initializer_list<std::int64_t> dims) {
     return l.scratch(dtype_of<T>, std::span(dims.begin(), dims.size()));
   };
-  task.dB = scratch({g.blocks(), g.b, g.t, g.n}), task.dC = scratch({g.blocks(), g.b, g.t, g.n});
-  task.dA = scratch({g.b, g.n, g.i}), task.dD = scratch({g.b, g.i});
+  const std::int64_t blocks = g.blocks_of_group(), rows = g.b * g.t * g.groups * g.n;
+  task.dB = scratch({blocks, rows}), task.dC = scratch({blocks, rows});
+  task.dA = scratch({g.b, g.i * g.n}), task.dD = scratch({g.b, g.i});
   l.emit("scan_backward", [=](const Launch& launch) {
     parallel(task.grid.parts(), [&](std::int64_t index) { backward_part<T>(task, launch, index); });
-    sum_batches<T>(task, launch, dA, dD);
-    sum_blocks<T>(task.grid, launch, task.dB, dB);
-    sum_blocks<T>(task.grid, launch, task.dC, dC);
+    fold_parts(launch, launch.pointer<T>(task.dA), task.grid.b, task.grid.i * task.grid.n, dA);
+    fold_parts(launch, launch.pointer<T>(task.dD), task.grid.b, task.grid.i, dD);
+    fold_parts(launch, launch.pointer<T>(task.dB), blocks, rows, dB);
+    fold_parts(launch, launch.pointer<T>(task.dC), blocks, rows, dC);
   });
 }
 

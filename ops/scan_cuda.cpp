@@ -8,6 +8,7 @@
 
 #include "jit/hole_text.h"
 #include "ops/cuda.h"
+#include "ops/reduce.h"
 #include "ops/rows_cuda.h"
 #include "ops/scan.h"
 
@@ -144,19 +145,6 @@ struct Scan {
 
 std::array<unsigned, 3> line(std::int64_t n) { return {unsigned(n), 1, 1}; }
 
-// to (rows, columns of its last dim) = the sum of `parts` arrays of that size in `from`, in order.
-void emit_sum(Lowering& l, const Operand& from, std::int64_t parts, const Operand& to) {
-  if (!to || to.numel() == 0) return;
-  const std::span dims(to.dims.data(), std::size_t(to.rank));
-  const Operand each = dense_operand(from.slot, from.dtype, dims);
-  const Operand operands[] = {each, to};
-  const int width = std::min(vector_width(dims, operands), 4);
-  CudaText text = l.text("scan_sum");
-  text.define("V", width).integer("parts", parts).integer("count", to.numel()).integer("columns", dims.back());
-  text.pointer("from", from).rows("to", to).traffic(double(from.numel() + to.numel()) * double(size_of(from.dtype)));
-  l.emit(text.launch("ops/scan_sum.cuh", line(ceil_div(to.numel() / width, 256)), {256, 1, 1}));
-}
-
 // What a scan whose segments started from zero leaves behind.
 struct Segments {
   Operand ends, delta_sum;  // (b, segments, i, n), (b, segments, i)
@@ -277,10 +265,10 @@ void cuda_scan_backward(Lowering& l) {
     }
     emit("scan_backward", all);
   }
-  emit_sum(l, all.dA_part, scan.batch(), dA);
-  emit_sum(l, all.dB_part, scan.parts(), dB);
-  emit_sum(l, all.dC_part, scan.parts(), dC);
-  emit_sum(l, all.dD_part, scan.batch(), dD);
+  emit_sum_of_parts(l, "scan_sum", all.dA_part, kInOrder, dA);
+  emit_sum_of_parts(l, "scan_sum", all.dB_part, kInOrder, dB);
+  emit_sum_of_parts(l, "scan_sum", all.dC_part, kInOrder, dC);
+  emit_sum_of_parts(l, "scan_sum", all.dD_part, kInOrder, dD);
 }
 
 }  // namespace weft

@@ -1,5 +1,5 @@
 // dB and dC of the selective scan are sums over channels, of Gamma Delta u and of e h: over those of a block here, by shuffles
-// in the compute type; over the blocks of a group by ops/scan_sum.cuh.
+// in the compute type; over the blocks of a group by ops/sum_of_parts.cuh.
 
 // Leaves in x[0 .. max(COUNT / LANES, 1)) of lane l the sums over LANES neighbouring lanes of x[l COUNT / LANES ...].
 template <int COUNT, int LANES>

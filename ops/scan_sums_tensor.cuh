@@ -1,5 +1,5 @@
 // dB and dC of the selective scan are sums over channels, of Gamma Delta u and of e h: over those of a block here, on tensor
-// cores, with h, Gamma, e and Delta u rounded to bf16; over the blocks of a group by ops/scan_sum.cuh. For S = 4 states a
+// cores, with h, Gamma, e and Delta u rounded to bf16; over the blocks of a group by ops/sum_of_parts.cuh. For S = 4 states a
 // thread and 32 channels, so that a warp is a slice.
 //
 // A step of a warp is a matrix of 32 channels x 8 values, h and Gamma of 4 states, stored as rows and loaded transposed as the

@@ -1,0 +1,48 @@
+// The sums of `parts` arrays of `count` partial sums each, in a fixed order: the first `split` elements are those of `first`,
+// the others those of `second`. A block: LANES vectors of V elements by STRIPS strips. Strip s adds parts s, s + STRIPS, ... in
+// this order; then the strips are added, in order or, PAIRWISE, as a tree.
+template <class T>
+DEVICE void put(T* to, index i, index columns, index row_stride, index col_stride, const real (&sum)[V]) {
+  const index row = i / columns;
+  store_real<V>(to + (row * row_stride + (i - row * columns) * col_stride), sum);
+}
+
+extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) {
+  const int lane = threadIdx.x % LANES, strip = threadIdx.x / LANES;
+  const index i = (index(blockIdx.x) * LANES + lane) * V;
+  const bool live = i < index(a.count);
+  real sum[V] = {};
+  if (live) {
+#pragma unroll 4
+    for (index part = strip; part < index(a.parts); part += STRIPS) {
+      real x[V];
+      load<V>(a.from + (part * index(a.stride) + i), x);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] += x[j];
+    }
+  }
+  if constexpr (STRIPS > 1) {
+    __shared__ real sums[STRIPS][V][LANES];
+    // In each round strips [begin, end) are added to strip 0, or each of them to the one `begin` before it.
+#pragma unroll
+    for (int begin = PAIRWISE ? STRIPS / 2 : 1, end = STRIPS; begin > 0; end = begin, begin /= 2) {
+      if (strip >= begin && strip < end) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) sums[strip][j][lane] = sum[j];
+      }
+      __syncthreads();
+      if (strip < begin) {
+#pragma unroll
+        for (int k = begin; k < end; k += begin)
+#pragma unroll
+          for (int j = 0; j < V; ++j) sum[j] += sums[strip + k][j][lane];
+      }
+    }
+    if (strip > 0) return;
+  }
+  if (!live) return;
+  if (has_second && i >= index(a.split))
+    put(a.second, i - index(a.split), index(a.second_columns), index(a.second_row), index(a.second_col), sum);
+  else
+    put(a.first, i, index(a.first_columns), index(a.first_row), index(a.first_col), sum);
+}
