@@ -11,6 +11,7 @@
 #include "ops/cuda.h"
 #include "ops/labels.h"
 #include "ops/ops.h"
+#include "ops/scatter.h"
 
 namespace weft {
 namespace {
@@ -40,49 +41,9 @@ void lower_embedding(Lowering& l) {
   });
 }
 
-// The positions of each id: those of id i are order[begin[i]] .. order[begin[i + 1] - 1], ascending.
-struct Sorted {
-  std::vector<std::int64_t> begin, order;
-  Sorted(const std::vector<std::int64_t>& ids, std::int64_t v) : begin(std::size_t(v + 1)), order(ids.size()) {
-    for (std::int64_t id : ids) ++begin[id + 1];
-    for (std::int64_t i = 0; i < v; ++i) begin[i + 1] += begin[i];
-    std::vector<std::int64_t> next(begin.begin(), begin.end() - 1);
-    for (std::size_t p = 0; p < ids.size(); ++p) order[next[ids[p]]++] = std::int64_t(p);
-  }
-};
-
 // Inputs ids (...), g (..., d). Output (v, d), dense: zero where an id does not occur.
-template <class T>
-void lower_backward(Lowering& l) {
-  const Operand out = l.output();
-  if (!out) return;
-  const Operand ids = l.view(0), g = l.rows(1);
-  const Shape shape = l.shape(0);
-  const std::int64_t v = out.dims[0], d = out.dims[1];
-  l.emit("embedding_backward", [=](const Launch& launch) {
-    const std::vector<std::int64_t> rows = read_labels(launch, ids);
-    check_labels("embedding", "id", rows, shape, v);  // a step that wants the gradient alone has no forward kernel that does
-    const Sorted sorted(rows, v);
-    const Rows from(launch, g), to(launch, out);
-    const std::int64_t parts = part_count(v, std::max<std::int64_t>(1, kPartBytes / std::max<std::int64_t>(4 * d, 1)), 1024);
-    parallel(parts, [&](std::int64_t part) {
-      std::vector<T> buffer(d), sum(d);
-      const Range range = part_of(v, parts, part);
-      for (std::int64_t id = range.begin; id < range.end; ++id) {
-        T* total = to.template target<T>(id, 0, sum.data());
-        std::fill_n(total, d, T(0));
-        for (std::int64_t i = sorted.begin[id]; i < sorted.begin[id + 1]; ++i) {
-          const T* row = from.read(sorted.order[i], 0, d, buffer.data());
-          for (std::int64_t j = 0; j < d; ++j) total[j] += row[j];
-        }
-        to.write(id, 0, d, total);
-      }
-    });
-  });
-}
-
 void lower_embedding_backward(Lowering& l) {
-  in_compute_type(l, [&]<class T>(T) { lower_backward<T>(l); });
+  if (const Operand out = l.output()) emit_scatter(l, "embedding_backward", {l.view(0), l.rows(1), out, false});
 }
 
 void embedding_vjp(Vjp& v);

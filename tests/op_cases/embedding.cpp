@@ -22,6 +22,19 @@ void add_embeddings(std::vector<OpRow>& rows) {
                    {"an_id_over_four_chunks", {{{3, 2}}, {{250}, 0, 0, {1}, DType::i64}}},
                    {"an_id_over_whole_chunks", {{{3, 2}}, {{192}, 0, 0, {1}, DType::i64}}}},
                   {.copies = true}});
+  rows.push_back({"scatter_sum",
+                  [](auto& in) { return scatter_sum(in[0], in[1], 5); },
+                  [](const Inputs& in, const Shapes&) {
+                    Values out(5);
+                    for (std::size_t p = 0; p < in[0].size(); ++p)
+                      if (in[1][p] >= 0 && in[1][p] < 5) out[std::size_t(in[1][p])] += in[0][p];
+                    return out;
+                  },
+                  {{"normal", {{{9, 33}}, {{9, 33}, -2, 7, {}, DType::i64}}},
+                   {"i32", {{{7}}, {{7}, 0, 5, {}, DType::i32}}},
+                   {"all_outside", {{{3, 1, 2}}, {{3, 1, 2}, 0, 0, {-1, 5}, DType::i64}}},
+                   {"a_scalar", {{{}}, {{}, 0, 0, {3}, DType::i64}}},
+                   {"empty", {{{0, 4}}, {{0, 4}, 0, 5, {}, DType::i64}}}}});
 }
 
 }  // namespace weft

@@ -1,4 +1,4 @@
-// dw[id] = the sum of g over the positions of id, which stand together in `sorted`, ascending. The sorted positions are cut
+// out[id] = the sum of values over the positions of id, which stand together in `sorted`, ascending. The positions are cut
 // into chunks. JOIN 0: a block a chunk (blockIdx.x) adds its positions in order; an id within the chunk is finished, of one
 // that goes beyond it the sum is kept: in heads if it began before the chunk, else in tails. JOIN 1: the block of the chunk in
 // which such an id begins adds its tail and the heads that follow.
@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
   if (col >= d) return;
   real sum[V];
   auto put = [&](i64 id) {
-    if (id >= 0 && id < a.v) store_real<V>(a.dw + (index(id) * index(a.dw_row) + col), sum);
+    if (id >= 0 && id < a.v) store_real<V>(a.out + (index(id) * index(a.out_row) + col), sum);
   };
 
   if constexpr (JOIN) {
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
       for (int k = 0; k < AHEAD; ++k) {
         const index at = i + k < end ? i + k : end - 1;
         ids[k] = id_at(a, at);
-        load_real<V>(a.g + (index(a.sorted[at]) * index(a.g_row) + col), x[k]);
+        load_real<V>(a.values + (index(a.sorted[at]) * index(a.values_row) + col), x[k]);
       }
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) {

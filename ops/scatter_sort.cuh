@@ -1,6 +1,7 @@
 // One digit of a stable radix sort of positions by id, in chunks of positions; a block a chunk, a warp a run of it. SCATTER: 0
-// counts each digit in each chunk, 1 places the positions. FIRST: the ids stand in the order of their positions;
-// they are checked there, since a step that wants the gradient alone has no forward kernel that does.
+// counts each digit in each chunk, 1 places the positions. FIRST: the ids stand in the order of their positions. Ids outside of
+// [0, v) come last if it DROPS them; else they are checked, since a step that wants the gradient of an embedding alone has no
+// forward kernel that does.
 constexpr int WARPS = THREADS / 32;
 
 struct Entry {
@@ -12,6 +13,7 @@ DEVICE Entry entry_at(const Args& a, index i) {
   Entry e;
   e.position = FIRST ? i32(i) : a.positions[i];
   e.id = a.ids[ids_at(a, index(e.position))];
+  if (DROPS && (e.id < 0 || e.id > a.v)) e.id = a.v;
   e.digit = int(u64(e.id) >> SHIFT) & (DIGITS - 1);
   return e;
 }
@@ -34,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
   each_element(a, [&](index i, bool inside) {
     if (!inside) return;
     const Entry e = entry_at(a, i);
-    if (FIRST && !SCATTER && (e.id < 0 || e.id >= a.v)) raise(a.status, BAD_ID, e.id, a.v, i);
+    if (FIRST && !SCATTER && !DROPS && (e.id < 0 || e.id >= a.v)) raise(a.status, BAD_ID, e.id, a.v, i);
     atomicAdd(&next[warp][e.digit], 1);
   });
   __syncthreads();
