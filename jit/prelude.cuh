@@ -322,45 +322,39 @@ DEVICE void uniforms(const double* constants, i64 element, R (&x)[V]) {
 
 // ---- reductions: the order is fixed, so results are equal from run to run ---------------------------------------------------
 
+// How two values are joined.
+struct Sum {
+  template <class R>
+  DEVICE R operator()(R x, R y) const { return x + y; }
+};
+struct Max {  // keeps a NaN of either side
+  template <class R>
+  DEVICE R operator()(R x, R y) const { return max_of(x, y); }
+};
+
 // Of WIDTH neighbouring lanes, known to all of them. Every lane of the warp must take part.
-template <int WIDTH = 32, class R>
-DEVICE R warp_sum(R x) {
+template <int WIDTH = 32, class R, class Fold>
+DEVICE R warp_fold(R x, Fold fold) {
 #pragma unroll
-  for (int d = WIDTH / 2; d > 0; d /= 2) x += __shfl_xor_sync(FULL_WARP, x, d);
+  for (int d = WIDTH / 2; d > 0; d /= 2) x = fold(x, __shfl_xor_sync(FULL_WARP, x, d));
   return x;
 }
-template <int WIDTH = 32, class R>
-DEVICE R warp_max(R x) {
-#pragma unroll
-  for (int d = WIDTH / 2; d > 0; d /= 2) x = max_of(x, __shfl_xor_sync(FULL_WARP, x, d));
-  return x;
-}
-// Of all threads of a block of T threads, known to all of them; `shared` has 32 elements and may be used again after the next
-// barrier.
-template <int T, class R>
-DEVICE R block_sum(R x, R* shared) {
-  x = warp_sum(x);
+// Of all threads of a block of T threads, known to all of them; folding with `nothing` changes nothing. `shared` has 32 elements
+// and may be used again after the next barrier.
+template <int T, class R, class Fold>
+DEVICE R block_fold(R x, R nothing, Fold fold, R* shared) {
+  x = warp_fold(x, fold);
   if constexpr (T > 32) {
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
     __syncthreads();
-    x = threadIdx.x % 32 < T / 32 ? shared[threadIdx.x % 32] : R(0);
-    x = warp_sum(x);
+    x = threadIdx.x % 32 < T / 32 ? shared[threadIdx.x % 32] : nothing;
+    x = warp_fold(x, fold);
     __syncthreads();
   }
   return x;
 }
 template <int T, class R>
-DEVICE R block_max(R x, R* shared) {
-  x = warp_max(x);
-  if constexpr (T > 32) {
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = shared[threadIdx.x % (T / 32)];
-    x = warp_max(x);
-    __syncthreads();
-  }
-  return x;
-}
+DEVICE R block_sum(R x, R* shared) { return block_fold<T>(x, R(0), Sum(), shared); }
 
 // ---- errors that only the device can see: the first one is kept and reported by the host ------------------------------------
 

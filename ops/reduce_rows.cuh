@@ -22,6 +22,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   });
 #pragma unroll
   for (int j = 1; j < V; ++j) total[0] = fold(total[0], total[j]);
-  total[0] = KIND == 0 ? row_sum(total[0]) : row_max(total[0]);
+  total[0] = row_fold(total[0], nothing(), fold);
   if (at < tasks && lane() == 0) write_real(a.out + out_at(a, task), total[0]);
 }

@@ -7,22 +7,17 @@ DEVICE int lane() { return threadIdx.x % THREADS; }       // of the row
 DEVICE int block_row() { return threadIdx.x / THREADS; }  // of the block
 
 // Of the THREADS of a row, known to all of them. Every thread of the block must take part.
-DEVICE real row_sum(real x) {
+template <class Fold>
+DEVICE real row_fold(real x, real nothing, Fold fold) {
   if constexpr (THREADS > 32) {
     __shared__ real shared[32];
-    return block_sum<THREADS>(x, shared);
+    return block_fold<THREADS>(x, nothing, fold, shared);
   } else {
-    return warp_sum<THREADS>(x);
+    return warp_fold<THREADS>(x, fold);
   }
 }
-DEVICE real row_max(real x) {
-  if constexpr (THREADS > 32) {
-    __shared__ real shared[32];
-    return block_max<THREADS>(x, shared);
-  } else {
-    return warp_max<THREADS>(x);
-  }
-}
+DEVICE real row_sum(real x) { return row_fold(x, real(0), Sum()); }
+DEVICE real row_max(real x) { return row_fold(x, -infinity(), Max()); }
 
 // f(k, col) for each vector of this thread in a row of n columns; k is its place in registers.
 template <class F>
