@@ -23,7 +23,7 @@ struct StateImpl {
   NodeId gradient_node = 0;    // this recording's gradient, not yet consumed
   bool parameter = false;
   bool trainable = true;  // a frozen parameter takes no gradient
-  bool decay = true;      // takes part in weight decay (SPEC 10)
+  bool decay = true;      // takes part in weight decay
   bool pending = false;   // `gradient` holds a gradient of earlier runs that no optimizer has consumed
 
   DType dtype = DType::f32;

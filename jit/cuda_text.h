@@ -4,11 +4,13 @@
 // What a skeleton sees, besides jit/prelude.cuh:
 //   real                    float, or double where an operand is f64: everything is computed in it
 //   index                   int, or i64 where an operand has 2^31 elements or more
-//   KERNEL                  the name of its __global__ function: extern "C" __global__ void __launch_bounds__(T)
-//   KERNEL(PARAMETERS) PARAMETERS              const __grid_constant__ Args a a.x, has_x              a pointer argument and
-//   whether it is present (constexpr bool) a.n                     an integer argument (i64 in memory) a.eps() a constant of
-//   the step, as real N                       a defined fact (constexpr int) source<V>(a, row, col, x)   an emitted Fused: V
-//   neighbouring elements of row `row` from column `col` on
+//   KERNEL                  the name of the function: extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS)
+//   PARAMETERS              const __grid_constant__ Args a
+//   a.x, has_x              a pointer argument, and whether it is present (constexpr bool)
+//   a.n                     an integer argument (i64 in memory)
+//   a.eps()                 a constant of the step, as real
+//   N                       a fact (constexpr int)
+//   f<V>(a, row, col, x)    a Fused called f: writes V neighbouring elements of row `row`, from column `col` on, to x
 #pragma once
 
 #include <array>

@@ -287,7 +287,7 @@ std::optional<Expr> fold(Op op, ExprType type, Expr a, Expr b = {}) {
   return std::isfinite(value) ? std::optional(real_literal(value)) : std::nullopt;
 }
 
-// ---- simplification: every rule is exact in IEEE arithmetic, but for the sign of a zero and the rule of DESIGN 2.4 ----------
+// ---- simplification: every rule is exact in IEEE arithmetic, but for the sign of a zero and selects with a zero arm ---------
 
 // An order of nodes by structure (smaller first), in which arguments of commutative operations are kept.
 bool before(Expr a, Expr b) {

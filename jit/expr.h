@@ -1,9 +1,9 @@
-// Expr: the one scalar IR. An interned (hash-consed) DAG; equal expressions have equal ids, so comparing and
-// hashing are integer operations. Thread-safe: one pool for the process, nodes are never freed or moved.
+// Expr: the one scalar IR. An interned (hash-consed) DAG; equal expressions have equal ids, so comparing and hashing are
+// integer operations. Thread-safe: one pool for the process, nodes are never freed or moved.
 //
-// Values are reals (fp32 or fp64, decided by the kernel), integers (64-bit) or booleans. A float constant other than
-// 0, +-1, 2 and 1/2 is never part of an expression: it becomes a *slot* of the step's constants block (DESIGN 2.3), so a
-// kernel's text and a plan's key do not depend on it.
+// Values are reals (fp32 or fp64, decided by the kernel), integers (64-bit) or booleans. A float constant other than 0, +-1, 2
+// and 1/2 is never part of an expression: it becomes a *slot* of the step's constants block, so a kernel's text and a
+// plan's key do not depend on it.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Interval arithmetic on expressions: from ranges of the indices and inputs to a range of the value. Used on mask
-// expressions to classify tiles as skip (always false), full (always true) or mixed (DESIGN 2.7).
+// expressions to classify tiles as skip (always false), full (always true) or mixed.
 #pragma once
 
 #include <limits>

@@ -12,7 +12,7 @@
 
 namespace weft {
 
-// ---- masks (SPEC 6) ---------------------------------------------------------------------------------------------------------
+// ---- masks ------------------------------------------------------------------------------------------------------------------
 
 struct MaskOptions {
   double temperature = 0.5;
@@ -70,7 +70,7 @@ struct Conv1dLayerOptions {
   DType dtype = DType::f32;
 };
 
-// Causal depthwise convolution over time (SPEC 3): weight (d, w), in files (d, 1, w); bias (d).
+// Causal depthwise convolution over time: weight (d, w), in files (d, 1, w); bias (d).
 class Conv1d : public Layer<Conv1d> {
  public:
   Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options = {});

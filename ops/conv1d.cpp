@@ -1,4 +1,4 @@
-// Causal depthwise convolution over time, channel-last, with optional SiLU (SPEC 3). Cut into chunks of time and blocks
+// Causal depthwise convolution over time, channel-last, with optional SiLU. Cut into chunks of time and blocks
 // of channels; the loops run over neighbouring channels.
 #include <vector>
 

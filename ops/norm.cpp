@@ -1,5 +1,5 @@
-// RMS norm and layer norm over the last axis (SPEC 0.3): y = (x - mean) r w + b, with mean = 0 for the RMS norm. The
-// forward kernel keeps each row's mean and r for the backward kernel.
+// RMS norm (arXiv:1910.07467) and layer norm (1607.06450) over the last axis: y = (x - mean) r w + b, mean = 0 in the former.
+// The forward kernel keeps each row's mean and r for the backward kernel.
 #include <cmath>
 #include <optional>
 #include <vector>

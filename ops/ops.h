@@ -72,7 +72,7 @@ Tensor detach(Arg a);             // the same value; no gradient flows back
 Tensor zeros(Shape shape, DType dtype = DType::f32, Site where = Site::current());
 Tensor ones(Shape shape, DType dtype = DType::f32, Site where = Site::current());
 Tensor full(Shape shape, double value, DType dtype = DType::f32, Site where = Site::current());
-// Uniform in (0, 1) by Philox from the Rng in use; every call site in a module draws its own stream (DESIGN 2.10).
+// Uniform in (0, 1) by Philox from the Rng in use; every call site in a module draws its own stream.
 Tensor uniform(Shape shape, DType dtype = DType::f32, Site where = Site::current());
 Tensor normal(Shape shape, DType dtype = DType::f32, Site where = Site::current());  // Box-Muller
 
@@ -127,7 +127,7 @@ Tensor log_softmax(Arg a, std::vector<int> axes = {-1});
 
 // ---- norms (ops/norm.cpp): over the last axis, statistics in fp32 (fp64 for f64) --------------------------------------------
 
-// x rsqrt(mean(x^2) + eps) w   (SPEC 0.3); weight (n) may be absent. The result has x's type, or `dtype`.
+// x rsqrt(mean(x^2) + eps) w (arXiv:1910.07467); weight (n) may be absent. The result has x's type, or `dtype`.
 Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {});
 Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5,
                   std::optional<DType> dtype = {});  // weight, bias may be absent
@@ -150,7 +150,7 @@ Tensor embedding(Arg weight, Arg ids);
 // ascending order of p: deterministic. A place outside of [0, n) adds to nothing and takes no gradient.
 Tensor scatter_sum(Arg values, Arg places, std::int64_t n);
 
-// ---- cross-entropy (ops/cross_entropy.cpp, SPEC 0.4) ------------------------------------------------------------------------
+// ---- cross-entropy (ops/cross_entropy.cpp) ----------------------------------------------------------------------------------
 
 enum class Reduction { mean, sum, none };
 struct CrossEntropyOptions {
@@ -162,7 +162,7 @@ struct CrossEntropyOptions {
 // logits (..., v), labels (...) integers. Computed in fp32 (fp64 for f64).
 Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options = {});
 
-// ---- dropout and masks (ops/gumbel.cpp, SPEC 6) -----------------------------------------------------------------------------
+// ---- dropout and masks (ops/gumbel.cpp) -------------------------------------------------------------------------------------
 
 Tensor dropout(Arg x, double p, bool training = true);  // x / (1-p) with probability 1-p, else 0
 enum class MaskNoise { gumbel, logistic };
@@ -175,7 +175,7 @@ struct GumbelOptions {
 };
 Tensor gumbel_sigmoid(Arg logits, GumbelOptions options = {});  // M = sigmoid((l + g) / tau)
 
-// ---- conv1d (ops/conv1d.cpp, SPEC 3): causal, depthwise, channel-last -------------------------------------------------------
+// ---- conv1d (ops/conv1d.cpp): causal, depthwise, channel-last ---------------------------------------------------------------
 
 struct Conv1dOptions {
   bool silu = false;       // out = silu(pre)
@@ -185,7 +185,7 @@ struct Conv1dOptions {
 // x (b, t, d) weight (d, w) bias (d, may be absent) -> (b, t, d);  out_t = bias + sum_j w[j] x_{t-(w-1)+j}
 Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {});
 
-// ---- selective scan (ops/scan.cpp, SPEC 1.4-1.5): channel-last --------------------------------------------------------------
+// ---- selective scan (ops/scan.cpp, arXiv:2312.00752): channel-last ----------------------------------------------------------
 
 struct ScanOptions {
   Tensor D = {};           // (i): skip, s += D u

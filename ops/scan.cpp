@@ -1,4 +1,4 @@
-// The selective scan of Mamba (SPEC 1.4, 1.5), channel-last. Each part of the work is one batch element and one block
+// The selective scan of Mamba (arXiv:2312.00752), channel-last. Each part of the work is one batch element and one block
 // of channels, walked in chunks of time; the inner loops run over the channels of the block, so they vectorise for
 // every state size, and nothing of size (b, t, i, n) exists. Forward keeps the state at the start of each chunk;
 // backward computes the states of a chunk again, last chunk first.

@@ -71,6 +71,17 @@ TEST(IncludeOrder, HeadersAreGuarded) {
   }
 }
 
+// A reader of the repository has its files, so comments give the formula or the paper, not a document that is elsewhere.
+TEST(IncludeOrder, CommentsCiteNothingThatIsNotHere) {
+  for (const auto& rule : kMayInclude) {  // no structured binding: clang 16 cannot capture one under OpenMP
+    const std::string& folder = rule.first;
+    for_each_line(folder, [](const fs::path& file, int number, const std::string& line) {
+      for (const char* document : {"SPEC", "DESIGN", "HOLES", "KERNELS"})
+        EXPECT_EQ(line.find(document), std::string::npos) << file << ":" << number << ": " << line;
+    });
+  }
+}
+
 // The product stands alone: what lies beside the repository is for its tests at most.
 TEST(IncludeOrder, NothingRefersToFilesOutside) {
   for (const auto& rule : kMayInclude) {  // no structured binding: clang 16 cannot capture one under OpenMP
