@@ -76,8 +76,9 @@ class CudaText {
   // leading strides.
   CudaText& strided(std::string_view name, const Operand& operand);
   CudaText& budget(int registers) { return kernel_.registers = registers, *this; }
-  // Bytes read and written; without a call those of all operands, each once.
-  CudaText& traffic(double bytes, double flops = 0) { return kernel_.bytes = bytes, kernel_.flops = flops, *this; }
+  CudaText& flops(double flops) { return kernel_.flops = flops, *this; }
+  // Bytes read and written, where they are not those of all operands, each counted once.
+  CudaText& traffic(double bytes) { return kernel_.bytes = bytes, *this; }
 
   // The skeleton, and the shape of the launch. `file` is a path in the source tree: "ops/norm.cuh".
   CudaKernel launch(std::string_view file, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared = 0);

@@ -25,8 +25,6 @@ struct Conv {
   std::int64_t chunks(std::int64_t steps) const { return std::max<std::int64_t>(1, ceil_div(length, kWarps * steps)); }
 };
 
-double operand_bytes(const Operand& o) { return o ? double(o.numel()) * double(size_of(o.dtype)) : 0; }
-
 // Channels of a thread: 16 bytes of the widest operand, and with all taps at most `registers` bytes; 0: not one fits.
 int channels_of(const Lowering& l, const Conv& c, std::int64_t registers) {
   const Operand operands[] = {c.x, c.initial, c.y, c.last, c.g, c.g_last, c.dx, c.d_initial, c.bias};
@@ -47,11 +45,7 @@ void emit(Lowering& l, const Conv& c, std::string name, Stage stage, int channel
   const std::int64_t chunks = c.chunks(steps), blocks = ceil_div(c.d, kLanes * channels);
   text.integer("length", c.length).integer("d", c.d);
   text.integer("chunks", chunks).integer("blocks", blocks);
-  double bytes = 0;
-  for (const Operand* o :
-       {&c.x, &c.weight, &c.bias, &c.initial, &c.y, &c.last, &c.g, &c.g_last, &c.dx, &c.d_initial, &c.partials, &c.e})
-    bytes += operand_bytes(*o);
-  text.traffic(bytes, 2.0 * double(c.width * c.batches * c.length * c.d));
+  text.flops(2.0 * double(c.width * c.batches * c.length * c.d));
   l.emit(text.launch("ops/conv1d.cuh", {unsigned(c.batches * chunks * blocks), 1, 1}, {unsigned(kLanes), unsigned(kWarps), 1}));
 }
 

@@ -43,7 +43,7 @@ void cuda_cross_entropy(Lowering& l) {
   if (task.rows > 0) {
     const RowCut cut = cut_rows(task.v, row_width(task.v, {&task.logits}, {}), 0);
     CudaText text = task.text(l, "cross_entropy");
-    text.pointer("loss", loss).pointer("lse", lse).traffic(bytes_of({&task.logits}, {task.labels, loss, lse}));
+    text.pointer("loss", loss).pointer("lse", lse);
     l.emit(launch_rows(text, {"ops/rows.cuh", "ops/cross_entropy.cuh"}, cut, (task.rows + cut.rows - 1) / cut.rows));
   }
   if (per_row) {
@@ -54,7 +54,7 @@ void cuda_cross_entropy(Lowering& l) {
   CudaText text = l.text("cross_entropy_mean");
   text.define("MEAN", task.reduction == Reduction::mean).define("THREADS", kThreads).strided("labels", task.labels);
   text.pointer("loss", loss).pointer("out", out).pointer("factor", factor).integer("rows", task.rows);
-  text.integer("ignore", l.integer(1)).traffic(bytes_of({}, {loss, task.labels}));
+  text.integer("ignore", l.integer(1));
   l.emit(text.launch("ops/cross_entropy_mean.cuh", {1, 1, 1}, {kThreads, 1, 1}));
 }
 
@@ -66,7 +66,7 @@ void cuda_cross_entropy_backward(Lowering& l) {
   const RowCut cut = cut_rows(task.v, row_width(task.v, {&task.logits}, {out}), 0);
   CudaText text = task.text(l, "cross_entropy_backward");
   text.define("PER_ROW", task.reduction == Reduction::none).pointer("upstream", upstream).pointer("lse", lse);
-  text.pointer("factor", factor).rows("dx", out).traffic(bytes_of({&task.logits}, {task.labels, lse, out}));
+  text.pointer("factor", factor).rows("dx", out);
   l.emit(launch_rows(text, {"ops/rows.cuh", "ops/cross_entropy_backward.cuh"}, cut, (task.rows + cut.rows - 1) / cut.rows));
 }
 

@@ -143,17 +143,11 @@ void cuda_custom(Lowering& l) {
                        launch.block[1], launch.block[2]));
   const DenseMemory memory(l, call);
   CudaText text = l.text(o.name);
-  double bytes = 0;
-  auto pointer = [&](const std::string& name, const Operand& operand) {
-    text.pointer(name, operand);
-    if (operand) bytes += double(operand.numel()) * double(size_of(operand.dtype));
-  };
-  for (std::size_t i = 0; i < memory.in.size(); ++i) pointer(o.inputs[i].name, memory.in[i]);
-  for (std::size_t k = 0; k < memory.out.size(); ++k) pointer(o.outputs[k], memory.out[k]);
+  for (std::size_t i = 0; i < memory.in.size(); ++i) text.pointer(o.inputs[i].name, memory.in[i]);
+  for (std::size_t k = 0; k < memory.out.size(); ++k) text.pointer(o.outputs[k], memory.out[k]);
   for (std::size_t j = 0; j < o.facts.size(); ++j) text.define(o.facts[j], call.facts[j]);
   for (std::size_t j = 0; j < o.integers.size(); ++j) text.integer(o.integers[j], call.integers[j]);
   for (std::size_t j = 0; j < o.constants.size(); ++j) text.constant(o.constants[j], l.constant(int(j)));
-  text.traffic(bytes);
   // Lines are counted from the user's first one.
   l.emit(text.launch_text(fmt::format("#line 1 \"{}\"\n{}\n", o.name, o.cuda), launch.grid, launch.block, launch.shared));
 }

@@ -17,7 +17,7 @@ void cuda_embedding(Lowering& l) {
   CudaText text = l.text("embedding");
   text.define("V", width).define("THREADS", kThreads).define("BAD_ID", std::int64_t(DeviceError::embedding_id));
   text.type("Item", weight.dtype).rows("weight", weight).strided("ids", ids).rows("out", out);
-  text.integer("vectors", vectors).integer("columns", d / width).integer("v", l.shape(0)[0]).traffic(2 * bytes_of({}, {out}));
+  text.integer("vectors", vectors).integer("columns", d / width).integer("v", l.shape(0)[0]).traffic(2 * out.bytes());
   l.emit(text.launch("ops/embedding.cuh", {unsigned((vectors + kThreads - 1) / kThreads), 1, 1}, {kThreads, 1, 1}));
 }
 

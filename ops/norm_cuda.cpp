@@ -33,7 +33,7 @@ void cuda_norm(Lowering& l) {
   CudaText text = l.text(centered ? "layer_norm" : "rms_norm");
   text.define("CENTERED", centered).fused("source", source, l.shape(0).dims());
   text.pointer("weight", weight).pointer("bias", bias).rows("y", y).rows("stats", stats).constant("eps", l.constant(0));
-  text.integer("rows", s.rows).integer("n", s.n).traffic(bytes_of({&source}, {weight, bias, y, stats}));
+  text.integer("rows", s.rows).integer("n", s.n);
   l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm.cuh"}, cut, (s.rows + cut.rows - 1) / cut.rows));
 }
 
@@ -57,9 +57,7 @@ void cuda_norm_backward(Lowering& l) {
         .fused("source", source, l.shape(0).dims())
         .fused("gradient", gradient, l.shape(0).dims());
     text.pointer("weight", weight).rows("stats", stats).rows("dx", dx).pointer("dw", dw_parts).pointer("db", db_parts);
-    text.integer("rows", s.rows)
-        .integer("n", s.n)
-        .traffic(bytes_of({&source, &gradient}, {weight, stats, dx, dw_parts, db_parts}));
+    text.integer("rows", s.rows).integer("n", s.n);
     l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_backward.cuh"}, cut, parts));
   }
   if (dw) emit_sum_of_parts(l, "norm_sum", dw_parts, kTree, dw);

@@ -100,7 +100,7 @@ void emit_row_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& sh
       .fused("source", source, Shape{s.outer * s.reduced / columns, columns}.dims());
   text.strided("out", as_rows(squeezed(to)));
   text.integer("tasks", s.outer * parts).integer("parts", parts).integer("chunk", chunk);
-  text.integer("reduced", s.reduced).integer("columns", columns).traffic(bytes_of({&source}, {to}));
+  text.integer("reduced", s.reduced).integer("columns", columns);
   l.emit(launch_rows(text, {"ops/rows.cuh", "ops/reduce.cuh", "ops/reduce_rows.cuh"}, cut,
                      (s.outer * parts + cut.rows - 1) / cut.rows));
   if (parts > 1) emit_reduce(l, kind, fused_of(partial), Shape{s.outer, parts}, {s.outer, parts, 1}, out);
@@ -136,7 +136,6 @@ void emit_column_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape&
   text.fused("source", source, Shape{s.outer * s.reduced * (s.inner / columns), columns}.dims()).strided("out", to);
   text.integer("out_columns", to.dims[std::size_t(to.rank - 1)]).integer("tiles", tiles).integer("parts", parts);
   text.integer("chunk", chunk).integer("reduced", s.reduced).integer("inner", s.inner).integer("columns", columns);
-  text.traffic(bytes_of({&source}, {to}));
   const std::string body = joined_texts({"ops/reduce.cuh", "ops/reduce_columns.cuh"});
   l.emit(text.launch_text(body, {unsigned(s.outer * parts * tiles), 1, 1}, {unsigned(cut.lanes * cut.strips), 1, 1}));
   if (parts > 1) emit_reduce(l, kind, fused_of(partial), Shape(dims), {s.outer, parts, s.inner}, result);
@@ -176,7 +175,7 @@ void emit_sum_of_parts(Lowering& l, std::string name, const Operand& partials, S
   CudaText text = l.text(std::move(name));
   text.define("V", width).define("LANES", lanes).define("STRIPS", strips).define("PAIRWISE", order == kTree);
   text.pointer("from", partials).integer("parts", parts).integer("stride", dims[1]);
-  text.integer("count", count).integer("split", split).traffic(bytes_of({}, {partials, first, second}));
+  text.integer("count", count).integer("split", split);
   for (const auto& [name_of_to, to] : {std::pair("first", &first), std::pair("second", &second)}) {
     const auto last = std::size_t(std::max(to->rank - 1, 0));
     const bool rows = to->rows();
@@ -209,7 +208,7 @@ void cuda_row_function(Lowering& l) {
   const RowCut cut = cut_rows(n, width, kind == kLogsumexp ? 0 : l.in_double() ? 16 : 32);
   CudaText text = l.text(kNames[kind]);
   text.define("KIND", kind).fused("source", source, shape.dims()).strided("y", kind == kLogsumexp ? as_rows(out) : out);
-  text.integer("n", n).integer("rows", rows).traffic(bytes_of({&source}, {out}));
+  text.integer("n", n).integer("rows", rows);
   l.emit(launch_rows(text, {"ops/rows.cuh", "ops/softmax.cuh"}, cut, (rows + cut.rows - 1) / cut.rows));
 }
 

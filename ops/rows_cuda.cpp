@@ -48,12 +48,4 @@ Operand as_rows(Operand o) {
   return o;
 }
 
-double bytes_of(std::initializer_list<const Fused*> sources, std::initializer_list<Operand> operands) {
-  double bytes = 0;
-  for (const Fused* f : sources)
-    for (const Operand& leaf : f->leaves) bytes += leaf.bytes();
-  for (const Operand& o : operands) bytes += o.bytes();
-  return bytes;
-}
-
 }  // namespace weft

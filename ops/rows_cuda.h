@@ -33,7 +33,4 @@ CudaKernel launch_rows(CudaText& text, std::initializer_list<std::string_view> f
 // The operand (...) as (..., 1): each element is a row, so CudaText::strided addresses it by its number.
 Operand as_rows(Operand o);
 
-// Bytes of distinct elements.
-double bytes_of(std::initializer_list<const Fused*> sources, std::initializer_list<Operand> operands);
-
 }  // namespace weft

@@ -135,12 +135,6 @@ struct Scan {
     }
     text.fused("delta_of", delta, space.dims());
   }
-  double bytes(std::initializer_list<Operand> rest) const {
-    double sum = 0;
-    for (const Operand& o : {u, raw, A, B.operand, C.operand}) sum += double(o.numel()) * double(size_of(o.dtype));
-    for (const Operand& o : rest) sum += o ? double(o.numel()) * double(size_of(o.dtype)) : 0;
-    return sum;
-  }
 };
 
 std::array<unsigned, 3> line(std::int64_t n) { return {unsigned(n), 1, 1}; }
@@ -165,7 +159,6 @@ Operand emit_join(Lowering& l, const Scan& scan, const Segments& from, const Ope
   text.integer("batch", scan.space[0]).integer("segments", scan.segments).integer("channels", scan.space[2]);
   text.rows("A", scan.A).rows("first", first).rows("last", last);
   text.pointer("ends", from.ends).pointer("sums", from.delta_sum).pointer("start", start);
-  text.traffic(2 * double(start.numel()) * double(size_of(start.dtype)));
   l.emit(text.launch("ops/scan_join.cuh", line(ceil_div(scan.space[0] * scan.space[2] * scan.n, 256)), {256, 1, 1}));
   return start;
 }
@@ -181,7 +174,7 @@ void cuda_scan(Lowering& l) {
     CudaText text = l.text(name);
     scan.describe(text, scan.block.forward_blocks(), scan.block.forward_round(), scan.vector({to, scan.D}, {&out}));
     text.rows("initial", from).rows("y", to).rows("last", ends).rows("kept", states).pointer("delta_sum", delta_sum);
-    text.fused("out_of", out, scan.space.dims()).traffic(scan.bytes({from, to, ends, states}));
+    text.fused("out_of", out, scan.space.dims());
     const std::string body = joined_texts({"ops/scan.cuh", "ops/scan_forward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(scan.block.threads()), 1, 1}));
   };
@@ -246,7 +239,6 @@ void cuda_scan_backward(Lowering& l) {
     text.rows("kept", kept).rows("g", g).rows("g_last", to.g_last).rows("du", to.du).rows("d_initial", to.d_initial);
     text.pointer("delta_sum", to.delta_sum).pointer("dA_part", to.dA_part).pointer("dD_part", to.dD_part);
     text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
-    text.traffic(scan.bytes({kept, g, to.g_last, to.du, to.delta_to[0], to.d_initial, to.dB_part, to.dC_part}));
     const std::string holes = gradients_text(text, "delta", delta_grad, to.delta_to, space.dims()) +
                               gradients_text(text, "out", out_grad, to.out_to, space.dims());
     const std::string body = holes + joined_texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",

@@ -35,7 +35,6 @@ Operand emit_sort(Lowering& l, const std::string& name, const Operand& ids, std:
       text.define("BAD_ID", std::int64_t(DeviceError::embedding_id)).strided("ids", ids);
       text.pointer("counts", counts).pointer("sorted", to).pointer("positions", sorted ? sorted : to);
       text.integer("count", count).integer("chunk", chunk).integer("v", v);
-      text.traffic(bytes_of({}, {ids, scatter ? to : Operand{}}));
       l.emit(text.launch("ops/scatter_sort.cuh", {unsigned(chunks), 1, 1}, {kDigits, 1, 1}));
     }
     sorted = to;
@@ -64,7 +63,7 @@ void emit_scatter_cuda(Lowering& l, std::string name, const RowScatter& s) {
     text.define("JOIN", join).define("V", width).define("THREADS", threads).strided("ids", ids).pointer("sorted", sorted);
     text.rows("values", s.values).pointer("heads", heads).pointer("tails", tails).rows("out", s.out);
     text.integer("count", count).integer("chunk", chunk).integer("v", v).integer("d", d);
-    text.traffic(join ? bytes_of({}, {heads}) : bytes_of({}, {s.values, heads}));
+    text.traffic(join ? heads.bytes() : s.values.bytes() + heads.bytes());
     l.emit(
         text.launch("ops/scatter.cuh", {unsigned(chunks), unsigned(ceil_div(vectors, threads)), 1}, {unsigned(threads), 1, 1}));
   }

@@ -37,7 +37,7 @@ void cuda_global_norm(Lowering& l) {
     segments.push_back(address_word(g));
     segments.push_back(integer_word(g.numel()));
     segments.push_back(integer_word(std::int64_t(g.dtype)));
-    bytes += double(g.numel()) * double(size_of(g.dtype));
+    bytes += g.bytes();
   }
   std::vector<CudaArg> blocks = block_words(sizes);
   const auto count = std::int64_t(blocks.size()), memory = std::max<std::int64_t>(count, 1);

@@ -39,7 +39,7 @@ CudaKernel loop_kernel() {
   CudaText text("loop", false);
   text.pointer("x", dense_operand(3, DType::f32, Shape{64}.dims()))
       .pointer("y", dense_operand(5, DType::f32, Shape{64}.dims()));
-  text.integer("n", 64).traffic(512);
+  text.integer("n", 64);
   return text.launch_text(R"(
 extern "C" __global__ void __launch_bounds__(64) KERNEL(PARAMETERS) {
   __shared__ float shared[64];
@@ -67,6 +67,18 @@ KernelView view_of(std::string name, std::string module, double bytes) {
   v.bytes = bytes;
   v.kernel = std::make_shared<const CudaKernel>(std::move(kernel));
   return v;
+}
+
+TEST(Inspect, AKernelMovesEachOperandOnceUnlessItSaysOtherwise) {
+  EXPECT_EQ(loop_kernel().bytes, 2 * 64 * 4);
+  const auto bytes = [](auto&& describe) {
+    CudaText text("moves", false);
+    describe(text);
+    return text.launch_text("", {1, 1, 1}, {1, 1, 1}).bytes;
+  };
+  const Operand row = dense_operand(1, DType::bf16, Shape{64}.dims());
+  EXPECT_EQ(bytes([&](CudaText& t) { t.pointer("x", broadcast_to(row, Shape{32, 64}.dims())).pointer("absent", {}); }), 64 * 2);
+  EXPECT_EQ(bytes([&](CudaText& t) { t.pointer("table", row).traffic(10); }), 10);
 }
 
 TEST(Inspect, TableGathersLaunchesOfOneText) {
@@ -181,6 +193,7 @@ TEST_F(InspectStep, NamesWhatATrainingStepLaunches) {
   EXPECT_EQ(to_json(table).at("kernels").size(), table.kernels.size());
   for (const KernelView& k : table.kernels) {
     if (!k.kernel) continue;
+    EXPECT_EQ(k.kernel->parameters.size(), k.kernel->args.size()) << k.name;
     EXPECT_NE(to_program(k, "sm_90a").find("kernel::" + k.name + "<<<"), std::string::npos);
   }
   expect_error(ErrorKind::io, {"there is no model here", "/nowhere"}, [] { inspect_training_step("/nowhere", {}); });
