@@ -6,7 +6,6 @@
 #include <cstring>
 #include <list>
 
-#include "autograd/context.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 
@@ -186,7 +185,7 @@ void BackwardPass::differentiate(NodeId id) {
 }
 
 void BackwardPass::walk(NodeId from) {
-  ++context().hold;
+  ++tapes().hold;
   const std::int32_t frame = t.frame;
   std::size_t ranges = t.checkpoints.size();
   for (NodeId id = from + 1; id-- > 0;) {
@@ -204,7 +203,7 @@ void BackwardPass::walk(NodeId from) {
     attribute(id);
   }
   t.frame = frame;
-  --context().hold;
+  --tapes().hold;
 }
 
 // ---- what a rule sees -------------------------------------------------------------------------------------------------------
@@ -376,7 +375,7 @@ void record_backward(Tape& t, const Arg& loss, NodeId root) {
 void backward(Arg loss) {
   check_loss(loss, "backward");
   Tape& t = tape();
-  check_states(t);
+  t.check_states();
   const NodeId root = loss.tensor().node(loss.where());
   if (!t.nodes[root].has(Node::requires_grad))
     fail_at(loss.where(), "backward: the loss does not depend on a trainable parameter", t.name(root),
@@ -442,16 +441,16 @@ void keep_gradients() {
 NoGrad::NoGrad() : before_(detail::gradients_on) { detail::gradients_on = false; }
 NoGrad::~NoGrad() { detail::gradients_on = before_; }
 
-Checkpoint::Checkpoint() : outer_(!context().checkpointing) {
+Checkpoint::Checkpoint() : outer_(!tapes().checkpointing) {
   if (!outer_) return;  // the outermost range covers this one
-  context().checkpointing = true;
+  tapes().checkpointing = true;
   Tape& t = tape();
   t.checkpoints.emplace_back(NodeId(t.nodes.size()), ~NodeId(0));
 }
 
 Checkpoint::~Checkpoint() {
   if (!outer_) return;
-  context().checkpointing = false;
+  tapes().checkpointing = false;
   Tape& t = tape();
   if (!t.checkpoints.empty() && t.checkpoints.back().second == ~NodeId(0)) t.checkpoints.back().second = NodeId(t.nodes.size());
 }

@@ -24,6 +24,9 @@ std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt);
 // absent if there is none.
 Tensor take_gradient(const Param& param);
 
+// Adds gradients that nobody consumed to the Params' gradient States; called when a recording ends.
+void keep_gradients();
+
 // While alive, recorded nodes require no gradient.
 class NoGrad {
  public:

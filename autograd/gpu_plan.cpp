@@ -24,15 +24,14 @@ std::size_t aligned(std::size_t bytes) { return (bytes + kPlacement - 1) / kPlac
 GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device), gpu_(Gpu::of(device)) {
   std::vector<const CudaKernel*> kernels;
   for (const PlannedKernel& k : plan.kernels)
-    if (k.cuda) kernels.push_back(k.cuda.get());
+    if (const auto* cuda = std::get_if<CudaKernelPointer>(&k.work)) kernels.push_back(cuda->get());
   gpu_.prepare(kernels);
   prepared_.resize(plan.kernels.size());
-  for (std::size_t k = 0; k < prepared_.size(); ++k) {
-    if (const auto& cuda = plan.kernels[k].cuda)
-      prepared_[k].loaded = &gpu_.loaded(*cuda);
-    else
-      gpu_.prepare_gemm(*plan.kernels[k].gemm);
-  }
+  for (std::size_t k = 0; k < prepared_.size(); ++k)
+    std::visit(by_kind{[](const Kernel&) {},
+                       [&](const CudaKernelPointer& cuda) { prepared_[k].loaded = &gpu_.loaded(*cuda); },
+                       [&](const GemmCall& call) { gpu_.prepare_gemm(call); }},
+               plan.kernels[k].work);
   std::size_t at = aligned(tape.constants.size() * sizeof(double));
   constants_bytes_ = tape.constants.size() * sizeof(double);
   for (const Tensor& input : tape.bound) {
@@ -86,8 +85,9 @@ void GpuPlan::bind(Plan& plan, const Tape& tape, Arena& arena, Arena& io) {
 }
 
 void GpuPlan::fill_args(const Plan& plan, std::size_t k, Arena& io) {
-  if (!plan.kernels[k].cuda) return;
-  const CudaKernel& kernel = *plan.kernels[k].cuda;
+  const auto* cuda = std::get_if<CudaKernelPointer>(&plan.kernels[k].work);
+  if (!cuda) return;
+  const CudaKernel& kernel = **cuda;
   Prepared& p = prepared_[k];
   auto word = [&](const CudaArg& arg) -> std::uint64_t {
     switch (arg.kind) {
@@ -134,11 +134,10 @@ void GpuPlan::send(const Tape& tape, Arena& io) {
 }
 
 void GpuPlan::launch(const Plan& plan, std::size_t k) {
-  const PlannedKernel& kernel = plan.kernels[k];
-  if (kernel.cuda)
-    gpu_.launch(*kernel.cuda, *prepared_[k].loaded, prepared_[k].args.data());
-  else
-    gpu_.gemm(*kernel.gemm, plan.addresses.data());
+  std::visit(by_kind{[](const Kernel&) {},  // the scheduler makes none for a GPU
+                     [&](const CudaKernelPointer& cuda) { gpu_.launch(*cuda, *prepared_[k].loaded, prepared_[k].args.data()); },
+                     [&](const GemmCall& call) { gpu_.gemm(call, plan.addresses.data()); }},
+             plan.kernels[k].work);
 }
 
 namespace {

@@ -15,6 +15,7 @@ std::int64_t Lowering::integer(int j) const { return plain_ints(scheduler_.t_, n
 int Lowering::integers() const { return int(plain_ints(scheduler_.t_, node_).size()); }
 int Lowering::constant(int j) const { return int(node().first_constant) + j; }
 bool Lowering::wants(int k) const { return scheduler_.read_[node_ + NodeId(k)]; }
+const Target& Lowering::target() const { return scheduler_.target_; }
 bool Lowering::in_double() const { return scheduler_.in_double(node_); }
 
 Operand Lowering::view(int i, std::optional<DType> dtype) {
@@ -102,20 +103,20 @@ void Lowering::emit_planned(std::string name, PlannedKernel kernel) {
 
 void Lowering::emit(std::string name, Kernel kernel) {
   PlannedKernel k;
-  k.run = std::move(kernel);
+  k.work = std::move(kernel);
   emit_planned(std::move(name), std::move(k));
 }
 
 void Lowering::emit(CudaKernel kernel) {
   PlannedKernel k;
   std::string name = kernel.name;
-  k.cuda = std::make_shared<const CudaKernel>(std::move(kernel));
+  k.work = std::make_shared<const CudaKernel>(std::move(kernel));
   emit_planned(std::move(name), std::move(k));
 }
 
 void Lowering::emit(std::string name, const GemmCall& call) {
   PlannedKernel k;
-  k.gemm = call;
+  k.work = call;
   emit_planned(std::move(name), std::move(k));
 }
 

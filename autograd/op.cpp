@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <deque>
 
-#include "autograd/context.h"
 #include "autograd/pointwise.h"
 
 namespace weft {

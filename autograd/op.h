@@ -16,6 +16,7 @@
 #include "autograd/tape.h"
 #include "autograd/tensor.h"
 #include "jit/cuda_text.h"
+#include "jit/device.h"
 #include "jit/expr.h"
 #include "jit/few.h"
 #include "jit/gemm_cuda.h"
@@ -128,6 +129,8 @@ class Lowering {
   // Leaves broadcast to `space`. A hole that is not filled gives the last of its values.
   Fused hole(int h, const Shape& space);
 
+  // What the kernels are for: an op may have other ones where `target().sm_90a()`.
+  const Target& target() const;
   // fp64 if the node or an input of real type is f64, else fp32.
   bool in_double() const;
   // Every operand asked for by this node stays valid during all its kernels.

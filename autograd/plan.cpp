@@ -13,6 +13,7 @@
 
 #include "autograd/context.h"
 #include "autograd/gpu_plan.h"
+#include "autograd/schedule.h"
 #include "autograd/settings.h"
 #include "jit/parallel.h"
 
@@ -23,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 
 std::uint8_t switches() {
   const Settings& s = settings();
-  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2 | int(device()) << 3);
+  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2);
 }
 
 template <class T>
@@ -42,7 +43,7 @@ Plan::Plan() = default;
 Plan::~Plan() = default;
 
 bool PlanCache::Key::matches(const Tape& tape, const std::vector<NodeId>& wanted) const {
-  return switches == weft::switches() && same_bytes(nodes, tape.nodes) && same_bytes(inputs, tape.inputs) &&
+  return switches == weft::switches() && target == weft::target() && same_bytes(nodes, tape.nodes) && same_bytes(inputs, tape.inputs) &&
          same_bytes(ints, tape.ints) && same_bytes(states, tape.state_ids) && same_bytes(results, wanted);
 }
 
@@ -75,7 +76,7 @@ Plan* PlanCache::insert(const Tape& tape, const std::vector<NodeId>& results, st
       }
     entries_.pop_back();
   }
-  entries_.push_front({hash_, {tape.nodes, tape.inputs, results, tape.ints, tape.state_ids, switches()}, std::move(plan)});
+  entries_.push_front({hash_, {tape.nodes, tape.inputs, results, tape.ints, tape.state_ids, switches(), target()}, std::move(plan)});
   index_.emplace(hash_, entries_.begin());
   return entries_.front().plan.get();
 }
@@ -239,7 +240,7 @@ void launch_all(Plan& plan, const Tape& tape) {
     const PlannedKernel& kernel = plan.kernels[k];
     if (memory) memory->before(int(k));
     try {
-      kernel.run(launch);
+      std::get<Kernel>(kernel.work)(launch);
       if (s.check_nan) check_finite(plan, kernel, Device::cpu);
     } catch (const Error& e) {
       throw at_kernel(kernel, e, wrote ? "\n  the step had already written states: load a checkpoint" : "");
@@ -318,7 +319,7 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
   stats.plan_seconds = 0;
   if (!plan) {
     const auto planning = Clock::now();
-    plan = c.plans.insert(tape, results, schedule(tape, results, c.device));
+    plan = c.plans.insert(tape, results, schedule(tape, results, target()));
     stats.plan_seconds = seconds_since(planning);
     log_plan(*plan);
   }
@@ -335,20 +336,6 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
   stats.arena_bytes = plan->arena_bytes;
   stats.plans = c.plans.size();
   return values;
-}
-
-std::vector<double> time_last_plan(const std::vector<int>& cuts, int repeats) {
-  const Context& c = context();
-  if (!c.last_plan || !c.last_plan->gpu)
-    fail(ErrorKind::usage, "time_last_plan: the last run was not on a GPU", {}, "use_device(\"cuda\")");
-  return c.last_plan->gpu->time(*c.last_plan, cuts, repeats);
-}
-
-std::vector<KernelRecord> last_kernels() {
-  std::vector<KernelRecord> out;
-  if (const Plan* plan = context().last_plan)
-    for (const PlannedKernel& k : plan->kernels) out.push_back(k.record);
-  return out;
 }
 
 }  // namespace weft

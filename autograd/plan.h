@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <variant>
 #include <vector>
 
 #include "autograd/op.h"
@@ -20,15 +20,25 @@
 
 namespace weft {
 
+using CudaKernelPointer = std::shared_ptr<const CudaKernel>;
+
 struct PlannedKernel {
-  Kernel run;                              // on the CPU
-  std::shared_ptr<const CudaKernel> cuda;  // on a GPU: one of these two
-  std::optional<GemmCall> gemm;
+  // A function on the CPU; on a GPU a kernel, or a product of cuBLASLt. What depends on the kind visits it (by_kind), so that
+  // the compiler names the places which a new kind concerns.
+  std::variant<Kernel, CudaKernelPointer, GemmCall> work;
   KernelRecord record;
   std::string where;             // call site and frames, for errors
   std::vector<Operand> outputs;  // what WEFT_CHECK=nan looks at
   bool writes_state = false;
 };
+
+// std::visit(by_kind{[](const Kernel&) {...}, ...}, kernel.work)
+template <class... F>
+struct by_kind : F... {
+  using F::operator()...;
+};
+template <class... F>
+by_kind(F...) -> by_kind<F...>;
 
 // A memory slot: where its bytes come from.
 struct Slot {
@@ -57,9 +67,6 @@ struct Plan {
   std::vector<int> moving;            // slots bound at every run: inputs and results
   std::unique_ptr<GpuPlan> gpu;       // on a GPU: how it is launched
 };
-
-// Plans the recording. `results` are nodes of the recording whose values the caller wants (dense).
-std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, Device device);
 
 // Finds or makes the plan of `tape`, executes it and returns the results' values.
 std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results);
@@ -103,6 +110,7 @@ class PlanCache {
     std::vector<std::int64_t> ints;
     std::vector<std::uint64_t> states;
     std::uint8_t switches;
+    Target target;
     bool matches(const Tape& tape, const std::vector<NodeId>& wanted) const;
   };
   struct Entry {

@@ -7,7 +7,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "autograd/context.h"
+#include "autograd/tensor.h"
 #include "jit/diff.h"
 #include "jit/few.h"
 

@@ -16,7 +16,6 @@ const Op& pointwise_op();
 const Op& output_op();  // a further output of the node before
 const Op& input_op();   // a value from outside; ints: position in Tape::bound
 const Op& state_op();   // reads a State; ints: position in Tape::states
-const Op& assign_op();  // writes input 0 to the State at position ints[0]
 
 Expr pointwise_body(const Tape& tape, NodeId id);
 std::string_view pointwise_name(const Tape& tape, NodeId id);

@@ -5,15 +5,24 @@
 
 #include <xxhash.h>
 
-#include "autograd/context.h"
+#include "autograd/tape.h"
 
 namespace weft {
+namespace {
 
-Rng& rng() { return *context().rng; }
+Rng*& in_use() {
+  thread_local Rng own;
+  thread_local Rng* rng = &own;
+  return rng;
+}
+
+}  // namespace
+
+Rng& rng() { return *in_use(); }
 void seed(std::uint64_t value) { rng().set(value, 0); }
 
-UseRng::UseRng(Rng& r) : before_(context().rng) { context().rng = &r; }
-UseRng::~UseRng() { context().rng = before_; }
+UseRng::UseRng(Rng& r) : before_(&rng()) { in_use() = &r; }
+UseRng::~UseRng() { in_use() = before_; }
 
 Draw next_draw() {
   Tape& t = tape();

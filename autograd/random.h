@@ -18,7 +18,6 @@ class Rng {
   void set(std::uint64_t seed, std::uint64_t tick) { seed_ = seed, tick_ = tick; }
 
  private:
-  friend struct Context;
   std::uint64_t seed_, tick_ = 0;
 };
 

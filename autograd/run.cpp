@@ -8,8 +8,11 @@
 
 #include "autograd/backward.h"
 #include "autograd/context.h"
+#include "autograd/gpu_plan.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
+#include "autograd/random.h"
+#include "autograd/schedule.h"
 #include "jit/gpu.h"
 
 namespace weft {
@@ -17,8 +20,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 thread_local Clock::time_point record_start;
-
-constexpr std::size_t kPendingNodes = 4096;
 
 // Records a copy of each value that is to survive; equal nodes share one.
 struct Results {
@@ -38,13 +39,6 @@ void commit(Tape& t) {
   for (Rng* r : t.draws) r->set(r->seed(), r->tick() + 1);
   t.commits.clear();
   t.draws.clear();
-}
-
-// A live value that may still be differentiated: something outside the tape holds it, and it leads to a parameter.
-bool differentiable(const Tape& t) {
-  for (NodeId id = 0; id < t.kept.size(); ++id)
-    if (t.kept[id] && t.kept[id].value()->references.load() > 1 && t.nodes[id].has(Node::requires_grad)) return true;
-  return false;
 }
 
 bool has_effects(const Tape& t) {
@@ -69,30 +63,29 @@ bool gpu_is_usable() {
 namespace detail {
 
 Recording::Recording(Site where) {
-  Context& c = context();
-  if (c.recording())
+  if (recording())
     fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
   flush();
-  c.step.clear();
-  c.use(c.step);
+  Tapes& t = tapes();
+  t.step.clear();
+  t.use(t.step);
   detail::gradients_on = true;
   record_start = Clock::now();
 }
 
 Recording::~Recording() {
   if (!open_) return;
-  Context& c = context();
-  c.step.clear();
-  c.use(c.pending);
+  Tapes& t = tapes();
+  t.step.clear();
+  t.use(t.pending);
   detail::gradients_on = true;
-  c.checkpointing = false;
-  c.hold = 0;
+  t.checkpointing = false;
+  t.hold = 0;
 }
 
 void Recording::finish(std::vector<Tensor*>& results) {
-  Context& c = context();
-  Tape& t = c.step;
-  check_states(t);
+  Tape& t = tapes().step;
+  t.check_states();
   keep_gradients();
   Results copies;
   std::vector<std::pair<Tensor*, std::size_t>> wanted;
@@ -101,33 +94,30 @@ void Recording::finish(std::vector<Tensor*>& results) {
     for (Tensor* r : results)
       if (*r && !(r->value() && r->value()->memory && r->value()->epoch != t.epoch)) wanted.emplace_back(r, copies.add(*r));
   }
-  c.stats.record_seconds = seconds_since(record_start);
+  context().stats.record_seconds = seconds_since(record_start);
   const std::vector<Tensor> values = execute(t, copies.nodes);
   commit(t);
   for (auto& [tensor, index] : wanted) *tensor = values[index];
   t.clear();
-  c.use(c.pending);
+  tapes().use(tapes().pending);
   open_ = false;
 }
 
-std::unique_ptr<Plan> Recording::plan(Device device, std::vector<Tensor*>& results) {
-  Tape& t = context().step;
+std::unique_ptr<Plan> Recording::plan(const Target& target, std::vector<Tensor*>& results) {
+  Tape& t = tapes().step;
   keep_gradients();
   Results copies;
   const NoGrad off;
   for (Tensor* r : results)
     if (*r) copies.add(*r);
-  return schedule(t, copies.nodes, device);
+  return schedule(t, copies.nodes, target);
 }
 
 }  // namespace detail
 
-bool recording() { return context().recording(); }
-
 void flush() {
-  Context& c = context();
-  if (c.recording()) fail_at(Site::current(), "flush: called inside run", "the step is only being recorded");
-  Tape& t = c.pending;
+  if (recording()) fail_at(Site::current(), "flush: called inside run", "the step is only being recorded");
+  Tape& t = tapes().pending;
   if (t.nodes.empty()) return;
   record_start = Clock::now();
   keep_gradients();
@@ -135,17 +125,17 @@ void flush() {
   std::vector<std::pair<Tensor, std::size_t>> wanted;
   {
     const NoGrad off;
-    ++c.hold;
+    ++tapes().hold;
     const std::size_t live = t.kept.size();
     for (NodeId id = 0; id < live; ++id) {
       const Tensor value = t.kept[id];
       if (value && value.value()->references.load() > 2 && !value.value()->memory)
         wanted.emplace_back(value, copies.add(value));
     }
-    --c.hold;
+    --tapes().hold;
   }
   const bool effects = has_effects(t);
-  c.stats.record_seconds = 0;
+  context().stats.record_seconds = 0;
   std::vector<Tensor> values;
   if (effects || !copies.nodes.empty()) {
     try {
@@ -168,33 +158,21 @@ void flush() {
     t.clear();
 }
 
-void state_dies(StateImpl& state) {
-  if (!detail::active_tape) return;  // the thread is ending
-  Context& c = context();
-  if (state.position_epoch == c.step.epoch) {
-    c.step.states[std::size_t(state.position)] = nullptr;
-  } else if (state.position_epoch == c.pending.epoch && !c.recording()) {
-    try {
-      flush();
-    } catch (const Error&) {  // the tape is cleared, its handles are dead
-    }
-    c.pending.clear();
-  }
-}
-
-void check_states(const Tape& t) {
-  if (std::find(t.states.begin(), t.states.end(), nullptr) != t.states.end())
-    fail(ErrorKind::usage, "run: a state was destroyed while the step that uses it was being recorded", {},
-         "keep models, parameters and caches alive until run returns");
-}
-
-void detail::keep_house(Tape& t) {
-  if (context().hold > 0) return;
-  if (t.retained && !differentiable(t)) t.clear();
-  if (t.nodes.size() >= kPendingNodes && t.nodes.size() % kPendingNodes < 64 && t.frame < 0 && !differentiable(t)) flush();
-}
-
 const RunStats& last_run() { return context().stats; }
+
+std::vector<KernelRecord> last_kernels() {
+  std::vector<KernelRecord> out;
+  if (const Plan* plan = context().last_plan)
+    for (const PlannedKernel& k : plan->kernels) out.push_back(k.record);
+  return out;
+}
+
+std::vector<double> time_last_plan(const std::vector<int>& cuts, int repeats) {
+  const Context& c = context();
+  if (!c.last_plan || !c.last_plan->gpu)
+    fail(ErrorKind::usage, "time_last_plan: the last run was not on a GPU", {}, "use_device(\"cuda\")");
+  return c.last_plan->gpu->time(*c.last_plan, cuts, repeats);
+}
 
 void use_device(std::string_view name, Site where) {
   if (recording())
@@ -216,5 +194,6 @@ void use_device(std::string_view name, Site where) {
 }
 
 Device device() { return context().device; }
+Target target() { return is_gpu(device()) ? Gpu::of(device()).target() : Target{}; }
 
 }  // namespace weft

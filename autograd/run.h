@@ -13,6 +13,7 @@
 
 #include "autograd/tape.h"
 #include "autograd/tensor.h"
+#include "jit/device.h"
 
 namespace weft {
 
@@ -22,6 +23,7 @@ struct Plan;  // autograd/plan.h
 // on the device in use when they are made. Errors (ErrorKind::device) say what is missing.
 void use_device(std::string_view name, Site where = Site::current());
 Device device();
+Target target();  // what plans for it are made for
 
 namespace detail {
 inline void collect(Tensor& t, std::vector<Tensor*>& out) { out.push_back(&t); }
@@ -50,7 +52,7 @@ class Recording {
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
   void finish(std::vector<Tensor*>& results);
-  std::unique_ptr<Plan> plan(Device device, std::vector<Tensor*>& results);  // instead of finish: nothing runs
+  std::unique_ptr<Plan> plan(const Target& target, std::vector<Tensor*>& results);  // instead of finish: nothing runs
 
  private:
   bool open_ = true;
@@ -74,20 +76,19 @@ auto run(Step&& step, Args&&... args) {
   }
 }
 
-// The plan of a step on a device, which need not be there: records and schedules, runs nothing and leaves no trace. Its kernels
+// The plan of a step for a target, which need not be there: records and schedules, runs nothing and leaves no trace. Its kernels
 // are what `weft inspect` shows.
 template <class Step>
-std::unique_ptr<Plan> plan_for(Device device, Step&& step) {
+std::unique_ptr<Plan> plan_for(const Target& target, Step&& step) {
   detail::Recording recording;
   std::vector<Tensor*> results;
   auto result = step();
   detail::collect(result, results);
-  return recording.plan(device, results);
+  return recording.plan(target, results);
 }
 
 // Runs what is pending outside `run`, keeping the values of live handles. An error inside `run`.
 void flush();
-bool recording();  // inside `run`
 
 // What the last run did and what the runtime holds: for tests, `weft bench` and `weft inspect`.
 struct RunStats {

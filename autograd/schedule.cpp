@@ -59,8 +59,8 @@ Kernel pointwise_kernel(Fused fused, std::vector<Operand> outputs, std::int64_t 
 
 }  // namespace
 
-Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, Device device)
-    : gpu_(is_gpu(device)), t_(tape), results_(results), plan_(std::make_unique<Plan>()) {
+Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, const Target& target)
+    : target_(target), gpu_(is_gpu(target.device)), t_(tape), results_(results), plan_(std::make_unique<Plan>()) {
   const std::size_t n = t_.nodes.size();
   kind_.resize(n);
   for (NodeId id = 0; id < n; ++id) {
@@ -103,8 +103,8 @@ std::unique_ptr<Plan> Scheduler::run() {
   return std::move(plan_);
 }
 
-std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, Device device) {
-  return Scheduler(tape, results, device).run();
+std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, const Target& target) {
+  return Scheduler(tape, results, target).run();
 }
 
 // ---- analysis ---------------------------------------------------------------------------------------------------------------
@@ -456,9 +456,9 @@ void Scheduler::emit_pointwise(std::string name, NodeId node, Fused fused, std::
   if (gpu_) {
     auto kernel = pointwise_cuda(std::move(name), fused, outputs, space.dims(), in_double);
     name = kernel.name;
-    k.cuda = std::make_shared<const CudaKernel>(std::move(kernel));
+    k.work = std::make_shared<const CudaKernel>(std::move(kernel));
   } else {
-    k.run = pointwise_kernel(std::move(fused), outputs, space.numel(), in_double);
+    k.work = pointwise_kernel(std::move(fused), outputs, space.numel(), in_double);
   }
   emit(std::move(name), node, std::move(k), std::move(outputs), std::move(reasons));
 }

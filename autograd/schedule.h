@@ -21,9 +21,12 @@ inline constexpr double kSpecialPrice = 6.4;
 inline constexpr int kKernelOps = 200;          // a kernel's expressions stay below this
 inline constexpr std::size_t kKernelRoots = 8;  // values one pointwise kernel stores
 
+// Plans the recording. `results` are nodes of the recording whose values the caller wants (dense).
+std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, const Target& target);
+
 class Scheduler {
  public:
-  Scheduler(const Tape& tape, const std::vector<NodeId>& results, Device device);
+  Scheduler(const Tape& tape, const std::vector<NodeId>& results, const Target& target);
   std::unique_ptr<Plan> run();
 
  private:
@@ -86,6 +89,7 @@ class Scheduler {
 
   enum class Kind : std::uint8_t { leaf, view, pointwise, structured, output };
 
+  const Target target_;
   const bool gpu_;  // kernels are CUDA text
   const Tape& t_;
   const std::vector<NodeId>& results_;

@@ -7,6 +7,7 @@
 #include "jit/compiler.h"
 #include "jit/error.h"
 #include "jit/gemm_cuda.h"
+#include "jit/memory.h"
 
 namespace weft {
 namespace {

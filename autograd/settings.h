@@ -12,7 +12,7 @@
 
 #include <string_view>
 
-#include "jit/memory.h"
+#include "jit/device.h"
 
 namespace weft {
 

@@ -8,7 +8,8 @@
 #include <span>
 #include <string>
 
-#include "jit/block.h"
+#include "jit/dtype.h"
+#include "jit/rank.h"
 
 namespace weft {
 

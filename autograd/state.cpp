@@ -4,10 +4,9 @@
 
 #include <cstring>
 
-#include "autograd/backward.h"
-#include "autograd/context.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
+#include "autograd/run.h"
 #include "jit/convert.h"
 #include "jit/memory.h"
 
@@ -25,6 +24,21 @@ void settle(const StateImpl& s, Site where) {
     fail_at(where, fmt::format("state '{}' was accessed from the host inside run", s.name), {},
             "read it with read(), write it with assign(), or do it between steps");
   flush();
+}
+
+// A State that a recording names is going away: what is pending runs first; a step being recorded cannot be run any more.
+void state_dies(StateImpl& state) {
+  if (!detail::active_tape) return;  // the thread is ending
+  Tapes& t = tapes();
+  if (state.position_epoch == t.step.epoch) {
+    t.step.states[std::size_t(state.position)] = nullptr;
+  } else if (state.position_epoch == t.pending.epoch && !recording()) {
+    try {
+      flush();
+    } catch (const Error&) {  // the tape is cleared, its handles are dead
+    }
+    t.pending.clear();
+  }
 }
 
 void writes_first_int(const Tape& t, NodeId id, std::vector<std::int32_t>& positions) {
@@ -79,7 +93,7 @@ StateImpl::StateImpl(Shape s, DType d, std::string n)
     : id(next_id()),
       dtype(d),
       shape(s),
-      memory(context().device, bytes_of(s, d), "state '" + n + "' " + to_string(s)),
+      memory(device(), bytes_of(s, d), "state '" + n + "' " + to_string(s)),
       name(std::move(n)) {
   memory.fill(0);
 }

@@ -14,6 +14,8 @@
 
 namespace weft {
 
+struct Op;
+
 struct StateImpl {
   // What recording touches comes first, in one cache line: caches of the recording that the epoch names.
   std::uint64_t id = 0;  // unique in the process; part of plan keys
@@ -89,6 +91,8 @@ class Param : public State {
   std::vector<T> gradient(Site where = Site::current()) const;  // its values, zeros if there is none
   void zero_grad();
 };
+
+const Op& assign_op();  // writes input 0 to the State at position ints[0] of Tape::states
 
 // Writes `value` (shape and a dtype convertible to the state's) after every read recorded before and before every read
 // recorded after; at most one assign per State and step. Outside `run` it runs at once.

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "autograd/context.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
+#include "autograd/run.h"
 #include "autograd/state.h"
 
 namespace weft {
@@ -28,6 +28,8 @@ std::string_view file_name(std::string_view path) {
   const auto slash = path.rfind('/');
   return slash == std::string_view::npos ? path : path.substr(slash + 1);
 }
+
+constexpr std::size_t kPendingNodes = 4096;
 
 std::string line_of(Site site) { return fmt::format("{}:{}", file_name(site.file_name()), site.line()); }
 
@@ -112,7 +114,61 @@ std::string Tape::name(NodeId id) const {
   return f < 0 || frames[f].path->empty() ? what : *frames[f].path + ": " + what;
 }
 
-Tape& detail::first_tape() { return *context().tape(); }
+void Tape::check_states() const {
+  if (std::find(states.begin(), states.end(), nullptr) != states.end())
+    fail(ErrorKind::usage, "run: a state was destroyed while the step that uses it was being recorded", {},
+         "keep models, parameters and caches alive until run returns");
+}
+
+// ---- the tapes of a thread --------------------------------------------------------------------------------------------------
+
+Tapes::Tapes() {
+  pending.eager = true;
+  pending.clear();
+  step.clear();
+  use(pending);
+}
+
+Tapes::~Tapes() { detail::active_tape = nullptr; }
+
+void Tapes::use(Tape& t) {
+  detail::active_tape = &t;
+  detail::active_epoch = t.epoch;
+}
+
+Tapes& tapes() {
+  thread_local Tapes t;
+  return t;
+}
+
+bool recording() { return detail::active_tape == &tapes().step; }
+
+bool differentiable(const Tape& t) {
+  for (NodeId id = 0; id < t.kept.size(); ++id)
+    if (t.kept[id] && t.kept[id].value()->references.load() > 1 && t.nodes[id].has(Node::requires_grad)) return true;
+  return false;
+}
+
+void detail::keep_house(Tape& t) {
+  if (tapes().hold > 0) return;
+  if (t.retained && !differentiable(t)) t.clear();
+  if (t.nodes.size() >= kPendingNodes && t.nodes.size() % kPendingNodes < 64 && t.frame < 0 && !differentiable(t)) flush();
+}
+
+Tensor detail::kept_handle(Tape& t, NodeId id) {
+  t.kept.resize(t.nodes.size());
+  if (!t.kept[id]) {
+    auto* v = new Value;
+    v->dtype = t.nodes[id].dtype;
+    v->shape = t.nodes[id].shape();
+    v->epoch = t.epoch;
+    v->node = id;
+    t.kept[id] = Tensor(v);
+  }
+  return t.kept[id];
+}
+
+// ---- module calls and States ------------------------------------------------------------------------------------------------
 
 std::int32_t open_frame(const std::string* path, Site where, const Tensor& input) {
   Tape& t = tape();
@@ -154,17 +210,5 @@ void mark_assigned(const State& state, Site where) {
 }
 
 void on_commit(std::function<void()> f) { tape().commits.push_back(std::move(f)); }
-
-Context& context() {
-  thread_local std::unique_ptr<Context> c = [] {
-    auto fresh = std::make_unique<Context>();
-    fresh->pending.eager = true;
-    fresh->pending.clear();
-    fresh->step.clear();
-    fresh->use(fresh->pending);
-    return fresh;
-  }();
-  return *c;
-}
 
 }  // namespace weft

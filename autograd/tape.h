@@ -105,7 +105,8 @@ struct Tape {
   // (a gradient uses those of its node) are shared, not copied.
   NodeId record(const Op& op, std::span<const NodeId> inputs, std::span<const Out> outputs, std::span<const std::int64_t> ints,
                 std::span<const double> constants, Site where);
-  void clear();  // forgets everything, keeps capacity, begins a new epoch
+  void clear();               // forgets everything, keeps capacity, begins a new epoch
+  void check_states() const;  // an error if a State that the recording names has died since
 
   const Op& op(NodeId id) const { return *detail::op_table[nodes[id].op]; }
   std::span<const NodeId> inputs_of(NodeId id) const { return {inputs.data() + nodes[id].first_input, nodes[id].inputs}; }
@@ -119,12 +120,41 @@ struct Tape {
 
 // ---- the tape in use on this thread -----------------------------------------------------------------------------------------
 
+// What a thread records into: one tape for `run`, one for ops outside it.
+struct Tapes {
+  Tapes();
+  ~Tapes();
+  Tape step;     // inside run
+  Tape pending;  // outside
+  bool checkpointing = false;
+  int hold = 0;  // > 0: `pending` must not be flushed now (gradients are being recorded by node)
+  void use(Tape& t);
+};
+Tapes& tapes();
+
 namespace detail {
 inline constinit thread_local Tape* active_tape = nullptr;
 inline constinit thread_local bool gradients_on = true;  // NoGrad
-Tape& first_tape();
+void keep_house(Tape& t);
+Tensor kept_handle(Tape& t, NodeId id);
 }  // namespace detail
-inline Tape& tape() { return detail::active_tape ? *detail::active_tape : detail::first_tape(); }
+inline Tape& tape() { return detail::active_tape ? *detail::active_tape : tapes().pending; }
+bool recording();  // inside `run`
+
+// A live value that may still be differentiated: something outside the tape holds it, and it leads to a parameter.
+bool differentiable(const Tape& t);
+
+// Before an op is recorded outside `run`: the tape is flushed when it has become long, and forgotten when nothing on it can be
+// asked for any more.
+inline void before_record() {
+  if (Tape& t = tape(); t.eager) detail::keep_house(t);
+}
+
+// A handle of node `id` of the active tape; outside `run` one whose value is kept when the tape is flushed.
+inline Tensor handle(NodeId id) {
+  Tape& t = tape();
+  return t.eager ? detail::kept_handle(t, id) : Tensor(t.epoch, id);
+}
 
 // A module call: opened with its path (a pointer that stays valid) and first tensor argument, closed with its result.
 std::int32_t open_frame(const std::string* path, Site where, const Tensor& input);
@@ -138,10 +168,5 @@ void mark_assigned(const State& state, Site where);
 
 // f runs when the recording has been executed; an exception before that drops it.
 void on_commit(std::function<void()> f);
-
-// ---- what tensor.h declares -------------------------------------------------------------------------------------------------
-
-inline Shape Tensor::shape() const { return value_ ? value_->shape : tape().nodes[node()].shape(); }
-inline DType Tensor::dtype() const { return value_ ? value_->dtype : tape().nodes[node()].dtype; }
 
 }  // namespace weft

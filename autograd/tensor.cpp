@@ -4,9 +4,9 @@
 
 #include <cstring>
 
-#include "autograd/context.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
+#include "autograd/run.h"
 #include "autograd/state.h"
 #include "jit/convert.h"
 
@@ -56,6 +56,9 @@ constexpr DType element_dtype() {
 
 Tensor::Tensor(Value* value) : value_(value) { retain(); }
 
+Shape Tensor::shape() const { return value_ ? value_->shape : tape().nodes[node()].shape(); }
+DType Tensor::dtype() const { return value_ ? value_->dtype : tape().nodes[node()].dtype; }
+
 void Tensor::release() {
   if (value_->references.fetch_sub(1, std::memory_order_acq_rel) == 1) delete value_;
 }
@@ -103,7 +106,7 @@ bool Tensor::requires_grad() const {
 
 const std::byte* Tensor::bytes(Site where) const {
   if (!value_ || !value_->memory) {
-    if (context().recording())
+    if (recording())
       fail_at(where, "tensor: a value was asked for inside run", "the step is only being recorded",
               "return the tensor from the step function and read it afterwards");
     if (!value_) node(where);  // dead or absent: raises
@@ -138,19 +141,6 @@ Arg::Arg(const Scalar& scalar, Site where) : where_(where) {
   static const std::int64_t name = name_id("scalar");
   const double value = scalar.value();
   tensor_ = record_body(name, body, {}, {&value, 1}, Shape{}, DType::f32, where);
-}
-
-Tensor detail::kept_handle(Tape& t, NodeId id) {
-  t.kept.resize(t.nodes.size());
-  if (!t.kept[id]) {
-    auto* v = new Value;
-    v->dtype = t.nodes[id].dtype;
-    v->shape = t.nodes[id].shape();
-    v->epoch = t.epoch;
-    v->node = id;
-    t.kept[id] = Tensor(v);
-  }
-  return t.kept[id];
 }
 
 }  // namespace weft

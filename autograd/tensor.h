@@ -136,5 +136,3 @@ class Scalar {
 };
 
 }  // namespace weft
-
-#include "autograd/tape.h"  // defines what is inline here

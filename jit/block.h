@@ -8,10 +8,9 @@
 #include "jit/dtype.h"
 #include "jit/expr.h"
 #include "jit/interp.h"
+#include "jit/rank.h"
 
 namespace weft {
-
-inline constexpr int kMaxRank = 6;
 
 // Typed strided memory. Strides count elements; 0 broadcasts.
 struct View {

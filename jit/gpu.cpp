@@ -98,8 +98,9 @@ Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emula
     return value;
   };
   i.major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
-  target_ = target_of(i.major, attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR));
-  if (emulated && target_.starts_with("sm_")) target_ = "compute_" + target_.substr(3);  // the interpreter wants PTX
+  architecture_ = target_of(i.major, attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR));
+  target_ = emulated ? kEmulatedTarget : target_for(architecture_);
+  if (emulated && architecture_.starts_with("sm_")) architecture_ = "compute_" + architecture_.substr(3);  // to interpret PTX
   multiprocessors_ = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
   cuda_check(driver_, driver_.cuDeviceTotalMem(&total_memory_, i.device), "cuDeviceTotalMem");
   cuda_check(driver_, driver_.cuDevicePrimaryCtxRetain(&i.context, i.device), "cuDevicePrimaryCtxRetain");
@@ -273,7 +274,7 @@ void Gpu::load_new(std::span<const CudaKernel* const> kernels) {
   for (const CudaKernel* k : kernels) {
     if (!i.kernels.emplace(k->name, LoadedKernel{}).second) continue;
     cold.push_back(k);
-    jobs.push_back({k->name, complete_text(*k), target_});
+    jobs.push_back({k->name, complete_text(*k), architecture_});
   }
   if (cold.empty()) return;
   // A line while it takes long, on a terminal.

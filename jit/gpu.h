@@ -52,7 +52,8 @@ class Gpu {
 
   bool emulated() const { return emulated_; }
   const std::string& name() const { return name_; }      // "NVIDIA H200"
-  const std::string& target() const { return target_; }  // "sm_90a"
+  const std::string& architecture() const { return architecture_; }  // what kernels are compiled for: "sm_90a"
+  const Target& target() const { return target_; }                    // what plans are made for
   int multiprocessors() const { return multiprocessors_; }
   std::size_t total_memory() const { return total_memory_; }
   std::size_t memory_in_use() const;  // of the whole device, by all processes, as the driver says
@@ -102,7 +103,8 @@ class Gpu {
   const Driver& driver_;
   bool emulated_;
   bool tf32_ = false;
-  std::string name_, target_;
+  std::string name_, architecture_;
+  Target target_;
   int multiprocessors_ = 0;
   std::size_t total_memory_ = 0, granularity_ = 0;
   std::uint64_t* status_ = nullptr;

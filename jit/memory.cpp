@@ -16,8 +16,6 @@ constexpr std::size_t kReserved = std::size_t(1) << 40;  // addresses, not memor
 constexpr std::size_t kReservedOnGpu = std::size_t(1) << 36;
 }  // namespace
 
-std::string_view name_of(Device device) { return device == Device::cpu ? "cpu" : device == Device::cuda ? "cuda" : "emu"; }
-
 bool& split_memory() {
   static bool split = false;
   return split;

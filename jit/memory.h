@@ -7,15 +7,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
-namespace weft {
+#include "jit/device.h"
 
-// Where kernels run and values live. `emu` is the CUDA path on weft's own interpreter of PTX.
-enum class Device : std::uint8_t { cpu, cuda, emu };
-std::string_view name_of(Device device);
-inline bool is_gpu(Device device) { return device != Device::cpu; }
+namespace weft {
 
 // Each block of a device an allocation of its own, of its exact size, so that checkers of addresses see an overrun
 // (WEFT_ARENA=split); set before a device is used.

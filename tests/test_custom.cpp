@@ -221,13 +221,14 @@ TEST(Custom, AMistakeInTheTextShowsItsLines) {
        .outputs = {"y"},
        .cuda = "extern \"C\" __global__ void KERNEL(PARAMETERS) {\n  const real x = read_real(a.x);\n  write_real(a.y, xx);\n}",
        .launch = [](const CustomCall&) { return CustomLaunch{}; }});
-  const auto plan = plan_for(Device::cuda, [&] { return custom(op, {ones({1})}, {{{1}, DType::f32}}); });
+  const auto plan = plan_for(target_for("sm_90a"), [&] { return custom(op, {ones({1})}, {{{1}, DType::f32}}); });
   expect_error(ErrorKind::device,
                {"kernel typo__", "typo(3): error", "identifier \"xx\" is undefined", ">     3    write_real(a.y, xx);",
                 "      1  extern"},
                [&] {
                  for (const PlannedKernel& k : plan->kernels)
-                   if (k.cuda) compile(k.cuda->name, complete_text(*k.cuda), "sm_90a");
+                   if (const auto* cuda = std::get_if<CudaKernelPointer>(&k.work))
+                     compile((*cuda)->name, complete_text(**cuda), "sm_90a");
                });
 }
 

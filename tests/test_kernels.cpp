@@ -27,7 +27,7 @@ namespace weft {
 namespace {
 
 // Limits: CUDA's programming guide, compute capabilities.
-struct Target {
+struct Architecture {
   const char* name;
   int shared;  // bytes a block may have at most
 };
@@ -35,7 +35,7 @@ struct Target {
 // 9.x and one from 10.0 on. That is two thirds of the time, so a text is compiled as for a run for the first, and its PTX is
 // assembled for the second.
 struct Pair {
-  Target first, second;
+  Architecture first, second;
 };
 constexpr Pair kPairs[] = {{{"sm_90a", 227 * 1024}, {"sm_80", 163 * 1024}}, {{"sm_120", 99 * 1024}, {"sm_100", 227 * 1024}}};
 constexpr int kStaticShared = 48 * 1024;        // on every target
@@ -54,9 +54,9 @@ class Texts {
  public:
   template <class Step>
   void add(const std::string& where, Step&& step) {
-    plans_.push_back(plan_for(Device::cuda, std::forward<Step>(step)));
+    plans_.push_back(plan_for(target_for("sm_80"), std::forward<Step>(step)));
     for (const PlannedKernel& k : plans_.back()->kernels)
-      if (k.cuda) add(where, *k.cuda);
+      if (const auto* cuda = std::get_if<CudaKernelPointer>(&k.work)) add(where, **cuda);
     plans_.back()->slots = {}, plans_.back()->results = {};
   }
   const std::vector<Text>& all() const { return texts_; }
@@ -225,7 +225,7 @@ std::vector<Found> compile_texts(const Pair& pair, std::span<const Text* const> 
   return out;
 }
 
-void check_limits(const Target& target, const Text& t, const Resources& r) {
+void check_limits(const Architecture& target, const Text& t, const Resources& r) {
   SCOPED_TRACE(fmt::format("{} for {} ({})\n{}", t.kernel->name, target.name, t.where, r.log));
   EXPECT_GT(r.registers, 0);  // else the log says nothing of it
   EXPECT_EQ(r.spills, 0);
@@ -251,7 +251,7 @@ void check(std::span<const Pair> pairs, const Texts& texts) {
     const std::vector<Found> found = compile_texts(pair, all);
     fmt::print("{:4} texts for {} and {}: {:.1f} s\n", all.size(), pair.first.name, pair.second.name, seconds_since(begin));
     for (const std::size_t k : {0, 1}) {
-      const Target& target = k == 0 ? pair.first : pair.second;
+      const Architecture& target = k == 0 ? pair.first : pair.second;
       std::vector<std::size_t> order;
       for (std::size_t i = 0; i < all.size(); ++i) check_limits(target, *all[i], found[i][k]), order.push_back(i);
       std::stable_sort(order.begin(), order.end(),

@@ -79,7 +79,7 @@ void describe_device(BenchReport& report) {
     };
     const int khz = attribute(cu::CU_DEVICE_ATTRIBUTE_CLOCK_RATE);
     report.meta = {{"device", gpu.name()},
-                   {"target", gpu.target()},
+                   {"target", gpu.architecture()},
                    {"sms", gpu.multiprocessors()},
                    {"l2_bytes", attribute(cu::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)},
                    {"memory_gb", std::round(double(gpu.total_memory()) / double(1 << 30) * 10) / 10},

@@ -102,7 +102,7 @@ void describe_timing(KernelTable& table, DType dtype) {
 // What to compile for.
 std::string inspected_target(const InspectOptions& options) {
   if (options.device != "cuda") return options.target.empty() ? "sm_90a" : options.target;
-  const std::string& own = Gpu::of(device()).target();
+  const std::string& own = Gpu::of(device()).architecture();
   if (!options.target.empty() && options.target != own)
     fail(ErrorKind::usage, fmt::format("inspect: this GPU runs {}, not {}", own, options.target), {},
          "leave out --arch or --device");
@@ -122,17 +122,20 @@ std::vector<KernelView> views_of(const Plan& plan, const std::vector<double>& se
                  .backward = p.record.backward};
     if (i < seconds.size()) v.seconds = seconds[i];
     const auto slot = [&](int s) { v.slots[s] = plan.slots[std::size_t(s)].bytes; };
-    if (p.cuda) {
-      v.name = p.cuda->name, v.kernel = p.cuda, v.bytes = p.cuda->bytes, v.flops = p.cuda->flops;
-      for (const CudaArg& a : p.cuda->args)
-        if (a.kind == CudaArg::pointer) slot(a.slot);
-      for (const auto& words : p.cuda->tables)
-        for (const CudaArg& a : words)
-          if (a.kind == CudaArg::pointer) slot(a.slot);
-    } else if (p.gemm) {
-      v.name += fmt::format("__{}x{}x{}", p.gemm->m, p.gemm->n, p.gemm->k);
-      v.product = to_string(*p.gemm), v.bytes = bytes_of(*p.gemm), v.flops = p.gemm->flops();
-    }
+    std::visit(by_kind{[](const Kernel&) {},
+                       [&](const CudaKernelPointer& cuda) {
+                         v.name = cuda->name, v.kernel = cuda, v.bytes = cuda->bytes, v.flops = cuda->flops;
+                         for (const CudaArg& a : cuda->args)
+                           if (a.kind == CudaArg::pointer) slot(a.slot);
+                         for (const auto& words : cuda->tables)
+                           for (const CudaArg& a : words)
+                             if (a.kind == CudaArg::pointer) slot(a.slot);
+                       },
+                       [&](const GemmCall& call) {
+                         v.name += fmt::format("__{}x{}x{}", call.m, call.n, call.k);
+                         v.product = to_string(call), v.bytes = bytes_of(call), v.flops = call.flops();
+                       }},
+               p.work);
     views.push_back(std::move(v));
   }
   return views;
@@ -173,7 +176,7 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
     if (Gpu::of(device()).emulated()) counters = count_step(step);
     views = views_of(*context().last_plan, kernel_seconds());
   } else {
-    views = views_of(*plan_for(Device::cuda, step));
+    views = views_of(*plan_for(target_for(target), step));
   }
   compile_views(views, target, options.want_ptx);
   const std::string title = fmt::format("{}: {}, {:.3g} MFLOP a token; {} x {} tokens, {}", file.string(), model->description(),
