@@ -6,6 +6,7 @@
 #include <cstring>
 #include <list>
 
+#include "autograd/gradient_ops.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 

@@ -1,9 +1,12 @@
 // Gradients: reverse traversal of the tape, appending ordinary nodes to it.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
+#include "autograd/op.h"
 #include "autograd/state.h"
 #include "autograd/tape.h"
 #include "autograd/tensor.h"
@@ -67,5 +70,33 @@ struct Tap {
   Tensor input, output;
 };
 Tap tap(std::string_view path, Site where = Site::current());
+
+// ---- gradient rules ---------------------------------------------------------------------------------------------------------
+
+// What a vjp sees: the node's operands as tensors, the gradients of its outputs, and where to put those of its inputs.
+class Vjp {
+ public:
+  int inputs() const;
+  Tensor input(int i) const;  // absent if the operand is
+  Tensor output(int k = 0) const;
+  Tensor grad(int k = 0) const;             // of output k; absent if nothing depends on it
+  bool needs(int i) const;                  // input i is present and wants a gradient
+  void add(int i, const Tensor& gradient);  // has the shape of input i
+  // The gradient is zero but for [begin, end) of `axis`: disjoint slices of one tensor become a concat, without copies.
+  void add_slice(int i, int axis, std::int64_t begin, std::int64_t end, const Tensor& gradient);
+  std::int64_t integer(int j) const;  // plain ints, after the holes
+  int integers() const;
+  double constant(int j) const { return constants()[std::size_t(j)]; }
+  std::span<const double> constants() const;  // of the node, all of them; gradient nodes that are given these share them
+  Hole hole(int h) const;                     // as it was filled
+  int hole_input(int h, int k) const;         // which input captured tensor k of hole h is
+  Site where() const;
+
+ private:
+  friend struct BackwardPass;
+  Vjp(struct BackwardPass& pass, NodeId node) : pass_(pass), node_(node) {}
+  struct BackwardPass& pass_;
+  NodeId node_;
+};
 
 }  // namespace weft

@@ -7,7 +7,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "autograd/context.h"
+#include "autograd/backward.h"
+#include "autograd/gradient_ops.h"
 #include "autograd/op.h"
 #include "jit/diff.h"
 

@@ -1,7 +1,7 @@
-// What an op's `lower` sees of the scheduler: operands, holes, scratch memory, and where its kernels go.
+#include "autograd/lowering.h"
+
 #include <fmt/format.h>
 
-#include "autograd/op.h"
 #include "autograd/schedule.h"
 
 namespace weft {

@@ -43,8 +43,9 @@ Plan::Plan() = default;
 Plan::~Plan() = default;
 
 bool PlanCache::Key::matches(const Tape& tape, const std::vector<NodeId>& wanted) const {
-  return switches == weft::switches() && target == weft::target() && same_bytes(nodes, tape.nodes) && same_bytes(inputs, tape.inputs) &&
-         same_bytes(ints, tape.ints) && same_bytes(states, tape.state_ids) && same_bytes(results, wanted);
+  return switches == weft::switches() && target == weft::target() && same_bytes(nodes, tape.nodes) &&
+         same_bytes(inputs, tape.inputs) && same_bytes(ints, tape.ints) && same_bytes(states, tape.state_ids) &&
+         same_bytes(results, wanted);
 }
 
 Plan* PlanCache::find(const Tape& tape, const std::vector<NodeId>& results) {
@@ -76,7 +77,8 @@ Plan* PlanCache::insert(const Tape& tape, const std::vector<NodeId>& results, st
       }
     entries_.pop_back();
   }
-  entries_.push_front({hash_, {tape.nodes, tape.inputs, results, tape.ints, tape.state_ids, switches(), target()}, std::move(plan)});
+  entries_.push_front(
+      {hash_, {tape.nodes, tape.inputs, results, tape.ints, tape.state_ids, switches(), target()}, std::move(plan)});
   index_.emplace(hash_, entries_.begin());
   return entries_.front().plan.get();
 }

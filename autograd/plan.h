@@ -12,7 +12,7 @@
 #include <variant>
 #include <vector>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 #include "autograd/run.h"
 #include "autograd/state.h"
 #include "autograd/tape.h"

@@ -76,8 +76,8 @@ auto run(Step&& step, Args&&... args) {
   }
 }
 
-// The plan of a step for a target, which need not be there: records and schedules, runs nothing and leaves no trace. Its kernels
-// are what `weft inspect` shows.
+// The plan of a step for a target, which need not be there: records and schedules, runs nothing and leaves no trace. Its
+// kernels are what `weft inspect` shows.
 template <class Step>
 std::unique_ptr<Plan> plan_for(const Target& target, Step&& step) {
   detail::Recording recording;

@@ -365,28 +365,29 @@ void Scheduler::find_snapshots() {
   }
 }
 
-// A part of a concat that nobody else reads is written into its slice by its producer.
 void Scheduler::place_outputs() {
   for (NodeId id = NodeId(t_.nodes.size()); id-- > 0;) {
-    if (!live_[id] || t_.op(id).name != "concat") continue;
+    const auto place = t_.op(id).place;
+    if (!live_[id] || !place) continue;
     if (!operand_[id]) operand_[id] = new_value(t_.shape(id), t_.nodes[id].dtype, id);
-    const auto ints = plain_ints(t_, id);  // axis, then the sizes
-    const int axis = int(ints[0]);
-    std::int64_t at = 0;
     const auto parts = t_.inputs_of(id);
-    for (std::size_t i = 0; i < parts.size(); at += ints[1 + i], ++i) {
-      const NodeId part = parts[i];
-      if (part == Tape::kNone || operand_[part] || users_[part].size() != 1) continue;
-      if (t_.nodes[part].dtype != t_.nodes[id].dtype || std::count(parts.begin(), parts.end(), part) != 1) continue;
-      const NodeId producer = kind_[part] == Kind::output ? t_.inputs_of(part)[0] : part;
-      const bool writes_rows = is_root(producer) || (kind_[producer] == Kind::structured && !t_.op(producer).dense_outputs);
-      if (!writes_rows || result_of(part) >= 0 || t_.op(producer).writes) continue;
-      Operand slice = operand_[id];
-      slice.offset += at * slice.strides[std::size_t(axis)];
-      slice.dims[std::size_t(axis)] = ints[1 + i];
-      if (slice.rows()) operand_[part] = slice;
-    }
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      if (parts[i] != Tape::kNone && std::count(parts.begin(), parts.end(), parts[i]) == 1)
+        place_part(parts[i], place(t_, id, int(i), operand_[id]));
   }
+}
+
+// `part` is to be written at `place` by its producer, which may lie behind views, if nobody else reads it.
+void Scheduler::place_part(NodeId part, Operand place) {
+  const auto only_here = [&](NodeId id) { return !operand_[id] && users_[id].size() == 1 && result_of(id) < 0; };
+  for (; kind_[part] == Kind::view && t_.op(part).base && only_here(part); part = t_.inputs_of(part)[0]) {
+    place = t_.op(part).base(t_, part, place);
+    if (!place) return;
+  }
+  const NodeId producer = kind_[part] == Kind::output ? t_.inputs_of(part)[0] : part;
+  const bool writes_rows = is_root(producer) || (kind_[producer] == Kind::structured && !t_.op(producer).dense_outputs);
+  if (writes_rows && only_here(part) && place.dtype == t_.nodes[part].dtype && place.rows() && !t_.op(producer).writes)
+    operand_[part] = place;
 }
 
 // ---- emission ---------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 #include "autograd/plan.h"
 #include "autograd/tape.h"
 
@@ -55,6 +55,7 @@ class Scheduler {
   bool shares_leaf(const Group& group, NodeId id) const;
   void find_snapshots();
   void place_outputs();
+  void place_part(NodeId part, Operand place);
 
   // Emission.
   void emit_all();

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "autograd/lowering.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 #include "autograd/run.h"

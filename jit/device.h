@@ -16,7 +16,7 @@ inline bool is_gpu(Device device) { return device != Device::cpu; }
 struct Target {
   Device device = Device::cpu;
   int capability = 0;  // 10 * major + minor of the architecture that kernels may use; 0 on the CPU
-  bool exact = false;           // and what this architecture alone has: sm_90a, which has wgmma
+  bool exact = false;  // and what this architecture alone has: sm_90a, which has wgmma
 
   bool sm_90a() const { return capability == 90 && exact; }
   bool operator==(const Target&) const = default;

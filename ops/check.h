@@ -6,7 +6,7 @@
 
 #include <fmt/format.h>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 #include "autograd/tensor.h"
 
 namespace weft {

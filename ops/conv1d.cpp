@@ -2,6 +2,7 @@
 // of channels; the loops run over neighbouring channels.
 #include <vector>
 
+#include "autograd/backward.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"

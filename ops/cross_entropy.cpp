@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "autograd/backward.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"

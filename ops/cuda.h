@@ -2,7 +2,7 @@
 // and one .cpp that sets up its launches a family, beside the family's file.
 #pragma once
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 
 namespace weft {
 

@@ -26,6 +26,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/backward.h"
 #include "autograd/op.h"
 
 namespace weft {

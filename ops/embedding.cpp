@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/backward.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "ops/check.h"

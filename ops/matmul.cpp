@@ -2,6 +2,8 @@
 // node forward and one for each gradient.
 #include <vector>
 
+#include "autograd/backward.h"
+#include "autograd/gradient_ops.h"
 #include "jit/gemm.h"
 #include "ops/check.h"
 #include "ops/cuda.h"

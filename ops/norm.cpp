@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "autograd/backward.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "ops/check.h"

@@ -7,6 +7,8 @@
 #include <limits>
 #include <numeric>
 
+#include "autograd/backward.h"
+#include "autograd/gradient_ops.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 #include "jit/parallel.h"

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 #include "autograd/shape.h"
 
 namespace weft {

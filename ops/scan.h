@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 #include "jit/parallel.h"
 
 namespace weft::scan_layout {

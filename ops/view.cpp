@@ -5,6 +5,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "autograd/backward.h"
+#include "autograd/gradient_ops.h"
 #include "autograd/op.h"
 #include "jit/parallel.h"
 #include "ops/cuda.h"
@@ -30,8 +32,7 @@ Tensor record_view(const Op& op, const Arg& a, const Shape& shape, std::span<con
 
 // Walks both shapes from the end, matching runs of axes with equal products; fails where a run of the base is not one
 // stretch of memory.
-Operand reshape_view(const Tape& t, NodeId id, const Operand& base) {
-  const Shape to = t.shape(id);
+Operand reshaped(const Operand& base, const Shape& to) {
   Operand o = base;
   o.rank = to.rank();
   o.dims = {};
@@ -60,8 +61,11 @@ Operand reshape_view(const Tape& t, NodeId id, const Operand& base) {
   return o;
 }
 
+Operand reshape_view(const Tape& t, NodeId id, const Operand& base) { return reshaped(base, t.shape(id)); }
+Operand reshape_base(const Tape& t, NodeId id, const Operand& result) { return reshaped(result, t.shape(t.inputs_of(id)[0])); }
+
 void reshape_vjp(Vjp& v) { v.add(0, reshape(v.grad(), v.input(0).shape())); }
-const Op& reshape_op = register_op({.name = "reshape", .vjp = reshape_vjp, .view = reshape_view});
+const Op& reshape_op = register_op({.name = "reshape", .vjp = reshape_vjp, .view = reshape_view, .base = reshape_base});
 
 // ---- permute ----------------------------------------------------------------------------------------------------------------
 
@@ -84,12 +88,16 @@ const Op& permute_op = register_op({.name = "permute", .vjp = permute_vjp, .view
 
 // ---- slice: ints axis, begin ------------------------------------------------------------------------------------------------
 
-Operand slice_view(const Tape& t, NodeId id, const Operand& base) {
-  Operand o = base;
-  const auto axis = std::size_t(t.ints_of(id)[0]);
-  o.offset += t.ints_of(id)[1] * base.strides[axis];
-  o.dims[axis] = t.shape(id)[int(axis)];
+// Elements [begin, begin + size) of an axis.
+Operand slice_of(Operand o, std::size_t axis, std::int64_t begin, std::int64_t size) {
+  o.offset += begin * o.strides[axis];
+  o.dims[axis] = size;
   return o;
+}
+
+Operand slice_view(const Tape& t, NodeId id, const Operand& base) {
+  const auto axis = std::size_t(t.ints_of(id)[0]);
+  return slice_of(base, axis, t.ints_of(id)[1], t.shape(id)[int(axis)]);
 }
 
 void slice_vjp(Vjp& v) {
@@ -106,21 +114,26 @@ const Op& expand_op = register_op({.name = "expand", .vjp = expand_vjp, .view = 
 
 // ---- concat: ints axis, size of each part; an absent part is zeros ----------------------------------------------------------
 
+Operand concat_place(const Tape& t, NodeId id, int i, const Operand& output) {
+  const auto ints = t.ints_of(id), before = ints.subspan(1, std::size_t(i));
+  return slice_of(output, std::size_t(ints[0]), std::accumulate(before.begin(), before.end(), std::int64_t(0)), ints[1 + i]);
+}
+
+// Operands of one shape. The stride of an axis of size 1 does not matter.
 bool same_place(const Operand& a, const Operand& b) {
-  return a.slot == b.slot && a.offset == b.offset && a.strides == b.strides;
+  bool same = a.slot == b.slot && a.offset == b.offset;
+  for (std::size_t i = 0; i < std::size_t(a.rank); ++i) same &= a.dims[i] == 1 || a.strides[i] == b.strides[i];
+  return same;
 }
 
 }  // namespace
 
 std::vector<ConcatPart> parts_to_write(Lowering& l) {
   const Operand out = l.output();
-  const auto axis = std::size_t(l.integer(0));
   std::vector<ConcatPart> parts;
   std::int64_t at = 0;
   for (int i = 0; i < l.inputs(); at += l.integer(1 + i), ++i) {
-    Operand slice = out;
-    slice.offset += at * out.strides[axis];
-    slice.dims[axis] = l.integer(1 + i);
+    const Operand slice = slice_of(out, std::size_t(l.integer(0)), at, l.integer(1 + i));
     if (slice.numel() == 0) continue;
     const Operand part = l.view(i);
     if (part && same_place(part, slice)) continue;  // its producer wrote it here
@@ -160,7 +173,8 @@ void concat_vjp(Vjp& v) {
   for (int i = 0; i < v.inputs(); at += v.integer(1 + i), ++i)
     if (v.needs(i)) v.add(i, slice(v.grad(), axis, at, at + v.integer(1 + i)));
 }
-const Op& concat_op = register_op({.name = "concat", .vjp = concat_vjp, .lower = lower_concat, .cuda = cuda_concat});
+const Op& concat_op =
+    register_op({.name = "concat", .vjp = concat_vjp, .lower = lower_concat, .cuda = cuda_concat, .place = concat_place});
 
 }  // namespace
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 
 namespace weft {
 

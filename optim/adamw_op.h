@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 
 namespace weft::adamw {
 

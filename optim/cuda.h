@@ -1,7 +1,7 @@
 // The CUDA kernels of the optimizer's ops (see ops/cuda.h).
 #pragma once
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 
 namespace weft {
 

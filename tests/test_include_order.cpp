@@ -1,13 +1,16 @@
-// Each folder includes only what stands to its left in the design: jit, autograd, ops, nn, models, tools; optim is on
-// ops.
+// Each folder includes only what stands to its left in the design: jit, autograd, ops, nn, models, tools; optim is on ops.
+// Within a folder headers have an order too: none includes itself by way of others.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <regex>
 #include <set>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -56,6 +59,69 @@ TEST(IncludeOrder, FoldersIncludeOnlyWhatStandsToTheirLeft) {
     });
   }
   EXPECT_GT(files, 10);
+}
+
+// What each header includes of weft's own.
+std::map<std::string, std::set<std::string>> headers() {
+  const std::regex include(R"re(^\s*#\s*include\s*"([^"]+)".*)re");
+  std::map<std::string, std::set<std::string>> found;
+  for (const auto& rule : kMayInclude)
+    for_each_line(rule.first, [&](const fs::path& file, int, const std::string& line) {
+      if (file.extension() != ".h") return;
+      std::set<std::string>& included = found[file.generic_string()];
+      std::smatch match;
+      if (line.find("include") != std::string::npos && std::regex_match(line, match, include)) included.insert(match[1]);
+    });
+  return found;
+}
+
+TEST(IncludeOrder, HeadersHaveNoCycle) {
+  const auto all = headers();
+  EXPECT_GT(all.size(), 50u);
+  std::set<std::string> done;
+  std::vector<std::string> path;
+  const std::function<void(const std::string&)> visit = [&](const std::string& header) {
+    if (done.contains(header)) return;
+    if (const auto again = std::find(path.begin(), path.end(), header); again != path.end()) {
+      std::string circle = header;
+      while (path.back() != header) circle += " <- " + path.back(), path.pop_back();
+      FAIL() << circle << " <- " << header;
+    }
+    path.push_back(header);
+    if (const auto included = all.find(header); included != all.end())
+      for (const std::string& next : included->second) {
+        visit(next);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    path.pop_back();
+    done.insert(header);
+  };
+  for (const auto& header : all) {
+    path.clear();
+    visit(header.first);
+  }
+}
+
+// Recording does not know of plans and of what runs them: neither do the headers of what records, nor those of ops.
+TEST(IncludeOrder, RecordingNeedsTheTapeAlone) {
+  const auto all = headers();
+  const std::set<std::string> later = {"autograd/plan.h", "autograd/gpu_plan.h", "autograd/schedule.h", "autograd/context.h",
+                                       "autograd/run.h"};
+  for (const std::string& header : later) EXPECT_TRUE(all.contains(header)) << header;
+  for (const char* root : {"autograd/tape.h", "autograd/state.h", "autograd/random.h", "autograd/pointwise.h",
+                           "autograd/backward.h", "autograd/lowering.h", "ops/ops.h", "ops/cuda.h", "ops/custom.h"}) {
+    std::vector<std::string> todo = {root};
+    std::set<std::string> seen;
+    while (!todo.empty()) {
+      const std::string header = todo.back();
+      todo.pop_back();
+      if (!seen.insert(header).second) continue;
+      EXPECT_FALSE(later.contains(header)) << root << " includes " << header;
+      if (const auto included = all.find(header); included != all.end())
+        todo.insert(todo.end(), included->second.begin(), included->second.end());
+    }
+    EXPECT_GT(seen.size(), 3u) << root;
+  }
 }
 
 TEST(IncludeOrder, HeadersAreGuarded) {

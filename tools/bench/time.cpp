@@ -6,7 +6,7 @@
 #include <chrono>
 #include <cmath>
 
-#include "autograd/op.h"
+#include "autograd/lowering.h"
 #include "autograd/settings.h"
 #include "jit/gpu.h"
 #include "ops/ops.h"
