@@ -20,27 +20,48 @@ bool Lowering::in_double() const { return scheduler_.in_double(node_); }
 
 Operand Lowering::view(int i, std::optional<DType> dtype) {
   if (!has(i)) return {};
-  const NodeId input = scheduler_.t_.inputs_of(node_)[std::size_t(i)];
-  Operand o = scheduler_.where(input);
-  if (dtype && dtype != o.dtype) o = scheduler_.converted(o, *dtype, input, node_);
+  return of_node(scheduler_.t_.inputs_of(node_)[std::size_t(i)], dtype);
+}
+
+Operand Lowering::of_node(NodeId id, std::optional<DType> dtype) {
+  Operand o = scheduler_.where(id);
+  if (dtype && dtype != o.dtype) o = scheduler_.converted(o, *dtype, id, node_);
   scheduler_.touch(o);
   return o;
+}
+
+Operand Lowering::copied(const Operand& o) {
+  const Operand copy = scheduler_.copied(o, node_);
+  scheduler_.touch(copy);
+  return copy;
 }
 
 Operand Lowering::rows(int i, std::optional<DType> dtype) {
-  Operand o = view(i, dtype);
-  if (!o || o.rows()) return o;
-  o = scheduler_.copied(o, node_);
-  scheduler_.touch(o);
-  return o;
+  const Operand o = view(i, dtype);
+  return !o || o.rows() ? o : copied(o);
 }
 
 Operand Lowering::dense(int i, std::optional<DType> dtype) {
-  Operand o = view(i, dtype);
-  if (!o || o.contiguous()) return o;
-  o = scheduler_.copied(o, node_);
-  scheduler_.touch(o);
-  return o;
+  const Operand o = view(i, dtype);
+  return !o || o.contiguous() ? o : copied(o);
+}
+
+Epilogue Lowering::epilogue(std::optional<DType> dtype) {
+  Epilogue e;
+  if (inputs() > 2) e.bias = dense(2, dtype);
+  const auto found = scheduler_.products_.find(node_);
+  if (found == scheduler_.products_.end()) return e;
+  const Scheduler::Product& product = found->second;
+  e.activation = product.activation;
+  if (product.bias != Tape::kNone) {
+    e.bias = of_node(product.bias, dtype);
+    if (!e.bias.contiguous()) e.bias = copied(e.bias);
+  }
+  if (product.addend != Tape::kNone) {
+    e.addend = of_node(product.addend, dtype);
+    if (!e.addend.rows() || e.addend.row_stride() < e.addend.dims[std::size_t(e.addend.rank - 1)]) e.addend = copied(e.addend);
+  }
+  return e;
 }
 
 Fused Lowering::source(int i) {
@@ -52,7 +73,7 @@ Fused Lowering::source(int i) {
 }
 
 Operand Lowering::output(int k) {
-  const Operand o = scheduler_.operand_[node_ + NodeId(k)];
+  const Operand o = scheduler_.operand_[scheduler_.written_by(node_) + NodeId(k)];
   scheduler_.touch(o);
   return o;
 }
@@ -97,8 +118,10 @@ Fused Lowering::hole(int h, const Shape& space) {
 void Lowering::emit_planned(std::string name, PlannedKernel kernel) {
   std::vector<Operand> outputs;
   for (int k = 0; k < node().outputs; ++k)
-    if (const Operand o = scheduler_.operand_[node_ + NodeId(k)]) outputs.push_back(o);
-  scheduler_.emit(std::move(name), node_, std::move(kernel), std::move(outputs), {});
+    if (const Operand o = scheduler_.operand_[scheduler_.written_by(node_) + NodeId(k)]) outputs.push_back(o);
+  const auto product = scheduler_.products_.find(node_);
+  scheduler_.emit(std::move(name), node_, std::move(kernel), std::move(outputs),
+                  product == scheduler_.products_.end() ? std::vector<std::string>{} : product->second.reasons);
 }
 
 void Lowering::emit(std::string name, Kernel kernel) {

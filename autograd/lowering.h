@@ -18,6 +18,14 @@ namespace weft {
 
 using Kernel = std::function<void(const Launch&)>;
 
+// What happens to the sums of a product before they are stored (jit/gemm.h): added, then activated. Operands absent or with
+// contiguous columns.
+struct Epilogue {
+  Operand bias;    // (n), dense
+  Operand addend;  // of the output's shape, in rows
+  Activation activation = Activation::none;
+};
+
 // What an op's `lower` sees: where operands live, and how to emit kernels. Kernels run in the order they are emitted; each
 // is parallel inside (jit/parallel.h), cut by shape alone.
 class Lowering {
@@ -37,8 +45,11 @@ class Lowering {
   Operand rows(int i,
                std::optional<DType> dtype = {});  // with a contiguous last dim and one row stride (copied if it is not so)
   Operand dense(int i, std::optional<DType> dtype = {});  // dense (copied if it is not so)
-  Fused source(int i);                                    // input i as an expression to evaluate: for ops that set `prologues`
-  Operand output(int k = 0);                              // absent if nobody reads it; rows() unless op.dense_outputs
+  // Of a product (Op::product): its own bias, and what the scheduler has fused into it. Both operands as `dtype` if that is
+  // given.
+  Epilogue epilogue(std::optional<DType> dtype = {});
+  Fused source(int i);        // input i as an expression to evaluate: for ops that set `prologues`
+  Operand output(int k = 0);  // absent if nobody reads it; rows() unless op.dense_outputs
   Operand scratch(DType dtype, std::span<const std::int64_t> dims);  // memory for the kernels of this node
   Operand state(std::int64_t position);  // memory of a State the op writes (see Op::writes) or reads in place
   // The bf16 twin of a Param that the op writes, if it has one: the op then writes the rounded values there too. Who does not
@@ -65,6 +76,8 @@ class Lowering {
  private:
   friend class Scheduler;
   Lowering(class Scheduler& scheduler, NodeId node) : scheduler_(scheduler), node_(node) {}
+  Operand of_node(NodeId id, std::optional<DType> dtype);
+  Operand copied(const Operand& o);
   void emit_planned(std::string name, struct PlannedKernel kernel);
   class Scheduler& scheduler_;
   NodeId node_;

@@ -3,6 +3,7 @@
 // the call.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <optional>
 #include <span>
@@ -40,6 +41,12 @@ struct Op {
   void (*writes)(const Tape&, NodeId, std::vector<std::int32_t>& positions) = nullptr;
   // Ops that put their inputs side by side: the place of input i in the output, where its producer may write it.
   Operand (*place)(const Tape&, NodeId, int i, const Operand& output) = nullptr;
+  // The output is the product of the first two inputs, plus the third, a bias, if it is present: more may be fused into it
+  // (Lowering::epilogue).
+  bool product = false;
+  // Ints that name things of this process have another value in every one (an Expr, what a user has registered): a hash of all
+  // the plain ints that has not. Without it they count as they are.
+  std::uint64_t (*identity)(const Tape&, NodeId) = nullptr;
   bool dense_outputs = false;  // outputs cannot be slices of such an op's output (no row stride)
   std::uint16_t id = 0;        // given by register_op
 };

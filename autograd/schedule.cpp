@@ -92,6 +92,7 @@ Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, const
 std::unique_ptr<Plan> Scheduler::run() {
   mark_live();
   find_users();
+  if (settings().fuse_products && settings().fuse && !settings().check_nan) fuse_products();
   fuse();
   find_readers();
   group();
@@ -146,6 +147,64 @@ void Scheduler::find_users() {
 
 bool Scheduler::in_double(NodeId id) const {
   if (t_.nodes[id].dtype == DType::f64) return true;
+// ---- products ---------------------------------------------------------------------------------------------------------------
+
+// A product takes over the pointwise nodes that follow it, each the only reader of the one before, as far as its library goes:
+// a sum with a tensor and one with a bias, then an activation.
+void Scheduler::fuse_products() {
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!live_[id] || !t_.op(id).product) continue;
+    Product product{id};
+    while (absorb_reader(id, product)) kind_[product.last] = Kind::absorbed;
+    if (product.last != id) product_at_[product.last] = id;
+    products_.emplace(id, std::move(product));
+  }
+}
+
+// Fuses the reader of what `product` computes so far into it, or says why not.
+bool Scheduler::absorb_reader(NodeId id, Product& product) const {
+  const std::vector<NodeId>& readers = users_[product.last];
+  const NodeId reader = readers.size() == 1 ? readers[0] : Tape::kNone;
+  const std::string why = [&]() -> std::string {
+    if (reader == Tape::kNone) return fmt::format("{} has {} readers", t_.name(product.last), readers.size());
+    if (!is_pointwise(reader) || &t_.op(reader) == &assign_op()) return fmt::format("{} reads it", t_.op(reader).name);
+    const std::string name(pointwise_name(t_, reader));
+    if (product.activation != Activation::none) return fmt::format("{} comes after the activation", name);
+    if (result_of(reader) >= 0) return fmt::format("{} is returned by the step", name);
+    if (t_.shape(reader) != t_.shape(id)) return fmt::format("{} has another shape", name);
+    if (in_double(reader) != in_double(id)) return fmt::format("{} has another precision", name);
+    for (const NodeId factor : t_.inputs_of(id).first(2)) {
+      if (t_.shape(factor).numel() == 0) return "the product is a sum over nothing";
+      if (overwritten(factor, reader)) return fmt::format("a factor is a State that is written before {}", name);
+    }
+    const Expr body = pointwise_body(t_, reader), x = expr::input(0);
+    const auto operands = t_.inputs_of(reader);
+    if (operands.size() == 2 && body == x + expr::input(1))
+      return add_to(id, product, operands[operands[0] == product.last ? 1 : 0]);
+    if (body != relu(x) && body != gelu_tanh(x)) return fmt::format("the library has no {}", name);
+    if (in_double(id)) return "the library has no activation in fp64";
+    product.activation = body == relu(x) ? Activation::relu : Activation::gelu_tanh;
+    return {};
+  }();
+  if (!why.empty()) return product.reasons.push_back("not fused: " + why), false;
+  product.reasons.push_back("fused: " + t_.name(reader));
+  product.last = reader;
+  return true;
+}
+
+// What hinders that `other` is added to a product, "" if nothing does.
+std::string Scheduler::add_to(NodeId id, Product& product, NodeId other) const {
+  const Shape shape = t_.shape(other);
+  const std::int64_t n = t_.shape(id)[-1];
+  if (overwritten(other, users_[product.last][0])) return "what is added is a State that is written before";
+  const auto inputs = t_.inputs_of(id);
+  const bool has_bias = product.bias != Tape::kNone || (inputs.size() > 2 && inputs[2] != Tape::kNone);
+  if (!has_bias && shape.rank() > 0 && shape[-1] == n && shape.numel() == n) return product.bias = other, "";
+  if (product.addend != Tape::kNone || shape != t_.shape(id)) return "neither a bias nor one tensor of its shape is added";
+  if (t_.nodes[other].dtype != t_.nodes[users_[product.last][0]].dtype) return "what is added has another dtype than the sum";
+  return product.addend = other, "";
+}
+
   const auto inputs = t_.inputs_of(id);
   return std::any_of(inputs.begin(), inputs.end(),
                      [&](NodeId i) { return i != Tape::kNone && t_.nodes[i].dtype == DType::f64; });
@@ -193,7 +252,8 @@ bool Scheduler::must_store(NodeId id, std::string* why) const {
       if (inputs[i] != id) continue;
       const bool prologue = kind_[user] == Kind::structured && i < 32 && (op.prologues >> i & 1) && !positional &&
                             in_double(user) == in_double(id);
-      if (!prologue) return *why = fmt::format("stored: {} reads it from memory", op.name), true;
+      const std::string_view name = kind_[user] == Kind::absorbed ? "a product" : op.name;
+      if (!prologue) return *why = fmt::format("stored: {} reads it from memory", name), true;
     }
   }
   return false;
@@ -274,6 +334,9 @@ void Scheduler::each_leaf(NodeId kernel, F&& f) const {
   }
 }
 
+  if (const auto product = products_.find(kernel); product != products_.end())
+    for (const NodeId added : {product->second.bias, product->second.addend})
+      if (added != Tape::kNone) f(added);
 void Scheduler::find_readers() {
   for (NodeId id = 0; id < t_.nodes.size(); ++id) {
     if (!live_[id] || !(is_root(id) || kind_[id] == Kind::structured)) continue;
@@ -304,12 +367,7 @@ bool Scheduler::can_join(const Group& group, NodeId id) const {
       if (reader.kernel == id ? reader.through_view : !inside(reader.kernel) && reader.kernel < id) return false;
     }
     bool hazard = false;
-    each_leaf(member, [&](NodeId leaf) {
-      const NodeId memory = memory_of(leaf);
-      if (t_.nodes[memory].op != state_op().id) return;
-      const std::int64_t write = assigned_[std::size_t(t_.ints_of(memory)[0])];
-      hazard |= write >= 0 && memory < write && write <= std::int64_t(id);
-    });
+    each_leaf(member, [&](NodeId leaf) { hazard |= overwritten(leaf, id); });
     if (hazard) return false;
   }
   return ops <= kKernelOps;
@@ -317,6 +375,14 @@ bool Scheduler::can_join(const Group& group, NodeId id) const {
 
 bool Scheduler::shares_leaf(const Group& group, NodeId id) const {
   std::vector<NodeId> mine;
+// `leaf` reads a State as it was before a write that comes not after `until`.
+bool Scheduler::overwritten(NodeId leaf, NodeId until) const {
+  const NodeId memory = memory_of(leaf);
+  if (t_.nodes[memory].op != state_op().id) return false;
+  const std::int64_t write = assigned_[std::size_t(t_.ints_of(memory)[0])];
+  return write >= 0 && memory < write && write <= std::int64_t(until);
+}
+
   each_leaf(id, [&](NodeId leaf) { mine.push_back(leaf); });
   for (const NodeId member : group.members) {
     if (std::find(mine.begin(), mine.end(), member) != mine.end()) return true;
@@ -385,7 +451,8 @@ void Scheduler::place_part(NodeId part, Operand place) {
     if (!place) return;
   }
   const NodeId producer = kind_[part] == Kind::output ? t_.inputs_of(part)[0] : part;
-  const bool writes_rows = is_root(producer) || (kind_[producer] == Kind::structured && !t_.op(producer).dense_outputs);
+  const bool writes_rows = is_root(producer) || product_at_.contains(producer) ||
+                           (kind_[producer] == Kind::structured && !t_.op(producer).dense_outputs);
   if (writes_rows && only_here(part) && place.dtype == t_.nodes[part].dtype && place.rows() && !t_.op(producer).writes)
     operand_[part] = place;
 }
@@ -567,7 +634,8 @@ void Scheduler::emit_structured(NodeId id) {
   touched_.clear();
   const std::size_t first = plan_->kernels.size();
   for (NodeId k = 0; k < t_.nodes[id].outputs; ++k)
-    if (read_[id + k] && !operand_[id + k]) operand_[id + k] = new_value(t_.shape(id + k), t_.nodes[id + k].dtype, id + k);
+    if (const NodeId value = written_by(id) + k; read_[value] && !operand_[value])
+      operand_[value] = new_value(t_.shape(value), t_.nodes[value].dtype, value);
   Lowering lowering(*this, id);
   const Op& op = t_.op(id);
   if (gpu_ && !op.cuda)
@@ -614,7 +682,10 @@ void Scheduler::emit_all() {
         break;
       }
       case Kind::structured:
-        emit_structured(id);
+        if (written_by(id) == id) emit_structured(id);
+        break;
+      case Kind::absorbed:
+        if (const auto product = product_at_.find(id); product != product_at_.end()) emit_structured(product->second);
         break;
       case Kind::view:
       case Kind::output:

@@ -42,9 +42,20 @@ class Scheduler {
     bool through_view;
   };
 
+  // What a product writes besides itself: pointwise nodes that follow it and that its library computes too.
+  struct Product {
+    NodeId last;  // the node whose value is written, at whose place on the tape the product runs
+    NodeId bias = Tape::kNone, addend = Tape::kNone;
+    Activation activation = Activation::none;
+    std::vector<std::string> reasons = {};
+  };
+
   // Analysis.
   void mark_live();
   void find_users();
+  void fuse_products();
+  bool absorb_reader(NodeId id, Product& product) const;
+  std::string add_to(NodeId id, Product& product, NodeId other) const;
   void fuse();
   void decide(NodeId id);
   bool must_store(NodeId id, std::string* why) const;
@@ -53,6 +64,7 @@ class Scheduler {
   void group();
   bool can_join(const Group& group, NodeId id) const;
   bool shares_leaf(const Group& group, NodeId id) const;
+  bool overwritten(NodeId leaf, NodeId until) const;
   void find_snapshots();
   void place_outputs();
   void place_part(NodeId part, Operand place);
@@ -81,6 +93,10 @@ class Scheduler {
 
   // Facts about nodes.
   bool is_pointwise(NodeId id) const { return kind_[id] == Kind::pointwise; }
+  NodeId written_by(NodeId id) const {  // the node whose value the kernel of structured `id` writes
+    const auto product = products_.find(id);
+    return product == products_.end() ? id : product->second.last;
+  }
   bool is_root(NodeId id) const { return is_pointwise(id) && live_[id] && stored_[id]; }
   bool in_double(NodeId id) const;
   NodeId memory_of(NodeId id, bool* through_view = nullptr) const;  // through views to the node that owns memory
@@ -88,7 +104,7 @@ class Scheduler {
   template <class F>
   void each_leaf(NodeId kernel, F&& f) const;  // f(node) for each value the kernel of `kernel` reads from memory
 
-  enum class Kind : std::uint8_t { leaf, view, pointwise, structured, output };
+  enum class Kind : std::uint8_t { leaf, view, pointwise, structured, output, absorbed };  // absorbed: by a product
 
   const Target target_;
   const bool gpu_;  // kernels are CUDA text
@@ -104,6 +120,8 @@ class Scheduler {
   std::vector<Group> groups_;
   std::vector<int> group_of_;
   std::vector<std::int64_t> assigned_;       // by state position: the node that writes it, or -1
+  std::map<NodeId, Product> products_;       // if products are fused
+  std::map<NodeId, NodeId> product_at_;      // the product that writes an absorbed node
   std::vector<Operand> operand_;             // where stored values live
   std::vector<std::uint8_t> resolved_;       // operand_ of a view is known
   std::vector<int> state_slot_, twin_slot_;  // by state position, or -1

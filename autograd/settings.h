@@ -19,6 +19,7 @@ namespace weft {
 struct Settings {
   Device device = Device::cpu;
   bool fuse = true;
+  bool fuse_products = false;  // sums and activations into products of matrices; not by the environment until it is measured
   bool graph = true;
   bool split_arena = false;
   bool check_nan = false;

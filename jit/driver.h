@@ -231,7 +231,11 @@ enum cublasLtReductionScheme_t : int {
 
 // Plain data: may be stored in a file and used again by the same version on the same kind of device.
 struct cublasLtMatmulAlgo_t {
+  CUBLASLT_EPILOGUE_RELU = 2,
   std::uint64_t data[8] = {};
+  CUBLASLT_EPILOGUE_RELU_BIAS = 6,
+  CUBLASLT_EPILOGUE_GELU = 32,  // its tanh approximation
+  CUBLASLT_EPILOGUE_GELU_BIAS = 36,
 };
 struct cublasLtMatmulHeuristicResult_t {
   cublasLtMatmulAlgo_t algo;

@@ -8,8 +8,14 @@
 
 #include "jit/parallel.h"
 #include "jit/rows.h"
+#include "jit/vmath.h"
 
 namespace weft {
+
+std::string_view name_of(Activation activation) {
+  return activation == Activation::relu ? "relu" : activation == Activation::gelu_tanh ? "gelu_tanh" : "none";
+}
+
 namespace {
 
 // Measured with OpenBLAS 0.3.21: below about 2 MFLOP a call's packing and the hand-over of a part show.
@@ -153,15 +159,16 @@ void multiply(const Tile& t, const GemmInput& a, const GemmInput& b, T alpha, T 
   }
 }
 
-// Writes what the product is added to: beta C + bias, into `to`, which may be C itself.
+// Writes what the product is added to: beta D + bias, into `to`, which may be C itself.
 template <class T>
 void seed(const Tile& t, const GemmOutput& c, const GemmOptions& options, T* to, std::int64_t ld) {
+  const GemmInput d = options.addend.data ? options.addend : GemmInput{c.data, c.dtype, c.row_stride};
   for (std::int64_t i = 0; i < t.rows; ++i) {
     T* row = to + i * ld;
     if (options.beta == 0) {
       std::fill_n(row, t.columns, T(0));
     } else {
-      const T* old = load_row(c.data, c.dtype, (t.row + i) * c.row_stride + t.column, t.columns, row);
+      const T* old = load_row(d.data, d.dtype, (t.row + i) * d.row_stride + t.column, t.columns, row);
       for (std::int64_t j = 0; j < t.columns; ++j) row[j] = T(options.beta) * old[j];
     }
     if (!options.bias) continue;
@@ -170,6 +177,17 @@ void seed(const Tile& t, const GemmOutput& c, const GemmOptions& options, T* to,
       for (std::int64_t j = 0; j < t.columns; ++j) row[j] += T(bias[j]);
     });
   }
+}
+
+template <class T>
+void activate(Activation activation, T* row, std::int64_t n) {
+  if (activation == Activation::relu)
+    for (std::int64_t j = 0; j < n; ++j) row[j] = row[j] <= 0 ? T(0) : row[j];  // this way round a NaN stays one
+  if (activation == Activation::gelu_tanh)
+    for (std::int64_t j = 0; j < n; ++j) {
+      const T x = row[j], inner = T(0.7978845608028654) * (x + T(0.044715) * x * x * x);  // sqrt(2 / pi)
+      row[j] = T(0.5) * x * (T(1) + vmath::tanh(inner));
+    }
 }
 
 // One tile over all of k, or, with partials, over a part of it.
@@ -183,6 +201,7 @@ void compute_tile(const Tile& t, const GemmInput& a, const GemmInput& b, const G
   const bool seeded = options.bias || options.beta != 0 || t.k_begin == t.k_end;
   if (seeded) seed(t, c, options, to, ld);
   multiply<T>(t, a, b, T(options.alpha), seeded ? T(1) : T(0), to, ld);
+  for (std::int64_t i = 0; i < t.rows; ++i) activate(options.activation, to + i * ld, t.columns);
   if (direct) return;
   for (std::int64_t i = 0; i < t.rows; ++i)
     store_row(c.data, c.dtype, (t.row + i) * c.row_stride + t.column, t.columns, to + i * ld);
@@ -209,6 +228,7 @@ void add_partials(const T* partials, std::int64_t parts, std::int64_t m, std::in
     for (std::int64_t i = range.begin; i < range.end; ++i) {
       seed<T>({i, 1, 0, n, 0, 0}, c, options, row.data(), n);
       fold_parts(partials + i * n, parts, m * n, n, row.data());
+      activate(options.activation, row.data(), n);
       store_row(c.data, c.dtype, i * c.row_stride, n, row.data());
     }
   });
@@ -224,6 +244,11 @@ void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64
   const auto count = std::int64_t(batch.size());
   if (count == 0 || m == 0 || n == 0) return;
   const Cut cut = cut_of(m, n, k, count);
+  const auto options_of = [&](std::int64_t e) {
+    GemmOptions own = options;
+    if (own.addend.data) own.addend.data = at(own.addend.data, own.addend.dtype, batch[e].addend);
+    return own;
+  };
   const auto element = [&](std::int64_t e, GemmInput* x, GemmInput* y, GemmOutput* z) {
     *x = {at(a.data, a.dtype, batch[e].a), a.dtype, a.row_stride, a.col_stride};
     *y = {at(b.data, b.dtype, batch[e].b), b.dtype, b.row_stride, b.col_stride};
@@ -238,7 +263,7 @@ void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64
       GemmOutput z;
       for (std::int64_t i = part * group; i < std::min(tiles, (part + 1) * group); ++i) {
         element(i / cut.tiles(), &x, &y, &z);
-        compute_tile<T>(tile_of(cut, m, n, k, i % cut.tiles()), x, y, z, options);
+        compute_tile<T>(tile_of(cut, m, n, k, i % cut.tiles()), x, y, z, options_of(i / cut.tiles()));
       }
     });
     return;
@@ -262,7 +287,7 @@ void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64
     GemmInput x, y;
     GemmOutput z;
     element(e, &x, &y, &z);
-    add_partials(partials + e * cut.depth_parts * m * n, cut.depth_parts, m, n, z, options);
+    add_partials(partials + e * cut.depth_parts * m * n, cut.depth_parts, m, n, z, options_of(e));
   }
 }
 

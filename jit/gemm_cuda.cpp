@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <type_traits>
 #include <vector>
@@ -23,9 +24,13 @@ namespace weft {
 
 std::string to_string(const GemmCall& call) {
   const std::string batch = call.batch > 1 ? fmt::format("{} x ", call.batch) : std::string();
-  return fmt::format("{}({}, {}){} {} * ({}, {}){} {} -> {}{}", batch, call.m, call.k, call.a.col_stride == 1 ? "" : "^T",
-                     name_of(call.a.dtype), call.k, call.n, call.b.col_stride == 1 ? "" : "^T", name_of(call.b.dtype),
-                     name_of(call.c.dtype), call.bias ? " + bias" : "");
+  std::string text = fmt::format("{}({}, {}){} {} * ({}, {}){} {} -> {}", batch, call.m, call.k,
+                                 call.a.col_stride == 1 ? "" : "^T", name_of(call.a.dtype), call.k, call.n,
+                                 call.b.col_stride == 1 ? "" : "^T", name_of(call.b.dtype), name_of(call.c.dtype));
+  if (call.addend) text += " + addend";
+  if (call.bias) text += " + bias";
+  if (call.activation != Activation::none) text += fmt::format(", {}", name_of(call.activation));
+  return text;
 }
 
 namespace {
@@ -42,9 +47,11 @@ struct Layout {
 // All that the choice of an algorithm depends on. In column order a row-major matrix is its transpose, so what is asked for
 // is C^T (n, m) = B^T (n, k) A^T (k, m).
 struct Problem {
-  Layout left, right, result;  // B^T, A^T, C^T
+  Layout left, right, result;    // B^T, A^T, C^T
+  std::optional<Layout> addend;  // D^T
   std::int64_t batch;
   bool bias, tf32;
+  Activation activation;
   std::size_t workspace;
   auto operator<=>(const Problem&) const = default;
 };
@@ -70,10 +77,13 @@ Problem problem_of(const GemmCall& call, std::size_t workspace, bool tf32) {
   Problem p{transpose_of(call.b, call.k, call.n),
             transpose_of(call.a, call.m, call.k),
             transpose_of(call.c, call.m, call.n),
+            {},
             call.batch,
             bool(call.bias),
             tf32 && call.a.dtype == DType::f32,
+            call.activation,
             workspace};
+  if (call.addend) p.addend = transpose_of(call.addend, call.m, call.n);
   if (call.bias) p.result.alignment = std::min(p.result.alignment, alignment(call.bias));
   return p;
 }
@@ -90,8 +100,12 @@ std::string to_string(const Layout& l) {
 }
 
 std::string to_string(const Problem& p) {
-  return fmt::format("{} x ({}) * ({}) -> ({}){}{}, {} MiB", p.batch, to_string(p.left), to_string(p.right),
-                     to_string(p.result), p.bias ? " + bias" : "", p.tf32 ? ", tf32" : "", p.workspace >> 20);
+  std::string text =
+      fmt::format("{} x ({}) * ({}) -> ({})", p.batch, to_string(p.left), to_string(p.right), to_string(p.result));
+  if (p.addend) text += fmt::format(" + ({})", to_string(*p.addend));
+  if (p.bias) text += " + bias";
+  if (p.activation != Activation::none) text += fmt::format(", {}", name_of(p.activation));
+  return text + fmt::format("{}, {} MiB", p.tf32 ? ", tf32" : "", p.workspace >> 20);
 }
 
 cu::cudaDataType_t cuda_dtype(DType dtype) {
@@ -128,6 +142,18 @@ Owned<cu::cublasLtMatrixLayout_t> create_layout(const Layout& layout, std::int64
   return out;
 }
 
+cu::cublasLtEpilogue_t epilogue_of(const Problem& p) {
+  switch (p.activation) {
+    case Activation::relu:
+      return p.bias ? cu::CUBLASLT_EPILOGUE_RELU_BIAS : cu::CUBLASLT_EPILOGUE_RELU;
+    case Activation::gelu_tanh:
+      return p.bias ? cu::CUBLASLT_EPILOGUE_GELU_BIAS : cu::CUBLASLT_EPILOGUE_GELU;
+    case Activation::none:
+      break;
+  }
+  return p.bias ? cu::CUBLASLT_EPILOGUE_BIAS : cu::CUBLASLT_EPILOGUE_DEFAULT;
+}
+
 Owned<cu::cublasLtMatmulDesc_t> create_product(const Problem& p, const GemmCall& call) {
   const CublasLt& lt = cublas_lt();
   const bool in_double = p.left.dtype == DType::f64;
@@ -139,8 +165,9 @@ Owned<cu::cublasLtMatmulDesc_t> create_product(const Problem& p, const GemmCall&
   const auto setter = lt.cublasLtMatmulDescSetAttribute;
   set(setter, out, cu::CUBLASLT_MATMUL_DESC_TRANSA, p.left.transposed ? cu::CUBLAS_OP_T : cu::CUBLAS_OP_N, call);
   set(setter, out, cu::CUBLASLT_MATMUL_DESC_TRANSB, p.right.transposed ? cu::CUBLAS_OP_T : cu::CUBLAS_OP_N, call);
+  if (const auto epilogue = epilogue_of(p); epilogue != cu::CUBLASLT_EPILOGUE_DEFAULT)
+    set(setter, out, cu::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue, call);
   if (p.bias) {
-    set(setter, out, cu::CUBLASLT_MATMUL_DESC_EPILOGUE, cu::CUBLASLT_EPILOGUE_BIAS, call);
     set(setter, out, cu::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_dtype(p.result.dtype), call);
     // The library judges algorithms by the pointer's alignment; the address itself comes with the launch.
     const auto some_address = reinterpret_cast<const void*>((std::uintptr_t(1) << 20) + p.result.alignment);
@@ -151,28 +178,28 @@ Owned<cu::cublasLtMatmulDesc_t> create_product(const Problem& p, const GemmCall&
 
 struct Prepared {
   Owned<cu::cublasLtMatmulDesc_t> product;
-  Owned<cu::cublasLtMatrixLayout_t> left, right, result;
+  Owned<cu::cublasLtMatrixLayout_t> left, right, result, addend;  // the last is the result's if there is none
   cu::cublasLtMatmulAlgo_t algorithm;
 };
 
-// Of the matrices of a launch.
+// Of the matrices of a launch, and what the addend is multiplied by.
 struct Addresses {
-  const void *left, *right;
+  const void *left, *right, *addend;
   void* result;
+  double beta;
 };
 
 // cuBLASLt's verdict.
 cu::cublasStatus_t enqueue(cu::cublasLtHandle_t handle, const Problem& p, const Prepared& prepared,
                            const cu::cublasLtMatmulAlgo_t& algorithm, const Addresses& at, cu::CUstream stream,
                            const GemmWorkspace& workspace) {
-  const float one = 1, zero = 0;
-  const double one_double = 1, zero_double = 0;
+  const float one = 1, beta = float(at.beta);
+  const double one_double = 1;
   const bool in_double = p.left.dtype == DType::f64;
-  return cublas_lt().cublasLtMatmul(handle, prepared.product.get(), in_double ? static_cast<const void*>(&one_double) : &one,
-                                    at.left, prepared.left.get(), at.right, prepared.right.get(),
-                                    in_double ? static_cast<const void*>(&zero_double) : &zero, at.result,
-                                    prepared.result.get(), at.result, prepared.result.get(), &algorithm,
-                                    reinterpret_cast<void*>(workspace.address), workspace.bytes, stream);
+  return cublas_lt().cublasLtMatmul(
+      handle, prepared.product.get(), in_double ? static_cast<const void*>(&one_double) : &one, at.left, prepared.left.get(),
+      at.right, prepared.right.get(), in_double ? static_cast<const void*>(&at.beta) : &beta, at.addend, prepared.addend.get(),
+      at.result, prepared.result.get(), &algorithm, reinterpret_cast<void*>(workspace.address), workspace.bytes, stream);
 }
 
 // ---- timing the library's proposals -----------------------------------------------------------------------------------------
@@ -297,6 +324,7 @@ class Gemms {
                  create_layout(p.left, p.batch, call),
                  create_layout(p.right, p.batch, call),
                  create_layout(p.result, p.batch, call),
+                 create_layout(p.addend.value_or(p.result), p.batch, call),
                  {}};
     const std::string name = to_string(p);
     if (const auto kept = choices_.find(name); kept != choices_.end()) {
@@ -314,7 +342,7 @@ class Gemms {
     cu::cublasLtMatmulHeuristicResult_t verdict;
     const auto status =
         cublas_lt().cublasLtMatmulAlgoCheck(handle_, prepared.product.get(), prepared.left.get(), prepared.right.get(),
-                                            prepared.result.get(), prepared.result.get(), &algorithm, &verdict);
+                                            prepared.addend.get(), prepared.result.get(), &algorithm, &verdict);
     return status == cu::CUBLAS_STATUS_SUCCESS && verdict.workspaceSize > p.workspace ? cu::CUBLAS_STATUS_NOT_SUPPORTED
                                                                                       : status;
   }
@@ -331,13 +359,13 @@ class Gemms {
     prefer(cu::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t(cu::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     prefer(cu::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p.left.alignment);
     prefer(cu::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, p.right.alignment);
-    prefer(cu::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.result.alignment);
+    prefer(cu::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.addend.value_or(p.result).alignment);
     prefer(cu::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, p.result.alignment);
     constexpr int kProposals = 8;
     std::array<cu::cublasLtMatmulHeuristicResult_t, kProposals> proposed;
     int count = 0;
     auto status = lt.cublasLtMatmulAlgoGetHeuristic(handle_, prepared.product.get(), prepared.left.get(), prepared.right.get(),
-                                                    prepared.result.get(), prepared.result.get(), preference.get(), kProposals,
+                                                    prepared.addend.get(), prepared.result.get(), preference.get(), kProposals,
                                                     proposed.data(), &count);
     if (status == cu::CUBLAS_STATUS_SUCCESS) status = cu::CUBLAS_STATUS_NOT_SUPPORTED;
     Algorithms accepted;
@@ -357,9 +385,10 @@ class Gemms {
   std::size_t time_all(const Problem& p, const Prepared& prepared, const Algorithms& algorithms, const GemmCall& call,
                        cu::CUstream stream, const GemmWorkspace& workspace) {
     const Layout column{p.result.dtype, p.result.rows, 1, p.result.rows, 0, false, p.result.alignment};
-    const Scratch left(p.left, p.batch), right(p.right, p.batch), result(p.result, p.batch), bias(column, 1);
-    if (!left.get() || !right.get() || !result.get() || !bias.get()) return 0;
-    const Addresses at{left.get(), right.get(), result.get()};
+    const Scratch left(p.left, p.batch), right(p.right, p.batch), result(p.result, p.batch), bias(column, 1),
+        addend(p.addend.value_or(column), p.addend ? p.batch : 1);
+    if (!left.get() || !right.get() || !result.get() || !bias.get() || !addend.get()) return 0;
+    const Addresses at{left.get(), right.get(), p.addend ? addend.get() : result.get(), result.get(), p.addend ? 1.0 : 0.0};
     if (p.bias)
       set(cublas_lt().cublasLtMatmulDescSetAttribute, prepared.product, cu::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
           static_cast<const void*>(bias.get()), call);
@@ -411,7 +440,9 @@ void launch_gemm(const GemmCall& call, std::byte* const* slots, cu::CUstream str
           const void* bias = address_of(call.bias, slots);
           set(cublas_lt().cublasLtMatmulDescSetAttribute, p.product, cu::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, call);
         }
-        const Addresses at{address_of(call.b, slots), address_of(call.a, slots), address_of(call.c, slots)};
+        const bool adds = bool(call.addend);
+        const Addresses at{address_of(call.b, slots), address_of(call.a, slots), address_of(adds ? call.addend : call.c, slots),
+                           address_of(call.c, slots), adds ? call.beta : 0};
         check(enqueue(handle, problem, p, p.algorithm, at, stream, workspace), "the launch failed", call);
       });
 }
@@ -420,8 +451,10 @@ void emulate_gemm(const GemmCall& call, std::byte* const* slots) {
   const auto input = [&](const GemmOperand& o) { return GemmInput{address_of(o, slots), o.dtype, o.row_stride, o.col_stride}; };
   std::vector<GemmOffsets> batch;
   for (std::int64_t e = 0; e < call.batch; ++e)
-    batch.push_back({e * call.a.batch_stride, e * call.b.batch_stride, e * call.c.batch_stride});
+    batch.push_back({e * call.a.batch_stride, e * call.b.batch_stride, e * call.c.batch_stride, e * call.addend.batch_stride});
   GemmOptions options;
+  options.activation = call.activation;
+  if (call.addend) options.addend = input(call.addend), options.beta = call.beta;
   if (call.bias) options.bias = address_of(call.bias, slots), options.bias_dtype = call.bias.dtype;
   const GemmOutput c{address_of(call.c, slots), call.c.dtype, call.c.row_stride};
   if (call.a.dtype == DType::f64)

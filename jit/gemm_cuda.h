@@ -8,6 +8,7 @@
 #include <string>
 
 #include "jit/dtype.h"
+#include "jit/gemm.h"
 
 namespace weft {
 
@@ -27,12 +28,15 @@ struct GemmOperand {
   explicit operator bool() const { return slot >= 0; }
 };
 
-// C (m, n) = A (m, k) B (k, n) + bias (n), for each element of the batch; m, n, k, batch > 0. A and B have one dtype; C has
-// contiguous rows and is f64 if they are, f32 if they are, and f32 or bf16 if they are bf16; the bias, dense, has C's dtype.
-// Computed in fp32 (bf16 and, if allowed, tf32 inputs on tensor cores), or fp64 if they are f64.
+// C (m, n) = activation(A (m, k) B (k, n) + beta D (m, n) + bias (n)), for each element of the batch; m, n, k, batch > 0. A and
+// B have one dtype; C has contiguous rows and is f64 if they are, f32 if they are, and f32 or bf16 if they are bf16; D, which
+// may be C, is like it, and the bias, dense, has its dtype. Computed in fp32 (bf16 and, if allowed, tf32 inputs on tensor
+// cores), or fp64 if they are f64, where the library has no activation.
 struct GemmCall {
   std::int64_t m = 0, n = 0, k = 0, batch = 1;
-  GemmOperand a, b, c, bias;
+  GemmOperand a, b, c, bias = {}, addend = {};
+  double beta = 1;  // of the addend, if there is one
+  Activation activation = Activation::none;
 
   double flops() const { return 2.0 * double(m) * double(n) * double(k) * double(batch); }
 };

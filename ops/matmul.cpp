@@ -31,6 +31,14 @@ struct Flat {
   GemmInput at(const Launch& launch) const { return matrix(launch, operand, row_stride, col_stride); }
 };
 
+GemmOptions options_of(const Launch& launch, const Epilogue& epilogue) {
+  GemmOptions options;
+  options.activation = epilogue.activation;
+  if (const Operand& b = epilogue.bias) options.bias = launch.view(b).data, options.bias_dtype = b.dtype;
+  if (const Operand& d = epilogue.addend) options.addend = matrix(launch, d, d.row_stride(), 1), options.beta = 1;
+  return options;
+}
+
 std::int64_t row_count(const Shape& shape) { return shape.first(shape.rank() - 1).numel(); }
 
 // linear: inputs x (..., k), w, bias (n) or absent; ints [t]. x W^T with W (n, k) if t, else x W with W (k, n).
@@ -38,15 +46,15 @@ void lower_linear(Lowering& l) {
   const Operand out = l.output();
   if (!out) return;
   const Flat x(l, 0);
-  const Operand w = l.view(1, operand_type(l)), bias = l.has(2) ? l.dense(2) : Operand{};
+  const Operand w = l.view(1, operand_type(l));
+  const Epilogue epilogue = l.epilogue();
   const bool transposed = l.integer(0) != 0;
   const std::int64_t m = row_count(l.shape(0)), k = l.shape(0)[-1], n = out.dims[out.rank - 1];
   in_compute_type(l, [&]<class T>(T) {
     l.emit("gemm__linear", [=](const Launch& launch) {
       const GemmInput stored = matrix(launch, w, w.strides[0], w.strides[1]);
-      GemmOptions options;
-      if (bias) options.bias = launch.view(bias).data, options.bias_dtype = bias.dtype;
-      gemm<T>(m, n, k, x.at(launch), transposed ? stored.transposed() : stored, result(launch, out), options);
+      gemm<T>(m, n, k, x.at(launch), transposed ? stored.transposed() : stored, result(launch, out),
+              options_of(launch, epilogue));
     });
   });
 }
@@ -56,10 +64,12 @@ void lower_row_product(Lowering& l) {
   const Operand out = l.output();
   if (!out) return;
   const Flat a(l, 0), b(l, 1);
+  const Epilogue epilogue = l.epilogue();
   const std::int64_t rows = row_count(l.shape(0)), p = out.dims[0], q = out.dims[1];
   in_compute_type(l, [&]<class T>(T) {
-    l.emit("gemm__row_product",
-           [=](const Launch& launch) { gemm<T>(p, q, rows, a.at(launch).transposed(), b.at(launch), result(launch, out)); });
+    l.emit("gemm__row_product", [=](const Launch& launch) {
+      gemm<T>(p, q, rows, a.at(launch).transposed(), b.at(launch), result(launch, out), options_of(launch, epilogue));
+    });
   });
 }
 
@@ -88,14 +98,20 @@ void lower_matmul(Lowering& l) {
   const Shape batch(std::span(out.dims.data(), std::size_t(out.rank - 2)));
   const std::vector<std::int64_t> in_a = batch_offsets(a, batch), in_b = batch_offsets(b, batch);
   std::vector<GemmOffsets> offsets;
-  for (std::size_t e = 0; e < in_a.size(); ++e) offsets.push_back({in_a[e], in_b[e], std::int64_t(e) * m * out.row_stride()});
+  const Epilogue epilogue = l.epilogue();
+  const std::int64_t added_rows = epilogue.addend ? epilogue.addend.row_stride() : 0;
+  for (std::size_t e = 0; e < in_a.size(); ++e) {
+    const std::int64_t row = std::int64_t(e) * m;
+    offsets.push_back({in_a[e], in_b[e], row * out.row_stride(), row * added_rows});
+  }
   const auto stored = [](const Launch& launch, const Operand& o, bool transposed) {
     const GemmInput x = matrix(launch, o, o.strides[o.rank - 2], o.strides[o.rank - 1]);
     return transposed ? x.transposed() : x;
   };
   in_compute_type(l, [&]<class T>(T) {
     l.emit("gemm__matmul", [=](const Launch& launch) {
-      gemm_batched<T>(offsets, m, n, k, stored(launch, a, ta), stored(launch, b, tb), result(launch, out));
+      gemm_batched<T>(offsets, m, n, k, stored(launch, a, ta), stored(launch, b, tb), result(launch, out),
+                      options_of(launch, epilogue));
     });
   });
 }
@@ -105,9 +121,12 @@ void lower_matmul(Lowering& l) {
 void linear_vjp(Vjp& v);
 void matmul_vjp(Vjp& v);
 
-const Op& linear_op = register_op({.name = "linear", .vjp = linear_vjp, .lower = lower_linear, .cuda = cuda_linear});
-const Op& row_product_op = register_op({.name = "row_product", .lower = lower_row_product, .cuda = cuda_row_product});
-const Op& matmul_op = register_op({.name = "matmul", .vjp = matmul_vjp, .lower = lower_matmul, .cuda = cuda_matmul});
+const Op& linear_op =
+    register_op({.name = "linear", .vjp = linear_vjp, .lower = lower_linear, .cuda = cuda_linear, .product = true});
+const Op& row_product_op =
+    register_op({.name = "row_product", .lower = lower_row_product, .cuda = cuda_row_product, .product = true});
+const Op& matmul_op =
+    register_op({.name = "matmul", .vjp = matmul_vjp, .lower = lower_matmul, .cuda = cuda_matmul, .product = true});
 
 // x (..., k) times W (n, k)^T or W (k, n), plus bias (n).
 Tensor record_linear(const Tensor& x, const Tensor& w, const Tensor& bias, bool transposed, DType dtype, Site where) {

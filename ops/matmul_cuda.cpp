@@ -81,6 +81,15 @@ void finish(Lowering& l, const Operand& product, const Operand& out) {
 
 GemmOperand result(const Operand& o) { return {o.slot, o.offset, o.dtype, o.row_stride(), 1}; }
 
+// The library adds operands of the result's dtype. Rounding a bias to bf16 costs no more than rounding the sum does.
+Epilogue add_epilogue(Lowering& l, const Operand& y, GemmCall& call) {
+  const Epilogue epilogue = l.epilogue(y.dtype);
+  call.activation = epilogue.activation;
+  if (const Operand& bias = epilogue.bias) call.bias = {bias.slot, bias.offset, bias.dtype};
+  if (epilogue.addend) call.addend = result(epilogue.addend);
+  return epilogue;
+}
+
 // ---- kernels ----------------------------------------------------------------------------------------------------------------
 
 // A sum over no elements: the bias, or 0.
@@ -101,11 +110,7 @@ void cuda_linear(Lowering& l) {
   call.a = flat(readable(l, 0, type, flat), false);
   call.b = flat(readable(l, 1, type, flat), l.integer(0) != 0);
   call.c = result(y);
-  if (l.has(2)) {
-    // The epilogue adds a bias of the result's dtype. Rounding a bias to bf16 costs no more than rounding the sum does.
-    const Operand bias = l.dense(2, y.dtype);
-    call.bias = {bias.slot, bias.offset, bias.dtype};
-  }
+  add_epilogue(l, y, call);
   l.emit("gemm__linear", call);
   finish(l, y, out);
 }
@@ -121,6 +126,7 @@ void cuda_row_product(Lowering& l) {
   call.a = flat(readable(l, 0, type, flat), true);
   call.b = flat(readable(l, 1, type, flat), false);
   call.c = result(w);
+  add_epilogue(l, w, call);
   l.emit("gemm__row_product", call);
   finish(l, w, out);
 }
@@ -128,21 +134,22 @@ void cuda_row_product(Lowering& l) {
 namespace {
 
 struct BatchAxis {
-  std::int64_t size, a, b, c;  // strides of the operands
+  std::int64_t size, a, b, c, addend;  // strides of the operands
 };
 
-// The batch axes, neighbours merged where all three operands walk them as one.
-std::vector<BatchAxis> batch_axes(const Operand& a, const Operand& b, const Operand& c) {
+// The batch axes, neighbours merged where all operands walk them as one.
+std::vector<BatchAxis> batch_axes(const Operand& a, const Operand& b, const Operand& c, const Operand& addend) {
   const std::span batch(c.dims.data(), std::size_t(c.rank - 2));
   const auto leading = [&](Operand o) { return o.rank -= 2, broadcast_to(o, batch); };
   const Operand in_a = leading(a), in_b = leading(b);
   std::vector<BatchAxis> axes;
   for (int i = c.rank - 3; i >= 0; --i) {
-    const BatchAxis axis{c.dims[i], in_a.strides[i], in_b.strides[i], c.strides[i]};
+    const BatchAxis axis{c.dims[i], in_a.strides[i], in_b.strides[i], c.strides[i], addend.strides[i]};
     if (axis.size == 1) continue;
     if (!axes.empty()) {
       BatchAxis& inner = axes.back();
-      if (axis.a == inner.a * inner.size && axis.b == inner.b * inner.size && axis.c == inner.c * inner.size) {
+      if (axis.a == inner.a * inner.size && axis.b == inner.b * inner.size && axis.c == inner.c * inner.size &&
+          axis.addend == inner.addend * inner.size) {
         inner.size *= axis.size;
         continue;
       }
@@ -158,6 +165,7 @@ void emit_batch(Lowering& l, GemmCall call, std::vector<BatchAxis> axes) {
     const auto longest = std::max_element(axes.begin(), axes.end(), [](auto& x, auto& y) { return x.size < y.size; });
     call.batch = longest->size;
     call.a.batch_stride = longest->a, call.b.batch_stride = longest->b, call.c.batch_stride = longest->c;
+    call.addend.batch_stride = longest->addend;
     axes.erase(longest);
   }
   std::int64_t calls = 1;
@@ -169,6 +177,7 @@ void emit_batch(Lowering& l, GemmCall call, std::vector<BatchAxis> axes) {
       const std::int64_t at = rest % axis.size;
       rest /= axis.size;
       one.a.offset += at * axis.a, one.b.offset += at * axis.b, one.c.offset += at * axis.c;
+      one.addend.offset += at * axis.addend;
     }
     l.emit("gemm__matmul", one);
   }
@@ -187,7 +196,8 @@ void cuda_matmul(Lowering& l) {
   const Operand c = product_memory(l, type, out);
   const Operand a = readable(l, 0, type, last_two), b = readable(l, 1, type, last_two);
   call.a = last_two(a, ta), call.b = last_two(b, tb), call.c = last_two(c, false);
-  emit_batch(l, call, batch_axes(a, b, c));
+  const Epilogue epilogue = add_epilogue(l, c, call);
+  emit_batch(l, call, batch_axes(a, b, c, epilogue.addend));
   finish(l, c, out);
 }
 

@@ -100,6 +100,29 @@ TEST(Gemm, AlphaBetaBias) {
   }
 }
 
+// The addend has a place, a type and rows of its own; activations are applied once, after all parts of the sum.
+TEST(Gemm, AddendAndActivation) {
+  const std::int64_t m = 37, n = 41;
+  for (const std::int64_t k : {0, 1, 29, 4096})
+    for (const Activation activation : {Activation::none, Activation::relu, Activation::gelu_tanh}) {
+      const Matrix<float> a(m, k, k, 1, 1), b(k, n, n, 1, 2), bias(1, n, n, 1, 4);
+      const Matrix<bf16> addend(m, n, n + 3, 1, 3);
+      std::vector<float> c(std::size_t(m * n), std::numeric_limits<float>::quiet_NaN());
+      GemmOptions options{.alpha = 0.05, .beta = 2, .addend = addend.input()};
+      options.bias = reinterpret_cast<const std::byte*>(bias.values.data());
+      options.activation = activation;
+      gemm<float>(m, n, k, a.input(), b.input(), {reinterpret_cast<std::byte*>(c.data()), DType::f32, n}, options);
+      const std::vector<double> product = naive(a, b, m, n, k);
+      for (std::int64_t i = 0; i < m; ++i)
+        for (std::int64_t j = 0; j < n; ++j) {
+          double x = 0.05 * product[std::size_t(i * n + j)] + 2 * addend.at(i, j) + double(bias.values[std::size_t(j)]);
+          if (activation == Activation::relu) x = std::max(x, 0.0);
+          if (activation == Activation::gelu_tanh) x *= 0.5 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+          ASSERT_NEAR(c[std::size_t(i * n + j)], x, 1e-4) << k << " " << name_of(activation);
+        }
+    }
+}
+
 TEST(Gemm, EmptyAndZeroDepth) {
   std::vector<float> c(12, 3.0f);
   const GemmOutput out{reinterpret_cast<std::byte*>(c.data()), DType::f32, 4};

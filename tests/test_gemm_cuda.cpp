@@ -17,6 +17,8 @@ struct Case {
   bool a_by_columns, b_by_columns, bias;
   std::int64_t gap;  // elements between rows (or columns) and before the first: leading dimensions and offsets that are odd
   DType in, out;
+  double beta = 0;  // 0: no addend
+  Activation activation = Activation::none;
 };
 
 std::vector<Case> cases() {
@@ -31,13 +33,20 @@ std::vector<Case> cases() {
       for (int layout = 0; layout < 4; ++layout, ++number)
         all.push_back({s[0], s[1], s[2], s[3], layout % 2 == 1, layout / 2 == 1, s[3] == 1 && number % 5 < 2, number % 3,
                        type[0], type[1]});
+  for (const auto& type : types)  // whatever an epilogue can be
+    for (const double beta : {0.0, 1.0, -0.5})
+      for (const bool bias : {false, true})
+        for (const Activation activation : {Activation::none, Activation::relu, Activation::gelu_tanh})
+          for (const std::int64_t batch : {1, 3})
+            if (type[0] != DType::f64 || activation == Activation::none)
+              all.push_back({24, 40, 48, batch, false, true, bias, 8, type[0], type[1], beta, activation});
   return all;
 }
 
-// The call of a case on the slots 0 (a), 1 (b), 2 (c), 3 (bias), and the elements of each.
+// The call of a case on the slots 0 (a), 1 (b), 2 (c), 3 (bias), 4 (addend), and the elements of each.
 struct Product {
   GemmCall call;
-  std::int64_t elements[4];
+  std::int64_t elements[5] = {};
 
   explicit Product(const Case& c) {
     const auto operand = [&](int slot, DType dtype, std::int64_t rows, std::int64_t columns, bool by_columns) {
@@ -60,6 +69,8 @@ struct Product {
             {}};
     elements[3] = c.n + c.gap;
     if (c.bias) call.bias = {3, c.gap, c.out};
+    if (c.beta != 0) call.addend = operand(4, c.out, c.m, c.n + 8, false), call.beta = c.beta;  // longer rows than C's
+    call.activation = c.activation;
   }
   DType dtype(int slot) const { return slot < 2 ? call.a.dtype : call.c.dtype; }
 };
@@ -75,8 +86,8 @@ std::vector<std::byte*> addresses(Memory& memory) {
 Memory random_memory(const Product& p) {
   std::mt19937 random(7);
   std::normal_distribution<double> normal;
-  Memory memory(4);
-  for (int s = 0; s < 4; ++s) {
+  Memory memory(5);
+  for (int s = 0; s < 5; ++s) {
     std::vector<std::byte>& bytes = memory[std::size_t(s)];
     bytes.resize(std::size_t(p.elements[s]) * size_of(p.dtype(s)));
     visit_dtype(p.dtype(s), [&]<class T>(T) {
@@ -102,6 +113,12 @@ double tolerance(const GemmCall& call) {
   return one * std::sqrt(double(call.k)) * 4;
 }
 
+double activated(Activation activation, double x) {
+  if (activation == Activation::relu) return x <= 0 ? 0 : x;
+  if (activation == Activation::gelu_tanh) return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+  return x;
+}
+
 TEST(GemmCuda, TheEmulationIsTheProduct) {
   for (const Case& c : cases()) {
     const Product p(c);
@@ -112,7 +129,8 @@ TEST(GemmCuda, TheEmulationIsTheProduct) {
         for (std::int64_t j = 0; j < c.n; ++j) {
           double expected = c.bias ? at(memory, p.call.bias, 0, 0, j) : 0;
           for (std::int64_t l = 0; l < c.k; ++l) expected += at(memory, p.call.a, e, i, l) * at(memory, p.call.b, e, l, j);
-          ASSERT_NEAR(at(memory, p.call.c, e, i, j), expected, tolerance(p.call))
+          if (p.call.addend) expected += c.beta * at(memory, p.call.addend, e, i, j);
+          ASSERT_NEAR(at(memory, p.call.c, e, i, j), activated(c.activation, expected), tolerance(p.call))
               << to_string(p.call) << " at " << i << ", " << j;
         }
   }
@@ -176,6 +194,46 @@ TEST(GemmCuda, TheDeviceAgreesWithTheEmulation) {
             ASSERT_NEAR(at(got, p.call.c, e, i, j), at(expected, p.call.c, e, i, j), near)
                 << to_string(p.call) << " at " << i << ", " << j;
     }
+}
+
+// A product whose addend is C itself: a sum that grows in place.
+TEST(GemmCuda, TheAddendMayBeTheResult) {
+  Product p({16, 24, 32, 1, false, false, false, 0, DType::f32, DType::f32, 1});
+  p.call.addend = p.call.c;
+  Memory memory = random_memory(p);
+  const Memory before = memory;
+  emulate_gemm(p.call, addresses(memory).data());
+  for (std::int64_t i = 0; i < 16; ++i)
+    for (std::int64_t j = 0; j < 24; ++j) {
+      double expected = at(before, p.call.c, 0, i, j);
+      for (std::int64_t l = 0; l < 32; ++l) expected += at(before, p.call.a, 0, i, l) * at(before, p.call.b, 0, l, j);
+      ASSERT_NEAR(at(memory, p.call.c, 0, i, j), expected, tolerance(p.call));
+    }
+  if (missing_cuda_device() || missing_library(CudaLibrary::cublas_lt)) return;
+  OnDevice device;
+  Memory got = before;
+  got[2] = device.run(p.call, before, false);
+  for (std::int64_t i = 0; i < 16; ++i)
+    for (std::int64_t j = 0; j < 24; ++j)
+      ASSERT_NEAR(at(got, p.call.c, 0, i, j), at(memory, p.call.c, 0, i, j), tolerance(p.call));
+}
+
+// A NaN stays one, as it does in weft's own kernels.
+TEST(GemmCuda, ActivationsKeepNan) {
+  for (const Activation activation : {Activation::relu, Activation::gelu_tanh}) {
+    const Product p({16, 24, 32, 1, false, false, false, 0, DType::f32, DType::f32, 0, activation});
+    Memory memory = random_memory(p);
+    reinterpret_cast<float*>(memory[0].data())[0] = std::nanf("");
+    const Memory before = memory;
+    emulate_gemm(p.call, addresses(memory).data());
+    EXPECT_TRUE(std::isnan(at(memory, p.call.c, 0, 0, 3))) << to_string(p.call);
+    EXPECT_FALSE(std::isnan(at(memory, p.call.c, 0, 1, 3))) << to_string(p.call);
+    if (missing_cuda_device() || missing_library(CudaLibrary::cublas_lt)) continue;
+    OnDevice device;
+    Memory got = before;
+    got[2] = device.run(p.call, before, false);
+    EXPECT_TRUE(std::isnan(at(got, p.call.c, 0, 0, 3))) << to_string(p.call);
+  }
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ void run(const GemmCall& call, std::byte* const* slots) {
   each_run(call.a, slots, call.m, call.k, call.batch, read);
   each_run(call.b, slots, call.k, call.n, call.batch, read);
   if (call.bias) each_run(call.bias, slots, 1, call.n, 1, read);
+  if (call.addend) each_run(call.addend, slots, call.m, call.n, call.batch, read);
   each_run(call.c, slots, call.m, call.n, call.batch,
            [](const std::byte* begin, std::size_t bytes) { emulated_write(begin, bytes); });
   emulate_gemm(call, slots);
@@ -33,9 +34,9 @@ void run(const GemmCall& call, std::byte* const* slots) {
 
 void emulated_gemm(const GemmCall& call, std::byte* const* slots, cu::CUstream stream) {
   GemmCall own = call;  // with slots of its own: the caller's array is gone when a graph repeats it
-  std::array<std::byte*, 4> addresses{};
+  std::array<std::byte*, 5> addresses{};
   int n = 0;
-  for (GemmOperand* o : {&own.a, &own.b, &own.c, &own.bias})
+  for (GemmOperand* o : {&own.a, &own.b, &own.c, &own.bias, &own.addend})
     if (*o) addresses[std::size_t(n)] = slots[o->slot], o->slot = n++;
   emulated_work(stream, [own, addresses] { run(own, addresses.data()); });
 }

@@ -35,7 +35,7 @@ fs::path config_file(const fs::path& path) {
 double bytes_of(const GemmCall& g) {
   const auto size = [](const GemmOperand& o) { return double(size_of(o.dtype)); };
   const double m = double(g.m), n = double(g.n), k = double(g.k);
-  return double(g.batch) * (m * k * size(g.a) + k * n * size(g.b) + m * n * size(g.c));
+  return double(g.batch) * (m * k * size(g.a) + k * n * size(g.b) + m * n * (size(g.c) + (g.addend ? size(g.addend) : 0)));
 }
 
 // A run's own, or usual ones; what is given on the command line goes before them.
