@@ -39,6 +39,50 @@ bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
 
 }  // namespace
 
+namespace {
+
+void add_text(std::vector<std::uint64_t>& words, std::string_view text) {
+  words.push_back(XXH3_64bits(text.data(), text.size()));
+}
+
+// What the ints of a node stand for.
+void add_ints(std::vector<std::uint64_t>& words, const Tape& tape, NodeId id) {
+  const Op& op = tape.op(id);
+  for (int h = 0; h < int(op.holes.size()); ++h) {
+    const HoleView hole = hole_of(tape, id, h);
+    for (const Expr root : hole.roots) words.push_back(root.hash());
+    for (const int count : {int(hole.roots.size()), hole.captured, hole.first_input, hole.first_slot, hole.slots})
+      words.push_back(std::uint64_t(count));
+  }
+  if (op.identity) return words.push_back(op.identity(tape, id));
+  for (const std::int64_t value : plain_ints(tape, id)) words.push_back(std::uint64_t(value));
+}
+
+}  // namespace
+
+std::uint64_t plan_hash(const Tape& tape, const std::vector<NodeId>& results, const Target& target) {
+  std::vector<std::uint64_t> words = {std::uint64_t(target.device), std::uint64_t(target.capability), target.exact, switches()};
+  for (NodeId id = 0; id < tape.nodes.size(); ++id) {
+    const Node& node = tape.nodes[id];
+    add_text(words, tape.op(id).name);
+    for (const std::uint64_t word : {std::uint64_t(node.dtype), std::uint64_t(node.flags), std::uint64_t(node.outputs),
+                                     std::uint64_t(node.inputs), std::uint64_t(node.constants)})
+      words.push_back(word);
+    words.push_back(node.constants > 0 ? node.first_constant : 0);
+    for (const NodeId input : tape.inputs_of(id)) words.push_back(input);
+    words.push_back(std::uint64_t(node.rank));
+    for (const std::int64_t dim : node.shape().dims()) words.push_back(std::uint64_t(dim));
+    add_ints(words, tape, id);
+  }
+  for (const StateImpl* state : tape.states) {
+    add_text(words, state->name);
+    words.push_back(std::uint64_t(state->dtype) << 1 | state->parameter);
+    for (const std::int64_t dim : state->shape.dims()) words.push_back(std::uint64_t(dim));
+  }
+  words.insert(words.end(), results.begin(), results.end());
+  return hash(words, 0);
+}
+
 Plan::Plan() = default;
 Plan::~Plan() = default;
 

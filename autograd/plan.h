@@ -62,11 +62,17 @@ struct Plan {
   // Copies that make the twins which the plan reads equal to their States: run before it when one is stale.
   std::unique_ptr<Plan> twins;
   std::vector<int> outdated;  // States, by their position, that it writes without writing their twins
+  std::uint64_t hash = 0;     // plan_hash of what it was made from
   std::size_t arena_bytes = 0;
   std::vector<std::byte*> addresses;  // of each slot
   std::vector<int> moving;            // slots bound at every run: inputs and results
   std::unique_ptr<GpuPlan> gpu;       // on a GPU: how it is launched
 };
+
+// A hash of all that a plan depends on which is equal in two processes that record the same step, whatever they have recorded
+// before: ops and Expressions count by what they are, States by their names, shapes and the order in which the step meets them.
+// (Keys of PlanCache are valid in one process, but compared in no time.)
+std::uint64_t plan_hash(const Tape& tape, const std::vector<NodeId>& results, const Target& target);
 
 // Finds or makes the plan of `tape`, executes it and returns the results' values.
 std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -90,7 +91,10 @@ Expr conversion(DType from, DType to) {
 }  // namespace
 
 const Op& pointwise_op() {
-  static const Op& op = register_op({.name = "pointwise", .vjp = no_vjp});
+  static const Op& op =
+      register_op({.name = "pointwise", .vjp = no_vjp, .identity = [](const Tape& t, NodeId id) {
+                     return pointwise_body(t, id).hash() ^ std::hash<std::string_view>()(pointwise_name(t, id));
+                   }});
   return op;
 }
 const Op& output_op() {

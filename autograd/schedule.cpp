@@ -105,7 +105,9 @@ std::unique_ptr<Plan> Scheduler::run() {
 }
 
 std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, const Target& target) {
-  return Scheduler(tape, results, target).run();
+  std::unique_ptr<Plan> plan = Scheduler(tape, results, target).run();
+  plan->hash = plan_hash(tape, results, target);
+  return plan;
 }
 
 // ---- analysis ---------------------------------------------------------------------------------------------------------------
@@ -145,8 +147,6 @@ void Scheduler::find_users() {
   }
 }
 
-bool Scheduler::in_double(NodeId id) const {
-  if (t_.nodes[id].dtype == DType::f64) return true;
 // ---- products ---------------------------------------------------------------------------------------------------------------
 
 // A product takes over the pointwise nodes that follow it, each the only reader of the one before, as far as its library goes:
@@ -205,6 +205,8 @@ std::string Scheduler::add_to(NodeId id, Product& product, NodeId other) const {
   return product.addend = other, "";
 }
 
+bool Scheduler::in_double(NodeId id) const {
+  if (t_.nodes[id].dtype == DType::f64) return true;
   const auto inputs = t_.inputs_of(id);
   return std::any_of(inputs.begin(), inputs.end(),
                      [&](NodeId i) { return i != Tape::kNone && t_.nodes[i].dtype == DType::f64; });
@@ -332,11 +334,11 @@ void Scheduler::each_leaf(NodeId kernel, F&& f) const {
     else
       f(input);
   }
-}
-
   if (const auto product = products_.find(kernel); product != products_.end())
     for (const NodeId added : {product->second.bias, product->second.addend})
       if (added != Tape::kNone) f(added);
+}
+
 void Scheduler::find_readers() {
   for (NodeId id = 0; id < t_.nodes.size(); ++id) {
     if (!live_[id] || !(is_root(id) || kind_[id] == Kind::structured)) continue;
@@ -373,8 +375,6 @@ bool Scheduler::can_join(const Group& group, NodeId id) const {
   return ops <= kKernelOps;
 }
 
-bool Scheduler::shares_leaf(const Group& group, NodeId id) const {
-  std::vector<NodeId> mine;
 // `leaf` reads a State as it was before a write that comes not after `until`.
 bool Scheduler::overwritten(NodeId leaf, NodeId until) const {
   const NodeId memory = memory_of(leaf);
@@ -383,6 +383,8 @@ bool Scheduler::overwritten(NodeId leaf, NodeId until) const {
   return write >= 0 && memory < write && write <= std::int64_t(until);
 }
 
+bool Scheduler::shares_leaf(const Group& group, NodeId id) const {
+  std::vector<NodeId> mine;
   each_leaf(id, [&](NodeId leaf) { mine.push_back(leaf); });
   for (const NodeId member : group.members) {
     if (std::find(mine.begin(), mine.end(), member) != mine.end()) return true;

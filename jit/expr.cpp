@@ -451,6 +451,7 @@ Expr::Expr(std::int64_t value) : Expr(integer_literal(value)) {}
 
 ExprOp Expr::op() const { return node(*this).op; }
 ExprType Expr::type() const { return node(*this).type; }
+std::uint64_t Expr::hash() const { return node(*this).hash; }
 Expr Expr::arg(int i) const { return from_id(node(*this).args[i]); }
 int Expr::arity() const { return node(*this).arity; }
 int Expr::coordinates() const { return node(*this).coordinates; }

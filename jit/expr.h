@@ -86,6 +86,7 @@ class Expr {
   double value() const;        // of literal
   int coordinates() const;     // 1 + the highest index that it reads, 0 if none
   std::uint32_t id() const { return id_; }
+  std::uint64_t hash() const;  // of the structure: equal in every process
   static Expr from_id(std::uint32_t id) {
     Expr e;
     e.id_ = id;

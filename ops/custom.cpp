@@ -7,6 +7,8 @@
 #include <mutex>
 #include <utility>
 
+#include <xxhash.h>
+
 #include "autograd/pointwise.h"
 #include "jit/rows.h"
 #include "ops/check.h"
@@ -152,6 +154,14 @@ void cuda_custom(Lowering& l) {
   l.emit(text.launch_text(fmt::format("#line 1 \"{}\"\n{}\n", o.name, o.cuda), launch.grid, launch.block, launch.shared));
 }
 
+// The op's text stands for its id, which depends on what was made before.
+std::uint64_t identity(const Tape& t, NodeId id) {
+  const auto ints = t.ints_of(id);
+  const CustomOptions& o = options_of(ints[0]);
+  const std::uint64_t text = XXH3_64bits_withSeed(o.cuda.data(), o.cuda.size(), XXH3_64bits(o.name.data(), o.name.size()));
+  return XXH3_64bits_withSeed(ints.data() + 1, (ints.size() - 1) * sizeof ints[0], text);
+}
+
 }  // namespace
 
 CustomLaunch CustomLaunch::of(std::int64_t threads, unsigned block) {
@@ -186,8 +196,12 @@ void CustomOp::differentiate(Vjp& v) {
 }
 
 const Op& CustomOp::op() {
-  static const Op& op =
-      register_op({.name = "custom", .vjp = differentiate, .lower = lower_custom, .cuda = cuda_custom, .dense_outputs = true});
+  static const Op& op = register_op({.name = "custom",
+                                     .vjp = differentiate,
+                                     .lower = lower_custom,
+                                     .cuda = cuda_custom,
+                                     .identity = identity,
+                                     .dense_outputs = true});
   return op;
 }
 

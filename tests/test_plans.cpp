@@ -1,4 +1,5 @@
-// What the scheduler makes of a recording: versions for a target, what products take over, where values are written.
+// What the scheduler makes of a recording: versions for a target, what products take over, where values are written, and a hash
+// that is the same in every process.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -258,6 +259,83 @@ TEST_F(Products, AreWrittenIntoAConcat) {
   EXPECT_EQ(count(last_names(), "concat"), 0);
   settings().fuse_products = false;
   EXPECT_EQ(fused, run(step).to_host<float>());
+}
+
+// ---- a hash for every process -----------------------------------------------------------------------------------------------
+
+CustomOp twice(const char* factor) {
+  return CustomOp({.name = "twice",
+                   .inputs = {{"x"}},
+                   .outputs = {"y"},
+                   .integers = {"n"},
+                   .cuda = std::string("extern \"C\" __global__ void KERNEL(PARAMETERS) { write_real(a.y, ") + factor + "); }",
+                   .launch = [](const CustomCall& call) { return CustomLaunch::of(call.integers[0], 64); },
+                   .gradient = [](const CustomGrad& g) { return std::vector{g.upstream() * 2}; }});
+}
+
+// A step with expressions, holes, states, draws and a user's op.
+struct HashedStep {
+  std::int64_t width;
+  const CustomOp op;
+  Linear layer{width, 8};
+  Param A{{8, 4}, DType::f32, "A"};
+  AdamW opt{{A}, {.lr = 1e-3, .clip_norm = 1}};
+  const Tensor x = wave({2, 5, width}), bc = wave({2, 5, 4}),
+               ids = Tensor::from(std::vector<std::int64_t>{1, 2, 0, 3, 1, 0, 2, 7, 5, 4}, {10});
+
+  HashedStep(std::int64_t n = 6, const char* factor = "2 * x") : width(n), op(twice(factor)) {}
+  Tensor operator()() {
+    const Tensor u = layer(x), doubled = custom(op, {u}, {{u.shape(), u.dtype()}}, {.integers = {u.numel()}});
+    const Tensor h = scan(u, doubled, -exp(A), bc, bc, {.delta = softplus_hole(), .out = gate(u)});
+    Tensor loss = cross_entropy(reshape(dropout(h, 0.1) * 0.3, {10, 8}), ids);
+    backward(loss);
+    opt.step();
+    return loss;
+  }
+};
+
+std::uint64_t hash_of(HashedStep&& step, const Target& target = kSm80) {
+  return plan_for(target, [&] { return step(); })->hash;
+}
+
+TEST(PlanHash, IsOfWhatThePlanDependsOn) {
+  const std::uint64_t hash = hash_of({});
+  EXPECT_EQ(hash, hash_of({}));  // other States, another user's op, equal in all that counts
+  EXPECT_NE(hash, hash_of(HashedStep(7)));
+  EXPECT_NE(hash, hash_of(HashedStep(6, "3 * x")));
+  EXPECT_NE(hash, hash_of({}, kSm90a));
+  const Tensor x = wave({4});
+  const auto of = [](auto step) { return plan_for(kSm80, step)->hash; };
+  EXPECT_EQ(of([&] { return x * 3; }), of([&] { return x * 5; }));  // a constant is no structure
+  EXPECT_NE(of([&] { return x * 3; }), of([&] { return x + 3; }));
+  EXPECT_NE(of([&] { return x * 3; }), of([&] { return x * 2; }));
+  EXPECT_NE(of([&] { return sin(x); }), of([&] { return cos(x); }));
+}
+
+// This program again, which records other things first, in another order.
+TEST(PlanHash, IsTheSameInAnotherProcess) {
+  if (std::getenv("WEFT_TEST_PRINT_HASH")) {
+    const Tensor x = wave({3, 4});
+    twice("5 * x");
+    State before({3}, DType::f32, "before");
+    run([&] {
+      return std::pair(tanh(cos(x) * 0.7) + cross_entropy(x, Tensor::from(std::vector<std::int64_t>{0, 1, 2}, {3})),
+                       softmax(x, {-1}));
+    });
+    std::printf("\nhash %016llx\n", static_cast<unsigned long long>(hash_of({})));
+    return;
+  }
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
+  const std::string command =
+      "WEFT_TEST_PRINT_HASH=1 '" + program + "' --gtest_filter=PlanHash.IsTheSameInAnotherProcess 2>&1 </dev/null";
+  std::FILE* pipe = popen(command.c_str(), "r");
+  std::string text;
+  char buffer[4096];
+  while (const std::size_t n = std::fread(buffer, 1, sizeof buffer, pipe)) text.append(buffer, n);
+  ASSERT_EQ(pclose(pipe), 0) << text;
+  char expected[32];
+  std::snprintf(expected, sizeof expected, "hash %016llx", static_cast<unsigned long long>(hash_of({})));
+  EXPECT_NE(text.find(expected), std::string::npos) << expected << " against\n" << text;
 }
 
 }  // namespace
