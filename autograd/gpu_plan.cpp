@@ -28,8 +28,7 @@ GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device),
   gpu_.prepare(kernels);
   prepared_.resize(plan.kernels.size());
   for (std::size_t k = 0; k < prepared_.size(); ++k)
-    std::visit(by_kind{[](const Kernel&) {},
-                       [&](const CudaKernelPointer& cuda) { prepared_[k].loaded = &gpu_.loaded(*cuda); },
+    std::visit(by_kind{[](const Kernel&) {}, [&](const CudaKernelPointer& cuda) { prepared_[k].loaded = &gpu_.loaded(*cuda); },
                        [&](const GemmCall& call) { gpu_.prepare_gemm(call); }},
                plan.kernels[k].work);
   std::size_t at = aligned(tape.constants.size() * sizeof(double));
@@ -100,6 +99,7 @@ void GpuPlan::fill_args(const Plan& plan, std::size_t k, Arena& io) {
       case CudaArg::table:
         return reinterpret_cast<std::uint64_t>(p.tables[std::size_t(arg.value)]->data());
       case CudaArg::integer:
+      case CudaArg::map:
         break;
     }
     return std::uint64_t(arg.value);
@@ -111,8 +111,15 @@ void GpuPlan::fill_args(const Plan& plan, std::size_t k, Arena& io) {
     p.tables.push_back(std::make_unique<Memory>(device_, values.size() * sizeof(std::uint64_t), "a table of " + kernel.name));
     p.tables.back()->write(values.data());
   }
-  p.args.clear();
-  for (const CudaArg& arg : kernel.args) p.args.push_back(word(arg));
+  p.args = {};
+  for (const CudaArg& arg : kernel.args) {
+    if (arg.kind == CudaArg::map) {
+      const TmaMap& map = kernel.maps[std::size_t(arg.value)];
+      p.args.add(gpu_.encode(map, plan.addresses[std::size_t(map.slot)]));
+    } else {
+      p.args.add(word(arg));
+    }
+  }
 }
 
 // Constants and host inputs by one copy through pinned memory, values that already are on this device by copies there.
@@ -135,7 +142,7 @@ void GpuPlan::send(const Tape& tape, Arena& io) {
 
 void GpuPlan::launch(const Plan& plan, std::size_t k) {
   std::visit(by_kind{[](const Kernel&) {},  // the scheduler makes none for a GPU
-                     [&](const CudaKernelPointer& cuda) { gpu_.launch(*cuda, *prepared_[k].loaded, prepared_[k].args.data()); },
+                     [&](const CudaKernelPointer& cuda) { gpu_.launch(*cuda, *prepared_[k].loaded, prepared_[k].args); },
                      [&](const GemmCall& call) { gpu_.gemm(call, plan.addresses.data()); }},
              plan.kernels[k].work);
 }

@@ -27,7 +27,7 @@ class GpuPlan {
  private:
   struct Prepared {
     const LoadedKernel* loaded = nullptr;  // null: a GEMM
-    std::vector<std::uint64_t> args;
+    PackedArgs args;
     std::vector<std::unique_ptr<Memory>> tables;
   };
   void bind(Plan& plan, const Tape& tape, Arena& arena, Arena& io);

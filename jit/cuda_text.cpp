@@ -265,6 +265,14 @@ CudaText& CudaText::table(std::string_view name, std::vector<CudaArg> words) {
   return *this;
 }
 
+CudaText& CudaText::tma_map(std::string_view name, const Operand& o, std::span<const std::int64_t> box, int swizzle) {
+  if (kernel_.maps.empty()) facts_ += "struct alignas(64) TmaMap {\n  unsigned long long opaque[16];\n};\n";
+  member("TmaMap", name, {CudaArg::map, -1, std::int64_t(kernel_.maps.size())});
+  kernel_.maps.push_back(weft::tma_map(o, box, swizzle));
+  note(o);
+  return *this;
+}
+
 CudaText& CudaText::define(std::string_view name, std::int64_t value) {
   facts_ += std::abs(value) < (std::int64_t(1) << 31) ? fmt::format("constexpr int {} = {};\n", name, value)
                                                       : fmt::format("constexpr i64 {} = {}ll;\n", name, value);
@@ -393,6 +401,37 @@ CudaKernel CudaText::launch_text(std::string_view body, std::array<unsigned, 3> 
 CudaKernel CudaText::launch(std::string_view file, std::array<unsigned, 3> grid, std::array<unsigned, 3> block,
                             unsigned shared) {
   return launch_text(embedded_text(file), grid, block, shared);
+}
+
+// ---- tensor maps ------------------------------------------------------------------------------------------------------------
+
+TmaMap tma_map(const Operand& o, std::span<const std::int64_t> box, int swizzle) {
+  constexpr std::int64_t kUnit = 16, kMostBox = 256;  // bytes, elements: CUDA driver API, cuTensorMapEncodeTiled
+  const auto size = std::int64_t(size_of(o.dtype));
+  const auto refuse = [&](std::string_view why, std::int64_t value) {
+    fail(ErrorKind::usage, fmt::format("tensor map: {}", why),
+         fmt::format("{}, of {} axes of {}", value, o.rank, name_of(o.dtype)), "copy the operand, or read it without TMA");
+  };
+  if (o.rank < 1 || o.rank > 5 || box.size() != std::size_t(o.rank))
+    refuse("an operand has 1 to 5 axes, and its box as many", o.rank);
+  const auto last = std::size_t(o.rank - 1);
+  if (o.dims[last] != 1 && o.strides[last] != 1) refuse("the last axis must be contiguous", o.strides[last]);
+  if (o.offset * size % kUnit != 0) refuse("the first element must lie at a multiple of 16 bytes", o.offset * size);
+  if (box[last] * size % kUnit != 0) refuse("a row of the box must be a multiple of 16 bytes", box[last] * size);
+  if (swizzle != 0 && swizzle != 32 && swizzle != 64 && swizzle != 128)
+    refuse("a swizzle is of 0, 32, 64 or 128 bytes", swizzle);
+  if (swizzle != 0 && box[last] * size > swizzle) refuse("a row of the box is longer than the swizzle", box[last] * size);
+  TmaMap map{.slot = o.slot, .offset = o.offset * size, .dtype = o.dtype, .rank = o.rank, .swizzle = swizzle};
+  for (std::size_t i = 0; i <= last; ++i) {
+    const std::size_t axis = last - i;
+    if (box[axis] < 1 || box[axis] > kMostBox) refuse("an axis of the box has 1 to 256 elements", box[axis]);
+    map.dims[i] = std::uint64_t(o.dims[axis]);
+    map.box[i] = unsigned(box[axis]);
+    if (i == 0) continue;
+    if (o.strides[axis] * size % kUnit != 0) refuse("strides must be multiples of 16 bytes", o.strides[axis] * size);
+    map.strides[i - 1] = std::uint64_t(o.strides[axis] * size);
+  }
+  return map;
 }
 
 // ---- vectors ----------------------------------------------------------------------------------------------------------------

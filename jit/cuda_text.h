@@ -24,7 +24,7 @@
 
 namespace weft {
 
-// What a kernel is launched with: 8 bytes each, in the order of the struct `Args`.
+// What a kernel is launched with, in the order of the struct `Args`: 8 bytes each, but for a tensor map.
 struct CudaArg {
   enum Kind : std::uint8_t {
     pointer,    // address of slot `slot` plus `value` bytes
@@ -32,6 +32,7 @@ struct CudaArg {
     constants,  // address of the step's constants block
     status,     // address of the device's status words (see raise in prelude.cuh)
     table,      // address of tables[value] in device memory
+    map,        // maps[value], encoded: 128 bytes at a multiple of 64
   } kind = integer;
   int slot = -1;
   std::int64_t value = 0;
@@ -42,6 +43,21 @@ struct CudaParameter {
   std::string type, name;
 };
 
+// A tensor whose boxes the copy engine of sm_90 and later (TMA) moves: what cuTensorMapEncodeTiled is given. Axes from the
+// innermost outwards, which is contiguous.
+struct TmaMap {
+  int slot = -1;
+  std::int64_t offset = 0;  // bytes
+  DType dtype = DType::f32;
+  int rank = 0;                            // 1 to 5
+  std::array<std::uint64_t, 5> dims{};     // elements
+  std::array<std::uint64_t, 4> strides{};  // bytes between elements of axis 1 and so on
+  std::array<unsigned, 5> box{};           // elements that one instruction moves
+  int swizzle = 0;                         // bytes of a row of the box in shared memory that are permuted: 0, 32, 64 or 128
+};
+// Of an operand and a box of its axes, outermost first as the operand's. An Error (usage) says what the engine does not take.
+TmaMap tma_map(const Operand& operand, std::span<const std::int64_t> box, int swizzle = 0);
+
 // A kernel that can be compiled (text) and launched (the rest).
 struct CudaKernel {
   std::string name;  // of the __global__ function: "rms_norm__3f9c1a"
@@ -49,10 +65,12 @@ struct CudaKernel {
   std::vector<CudaArg> args;
   std::vector<CudaParameter> parameters;     // of args, one by one
   std::vector<std::vector<CudaArg>> tables;  // words of tables: pointers and integers
+  std::vector<TmaMap> maps;                  // sm_90 and later
   std::array<unsigned, 3> grid{1, 1, 1}, block{1, 1, 1};
-  unsigned shared = 0;  // bytes of dynamic shared memory
-  int registers = 0;    // at most so many a thread are expected; 0: no budget
-  double bytes = 0;     // read and written, at least: for rooflines; 0: unknown
+  std::array<unsigned, 3> cluster{1, 1, 1};  // blocks that share their memory, sm_90 and later; each divides the grid's
+  unsigned shared = 0;                       // bytes of dynamic shared memory
+  int registers = 0;                         // at most so many a thread are expected; 0: no budget
+  double bytes = 0;                          // read and written, at least: for rooflines; 0: unknown
   double flops = 0;
 };
 
@@ -66,6 +84,8 @@ class CudaText {
   CudaText& integer(std::string_view name, std::int64_t value);
   CudaText& constant(std::string_view name, int position);             // in Launch::constants: a.NAME()
   CudaText& table(std::string_view name, std::vector<CudaArg> words);  // const i64* NAME
+  // TmaMap NAME: &a.NAME is what the copy engine takes.
+  CudaText& tma_map(std::string_view name, const Operand& operand, std::span<const std::int64_t> box, int swizzle = 0);
   // Facts that are part of the text.
   CudaText& define(std::string_view name, std::int64_t value);  // constexpr int
   CudaText& type(std::string_view name, DType dtype);           // using NAME = bf16;
@@ -75,6 +95,7 @@ class CudaText {
   // A pointer argument NAME and a function NAME_at(a, row): the element where row `row` of `operand` begins, whatever its
   // leading strides.
   CudaText& strided(std::string_view name, const Operand& operand);
+  CudaText& cluster(unsigned x, unsigned y = 1, unsigned z = 1) { return kernel_.cluster = {x, y, z}, *this; }
   CudaText& budget(int registers) { return kernel_.registers = registers, *this; }
   CudaText& flops(double flops) { return kernel_.flops = flops, *this; }
   // Bytes read and written, where they are not those of all operands, each counted once.

@@ -141,6 +141,28 @@ struct CUlaunchConfig {
   unsigned numAttrs = 0;
 };
 
+// Of cuTensorMapEncodeTiled.
+enum CUtensorMapDataType : int {
+  CU_TENSOR_MAP_DATA_TYPE_UINT8 = 0,
+  CU_TENSOR_MAP_DATA_TYPE_INT32 = 3,
+  CU_TENSOR_MAP_DATA_TYPE_INT64 = 5,
+  CU_TENSOR_MAP_DATA_TYPE_FLOAT32 = 7,
+  CU_TENSOR_MAP_DATA_TYPE_FLOAT64 = 8,
+  CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9,
+};
+enum CUtensorMapInterleave : int { CU_TENSOR_MAP_INTERLEAVE_NONE = 0 };
+enum CUtensorMapSwizzle : int {
+  CU_TENSOR_MAP_SWIZZLE_NONE = 0,
+  CU_TENSOR_MAP_SWIZZLE_32B = 1,
+  CU_TENSOR_MAP_SWIZZLE_64B = 2,
+  CU_TENSOR_MAP_SWIZZLE_128B = 3,
+};
+enum CUtensorMapL2promotion : int { CU_TENSOR_MAP_L2_PROMOTION_NONE = 0, CU_TENSOR_MAP_L2_PROMOTION_L2_128B = 2 };
+enum CUtensorMapFloatOOBfill : int { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0 };
+struct alignas(64) CUtensorMap {
+  std::uint64_t opaque[16] = {};
+};
+
 // Options of cuLibraryLoadData; the value of each is a pointer, or a number cast to one.
 enum CUjit_option : int {
   CU_JIT_INFO_LOG_BUFFER = 3,
@@ -209,7 +231,11 @@ enum cublasLtMatmulDescAttributes_t : int {
 };
 enum cublasLtEpilogue_t : int {
   CUBLASLT_EPILOGUE_DEFAULT = 1,
+  CUBLASLT_EPILOGUE_RELU = 2,
   CUBLASLT_EPILOGUE_BIAS = 4,
+  CUBLASLT_EPILOGUE_RELU_BIAS = 6,
+  CUBLASLT_EPILOGUE_GELU = 32,  // its tanh approximation
+  CUBLASLT_EPILOGUE_GELU_BIAS = 36,
   CUBLASLT_EPILOGUE_BGRADA = 256,
   CUBLASLT_EPILOGUE_BGRADB = 512,
 };
@@ -231,11 +257,7 @@ enum cublasLtReductionScheme_t : int {
 
 // Plain data: may be stored in a file and used again by the same version on the same kind of device.
 struct cublasLtMatmulAlgo_t {
-  CUBLASLT_EPILOGUE_RELU = 2,
   std::uint64_t data[8] = {};
-  CUBLASLT_EPILOGUE_RELU_BIAS = 6,
-  CUBLASLT_EPILOGUE_GELU = 32,  // its tanh approximation
-  CUBLASLT_EPILOGUE_GELU_BIAS = 36,
 };
 struct cublasLtMatmulHeuristicResult_t {
   cublasLtMatmulAlgo_t algo;
@@ -297,6 +319,10 @@ struct cublasLtMatmulHeuristicResult_t {
   X(CUresult, cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value)                             \
   X(CUresult, cuOccupancyMaxActiveBlocksPerMultiprocessor, int* blocks, CUfunction function, int threads, std::size_t shared) \
   X(CUresult, cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** parameters, void** extra)           \
+  X(CUresult, cuTensorMapEncodeTiled, CUtensorMap* map, CUtensorMapDataType type, unsigned rank, void* address,               \
+    const std::uint64_t* dims, const std::uint64_t* strides, const unsigned* box, const unsigned* element_strides,            \
+    CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,                           \
+    CUtensorMapFloatOOBfill fill)                                                                                             \
   X(CUresult, cuStreamCreate, CUstream* stream, unsigned flags)                                                               \
   X(CUresult, cuStreamDestroy, CUstream stream)                                                                               \
   X(CUresult, cuStreamSynchronize, CUstream stream)                                                                           \

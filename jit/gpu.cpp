@@ -308,13 +308,53 @@ void Gpu::load(const CudaKernel& kernel, Compiled compiled) {
 
 const LoadedKernel& Gpu::loaded(const CudaKernel& kernel) const { return impl_->kernels.at(kernel.name); }
 
-void Gpu::launch(const CudaKernel& kernel, const LoadedKernel& loaded, const std::uint64_t* args) {
+void PackedArgs::align() {
+  constexpr std::size_t kUnit = alignof(CUtensorMap) / sizeof(std::uint64_t);
+  words_.resize(round_up(used_, kUnit));
+}
+
+void PackedArgs::add(std::uint64_t word) {
+  if (used_++ == words_.size()) align();
+  words_[used_ - 1] = word;
+}
+
+void PackedArgs::add(const CUtensorMap& map) {
+  used_ = words_.size() + std::size(map.opaque);
+  words_.insert(words_.end(), std::begin(map.opaque), std::end(map.opaque));
+}
+
+CUtensorMap encode(const Driver& driver, const TmaMap& map, const std::byte* slot) {
+  const CUtensorMapDataType type = map.dtype == DType::f32    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                   : map.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                   : map.dtype == DType::f64  ? CU_TENSOR_MAP_DATA_TYPE_FLOAT64
+                                   : map.dtype == DType::i32  ? CU_TENSOR_MAP_DATA_TYPE_INT32
+                                   : map.dtype == DType::i64  ? CU_TENSOR_MAP_DATA_TYPE_INT64
+                                                              : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  const CUtensorMapSwizzle swizzle = map.swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : map.swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : map.swizzle == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
+                                                         : CU_TENSOR_MAP_SWIZZLE_NONE;
+  const std::array<unsigned, 5> every{1, 1, 1, 1, 1};  // element of the box
+  CUtensorMap encoded;
+  cuda_check(driver,
+             driver.cuTensorMapEncodeTiled(&encoded, type, unsigned(map.rank), const_cast<std::byte*>(slot + map.offset),
+                                           map.dims.data(), map.strides.data(), map.box.data(), every.data(),
+                                           CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+             "cuTensorMapEncodeTiled");
+  return encoded;
+}
+
+void Gpu::launch(const CudaKernel& kernel, const LoadedKernel& loaded, const PackedArgs& args) {
   CUlaunchConfig config;
   config.gridDimX = kernel.grid[0], config.gridDimY = kernel.grid[1], config.gridDimZ = kernel.grid[2];
   config.blockDimX = kernel.block[0], config.blockDimY = kernel.block[1], config.blockDimZ = kernel.block[2];
   config.sharedMemBytes = kernel.shared;
   config.hStream = impl_->stream;
-  void* parameters[] = {const_cast<std::uint64_t*>(args)};  // one parameter: the struct of arguments
+  CUlaunchAttribute cluster{CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, {}, {}};
+  cluster.value.clusterDim = {kernel.cluster[0], kernel.cluster[1], kernel.cluster[2]};
+  if (kernel.cluster != std::array{1u, 1u, 1u}) config.attrs = &cluster, config.numAttrs = 1;
+  void* parameters[] = {const_cast<std::uint64_t*>(args.words().data())};  // one parameter: the struct of arguments
   cuda_check(driver_, driver_.cuLaunchKernelEx(&config, loaded.function, parameters, nullptr), kernel.name.c_str());
 }
 

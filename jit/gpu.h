@@ -24,6 +24,23 @@ struct LoadedKernel {
   Compiled compiled;    // resources and texts; the cubin itself is released
 };
 
+// The struct `Args` of a launch: words, and tensor maps at multiples of 64 bytes; as a struct with one, it ends at such a
+// multiple.
+class PackedArgs {
+ public:
+  void add(std::uint64_t word);
+  void add(const cu::CUtensorMap& map);
+  std::span<const std::uint64_t> words() const { return words_; }
+
+ private:
+  void align();
+  std::vector<std::uint64_t> words_;  // as many as the alignment wants
+  std::size_t used_ = 0;
+};
+
+// A tensor map for memory that begins here.
+cu::CUtensorMap encode(const Driver& driver, const TmaMap& map, const std::byte* slot);
+
 // A recorded sequence of launches.
 class Graph {
  public:
@@ -51,9 +68,9 @@ class Gpu {
   ~Gpu();
 
   bool emulated() const { return emulated_; }
-  const std::string& name() const { return name_; }      // "NVIDIA H200"
+  const std::string& name() const { return name_; }                  // "NVIDIA H200"
   const std::string& architecture() const { return architecture_; }  // what kernels are compiled for: "sm_90a"
-  const Target& target() const { return target_; }                    // what plans are made for
+  const Target& target() const { return target_; }                   // what plans are made for
   int multiprocessors() const { return multiprocessors_; }
   std::size_t total_memory() const { return total_memory_; }
   std::size_t memory_in_use() const;  // of the whole device, by all processes, as the driver says
@@ -81,7 +98,8 @@ class Gpu {
   // Compiles and loads what is not yet loaded, cold kernels in parallel; `progress` prints a line while it takes long.
   void prepare(std::span<const CudaKernel* const> kernels);
   const LoadedKernel& loaded(const CudaKernel& kernel) const;
-  void launch(const CudaKernel& kernel, const LoadedKernel& loaded, const std::uint64_t* args);
+  void launch(const CudaKernel& kernel, const LoadedKernel& loaded, const PackedArgs& args);
+  cu::CUtensorMap encode(const TmaMap& map, const std::byte* slot) const { return weft::encode(driver_, map, slot); }
   void gemm(const GemmCall& call, std::byte* const* slots);
   void prepare_gemm(const GemmCall& call);
   void allow_tf32(bool on) { tf32_ = on; }  // for products of f32; off: IEEE fp32

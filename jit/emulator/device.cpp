@@ -405,6 +405,9 @@ void fill_code_functions(Driver& d) {
     return CUDA_SUCCESS;
   };
   d.cuLaunchKernelEx = launch_kernel;
+  d.cuTensorMapEncodeTiled = [](auto...) -> CUresult {
+    fail(ErrorKind::device, "emu: tensor maps are not emulated", {}, "give the op a version for sm_80");
+  };
 }
 
 // ---- streams, graphs, events ------------------------------------------------------------------------------------------------

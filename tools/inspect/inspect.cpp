@@ -127,6 +127,7 @@ std::vector<KernelView> views_of(const Plan& plan, const std::vector<double>& se
                          v.name = cuda->name, v.kernel = cuda, v.bytes = cuda->bytes, v.flops = cuda->flops;
                          for (const CudaArg& a : cuda->args)
                            if (a.kind == CudaArg::pointer) slot(a.slot);
+                         for (const TmaMap& map : cuda->maps) slot(map.slot);
                          for (const auto& words : cuda->tables)
                            for (const CudaArg& a : words)
                              if (a.kind == CudaArg::pointer) slot(a.slot);

@@ -76,6 +76,7 @@ std::string argument(const KernelView& view, const CudaArg& arg, const CudaParam
     case CudaArg::status:
       return fmt::format("  args.{} = reinterpret_cast<decltype(args.{})>(host::allocate(64));\n", parameter.name,
                          parameter.name);
+    case CudaArg::map:  // see to_program
     case CudaArg::table:
       break;
   }
@@ -92,6 +93,9 @@ std::string to_program(const KernelView& view, std::string_view target) {
   if (!view.kernel)
     fail(ErrorKind::usage, fmt::format("inspect: {} is a product of cuBLASLt, which has no source", view.name), view.product);
   const CudaKernel& k = *view.kernel;
+  if (!k.maps.empty())
+    fail(ErrorKind::usage, fmt::format("inspect: {} takes tensor maps, which only the driver makes", view.name), {},
+         "look at its --source, --ptx and --sass");
   std::string out = fmt::format(
       "// {}, recorded by {}\n// nvcc -std=c++17 -diag-suppress 128,177 -arch={} -o repro THIS.cu && ./repro\nnamespace kernel "
       "{{\n{}\n}}  // namespace kernel\n\n",
