@@ -84,9 +84,9 @@ Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
   const Tensor u = conv1d_(slice(xz, -1, 0, inner_), conv);  // (b, t, i)
 
   const Tensor q = x_proj_(u);  // (b, t, rank + 2n)
-  const Tensor delta = linear(slice(q, -1, 0, rank_), dt_proj_.weight_function());
+  const Tensor delta = dt_proj_.product(slice(q, -1, 0, rank_));
   const Tensor B = slice(q, -1, rank_, rank_ + state_), C = slice(q, -1, rank_ + state_, rank_ + 2 * state_);
-  ScanOptions options{.D = D_.read(), .delta = softplus_bias(dt_proj_.bias()), .out = gate(z)};
+  ScanOptions options{.D = D_.read(), .delta = softplus_bias(dt_proj_.shift()), .out = gate(z)};
   if (cache) options.last = &last_state;
   if (cache && go_on) options.initial = cache->ssm.read();
   const Tensor o = scan(u, delta, -exp(A_log_), B, C, options);
@@ -133,7 +133,7 @@ Tensor Mamba::embed(const Tensor& ids) {
 
 Tensor Mamba::head(const Tensor& x) {
   const Tensor h = norm_f_(x);
-  return lm_head_ ? (*lm_head_)(h) : linear(h, embeddings_.weight());
+  return lm_head_ ? (*lm_head_)(h) : embeddings_.logits(h);
 }
 
 Tensor Mamba::forward(const Tensor& ids) {
@@ -153,19 +153,6 @@ Tensor Mamba::last_logits(const Tensor& ids, const ModelCache& any, CacheUse use
   for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use);
   const std::int64_t b = ids.dim(0), t = ids.dim(1);
   return head(reshape(slice(x, 1, t - 1, t), {b, config_.width}));
-}
-
-std::vector<GumbelMask> Mamba::masks() {
-  std::vector<GumbelMask> masks;
-  const auto take = [&](const std::optional<GumbelMask>& mask) {
-    if (mask) masks.push_back(*mask);
-  };
-  for (MambaBlock& block : blocks_) {
-    MambaMixer& m = block.mixer();
-    take(m.in_proj().mask()), take(m.conv1d().mask()), take(m.x_proj().mask()), take(m.dt_proj().mask());
-    take(m.out_proj().mask());
-  }
-  return masks;
 }
 
 std::string Mamba::description() const {
@@ -220,9 +207,6 @@ Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
 // 130m is the smallest model of the Mamba paper, with its learning rate and length.
 ModelFamily mamba_family() {
   ModelFamily family{.name = "mamba", .title = "Mamba", .model_types = {"mamba"}};
-  family.recognises = [](const nlohmann::json& config) {
-    return config.contains("d_model") && !config.contains("hidden_size");
-  };
   family.presets = {{"tiny"},
                     {"small",
                      "10 M",

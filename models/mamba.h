@@ -70,7 +70,6 @@ class Mamba : public LanguageModel {
 
   const MambaConfig& config() const { return config_; }
   MambaBlock& block(std::int64_t layer) { return blocks_.at(std::size_t(layer)); }
-  std::vector<GumbelMask> masks();  // of all layers
 
   std::int64_t vocab() const override { return config_.vocab; }
   SpecialTokens special_tokens() const override { return {config_.bos, config_.eos, config_.pad}; }

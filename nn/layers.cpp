@@ -20,12 +20,6 @@ Param parameter(Shape shape, DType dtype, bool decay) {
   return p;
 }
 
-// Weights keep their own type, and so do their gradients: the ops convert them where they multiply.
-Tensor weight_tensor(const Param& param, const std::optional<GumbelMask>& mask) {
-  const Tensor w = param.read();
-  return mask ? w * mask->sample() : w;
-}
-
 }  // namespace
 
 // ---- masks ------------------------------------------------------------------------------------------------------------------
@@ -78,7 +72,22 @@ Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight, double 
   return total ? total : zeros({});
 }
 
-// ---- Linear, Conv1d ---------------------------------------------------------------------------------------------------------
+// ---- layers with a weight ---------------------------------------------------------------------------------------------------
+
+const Param& WeightedModule::weight() const { return initialise(), weight_; }
+const Param& WeightedModule::bias() const { return initialise(), bias_; }
+
+Tensor WeightedModule::masked_weight() const {
+  const Tensor w = weight_.read();
+  return mask() ? w * mask()->sample() : w;
+}
+
+void WeightedModule::mask(MaskOptions options) {
+  if (*mask_) fail(ErrorKind::usage, "mask: the layer has a mask already", "'" + path() + "'");
+  GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options));
+  add("mask", fresh);
+  *mask_ = fresh;
+}
 
 Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options) {
   check_sizes("Linear", {in, out});
@@ -89,18 +98,9 @@ Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options) {
   add("bias", bias_, options.bias_init ? options.bias_init : init::kaiming_uniform(in));
 }
 
-Tensor Linear::forward(const Tensor& x) { return linear(x, weight_function(), bias_ ? bias_.read() : Tensor{}); }
-
-Tensor Linear::weight_function() const { return weight_tensor(weight_, *mask_); }
-const Param& Linear::weight() const { return initialise(), weight_; }
-const Param& Linear::bias() const { return initialise(), bias_; }
-
-void Linear::mask(MaskOptions options) {
-  if (*mask_) fail(ErrorKind::usage, "mask: the layer has a mask already", "'" + path() + "'");
-  GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options));
-  add("mask", fresh);
-  *mask_ = fresh;
-}
+Tensor Linear::forward(const Tensor& x) { return linear(x, masked_weight(), shift()); }
+Tensor Linear::product(Arg x) const { return initialise(), linear(x, masked_weight()); }
+Tensor Linear::shift() const { return bias_ ? bias().read() : Tensor{}; }
 
 Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options) {
   check_sizes("Conv1d", {channels, width});
@@ -112,31 +112,8 @@ Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions opt
 }
 
 Tensor Conv1d::forward(const Tensor& x, Conv1dOptions options) {
-  return conv1d(x, weight_function(), bias_ ? bias_.read() : Tensor{}, std::move(options));
+  return conv1d(x, masked_weight(), bias_ ? bias_.read() : Tensor{}, std::move(options));
 }
-
-Tensor Conv1d::weight_function() const { return weight_tensor(weight_, *mask_); }
-const Param& Conv1d::weight() const { return initialise(), weight_; }
-const Param& Conv1d::bias() const { return initialise(), bias_; }
-
-void Conv1d::mask(MaskOptions options) {
-  if (*mask_) fail(ErrorKind::usage, "mask: the layer has a mask already", "'" + path() + "'");
-  GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options));
-  add("mask", fresh);
-  *mask_ = fresh;
-}
-
-Linear masked(Linear layer, MaskOptions options) {
-  layer.mask(std::move(options));
-  return layer;
-}
-
-Conv1d masked(Conv1d layer, MaskOptions options) {
-  layer.mask(std::move(options));
-  return layer;
-}
-
-// ---- the others -------------------------------------------------------------------------------------------------------------
 
 Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options) {
   check_sizes("Embedding", {vocab, width});
@@ -144,8 +121,10 @@ Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions op
   add("weight", weight_, init::normal(options.deviation));
 }
 
-Tensor Embedding::forward(const Tensor& ids) { return embedding(weight_, ids); }
-const Param& Embedding::weight() const { return initialise(), weight_; }
+Tensor Embedding::forward(const Tensor& ids) { return embedding(masked_weight(), ids); }
+Tensor Embedding::logits(Arg x) const { return initialise(), linear(x, masked_weight()); }
+
+// ---- the others -------------------------------------------------------------------------------------------------------------
 
 RMSNorm::RMSNorm(std::int64_t width, NormOptions options) : eps_(options.eps), output_(options.output) {
   check_sizes("RMSNorm", {width});

@@ -1,9 +1,12 @@
-// Layers. Shapes: "..." any leading axes. Every use of the weight of a Linear or Conv1d goes through its
-// weight_function(), which applies the mask.
+// Layers. Shapes: "..." any leading axes. Every use of a weight is a product of its layer (forward, product, logits), which
+// owns what changes the weight: its mask. weight() is the parameter itself, to be read and set, not to be multiplied with.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "nn/init.h"
@@ -22,9 +25,11 @@ struct MaskOptions {
   double initial_sparsity = 0.5;  // s0: logits start at ln((1 - s0) / s0)
 };
 
-// A Gumbel-sigmoid mask. Training: a new sample each call; evaluation: 1[logit > 0].
+// A Gumbel-sigmoid mask. Training: a new sample each call; evaluation: 1[logit > 0]. Those of a model are its
+// parts<GumbelMask>().
 class GumbelMask : public Module {
  public:
+  static constexpr bool is_part = true;
   GumbelMask(Shape weight, DType dtype, MaskOptions options);
   Tensor sample() const;                                            // the shape of the weight, values in [0, 1]
   Tensor penalty(double weight = 1e-5, double target = 0.3) const;  // weight |(1 - mean sigmoid(l)) - target|, a scalar
@@ -42,6 +47,24 @@ Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight = 1e-5, 
 
 // ---- layers -----------------------------------------------------------------------------------------------------------------
 
+// The weight of a layer, with the mask that it may have, and its bias, which is not masked.
+class WeightedModule : public Module {
+ public:
+  static constexpr bool is_part = true;
+  const Param& weight() const;
+  const Param& bias() const;       // absent if there is none
+  void mask(MaskOptions options);  // from now on, for all copies of the layer
+  const std::optional<GumbelMask>& mask() const { return *mask_; }
+
+ protected:
+  Tensor masked_weight() const;  // in its own type, and so is its gradient: the ops convert it where they multiply
+
+  Param weight_, bias_;
+
+ private:
+  std::shared_ptr<std::optional<GumbelMask>> mask_ = std::make_shared<std::optional<GumbelMask>>();
+};
+
 struct LinearOptions {
   bool bias = true;
   Initialiser weight_init = {};  // default: U(+-1/sqrt(in))
@@ -50,19 +73,15 @@ struct LinearOptions {
 };
 
 // y = x W^T + bias; weight (out, in), bias (out).
-class Linear : public Layer<Linear> {
+class Linear : public Layer<Linear, WeightedModule> {
  public:
   Linear(std::int64_t in, std::int64_t out, LinearOptions options = {});
-  Tensor forward(const Tensor& x);  // (..., in) -> (..., out), in x's dtype
-  Tensor weight_function() const;   // (out, in), masked
-  const Param& weight() const;
-  const Param& bias() const;       // absent if there is none
-  void mask(MaskOptions options);  // from now on; the bias is not masked
-  const std::optional<GumbelMask>& mask() const { return *mask_; }
-
- private:
-  Param weight_, bias_;
-  std::shared_ptr<std::optional<GumbelMask>> mask_ = std::make_shared<std::optional<GumbelMask>>();  // shared by copies
+  // (..., in) -> (..., out), in x's dtype: product(x) + shift().
+  Tensor forward(const Tensor& x);
+  // The two for a caller that adds the bias elsewhere, as a scan does: product(x) is x W^T; shift() (out), absent if there is
+  // no bias.
+  Tensor product(Arg x) const;
+  Tensor shift() const;
 };
 
 struct Conv1dLayerOptions {
@@ -71,24 +90,11 @@ struct Conv1dLayerOptions {
 };
 
 // Causal depthwise convolution over time: weight (d, w), in files (d, 1, w); bias (d).
-class Conv1d : public Layer<Conv1d> {
+class Conv1d : public Layer<Conv1d, WeightedModule> {
  public:
   Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options = {});
   Tensor forward(const Tensor& x, Conv1dOptions options = {});  // (b, t, d) -> (b, t, d)
-  Tensor weight_function() const;                               // (d, w), masked
-  const Param& weight() const;
-  const Param& bias() const;
-  void mask(MaskOptions options);
-  const std::optional<GumbelMask>& mask() const { return *mask_; }
-
- private:
-  Param weight_, bias_;
-  std::shared_ptr<std::optional<GumbelMask>> mask_ = std::make_shared<std::optional<GumbelMask>>();  // shared by copies
 };
-
-// The layer with a mask on its weight.
-Linear masked(Linear layer, MaskOptions options = {});
-Conv1d masked(Conv1d layer, MaskOptions options = {});
 
 struct EmbeddingOptions {
   double deviation = 0.02;  // rows start as N(0, deviation^2)
@@ -96,15 +102,19 @@ struct EmbeddingOptions {
 };
 
 // weight (vocab, width); ids (...) in [0, vocab) -> (..., width).
-class Embedding : public Layer<Embedding> {
+class Embedding : public Layer<Embedding, WeightedModule> {
  public:
   Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options = {});
   Tensor forward(const Tensor& ids);
-  const Param& weight() const;
-
- private:
-  Param weight_;
+  Tensor logits(Arg x) const;  // x (..., width) -> (..., vocab), x W^T: the head of a model that ties it to the embedding
 };
+
+// The layer with a mask on its weight.
+template <std::derived_from<WeightedModule> M>
+M masked(M layer, MaskOptions options = {}) {
+  layer.mask(std::move(options));
+  return layer;
+}
 
 struct NormOptions {
   double eps = 1e-5;

@@ -26,7 +26,8 @@ struct Module::Data {
   struct Entry {
     std::string name;
     std::variant<Param, State, std::shared_ptr<Data>> what;
-    Initialiser init = {};  // of a param that has no values yet
+    std::shared_ptr<const Module> part = {};  // of a child that parts() finds
+    Initialiser init = {};                    // of a param that has no values yet
     std::uint64_t seed = 0;
     std::optional<Shape> file_shape = {};
   };
@@ -113,7 +114,7 @@ void Module::add(std::string name, Param& param, Initialiser init, std::optional
   });
   if (!named) param.impl()->name = join(*data_->path, name);
   if (init) data_->initialised = false;
-  data_->entries.push_back({std::move(name), param, std::move(init), rng().seed(), file_shape});
+  data_->entries.push_back({std::move(name), param, {}, std::move(init), rng().seed(), file_shape});
 }
 
 void Module::add(std::string name, State& state) {
@@ -122,12 +123,12 @@ void Module::add(std::string name, State& state) {
   data_->entries.push_back({std::move(name), state});
 }
 
-void Module::add(std::string name, Module& child) {
+void Module::add_child(std::string name, Module& child, std::shared_ptr<const Module> part) {
   data_->check_new(name);
   if (child.data_ == data_) fail(ErrorKind::usage, "module: a module cannot be its own child", "'" + name + "'");
   data_->initialised &= child.data_->initialised;
   if (!data_->training) child.train(false);
-  data_->entries.push_back({std::move(name), child.data_});
+  data_->entries.push_back({std::move(name), child.data_, std::move(part)});
   data_->set_path(*data_->path);
 }
 
@@ -156,6 +157,19 @@ std::vector<NamedState> Module::named_states() const {
       result.push_back({name, *state});
   });
   return result;
+}
+
+void Module::each_part(const std::function<void(const Module&)>& f) const {
+  std::unordered_set<const Data*> seen;
+  const std::function<void(const Data&)> below = [&](const Data& data) {
+    for (const Data::Entry& e : data.entries) {
+      auto* child = std::get_if<std::shared_ptr<Data>>(&e.what);
+      if (!child || !seen.insert(child->get()).second) continue;
+      if (e.part) f(*e.part);
+      below(**child);
+    }
+  };
+  below(*data_);
 }
 
 std::int64_t Module::parameter_count() const {

@@ -10,6 +10,8 @@
 // Modules are handles: a copy shares parameters and registry with the original.
 #pragma once
 
+#include <concepts>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -55,6 +57,18 @@ class Module {
   // the module do it first, so it need not be called: by then the modules around are complete and names are final.
   void initialise() const;
 
+  // The modules of type M below this one, depth first, in registration order, each once: `parts<GumbelMask>()`,
+  // `parts<Linear>()`. Finds types that say `static constexpr bool is_part = true`.
+  template <std::derived_from<Module> M>
+  std::vector<M> parts() const {
+    std::vector<M> found;
+    each_part([&](const Module& part) {
+      if (const M* m = dynamic_cast<const M*>(&part)) found.push_back(*m);
+    });
+    return found;
+  }
+  static constexpr bool is_part = false;
+
   // Values of parameters and buffers by name. Loading is strict: missing, unexpected and mis-shaped tensors are all listed in
   // one error, and then nothing was changed.
   TensorMap state_dict() const;
@@ -65,9 +79,18 @@ class Module {
   // if it differs.
   void add(std::string name, Param& param, Initialiser init = {}, std::optional<Shape> file_shape = {});
   void add(std::string name, State& state);
-  void add(std::string name, Module& child);  // `name` may have dots: "layers.3"
-  struct Data;                                // shared with the parent, so that modules can be moved
+  template <std::derived_from<Module> M>
+  void add(std::string name, M& child) {  // `name` may have dots: "layers.3"
+    std::shared_ptr<const Module> part;
+    if constexpr (M::is_part) part = std::make_shared<const M>(child);  // a handle, as every copy of a module is
+    add_child(std::move(name), child, std::move(part));
+  }
+  struct Data;  // shared with the parent, so that modules can be moved
   std::shared_ptr<Data> data_;
+
+ private:
+  void add_child(std::string name, Module& child, std::shared_ptr<const Module> part);
+  void each_part(const std::function<void(const Module&)>& f) const;
 
   friend class CallFrame;
 };
@@ -99,8 +122,8 @@ class CallFrame {
 };
 
 // CRTP: gives `Self` a call operator that opens a frame and calls Self::forward(first, rest...).
-template <class Self>
-class Layer : public Module {
+template <class Self, class Base = Module>
+class Layer : public Base {
  public:
   template <class... Rest>
   auto operator()(Arg x, Rest&&... rest) {

@@ -114,18 +114,14 @@ void add_op(Texts& texts, const OpRow& row, const OpCase& c) {
 // Training, evaluation and generation.
 void add_model(Texts& texts, const std::string& name, const MambaConfig& config, bool with_masks, bool only_training = false) {
   Mamba model(config);
-  if (with_masks) {
-    for (std::int64_t l = 0; l < config.layers; ++l) {
-      MambaMixer& m = model.block(l).mixer();
-      for (Linear* linear : {&m.in_proj(), &m.x_proj(), &m.dt_proj(), &m.out_proj()}) linear->mask({});
-      m.conv1d().mask({});
-    }
-  }
+  if (with_masks)
+    for (WeightedModule& layer : model.parts<WeightedModule>())
+      if (layer.path().find(".mixer.") != std::string::npos) layer.mask({});
   AdamW opt(model.parameters(), {.lr = 1e-3, .weight_decay = 0.1, .clip_norm = 1});
   const Tensor inputs = given({4, 64}, DType::i64), targets = given({4, 64}, DType::i64);
   texts.add(name + ", training", [&] {
     Tensor loss = cross_entropy(model(inputs), targets);
-    if (with_masks) loss = loss + mask_penalty(model.masks());
+    if (with_masks) loss = loss + mask_penalty(model.parts<GumbelMask>());
     backward(loss);
     opt.step();
     return std::pair(loss, opt.grad_norm());

@@ -399,24 +399,45 @@ TEST(Mamba, MasksOfTheMixerLearn) {
     model.block(l).mixer().conv1d().mask({});
     model.block(l).mixer().out_proj().mask({});
   }
-  EXPECT_EQ(model.masks().size(), 6u);
+  const std::vector<GumbelMask> masks = model.parts<GumbelMask>();
+  EXPECT_EQ(masks.size(), 6u);
   AdamW opt(model.parameters(), {.lr = 1e-2});
   const auto ids = some_ids(32);
   const Tensor inputs = Tensor::from(ids, {2, 16});
-  const double before = model.masks()[0].expected_sparsity();
+  const double before = masks[0].expected_sparsity();
   double loss = 0;
   for (int i = 0; i < 5; ++i)
     loss = run([&] {
-             Tensor l = cross_entropy(model(inputs), inputs) + mask_penalty(model.masks(), 1.0, 0.3);
+             Tensor l = cross_entropy(model(inputs), inputs) + mask_penalty(masks, 1.0, 0.3);
              backward(l);
              opt.step();
              return l;
            }).item();
   EXPECT_TRUE(std::isfinite(loss));
-  EXPECT_LT(model.masks()[0].expected_sparsity(), before);  // from 0.5 towards 0.3
+  EXPECT_LT(masks[0].expected_sparsity(), before);  // from 0.5 towards 0.3
   EXPECT_TRUE(model.state_dict().contains("backbone.layers.0.mixer.in_proj.mask.logits"));
   model.train(false);
   EXPECT_EQ(logits_of(model, ids), logits_of(model, ids));
+}
+
+// Masks on all weights, of the tied embedding and the step size too, do what zeros in the weights do.
+TEST(Mamba, NoUseOfAWeightMissesItsMask) {
+  seed(3);
+  Mamba model(small());
+  TensorMap weights = model.state_dict();
+  model.train(false);
+  for (WeightedModule& layer : model.parts<WeightedModule>()) {
+    layer.mask({});
+    std::vector<double> w = layer.weight().to_host<double>(), l(w.size());
+    for (std::size_t i = 0; i < w.size(); ++i) l[i] = i % 3 ? 1 : -1, w[i] *= i % 3 ? 1 : 0;
+    Param(layer.mask()->logits()).set(l);
+    HostTensor& t = weights.at(layer.path() + ".weight");
+    t = HostTensor::from<double>(t.dtype, t.shape, w);
+  }
+  EXPECT_EQ(model.parts<GumbelMask>().size(), 11u);
+  Mamba zeroed(small());
+  zeroed.load_state_dict(weights);
+  EXPECT_LT(largest_difference(logits_of(model, some_ids(9)), logits_of(zeroed, some_ids(9))), 1e-6);
 }
 
 TEST(Mamba, Bf16ActivationsStayClose) {

@@ -90,6 +90,33 @@ TEST(Module, ANameRegisteredTwiceIsAnError) {
   expect_error(ErrorKind::usage, {"registered twice: 'w'"}, [] { Twice t; });
 }
 
+TEST(Module, PartsAreFoundBelowItInOrderAndOnce) {
+  struct Pair : Layer<Pair> {
+    Linear left{2, 3};
+    Embedding right{4, 2};
+    Pair() { add("left", left), add("right", right); }
+  };
+  struct Both : Layer<Both> {
+    Pair first, second;
+    Both() { add("first", first), add("second", second), add("tied", first.left); }
+  } both;
+  both.second.right.mask({});
+  both.second.left.mask({});
+  both.first.left.mask({});  // of a handle, long after it was registered
+  std::vector<std::string> names;
+  for (const WeightedModule& layer : both.parts<WeightedModule>()) names.push_back(layer.path());
+  EXPECT_EQ(names.size(), 4u);
+  EXPECT_EQ(names[1], "first.right");
+  EXPECT_EQ(both.parts<Linear>().size(), 2u);
+  EXPECT_TRUE(both.parts<Linear>()[0].mask());
+  names.clear();
+  for (const GumbelMask& mask : both.parts<GumbelMask>()) names.push_back(mask.path());
+  ASSERT_EQ(names.size(), 3u);
+  EXPECT_EQ(names[1], "second.left.mask");
+  EXPECT_EQ(names[2], "second.right.mask");
+  EXPECT_TRUE(both.first.right.parts<GumbelMask>().empty());
+}
+
 TEST(Module, StateDictGoesThroughAFile) {
   seed(1);
   Net a;
@@ -265,6 +292,36 @@ TEST(Mask, EvaluationIsBinaryAndTheBiasUnmasked) {
   const auto actual = run([&] { return layer(x); }).to_host<double>();
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(actual[i], expected[i], 1e-6);
   EXPECT_DOUBLE_EQ(layer.mask()->realised_sparsity(), off / 15.0);
+}
+
+TEST(Mask, EveryUseOfTheWeightGoesThroughIt) {
+  Linear layer = masked(Linear(5, 3));
+  Embedding table = masked(Embedding(4, 3));
+  for (const GumbelMask& mask : {*layer.mask(), *table.mask()}) {
+    std::vector<float> logits = ramp(std::size_t(mask.logits().shape().numel()), 1);
+    Param(mask.logits()).set(logits);
+  }
+  layer.train(false), table.train(false);
+  const auto kept = [](const Param& weight, const GumbelMask& mask) {
+    std::vector<double> w = weight.to_host<double>(), l = mask.logits().to_host<double>();
+    for (std::size_t i = 0; i < w.size(); ++i) w[i] = l[i] > 0 ? w[i] : 0;
+    return w;
+  };
+  const auto near = [](const std::vector<double>& actual, const std::vector<double>& expected) {
+    ASSERT_EQ(actual.size(), expected.size());
+    for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(actual[i], expected[i], 1e-6);
+  };
+  const Tensor x = Tensor::from(ramp(10), {2, 5}), y = Tensor::from(ramp(6), {2, 3}),
+               ids = Tensor::from<std::int64_t>({2, 0}, {2});
+  const std::vector<double> w = kept(layer.weight(), *layer.mask()), e = kept(table.weight(), *table.mask());
+  near(run([&] { return layer.product(x); }).to_host<double>(),
+       linear_reference(x.to_host<double>(), w, std::vector<double>(3), 5));
+  near(run([&] { return layer.product(x) + layer.shift(); }).to_host<double>(),
+       run([&] { return layer(x); }).to_host<double>());
+  near(run([&] { return table(ids); }).to_host<double>(), {e[6], e[7], e[8], e[0], e[1], e[2]});
+  near(run([&] { return table.logits(y); }).to_host<double>(),
+       linear_reference(y.to_host<double>(), e, std::vector<double>(4), 3));
+  EXPECT_FALSE(Linear(2, 2, {.bias = false}).shift());
 }
 
 TEST(Mask, TrainingSamplesAnewAndGivesGradients) {
