@@ -106,7 +106,8 @@ struct ModelFamily {
   std::string name;                      // of --model: "mamba"
   std::string title;                     // "Mamba"
   std::vector<std::string> model_types;  // of the config.json that it reads
-  // Whether a config.json without a model_type is of this family; the first that says so reads it, else the default family.
+  // Whether a config.json without a model_type is of this family. The first that says so reads it, and if none does the default
+  // family, which needs not say it.
   std::function<bool(const nlohmann::json&)> recognises = {};
   std::vector<Preset> presets = {};  // the first one is the default; "task", if there is one, is that of --task
   std::vector<ModelOption> options = {};

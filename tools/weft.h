@@ -13,6 +13,7 @@
 #include "jit/error.h"
 #include "jit/expr.h"
 #include "jit/parallel.h"
+#include "models/config_reader.h"
 #include "models/family.h"
 #include "models/generate.h"
 #include "models/language_model.h"
