@@ -28,7 +28,6 @@ struct alignas(16) Words4 {
 };
 
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
-DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
 
 DEVICE float float_of(bf16 x) { return as_float(u32(x.bits) << 16); }
 // Two floats rounded to bf16, to nearest even; `low` in the low half. NaN stays NaN.

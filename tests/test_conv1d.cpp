@@ -7,25 +7,10 @@
 
 #include "autograd/backward.h"
 #include "ops/ops.h"
+#include "tests/values.h"
 
 namespace weft {
 namespace {
-
-using Values = std::vector<double>;
-
-Values gen(std::size_t n, double k) {
-  Values v(n);
-  for (std::size_t i = 0; i < n; ++i) v[i] = std::sin(0.37 * double(i + 1) + k);
-  return v;
-}
-
-Values swap_last(const Values& v, std::int64_t b, std::int64_t c, std::int64_t t) {
-  Values out(v.size());
-  for (std::int64_t i = 0; i < b; ++i)
-    for (std::int64_t j = 0; j < c; ++j)
-      for (std::int64_t k = 0; k < t; ++k) out[(i * t + k) * c + j] = v[(i * c + j) * t + k];
-  return out;
-}
 
 void expect_near(const Values& got, const Values& expected, double tolerance, const std::string& what) {
   ASSERT_EQ(got.size(), expected.size()) << what;
