@@ -9,6 +9,7 @@
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
+#include "tools/system/folder.h"
 #include "tools/train/checkpoint.h"
 #include "tools/train/events.h"
 #include "tools/train/metrics.h"

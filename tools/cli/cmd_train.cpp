@@ -17,6 +17,7 @@
 #include "tools/cli/stop_signal.h"
 #include "tools/data/tasks.h"
 #include "tools/system/environment.h"
+#include "tools/system/folder.h"
 #include "tools/train/checkpoint.h"
 #include "tools/train/metrics.h"
 #include "tools/train/plot.h"

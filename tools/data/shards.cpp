@@ -12,7 +12,7 @@
 #include "jit/file.h"
 #include "jit/json.h"
 #include "tools/data/data.h"
-#include "tools/train/checkpoint.h"
+#include "tools/system/folder.h"
 
 namespace weft {
 namespace {

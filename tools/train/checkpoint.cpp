@@ -1,8 +1,6 @@
 #include "tools/train/checkpoint.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <stdio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +11,7 @@
 #include <vector>
 
 #include "jit/file.h"
+#include "tools/system/folder.h"
 
 namespace weft {
 
@@ -20,19 +19,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::string_view kPrefix = "step-", kUnfinished = ".tmp";
-
-fs::path unfinished(const fs::path& name) { return name.string() + std::string(kUnfinished); }
-
-void remove_tree(const fs::path& path) {
-  std::error_code error;
-  fs::remove_all(path, error);
-  if (error) fail_errno("cannot remove " + path.string(), error.value());
-}
-
-void rename_or_fail(const fs::path& from, const fs::path& to) {
-  if (rename(from.c_str(), to.c_str()) != 0) fail_errno("cannot write " + to.string(), errno);
-}
+constexpr std::string_view kPrefix = "step-";
 
 // The N of "step-N".
 std::optional<std::int64_t> step_of(const fs::path& name) {
@@ -70,36 +57,6 @@ void remove_checkpoint(const fs::path& folder) {
 }
 
 }  // namespace
-
-void make_folder(const fs::path& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) fail_errno("cannot make the folder " + folder.string(), error.value());
-}
-
-void write_folder(const fs::path& folder, const std::function<void(const fs::path&)>& fill) {
-  const fs::path name = fs::absolute(folder).lexically_normal(), clean = name.has_filename() ? name : name.parent_path();
-  const fs::path temporary = unfinished(clean);
-  make_folder(clean.parent_path());
-  remove_tree(temporary);
-  try {
-    make_folder(temporary);
-    fill(temporary);
-    sync_folder(temporary);
-    if (rename(temporary.c_str(), clean.c_str()) != 0) {
-      // A folder with files cannot be renamed over, but two can change places.
-      if ((errno != ENOTEMPTY && errno != EEXIST) ||
-          renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, clean.c_str(), RENAME_EXCHANGE) != 0)
-        fail_errno("cannot write " + clean.string(), errno);
-      remove_tree(temporary);
-    }
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
-  }
-  sync_folder(clean.parent_path());
-}
 
 fs::path Checkpoints::of_step(std::int64_t step) const { return folder() / fmt::format("{}{}", kPrefix, step); }
 

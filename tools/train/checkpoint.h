@@ -17,12 +17,6 @@
 
 namespace weft {
 
-void make_folder(const std::filesystem::path& folder);  // and those above it that are missing
-
-// `fill` writes the files into a folder that it is given, which then replaces `folder`. On any error (ErrorKind::io) what was
-// there before is untouched.
-void write_folder(const std::filesystem::path& folder, const std::function<void(const std::filesystem::path&)>& fill);
-
 // The checkpoints of a run.
 class Checkpoints {
  public:
