@@ -46,7 +46,7 @@ void set_compute(Config& config, const ComputeOptions& how) {
 }
 
 template <class Config>
-void set_option(Config& config, const ConfigOption<Config>& option, const OptionValue& value) {
+void set_field(Config& config, const ConfigOption<Config>& option, const OptionValue& value) {
   std::visit(
       [&](auto field) {
         using T = std::remove_cvref_t<decltype(config.*field)>;
@@ -68,7 +68,7 @@ Config config_from_options(const std::vector<ConfigOption<Config>>& table, const
   config.vocab = v.size, config.eos = v.eos;
   for (const ConfigOption<Config>& option : table) {
     const auto found = given.find(option.name);
-    set_option(config, option, found == given.end() ? option.fallback : found->second);
+    set_field(config, option, found == given.end() ? option.fallback : found->second);
   }
   return config;
 }
