@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <set>
 #include <span>
 #include <sstream>
@@ -72,8 +73,12 @@ void expect_not_in(const std::string& text, const std::vector<std::string>& word
 
 // ---- the program ------------------------------------------------------------------------------------------------------------
 
+// CLI11 writes a default as =16, since 2.4 as [16].
+std::string with_equals(const std::string& help) { return std::regex_replace(help, std::regex(R"( \[([^\]\n]*)\] )"), "=$1 "); }
+
 TEST_F(LanguageModels, HelpListsTheOptionsOfTheFamily) {
-  const Printed mamba = weft("train --help", false), ngram = weft("train --model ngram --help", false);
+  Printed mamba = weft("train --help", false), ngram = weft("train --model ngram --help", false);
+  for (Printed* p : {&mamba, &ngram}) p->out = with_equals(p->out);
   expect_in(mamba.out, {"Architecture: mamba, ngram", "--state INT=16", "--width INT=128", "tiny, small (10 M)"});
   expect_not_in(mamba.out, {"--window", "--dropout"});
   expect_in(ngram.out,
@@ -94,7 +99,7 @@ TEST_F(LanguageModels, AnOptionThatTheFamilyLacksIsAnErrorThatSaysSo) {
   expect_in(c.err, {"The n-gram model has no preset '130m'", "use small, wide"});
   expect_in(weft("train --model ngram --widow 4").err, {"unknown option '--widow'; did you mean '--window'?"});
   expect_in(weft("train --model ngram --window -1").err, {"may not be negative", "--window -1"});
-  expect_in(weft("train --model ngram --window 1").err, {"NgramConfig: sizes must be positive", "window 1"});
+  expect_in(weft(train("one", "--window 1")).err, {"NgramConfig: sizes must be positive", "window 1"});
 }
 
 TEST_F(LanguageModels, AFamilyOfOneFileTrainsAndResumesToTheBit) {
