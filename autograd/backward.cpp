@@ -241,6 +241,8 @@ std::span<const double> Vjp::constants() const {
 Site Vjp::where() const { return pass_.t.origins[node_].where; }
 int Vjp::hole_input(int h, int k) const { return hole_of(pass_.t, node_, h).first_input + k; }
 
+const HoleSpec& Vjp::hole_spec(int h) const { return pass_.t.op(node_).holes[std::size_t(h)]; }
+
 Hole Vjp::hole(int h) const {
   const HoleView view = hole_of(pass_.t, node_, h);
   Hole out;

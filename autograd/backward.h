@@ -88,8 +88,9 @@ class Vjp {
   int integers() const;
   double constant(int j) const { return constants()[std::size_t(j)]; }
   std::span<const double> constants() const;  // of the node, all of them; gradient nodes that are given these share them
-  Hole hole(int h) const;                     // as it was filled
-  int hole_input(int h, int k) const;         // which input captured tensor k of hole h is
+  Hole hole(int h) const;                     // as it was filled, with a load for every captured tensor
+  const HoleSpec& hole_spec(int h) const;
+  int hole_input(int h, int k) const;  // which input captured tensor k of hole h is
   Site where() const;
 
  private:

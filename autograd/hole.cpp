@@ -3,16 +3,66 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
+#include <map>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "autograd/backward.h"
 #include "autograd/gradient_ops.h"
 #include "autograd/op.h"
+#include "autograd/state.h"
+#include "jit/affine.h"
 #include "jit/diff.h"
 
 namespace weft {
+
+// ---- what a body captures ---------------------------------------------------------------------------------------------------
+
+namespace {
+thread_local HoleScope* innermost_hole = nullptr;
+}
+
+HoleScope::HoleScope() : outer_(std::exchange(innermost_hole, this)) {}
+HoleScope::~HoleScope() { innermost_hole = outer_; }
+HoleScope* HoleScope::innermost() { return innermost_hole; }
+
+int HoleScope::capture(const Tensor& tensor, Site where) {
+  for (std::size_t k = 0; k < captured_.size(); ++k)
+    if (captured_[k] && tensor && captured_[k].node(where) == tensor.node(where)) return int(k);
+  captured_.push_back(tensor);
+  return int(captured_.size()) - 1;
+}
+
+Hole HoleScope::hole(std::initializer_list<Expr> roots) const {
+  Hole h{roots, captured_, {}};
+  h.constants.append(values());
+  return h;
+}
+
+Expr Tensor::at(const Subscripts& subscripts) const {
+  const Site where = subscripts[0].where();
+  std::vector<Expr> given;
+  for (const Subscript& s : subscripts) {
+    if (!s.expr()) break;
+    if (s.expr()->type() != ExprType::integer)
+      fail_at(where, fmt::format("a subscript is {}", s.expr()->type() == ExprType::real ? "real" : "boolean"),
+              to_string(*s.expr()), "to_integer() it");
+    given.push_back(*s.expr());
+  }
+  HoleScope* scope = HoleScope::innermost();
+  if (!*this) fail_at(where, "an absent tensor is indexed");
+  if (!scope)
+    fail_at(where, "a tensor is indexed outside of a hole", to_string(shape()),
+            "call it inside the function that is given to the op: {.delta = [&](Expr v, Index b, Index t, Index i) {...}}");
+  if (int(given.size()) != rank())
+    fail_at(where, "a tensor is indexed with the wrong number of subscripts",
+            fmt::format("{} has {} axes, indexed with {}", to_string(shape()), rank(), given.size()),
+            "give one subscript for each axis");
+  return expr::load(scope->capture(*this, where), expr_type(dtype()), given);
+}
 
 // ---- recording. Ints of a hole: [roots, captured, first_input, first_slot, slots, root ids...] ------------------------------
 
@@ -28,6 +78,164 @@ std::size_t hole_begin(std::span<const std::int64_t> ints, int h) {
 
 }  // namespace
 
+namespace {
+
+// "(b, t, i)" of "b t i".
+std::string joined(std::string_view names) {
+  std::string out = "(";
+  for (const char c : names) out += c == ' ' ? ", " : std::string(1, c);
+  return out + ")";
+}
+
+std::vector<std::string> split(std::string_view names) {
+  std::vector<std::string> out(1);
+  for (const char c : names) c == ' ' ? void(out.emplace_back()) : out.back().push_back(c);
+  return out;
+}
+
+// With the names of the coordinates in place of i0, i1, ...
+std::string named(Expr e, std::string_view names) {
+  const std::vector<std::string> list = split(names);
+  const std::string text = to_string(e);
+  std::string out;
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    const bool begins = at == 0 || !(std::isalnum(static_cast<unsigned char>(text[at - 1])) || text[at - 1] == '_');
+    const std::size_t k = at + 1 < text.size() ? std::size_t(text[at + 1] - '0') : list.size();
+    if (begins && text[at] == 'i' && k < list.size())
+      out += list[k], ++at;
+    else
+      out += text[at];
+  }
+  return out;
+}
+
+// What a hole is recorded with. The same bodies are recorded at every step, so what they become is remembered.
+class Contract {
+ public:
+  Contract(const Op& op, const HoleSpec& spec, const Hole& hole, const Shape& space, Site where)
+      : op_(op), spec_(spec), hole_(hole), space_(space), where_(where) {}
+
+  // The roots, with a load for every captured tensor; refuses what the contract does not allow.
+  const Few<Expr, 10>& enforce() {
+    for (std::size_t k = 0; k < hole_.captured.size(); ++k) check_captured(k);
+    thread_local std::map<std::vector<std::int64_t>, Few<Expr, 10>> known;
+    std::vector<std::int64_t> key = {std::int64_t(op_.id), &spec_ - op_.holes.data(), std::int64_t(hole_.roots.size())};
+    for (const Expr root : hole_.roots) key.push_back(root.id());
+    const auto append = [&](const Shape& s) {
+      key.push_back(s.rank());
+      for (const std::int64_t d : s.dims()) key.push_back(d);
+    };
+    append(space_);
+    for (const Tensor& c : hole_.captured) key.push_back(std::int64_t(c.dtype())), append(c.shape());
+    const auto found = known.find(key);
+    if (found != known.end()) return found->second;
+    Few<Expr, 10> roots;
+    if (hole_.filled() && spec_.results != 0 && int(hole_.roots.size()) != spec_.results)
+      refuse(fmt::format("hole '{}' gives another number of expressions", spec_.name),
+             fmt::format("{} for {}", hole_.roots.size(), spec_.results));
+    for (const Expr root : hole_.roots) roots.push_back(result(with_loads(root)));
+    for (const Expr e : topological(roots)) check(e);
+    return known.emplace(std::move(key), roots).first->second;
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what, std::string numbers, std::string hint = {}) const {
+    fail_at(where_, fmt::format("{}: {}", op_.name, what), std::move(numbers), std::move(hint));
+  }
+
+  void check_captured(std::size_t k) const {
+    const Tensor& c = hole_.captured[k];
+    if (!c) refuse(fmt::format("hole '{}' captures an absent tensor", spec_.name), fmt::format("captured {}", k));
+    if (!spec_.gradients && c.requires_grad())
+      refuse(fmt::format("hole '{}' gives no gradient to what it captures", spec_.name),
+             fmt::format("captured {}, {}, requires a gradient", k, to_string(c.shape())),
+             "detach() it, or apply the function outside the op");
+  }
+
+  // A further input stands for a captured tensor that is broadcast to the space.
+  Expr with_loads(Expr root) const {
+    return rewrite(root, [&](Expr e, Expr) -> std::optional<Expr> {
+      if (e.op() != ExprOp::input || e.index() < spec_.values) return std::nullopt;
+      const auto k = std::size_t(e.index() - spec_.values);
+      if (k >= hole_.captured.size())
+        refuse(fmt::format("hole '{}' reads an input that it was not given", spec_.name),
+               fmt::format("input {} of {}", e.index(), std::size_t(spec_.values) + hole_.captured.size()));
+      const Tensor& c = hole_.captured[k];
+      const Shape shape = c.shape();
+      if (!broadcasts_to(shape, space_))
+        refuse(fmt::format("a tensor captured by hole '{}' does not broadcast to its space", spec_.name),
+               fmt::format("captured {} is {}, the space {} is {}", k, to_string(shape), joined(spec_.coordinates),
+                           to_string(space_)),
+               "give it the shape of the space, or one that broadcasts to it");
+      std::vector<Expr> subscripts;
+      for (int axis = 0; axis < shape.rank(); ++axis)
+        subscripts.push_back(shape[axis] == 1 ? Expr(0) : expr::index(space_.rank() - shape.rank() + axis));
+      const Expr load = expr::load(int(k), expr_type(c.dtype()), subscripts);
+      return e.type() == ExprType::real ? to_real(load) : load;
+    });
+  }
+
+  // In the type that the skeleton takes.
+  Expr result(Expr root) const {
+    if (spec_.result == root.type()) return root;
+    if (spec_.result == ExprType::boolean)
+      refuse(fmt::format("the {} is {}, not boolean", spec_.name, root.type() == ExprType::real ? "real" : "an integer"),
+             named(root, spec_.coordinates), "compare it: s > 0");
+    if (root.type() == ExprType::boolean)
+      refuse(fmt::format("the {} is boolean", spec_.name), named(root, spec_.coordinates),
+             "choose a number by it: where(c, a, b)");
+    return spec_.result == ExprType::real ? to_real(root) : to_integer(root);
+  }
+
+  void check(Expr e) const {
+    switch (e.op()) {
+      case ExprOp::index:
+        if (e.index() >= space_.rank())
+          refuse(fmt::format("index {} does not exist", e.index()),
+                 fmt::format("hole '{}' has coordinates {}", spec_.name, joined(spec_.coordinates)),
+                 fmt::format("take the coordinates as parameters of the function, after the {}",
+                             spec_.values == 1 ? "value" : "values"));
+        break;
+      case ExprOp::uniform:
+      case ExprOp::element:
+        refuse(fmt::format("hole '{}' cannot draw", spec_.name), named(e, spec_.coordinates), "apply dropout() after");
+      case ExprOp::load:
+        for (int axis = 0; axis < e.arity(); ++axis) check_inside(e, axis);
+        break;
+      default:
+        break;
+    }
+  }
+
+  // Every place of the space is visible, so a subscript that is known to leave its axis is a mistake. What is not known is
+  // checked when the kernel runs.
+  void check_inside(Expr load, int axis) const {
+    const std::optional<Affine> affine = affine_of(load.arg(axis));
+    if (!affine || space_.numel() == 0) return;
+    const auto size = hole_.captured[std::size_t(load.index())].shape()[axis];
+    const auto dims = space_.dims();
+    for (const auto& place : {affine->lowest(dims), affine->highest(dims)}) {
+      const std::int64_t subscript = affine->at(std::span(place).first(dims.size()));
+      if (subscript >= 0 && subscript < size) continue;
+      std::string at;
+      const std::vector<std::string> names = split(spec_.coordinates);
+      for (std::size_t c = 0; c < dims.size(); ++c) at += fmt::format("{}{} {}", c ? ", " : "", names[c], place[c]);
+      refuse(fmt::format("hole '{}' indexes a tensor outside of it", spec_.name),
+             fmt::format("{} is {} of {} at {}; axis {} has {} places", named(load.arg(axis), spec_.coordinates), subscript,
+                         to_string(hole_.captured[std::size_t(load.index())].shape()), at, axis, size),
+             "give the tensor more places, or clamp the subscript");
+    }
+  }
+
+  const Op& op_;
+  const HoleSpec& spec_;
+  const Hole& hole_;
+  const Shape& space_;
+  Site where_;
+};
+
+}  // namespace
+
 Recorder::Recorder(const Op& op, Site where) : op_(op), where_(where) { before_record(); }
 
 Recorder& Recorder::input(const Tensor& t) {
@@ -38,27 +246,11 @@ Recorder& Recorder::input(const Tensor& t) {
 Recorder& Recorder::hole(int h, const Hole& filled, const Shape& space) {
   const HoleSpec& spec = op_.holes[h];
   if (h != holes_++) fail_at(where_, fmt::format("{}: holes must be recorded in order", op_.name), std::string(spec.name));
-  for (const Expr root : filled.roots)
-    if (root.coordinates() > 1)
-      fail_at(where_, fmt::format("{}: hole '{}' has no index {}", op_.name, spec.name, root.coordinates() - 1),
-              fmt::format("its space is {}", spec.space), "index 0 is the element of the space, in row-major order");
-  for (std::size_t k = 0; k < filled.captured.size(); ++k) {
-    const Tensor& c = filled.captured[k];
-    if (!c)
-      fail_at(where_, fmt::format("{}: hole '{}' captures an absent tensor", op_.name, spec.name),
-              fmt::format("captured {}", k));
-    if (!broadcasts_to(c.shape(), space))
-      fail_at(where_, fmt::format("{}: a tensor captured by hole '{}' does not broadcast to its space", op_.name, spec.name),
-              fmt::format("captured {} is {}, the space {} is {}", k, to_string(c.shape()), spec.space, to_string(space)),
-              "give it the shape of the space, or one that broadcasts to it");
-    if (!spec.gradients && c.requires_grad())
-      fail_at(where_, fmt::format("{}: hole '{}' gives no gradient to what it captures", op_.name, spec.name),
-              fmt::format("captured {} requires a gradient", k), "detach() it, or apply the function outside the op");
-  }
+  const Few<Expr, 10>& roots = Contract(op_, spec, filled, space, where_).enforce();
   for (const std::size_t header :
-       {filled.roots.size(), filled.captured.size(), inputs_.size(), constants_.size(), filled.constants.size()})
+       {roots.size(), filled.captured.size(), inputs_.size(), constants_.size(), filled.constants.size()})
     ints_.push_back(std::int64_t(header));
-  for (const Expr root : filled.roots) ints_.push_back(root.id());
+  for (const Expr root : roots) ints_.push_back(root.id());
   for (const Tensor& c : filled.captured) input(c);
   for (const double c : filled.constants) constants_.push_back(c);
   return *this;
@@ -104,58 +296,73 @@ std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id) {
 
 namespace {
 
-// The derivative of a hole body(value, captured...) as expressions of (value, upstream, captured...): distinct roots,
-// the first by the value; which[k] is the root of captured tensor k, -1 where its gradient is not wanted or zero.
+// The derivative of a hole as expressions of (values, upstreams): distinct roots, those by the values first; loads[j] of the
+// hole has the gradient roots[which[j]]. Those that are exactly zero are left out.
 struct HoleGradient {
   Few<Expr, 10> roots;
-  Few<int, 8> which;
+  std::vector<Expr> loads;
+  std::vector<int> which;
 };
 
-// Bit k of `wanted`: the gradient by captured tensor k.
-HoleGradient differentiate(Expr body, std::size_t captured, std::uint32_t wanted) {
-  std::vector<std::optional<Expr>> inputs(captured + 1);
-  for (const Expr e : topological(std::span(&body, 1)))  // captured tensors move up one place
-    if (e.op() == ExprOp::input && e.index() > 0 && e.index() <= std::int64_t(captured))
-      inputs[std::size_t(e.index())] = expr::input(int(e.index()) + 1, e.type());
-  std::vector<int> wrt = {0};
-  for (std::size_t k = 0; k < captured; ++k)
-    if (wanted >> k & 1) wrt.push_back(int(k) + 2);
-  const std::vector<Expr> all = diff(substitute(body, inputs), expr::input(1), wrt);
-  HoleGradient out{{all[0]}, {}};
-  for (std::size_t k = 0, at = 1; k < captured; ++k) {
-    int root = -1;
-    if (const Expr e = wanted >> k & 1 ? all[at++] : Expr(); !(e == Expr())) {
-      root = int(std::find(out.roots.begin(), out.roots.end(), e) - out.roots.begin());
-      if (root == int(out.roots.size())) out.roots.push_back(e);
-    }
-    out.which.push_back(root);
+// Bit k of `wanted`: the gradients of the loads of captured tensor k.
+HoleGradient differentiate(std::span<const Expr> body, int values, std::uint32_t wanted) {
+  std::vector<Expr> wrt, upstreams;
+  for (int k = 0; k < values; ++k) wrt.push_back(expr::input(k));
+  for (std::size_t r = 0; r < body.size(); ++r) upstreams.push_back(expr::input(values + int(r)));
+  for (const Expr e : topological(body))
+    if (e.op() == ExprOp::load && e.type() == ExprType::real && (wanted >> e.index() & 1)) wrt.push_back(e);
+  std::stable_sort(wrt.begin() + values, wrt.end(), [](Expr a, Expr b) { return a.index() < b.index(); });
+  const std::vector<Expr> all = diff(body, upstreams, wrt);
+  HoleGradient out;
+  for (int k = 0; k < values; ++k) out.roots.push_back(all[std::size_t(k)]);
+  for (std::size_t j = std::size_t(values); j < all.size(); ++j) {
+    if (all[j] == Expr()) continue;
+    const auto found = std::find(out.roots.begin(), out.roots.end(), all[j]);
+    out.loads.push_back(wrt[j]);
+    out.which.push_back(int(found - out.roots.begin()));
+    if (found == out.roots.end()) out.roots.push_back(all[j]);
   }
   return out;
 }
 
 // The same, remembered: a model differentiates the same few bodies at every step.
-const HoleGradient& hole_gradient(Expr body, std::size_t captured, std::uint32_t wanted) {
-  thread_local std::unordered_map<std::uint64_t, HoleGradient> known;
-  const std::uint64_t key = std::uint64_t(body.id()) << 16 | wanted << 8 | captured;
+const HoleGradient& hole_gradient(std::span<const Expr> body, int values, std::uint32_t wanted) {
+  thread_local std::map<std::vector<std::uint32_t>, HoleGradient> known;
+  std::vector<std::uint32_t> key = {std::uint32_t(values), wanted};
+  for (const Expr root : body) key.push_back(root.id());
   const auto found = known.find(key);
-  return found != known.end() ? found->second : known.emplace(key, differentiate(body, captured, wanted)).first->second;
+  return found != known.end() ? found->second
+                              : known.emplace(std::move(key), differentiate(body, values, wanted)).first->second;
+}
+
+// The tensor is read as if it were broadcast to the space: each axis by the coordinate that it is aligned with, or of size 1.
+bool is_broadcast(Expr load, const Shape& shape, const Shape& space) {
+  for (int axis = 0; axis < load.arity(); ++axis) {
+    const int c = space.rank() - load.arity() + axis;
+    if (shape[axis] == 1 ? load.arg(axis) != Expr(0) : c < 0 || load.arg(axis) != expr::index(c) || shape[axis] != space[c])
+      return false;
+  }
+  return true;
 }
 
 }  // namespace
 
-HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) {
+HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) : space_(space) {
   if (!filled.filled()) return;
   std::uint32_t wanted = 0;
   for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
-  const HoleGradient& found = hole_gradient(filled.roots[0], filled.captured.size(), wanted);
+  const HoleGradient& found = hole_gradient(filled.roots, v.hole_spec(h).values, wanted);
   gradient = {found.roots, filled.captured, filled.constants};
-  which_ = found.which;
   for (std::size_t r = 0; r < gradient.roots.size(); ++r) outputs.push_back(r == 0 ? first : -1);
-  for (std::size_t k = 0; k < which_.size(); ++k) {
-    if (which_[k] < 0) continue;
-    const Tensor& c = filled.captured[k];
-    const DType dtype = c.shape() == space ? c.dtype() : real;  // what is summed afterwards is not rounded before
-    int& output = outputs[std::size_t(which_[k])];
+  for (std::size_t j = 0; j < found.loads.size(); ++j) {
+    loads_.push_back({found.loads[j], found.which[j]});
+    const Tensor& c = filled.captured[std::size_t(found.loads[j].index())];
+    if (!is_broadcast(found.loads[j], c.shape(), space))
+      fail_at(v.where(), fmt::format("hole '{}' gives no gradient to a tensor that is indexed so", v.hole_spec(h).name),
+              named(found.loads[j], v.hole_spec(h).coordinates), "detach() it");
+    // What is summed afterwards is not rounded before.
+    const DType dtype = c.shape() == space && is_broadcast(found.loads[j], c.shape(), space) ? c.dtype() : real;
+    int& output = outputs[std::size_t(found.which[j])];
     if (output < 0)
       output = int(outs.size()), outs.push_back({space, dtype});
     else
@@ -164,10 +371,10 @@ HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DTyp
 }
 
 void HoleInVjp::add(Vjp& v, int h, const Tensor& first_output) const {
-  for (std::size_t k = 0; k < which_.size(); ++k) {
-    if (which_[k] < 0) continue;
-    const Tensor each = output_of(first_output, outputs[std::size_t(which_[k])]);
-    v.add(v.hole_input(h, int(k)), sum_to(each, gradient.captured[k].shape(), v.where()));
+  for (const auto& [load, root] : loads_) {
+    const Tensor each = output_of(first_output, outputs[std::size_t(root)]);
+    const Shape shape = gradient.captured[std::size_t(load.index())].shape();
+    v.add(v.hole_input(h, int(load.index())), sum_to(each, shape, v.where()));
   }
 }
 

@@ -19,15 +19,36 @@ namespace weft {
 class Vjp;
 struct Op;
 
-// A hole as a user fills it: body(values..., captured...) with captured tensors broadcast to the hole's space.
+// A hole as a user fills it: expressions of the values that the skeleton passes (inputs 0, 1, ...), the coordinates of the
+// hole (index 0, 1, ...) and captured tensors. A captured tensor is indexed, or, in hole(), it is a further input that is
+// broadcast to the hole's space.
 struct Hole {
   Few<Expr, 10> roots;        // usually one
-  Few<Tensor, 8> captured;    // input `values + k` of the roots
+  Few<Tensor, 8> captured;    // number k of loads, input `values + k` of the roots
   Few<double, 16> constants;  // slots of the roots
   bool filled() const { return !roots.empty(); }
 };
 
-// hole({b}, [](Expr v, Expr b) { return softplus(v + b); }) for a hole that passes one value.
+// The results of a hole that gives two.
+struct Pair {
+  Expr first, second;
+};
+
+// While alive, a function that fills a hole may index tensors and use constants and Scalars: what they are is collected.
+class HoleScope : public ConstantScope {
+ public:
+  HoleScope();
+  ~HoleScope();
+  static HoleScope* innermost();  // null outside of a hole
+
+  int capture(const Tensor& tensor, Site where);  // its number
+  Hole hole(std::initializer_list<Expr> roots) const;
+
+ private:
+  Few<Tensor, 8> captured_;
+  HoleScope* outer_;
+};
+
 namespace detail {
 template <class F, std::size_t... I>
 constexpr bool takes(std::index_sequence<I...>) {  // as many Exprs
@@ -55,17 +76,46 @@ Expr call_hole(F& f, std::size_t captured) {
          std::to_string(captured) + " captured", "declare one Expr parameter for the value and one a captured tensor");
   }
 }
+
+// f(values..., coordinates...), or without the coordinates.
+template <class F, std::size_t... V, std::size_t... C>
+auto call_body(F& f, std::index_sequence<V...>, std::index_sequence<C...>) {
+  if constexpr (takes<F>(std::make_index_sequence<sizeof...(V) + sizeof...(C)>{})) {
+    return f(expr::input(int(V))..., expr::index(int(C))...);
+  } else {
+    static_assert(takes<F>(std::index_sequence<V...>{}),
+                  "the function takes the hole's values, or its values and all of its coordinates, as Exprs");
+    return f(expr::input(int(V))...);
+  }
+}
 }  // namespace detail
 
+// hole({b}, [](Expr v, Expr b) { return softplus(v + b); }) for a hole that passes one value: captured tensors in the shape of
+// the hole's space, or one that broadcasts to it.
 template <class F>
 Hole hole(std::initializer_list<Arg> captured, F body) {
-  ConstantScope scope;
-  Hole h;
-  h.roots = {detail::call_hole<1>(body, captured.size())};
-  for (const Arg& c : captured) h.captured.push_back(c.tensor());
-  h.constants.append(scope.values());
-  return h;
+  HoleScope scope;
+  for (const Arg& c : captured) scope.capture(c.tensor(), c.where());
+  return scope.hole({detail::call_hole<1>(body, captured.size())});
 }
+
+// What an option of an op is filled with: a function of the hole's values, or of its values and all of its coordinates, which
+// may index tensors; or a Hole. `[&](Expr v, Index, Index, Index i) { return softplus(v + bias(i)); }`
+template <int values, int coordinates, int results = 1>
+struct HoleOf : Hole {
+  HoleOf() = default;
+  HoleOf(Hole hole) : Hole(std::move(hole)) {}
+  template <class F>
+  requires(!std::is_convertible_v<F, Hole>) HoleOf(F body) {
+    HoleScope scope;
+    const auto result = detail::call_body(body, std::make_index_sequence<values>{}, std::make_index_sequence<coordinates>{});
+    detail::no_identity<std::remove_const_t<decltype(result)>>();
+    if constexpr (results == 2)
+      Hole::operator=(scope.hole({result.first, result.second}));
+    else
+      Hole::operator=(scope.hole({Expr(result)}));
+  }
+};
 
 // ---- in a recorded node -----------------------------------------------------------------------------------------------------
 
@@ -75,8 +125,8 @@ class Recorder {
  public:
   Recorder(const Op& op, Site where);
   Recorder& input(const Tensor& t);  // may be absent
-  // Enforces the contract: `space` is the hole's shape; captured tensors must broadcast to it.
-  Recorder& hole(int h, const Hole& hole, const Shape& space);  // in the order of op.holes, an unfilled one too
+  // Enforces the contract; `space` has the sizes of the coordinates. In the order of op.holes, an unfilled one too.
+  Recorder& hole(int h, const Hole& hole, const Shape& space);
   Recorder& integer(std::int64_t value);
   Recorder& constant(double value);
   Recorder& out(const Shape& shape, DType dtype);
@@ -92,7 +142,8 @@ class Recorder {
   int holes_ = 0;
 };
 
-// A hole of a recorded node: its roots, and where its captured inputs and slots begin among the node's.
+// A hole of a recorded node: its roots, in which every captured tensor is a load, and where captured inputs and slots begin
+// among the node's.
 struct HoleView {
   Few<Expr, 10> roots;
   int captured = 0, first_input = 0, first_slot = 0, slots = 0;
@@ -106,19 +157,24 @@ using Outs = Few<Out, 24>;
 
 // A hole of the node that a gradient rule differentiates: its derivative, and where each root of that is stored.
 struct HoleInVjp {
-  // (values..., upstream, captured...) -> the derivative by the value, then a distinct root for each of the others that are
+  // (values..., upstreams...) -> the derivatives by the values, then a distinct root for each of the loads whose gradient is
   // wanted; captures what the hole captures. Unfilled if the hole is.
   Hole gradient;
   Few<int, 10> outputs;  // outputs[r] of root r, -1: none
 
-  // Appends to `outs` an output over the hole's space for each root that a captured tensor needs; `first` is the output of root
-  // 0, -1 if it has none. `real` is the type of what is summed afterwards.
+  // Appends to `outs` an output over the hole's space for each root that a load needs; `first` is the output of root 0, -1 if
+  // it has none. `real` is the type of what is summed afterwards.
   HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs);
   // Gives the captured tensors their gradients; `first_output` is output 0 of the recorded gradient node.
   void add(Vjp& v, int h, const Tensor& first_output) const;
 
  private:
-  Few<int, 8> which_;  // root of each captured tensor, -1: its gradient is not wanted, or zero
+  struct Load {
+    Expr load;
+    int root;
+  };
+  Few<Load, 8> loads_;
+  Shape space_;
 };
 
 }  // namespace weft

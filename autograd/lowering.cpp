@@ -1,8 +1,11 @@
 #include "autograd/lowering.h"
 
-#include <fmt/format.h>
+#include <algorithm>
+#include <unordered_map>
+#include <vector>
 
 #include "autograd/schedule.h"
+#include "jit/affine.h"
 
 namespace weft {
 
@@ -95,21 +98,58 @@ Operand Lowering::twin(std::int64_t position) {
 
 bool Lowering::filled(int h) const { return !hole_of(scheduler_.t_, node_, h).roots.empty(); }
 
+namespace {
+
+// The elements of `o` at these subscripts, seen over the space: one step for each coordinate. Nothing if a subscript is no sum
+// of steps.
+std::optional<Operand> walked(const Operand& o, Expr load, const Shape& space) {
+  Operand leaf = o;
+  leaf.rank = space.rank();
+  leaf.dims = {}, leaf.strides = {};
+  for (int c = 0; c < space.rank(); ++c) leaf.dims[std::size_t(c)] = space[c];
+  for (int axis = 0; axis < load.arity(); ++axis) {
+    const std::optional<Affine> subscript = affine_of(load.arg(axis));
+    if (!subscript) return std::nullopt;
+    leaf.offset += o.strides[std::size_t(axis)] * subscript->constant;
+    for (int c = 0; c < space.rank(); ++c)
+      leaf.strides[std::size_t(c)] += o.strides[std::size_t(axis)] * subscript->step[std::size_t(c)];
+  }
+  return leaf;
+}
+
+}  // namespace
+
+// Captured tensors that are walked become leaves, in the order in which they are captured; the others stay loads.
 Fused Lowering::hole(int h, const Shape& space) {
   const HoleView view = hole_of(scheduler_.t_, node_, h);
-  const int values = scheduler_.t_.op(node_).holes[std::size_t(h)].values;
   Fused fused;
-  fused.values = values;
-  fused.roots.assign(view.roots.begin(), view.roots.end());
-  if (fused.roots.empty()) fused.roots = {expr::input(values - 1)};
-  for (int k = 0; k < view.captured; ++k) {
-    fused.leaves.push_back(broadcast_to(this->view(view.first_input + k), space.dims()));
+  fused.values = scheduler_.t_.op(node_).holes[std::size_t(h)].values;
+  fused.dims.assign(space.dims().begin(), space.dims().end());
+  std::vector<Expr> roots(view.roots.begin(), view.roots.end()), loads;
+  if (roots.empty()) roots = {expr::input(fused.values - 1)};
+  for (const Expr e : topological(roots))
+    if (e.op() == ExprOp::load) loads.push_back(e);
+  std::stable_sort(loads.begin(), loads.end(), [](Expr a, Expr b) { return a.index() < b.index(); });
+  std::unordered_map<std::uint32_t, Expr> leaves;
+  std::vector<int> tables(std::size_t(view.captured), -1);
+  for (const Expr load : loads) {
+    const Operand o = this->view(view.first_input + int(load.index()));
+    if (const auto leaf = walked(o, load, space)) {
+      leaves[load.id()] = expr::input(fused.values + int(fused.leaves.size()), load.type());
+      fused.leaves.push_back(*leaf);
+    } else if (tables[std::size_t(load.index())] < 0) {
+      tables[std::size_t(load.index())] = int(fused.tables.size());
+      fused.tables.push_back(o);
+    }
   }
-  if (input_count(fused.roots) > values + view.captured)
-    fail(ErrorKind::usage,
-         fmt::format("{}: hole '{}' reads an input that it was not given", scheduler_.t_.op(node_).name,
-                     scheduler_.t_.op(node_).holes[std::size_t(h)].name),
-         fmt::format("input {} of {}", input_count(fused.roots) - 1, values + view.captured));
+  for (const Expr root : roots)
+    fused.roots.push_back(rewrite(root, [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
+      if (e.op() != ExprOp::load) return std::nullopt;
+      if (const auto leaf = leaves.find(e.id()); leaf != leaves.end()) return leaf->second;
+      std::vector<Expr> subscripts;
+      for (int axis = 0; axis < e.arity(); ++axis) subscripts.push_back(rebuilt.arg(axis));
+      return expr::load(tables[std::size_t(e.index())], e.type(), subscripts);
+    }));
   for (int k = 0; k < view.slots; ++k) fused.constants.push_back(constant(view.first_slot + k));
   fused.program = Program(fused.roots);
   return fused;

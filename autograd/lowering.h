@@ -56,7 +56,7 @@ class Lowering {
   // ask leaves the twin stale, and the next plan that reads it copies.
   Operand twin(std::int64_t position);
   bool filled(int h) const;
-  // Leaves broadcast to `space`. A hole that is not filled gives the last of its values.
+  // Over `space`, the sizes of the hole's coordinates. A hole that is not filled gives the last of its values.
   Fused hole(int h, const Shape& space);
 
   // What the kernels are for: an op may have other ones where `target().sm_90a()`.

@@ -62,7 +62,8 @@ const Derivative& derivative(Expr body, int k, int inputs) {
   std::unique_ptr<Derivative>& known = (*of_body)[std::size_t(k)];
   if (known && known->inputs == inputs) return *known;
   const Expr upstream = expr::input(inputs);
-  Expr g = diff(body, upstream, std::span(&k, 1))[0];
+  const Expr leaf = expr::input(k);
+  Expr g = diff(body, upstream, std::span(&leaf, 1))[0];
   // A function of the node's own value reads that value; the scheduler decides whether to store or recompute it.
   if (body.arity() > 0) g = replace(g, body, expr::input(inputs + 1));
   known = std::make_unique<Derivative>(compact(g));

@@ -240,7 +240,7 @@ bool Scheduler::must_store(NodeId id, std::string* why) const {
   if (result_of(id) >= 0) return *why = "stored: returned by the step", true;
   if (!settings().fuse) return *why = "stored: WEFT_FUSE=0", true;
   if (settings().check_nan) return *why = "stored: WEFT_CHECK=nan looks at every op", true;
-  const bool positional = uses_op(expr_[id], ExprOp::uniform) || uses_op(expr_[id], ExprOp::index);
+  const bool positional = expr_[id].coordinates() > 0 || uses_op(expr_[id], ExprOp::element);
   for (const NodeId user : users_[id]) {
     if (is_pointwise(user)) {
       if (in_double(user) != in_double(id)) return *why = "stored: read in another precision", true;
@@ -595,6 +595,7 @@ Fused Scheduler::fused_over(const std::vector<Expr>& roots, const Shape& space) 
     }
   }
   for (const Expr root : roots) fused.roots.push_back(substitute(root, inputs, slots));
+  fused.dims.assign(space.dims().begin(), space.dims().end());
   fused.program = Program(fused.roots);
   return fused;
 }

@@ -62,6 +62,11 @@ class State {
   DType dtype() const { return impl_->dtype; }
   const std::string& name() const { return impl_->name; }
   Tensor read(Site where = Site::current()) const;  // as of the assigns recorded so far
+  // Inside the function that fills a hole (see Tensor).
+  Expr operator()(Subscript a = {}, Subscript b = {}, Subscript c = {}, Subscript d = {}, Subscript e = {},
+                  Subscript f = {}) const {
+    return read(a.where()).at({a, b, c, d, e, f});
+  }
 
   // Host access, between steps only (an error inside `run`; pending ops outside it run first). T: float or double or int64.
   template <class T>

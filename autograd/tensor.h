@@ -2,15 +2,19 @@
 // returned it, or, outside `run`, once it was asked for.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <source_location>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "autograd/shape.h"
 #include "jit/dtype.h"
+#include "jit/expr.h"
 #include "jit/memory.h"
 
 namespace weft {
@@ -21,6 +25,22 @@ using Site = std::source_location;
 namespace detail {
 inline constinit thread_local std::uint64_t active_epoch = 0;  // of the tape in use on this thread
 }
+
+// A subscript of a tensor that is indexed inside a hole: an integer expression, and the place it was written at.
+class Subscript {
+ public:
+  Subscript(Site where = Site::current()) : where_(where) {}  // absent
+  template <class T>
+  requires std::is_convertible_v<T, Expr> Subscript(T subscript, Site where = Site::current())
+      : expr_(subscript), where_(where) {}
+  const std::optional<Expr>& expr() const { return expr_; }
+  Site where() const { return where_; }
+
+ private:
+  std::optional<Expr> expr_;
+  Site where_;
+};
+using Subscripts = std::array<Subscript, kMostCoordinates>;
 
 // A value that outlives its tape, shared by handles. Before it is computed `memory` is null and (epoch, node) say where it is
 // pending. Small results of a step share one block.
@@ -68,6 +88,14 @@ class Tensor {
   DType dtype() const;
   bool requires_grad() const;
 
+  // Inside the function that fills a hole: the element at these subscripts, one for each axis, as an expression of the tensor's
+  // type. `bias(h, i - j)`
+  Expr operator()(Subscript a = {}, Subscript b = {}, Subscript c = {}, Subscript d = {}, Subscript e = {},
+                  Subscript f = {}) const {
+    return at({a, b, c, d, e, f});
+  }
+  Expr at(const Subscripts& subscripts) const;
+
   // The one element of a tensor of one element. Outside `run` this runs what is pending; inside it is an error.
   double item(Site where = Site::current()) const;
   // All elements, row-major, converted to T (float, double, std::int64_t).
@@ -114,6 +142,10 @@ class Arg {
   Site where() const { return where_; }
   Shape shape() const { return tensor_.shape(); }
   DType dtype() const { return tensor_.dtype(); }
+  Expr operator()(Subscript a = {}, Subscript b = {}, Subscript c = {}, Subscript d = {}, Subscript e = {},
+                  Subscript f = {}) const {
+    return tensor_.at({a, b, c, d, e, f});
+  }
 
  private:
   void check() const {  // a dead handle is reported here, where the caller's line is known
@@ -124,15 +156,19 @@ class Arg {
 };
 
 // A number that may change from step to step without a new plan. Floats need none (they are never baked into a kernel);
-// a Scalar is for numbers that steer structure on the device: positions, lengths, temperatures set from outside the step.
+// a Scalar is for numbers that steer structure on the device: positions, lengths, temperatures set from outside the step. In a
+// hole, Expr(scalar) is a constant of the kernel, and to_integer(scalar) a whole one, read exactly.
 class Scalar {
  public:
   explicit Scalar(double value = 0) : value_(std::make_shared<double>(value)) {}
   void set(double value) { *value_ = value; }
   double value() const { return *value_; }
+  explicit operator Expr() const { return expr::constant_slot(value(), ExprType::real); }
 
  private:
   std::shared_ptr<double> value_;
 };
+
+inline Expr to_integer(const Scalar& scalar) { return expr::constant_slot(scalar.value(), ExprType::integer); }
 
 }  // namespace weft

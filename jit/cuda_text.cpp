@@ -5,12 +5,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <map>
-#include <unordered_map>
 
 #include <xxhash.h>
 
 #include "jit/error.h"
+#include "jit/hole_text.h"
 
 namespace weft {
 
@@ -40,16 +39,10 @@ std::string_view cuda_type(DType dtype) {
   return "?";
 }
 
-namespace {
-
 std::string_view value_type(ExprType type) {
   return type == ExprType::real ? "real" : type == ExprType::integer ? "i64" : "bool";
 }
 
-// The leading axes of an operand as pairs (size, stride), innermost first, neighbours merged.
-struct Axis {
-  std::int64_t size, stride;
-};
 std::vector<Axis> leading_axes(const Operand& o) {
   std::vector<Axis> axes;
   for (int i = o.rank - 2; i >= 0; --i) {
@@ -67,150 +60,6 @@ std::int64_t last_stride(const Operand& o) {
   return o.rank == 0 || o.dims[std::size_t(o.rank - 1)] == 1 ? 0 : o.strides[std::size_t(o.rank - 1)];
 }
 
-// ---- the text of expressions ------------------------------------------------------------------------------------------------
-
-class ExprText {
- public:
-  explicit ExprText(const Fused& fused) : fused_(fused) {}
-
-  // A statement for each node below the roots, in order; returns the names of the roots.
-  std::vector<std::string> statements(std::string& out, std::string_view indent) {
-    for (const Expr e : topological(fused_.roots)) {
-      if (e.op() == ExprOp::input || e.op() == ExprOp::literal || e.op() == ExprOp::slot) continue;
-      const std::string name = fmt::format("t{}", count_++);
-      out += fmt::format("{}const {} {} = {};\n", indent, value_type(e.type()), name, text(e));
-      names_[e.id()] = name;
-    }
-    std::vector<std::string> roots;
-    for (const Expr r : fused_.roots) roots.push_back(name(r));
-    return roots;
-  }
-
- private:
-  std::string name(Expr e) {
-    switch (e.op()) {
-      case ExprOp::input:
-        return e.index() < fused_.values ? fmt::format("v{}[j]", e.index()) : fmt::format("x{}[j]", e.index() - fused_.values);
-      case ExprOp::literal:
-        return literal(e);
-      case ExprOp::slot:
-        return fmt::format("c{}", e.index());
-      default:
-        return names_.at(e.id());
-    }
-  }
-
-  static std::string literal(Expr e) {
-    if (e.type() == ExprType::boolean) return e.index() ? "true" : "false";
-    if (e.type() == ExprType::integer)
-      return e.index() == std::numeric_limits<std::int64_t>::min() ? "i64(0x8000000000000000ull)"
-                                                                   : fmt::format("i64({}ll)", e.index());
-    const double v = e.value();
-    if (std::isnan(v)) return "real(__longlong_as_double(0x7ff8000000000000ll))";
-    if (std::isinf(v)) return v > 0 ? "infinity()" : "-infinity()";
-    return v == std::trunc(v) && std::abs(v) < 1e6 ? fmt::format("real({:.1f})", v) : fmt::format("real({:.17g})", v);
-  }
-
-  std::string binary(Expr e, std::string_view op) { return fmt::format("{} {} {}", name(e.arg(0)), op, name(e.arg(1))); }
-  std::string call(Expr e, std::string_view f) {
-    std::string s(f);
-    s += '(';
-    for (int i = 0; i < e.arity(); ++i) s += (i ? ", " : "") + name(e.arg(i));
-    return s + ')';
-  }
-
-  std::string text(Expr e) {
-    const bool integer = e.type() == ExprType::integer;
-    switch (e.op()) {
-      case ExprOp::index:
-        if (e.index() > 0)
-          fail(ErrorKind::usage, "a kernel's expression reads a coordinate that it has not",
-               fmt::format("index {}", e.index()));
-        return "element + j";
-      case ExprOp::add:
-        return integer ? fmt::format("i64(u64({}) + u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "+");
-      case ExprOp::sub:
-        return integer ? fmt::format("i64(u64({}) - u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "-");
-      case ExprOp::mul:
-        return integer ? fmt::format("i64(u64({}) * u64({}))", name(e.arg(0)), name(e.arg(1))) : binary(e, "*");
-      case ExprOp::div:
-        return integer ? call(e, "quotient") : binary(e, "/");
-      case ExprOp::neg:
-        return integer ? fmt::format("i64(0 - u64({}))", name(e.arg(0))) : "-" + name(e.arg(0));
-      case ExprOp::min:
-        return call(e, "min_of");
-      case ExprOp::max:
-        return call(e, "max_of");
-      case ExprOp::pow:
-        return call(e, "pow_of");
-      case ExprOp::eq:
-        return binary(e, "==");
-      case ExprOp::ne:
-        return binary(e, "!=");
-      case ExprOp::lt:
-        return binary(e, "<");
-      case ExprOp::le:
-        return binary(e, "<=");
-      case ExprOp::logical_and:
-        return binary(e, "&");
-      case ExprOp::logical_or:
-        return binary(e, "|");
-      case ExprOp::logical_not:
-        return "!" + name(e.arg(0));
-      case ExprOp::select:
-        return fmt::format("{} ? {} : {}", name(e.arg(0)), name(e.arg(1)), name(e.arg(2)));
-      case ExprOp::exp:
-        return call(e, "exp_of");
-      case ExprOp::log:
-        return call(e, "log_of");
-      case ExprOp::log1p:
-        return call(e, "log1p_of");
-      case ExprOp::expm1:
-        return call(e, "expm1_of");
-      case ExprOp::sqrt:
-        return call(e, "sqrt_of");
-      case ExprOp::rsqrt:
-        return call(e, "rsqrt_of");
-      case ExprOp::tanh:
-        return call(e, "tanh_of");
-      case ExprOp::sigmoid:
-        return call(e, "sigmoid_of");
-      case ExprOp::softplus:
-        return call(e, "softplus_of");
-      case ExprOp::erf:
-        return call(e, "erf_of");
-      case ExprOp::abs:
-        return call(e, "abs_of");
-      case ExprOp::sign:
-        return call(e, "sign_of");
-      case ExprOp::floor:
-        return call(e, "floor_of");
-      case ExprOp::sin:
-        return call(e, "sin_of");
-      case ExprOp::cos:
-        return call(e, "cos_of");
-      case ExprOp::to_real:
-        return fmt::format("real({})", name(e.arg(0)));
-      case ExprOp::to_integer:
-        return call(e, e.arg(0).type() == ExprType::real ? "integer_of" : "i64");
-      case ExprOp::uniform:
-        return e.arg(0) == expr::index(0) ? fmt::format("u{}[j]", e.index())
-                                          : fmt::format("uniform_at<real>(k{}, {})", e.index(), name(e.arg(0)));
-      case ExprOp::input:
-      case ExprOp::literal:
-      case ExprOp::slot:
-        break;
-    }
-    return name(e);
-  }
-
-  const Fused& fused_;
-  std::unordered_map<std::uint32_t, std::string> names_;
-  int count_ = 0;
-};
-
-}  // namespace
-
 // ---- the builder ------------------------------------------------------------------------------------------------------------
 
 CudaText::CudaText(std::string name, bool in_double) : in_double_(in_double) {
@@ -225,11 +74,20 @@ void CudaText::member(std::string_view type, std::string_view name, CudaArg arg)
   kernel_.parameters.push_back({std::string(type), std::string(name)});
 }
 
+std::int64_t reach_of(const Operand& o) {
+  std::int64_t reach = 0;
+  for (int i = 0; i < o.rank; ++i) reach += (o.dims[std::size_t(i)] - 1) * std::abs(o.strides[std::size_t(i)]);
+  return reach;
+}
+
 void CudaText::note(const Operand& o) {
   moved_ += o.bytes();
-  std::int64_t last = 0;
-  for (int i = 0; i < o.rank; ++i) last += (o.dims[std::size_t(i)] - 1) * o.strides[std::size_t(i)];
-  wide_ |= std::max(last, o.numel()) >= (std::int64_t(1) << 31) - 1024;
+  elements(reach_of(o));
+}
+
+CudaText& CudaText::elements(std::int64_t n) {
+  wide_ |= n > kMostNarrow;
+  return *this;
 }
 
 CudaText& CudaText::pointer(std::string_view name, const Operand& o) {
@@ -284,100 +142,45 @@ CudaText& CudaText::type(std::string_view name, DType dtype) {
   return *this;
 }
 
-// The expression of the element where row `row` begins. With several leading axes the row is taken apart.
-std::string CudaText::offset_of(std::string_view name, const Operand& o) {
+std::string CudaText::row_offset(std::string_view name, const Operand& o) {
   const std::vector<Axis> axes = leading_axes(o);
-  if (axes.empty() || (axes.size() == 1 && axes[0].stride == 0)) return "0";
+  const std::string_view index = reach_of(o) > kMostNarrow ? "i64" : "index";
+  if (axes.empty() || (axes.size() == 1 && axes[0].stride == 0)) return {};
   if (axes.size() == 1) {
     integer(fmt::format("{}_row", name), axes[0].stride);
-    return fmt::format("row * index(a.{}_row)", name);
+    return fmt::format("{0}(row) * {0}(a.{1}_row)", index, name);
   }
-  std::string sum, rest = "row";
+  std::string sum, rest = fmt::format("{}(row)", index);
   for (std::size_t k = 0; k < axes.size(); ++k) {
     const bool last = k + 1 == axes.size();
     if (!last) integer(fmt::format("{}_size{}", name, k), axes[k].size);
-    std::string coordinate = last ? rest : fmt::format("{} % index(a.{}_size{})", rest, name, k);
+    const std::string coordinate = last ? rest : fmt::format("{} % {}(a.{}_size{})", rest, index, name, k);
     if (axes[k].stride != 0) {
       integer(fmt::format("{}_stride{}", name, k), axes[k].stride);
-      sum += fmt::format("{}({}) * index(a.{}_stride{})", sum.empty() ? "" : " + ", coordinate, name, k);
+      sum += fmt::format("{}({}) * {}(a.{}_stride{})", sum.empty() ? "" : " + ", coordinate, index, name, k);
     }
-    if (!last) rest = fmt::format("({} / index(a.{}_size{}))", rest, name, k);
+    if (!last) rest = fmt::format("({} / {}(a.{}_size{}))", rest, index, name, k);
   }
-  return sum.empty() ? "0" : sum;
+  return sum;
 }
 
 CudaText& CudaText::strided(std::string_view name, const Operand& o) {
   pointer(name, o);
-  const std::string offset = o ? offset_of(name, o) : "0";
+  const std::string offset = o ? row_offset(name, o) : "";
   if (o) integer(fmt::format("{}_col", name), o.rank ? o.strides[std::size_t(o.rank - 1)] : 0);
-  functions_ += fmt::format("DEVICE index {}_at(const Args& a, index row) {{ return {}; }}\n", name, offset);
+  return function(
+      fmt::format("DEVICE index {}_at(const Args& a, index row) {{ return {}; }}\n", name, offset.empty() ? "0" : offset));
+}
+
+CudaText& CudaText::source(std::string_view name, const Operand& o) {
+  moved_ += o.bytes();
+  member(fmt::format("const {}*", cuda_type(o.dtype)), name,
+         {CudaArg::pointer, o.slot, o.offset * std::int64_t(size_of(o.dtype))});
   return *this;
 }
 
-CudaText& CudaText::fused(std::string_view name, const Fused& fused, std::span<const std::int64_t> dims) {
-  std::string body, arguments;
-  for (int k = 0; k < fused.values; ++k) arguments += fmt::format(", const real (&v{})[V]", k);
-  for (std::size_t k = 0; k < fused.roots.size(); ++k)
-    arguments += fmt::format(", {} (&y{})[V]", value_type(fused.roots[k].type()), k);
-
-  // What the roots use.
-  std::vector<bool> used(fused.leaves.size());
-  std::map<std::int64_t, bool> slots, draws;  // draws: first slot, whether of the running element
-  bool positions = false;
-  for (const Expr e : topological(fused.roots)) {
-    if (e.op() == ExprOp::input && e.index() >= fused.values) used[std::size_t(e.index() - fused.values)] = true;
-    if (e.op() == ExprOp::slot) slots[e.index()] = true;
-    if (e.op() == ExprOp::index) positions = true;
-    if (e.op() == ExprOp::uniform) draws[e.index()] |= e.arg(0) == expr::index(0);
-  }
-  if (positions || !draws.empty()) {
-    integer(fmt::format("{}_columns", name), dims.empty() ? 1 : dims.back());
-    body += fmt::format("  const i64 element = i64(row) * a.{}_columns + col;\n", name);
-  }
-  for (const auto& [slot, unused] : slots) {
-    const std::string constant_name = fmt::format("{}_c{}", name, slot);
-    constant(constant_name, fused.constants[std::size_t(slot)]);
-    body += fmt::format("  const real c{} = a.{}();\n", slot, constant_name);
-  }
-  for (const auto& [slot, running] : draws) {
-    integer(fmt::format("{}_k{}", name, slot), fused.constants[std::size_t(slot)]);
-    body += fmt::format("  const double* k{0} = a.constants + a.{1}_k{0};\n", slot, name);
-    if (running) body += fmt::format("  real u{0}[V];\n  uniforms<V>(k{0}, element, u{0});\n", slot);
-  }
-  for (std::size_t k = 0; k < fused.leaves.size(); ++k) {
-    if (!used[k]) continue;
-    const Operand& leaf = fused.leaves[k];
-    const std::string leaf_name = fmt::format("{}_x{}", name, k);
-    note(leaf);
-    member(fmt::format("const {}*", cuda_type(leaf.dtype)), leaf_name,
-           {CudaArg::pointer, leaf.slot, leaf.offset * std::int64_t(size_of(leaf.dtype))});
-    const std::string offset = offset_of(leaf_name, leaf);
-    const std::string_view type = value_type(expr_type(leaf.dtype));
-    const std::int64_t stride = last_stride(leaf);
-    body += fmt::format("  {} x{}[V];\n", type, k);
-    if (stride == 1) {
-      body += fmt::format("  load_values<V>(a.{} + ({} + col), x{});\n", leaf_name, offset, k);
-    } else if (stride == 0) {
-      body += fmt::format(
-          "  {{\n    {0} t[1];\n    load_values<1>(a.{1} + ({2}), t);\n#pragma unroll\n    for (int j = 0; j < V; ++j) x{3}[j] "
-          "= t[0];\n  }}\n",
-          type, leaf_name, offset, k);
-    } else {
-      integer(leaf_name + "_col", stride);
-      body += fmt::format(
-          "  {{\n    const index at = {0};\n#pragma unroll\n    for (int j = 0; j < V; ++j) {{\n      {1} t[1];\n"
-          "      load_values<1>(a.{2} + (at + (col + j) * index(a.{2}_col)), t);\n      x{3}[j] = t[0];\n    }}\n  }}\n",
-          offset, type, leaf_name, k);
-    }
-  }
-  body += "#pragma unroll\n  for (int j = 0; j < V; ++j) {\n";
-  ExprText text(fused);
-  const std::vector<std::string> roots = text.statements(body, "    ");
-  for (std::size_t k = 0; k < roots.size(); ++k) body += fmt::format("    y{}[j] = {};\n", k, roots[k]);
-  body += "  }\n";
-  for (std::size_t k = 0; k < fused.roots.size(); ++k) functions_ += fmt::format("// {}\n", to_string(fused.roots[k]));
-  functions_ +=
-      fmt::format("template <int V>\nDEVICE void {}(const Args& a, index row, index col{}) {{\n{}}}\n", name, arguments, body);
+CudaText& CudaText::function(std::string_view text) {
+  functions_ += text;
   return *this;
 }
 
@@ -503,7 +306,8 @@ CudaKernel pointwise_cuda(std::string name, const Fused& fused, std::span<const 
   std::vector<Operand*> all;
   for (Operand& o : body.leaves) all.push_back(&o);
   for (Operand& o : to) all.push_back(&o);
-  collapse_axes(dims, all);
+  const bool placed = std::any_of(body.roots.begin(), body.roots.end(), [](Expr e) { return e.coordinates() > 0; });
+  if (!placed) collapse_axes(dims, all);  // coordinates are those of the axes as they are
   std::vector<Operand> operands;
   for (const Operand* o : all) operands.push_back(*o);
   std::int64_t n = 1;
@@ -514,8 +318,8 @@ CudaKernel pointwise_cuda(std::string name, const Fused& fused, std::span<const 
   width = std::min(width, int(std::max<std::size_t>(16 / largest, 4)));
   CudaText text(std::move(name), in_double);
   text.define("V", width).integer("vectors", n / width).integer("columns", (dims.empty() ? 1 : dims.back()) / width);
-  text.define("ROWS", dims.size() > 1);
-  text.fused("compute", body, dims);
+  text.define("ROWS", dims.size() > 1).elements(n);
+  fused_rows(text, "compute", body, dims);
   std::string declarations, arguments, stores;
   for (std::size_t k = 0; k < to.size(); ++k) {
     const std::string y = fmt::format("y{}", k);

@@ -3,14 +3,15 @@
 //
 // What a skeleton sees, besides jit/prelude.cuh:
 //   real                    float, or double where an operand is f64: everything is computed in it
-//   index                   int, or i64 where an operand has 2^31 elements or more
+//   index                   int, or i64 where an operand reaches 2^31 elements or more
 //   KERNEL                  the name of the function: extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS)
 //   PARAMETERS              const __grid_constant__ Args a
 //   a.x, has_x              a pointer argument, and whether it is present (constexpr bool)
 //   a.n                     an integer argument (i64 in memory)
 //   a.eps()                 a constant of the step, as real
 //   N                       a fact (constexpr int)
-//   f<V>(a, row, col, x)    a Fused called f: writes V neighbouring elements of row `row`, from column `col` on, to x
+//   f<V>(a, row, col, x)    expressions over flat rows (hole_text.h): V neighbouring elements of row `row`, from `col` on, to x
+//   f<V>(a, b, t, i, v, y)  a hole, at V neighbouring places of its space
 #pragma once
 
 #include <array>
@@ -87,14 +88,17 @@ class CudaText {
   // TmaMap NAME: &a.NAME is what the copy engine takes.
   CudaText& tma_map(std::string_view name, const Operand& operand, std::span<const std::int64_t> box, int swizzle = 0);
   // Facts that are part of the text.
-  CudaText& define(std::string_view name, std::int64_t value);  // constexpr int
-  CudaText& type(std::string_view name, DType dtype);           // using NAME = bf16;
-  // The function NAME<V>(a, row, col, [const real (&value)[V],...] real (&root)[V], ...) over the space `dims`. V > 1 needs
-  // vector_width() >= V and a column that V divides. Roots that are integers or booleans have arrays of i64 and bool.
-  CudaText& fused(std::string_view name, const Fused& fused, std::span<const std::int64_t> dims);
+  CudaText& define(std::string_view name, std::int64_t value);      // constexpr int
+  CudaText& type(std::string_view name, DType dtype);               // using NAME = bf16;
+  CudaText& source(std::string_view name, const Operand& operand);  // const T* NAME, whose reader minds how far it reaches
+  CudaText& elements(std::int64_t n);                               // numbers of the kernel's own go up to n
+  CudaText& function(std::string_view text);                        // stands between the arguments and the skeleton
   // A pointer argument NAME and a function NAME_at(a, row): the element where row `row` of `operand` begins, whatever its
   // leading strides.
   CudaText& strided(std::string_view name, const Operand& operand);
+  // The text of the element where row `row` of the operand begins, empty for 0; adds the strides as arguments. With several
+  // leading axes that do not walk as one, the row is taken apart by divisions.
+  std::string row_offset(std::string_view name, const Operand& operand);
   CudaText& cluster(unsigned x, unsigned y = 1, unsigned z = 1) { return kernel_.cluster = {x, y, z}, *this; }
   CudaText& budget(int registers) { return kernel_.registers = registers, *this; }
   CudaText& flops(double flops) { return kernel_.flops = flops, *this; }
@@ -110,13 +114,22 @@ class CudaText {
  private:
   void note(const Operand& operand);  // that the kernel reads or writes: bytes, and the width of indices
   void member(std::string_view type, std::string_view name, CudaArg arg);
-  std::string offset_of(std::string_view name, const Operand& operand);
 
   CudaKernel kernel_;
   std::string members_, facts_, functions_;
   bool in_double_, wide_ = false;  // wide: 64-bit indices
   double moved_ = 0;               // bytes of the operands
 };
+
+constexpr std::int64_t kMostNarrow = (std::int64_t(1) << 31) - 1024;  // what an `int` may number; a vector may follow
+std::int64_t reach_of(const Operand& operand);                        // elements between the first and the last of the operand
+
+// The leading axes of an operand as pairs (size, stride), innermost first, neighbours merged; the stride of the last.
+struct Axis {
+  std::int64_t size, stride;
+};
+std::vector<Axis> leading_axes(const Operand& operand);
+std::int64_t last_stride(const Operand& operand);
 
 // The largest V of 8, 4, 2, 1 such that V neighbouring columns of every operand over the space `dims` can be read as aligned
 // vectors (or are broadcast along the columns), and V divides the columns.
@@ -127,7 +140,8 @@ int vector_width(std::span<const std::int64_t> dims, std::span<const Fused* cons
 CudaKernel pointwise_cuda(std::string name, const Fused& fused, std::span<const Operand> outputs,
                           std::span<const std::int64_t> dims, bool in_double);
 
-std::string_view cuda_type(DType dtype);  // "bf16"
+std::string_view cuda_type(DType dtype);     // "bf16"
+std::string_view value_type(ExprType type);  // "real", "i64", "bool"
 
 // An embedded file: "jit/prelude.cuh", "ops/norm.cuh". An internal error if there is none.
 std::string_view embedded_text(std::string_view file);

@@ -17,6 +17,10 @@ void throw_device_error(DeviceError code, std::int64_t value, std::int64_t limit
       fail(ErrorKind::usage, "cross_entropy: label out of range",
            fmt::format("label {} at element {}, vocabulary {}", value, position, limit),
            fmt::format("labels are in [0, {}), or ignore_index; is the vocabulary that of the tokenizer?{}", limit, kLost));
+    case DeviceError::subscript:
+      fail(ErrorKind::usage, "a subscript in a hole is outside of its tensor",
+           fmt::format("subscript {} of axis {}, which has {} places", value, position, limit),
+           fmt::format("clamp the subscript, or give the tensor more places{}", kLost));
     case DeviceError::none:
       break;
   }

@@ -68,17 +68,17 @@ Expr pull_back(Expr y, int k, Expr g) {
     case Op::cos:
       return -(g * sin(a));
     default:
-      return {};  // comparisons, logic, sign, floor, conversions, uniform
+      return {};  // comparisons, logic, sign, floor, conversions, uniform, loads by their subscripts
   }
 }
 
-// Which nodes are reals that some input of `wrt` flows into through reals.
-std::vector<bool> depends_on(const Order& order, std::span<const int> wrt) {
+// Which nodes are reals that some leaf of `wrt` flows into through reals.
+std::vector<bool> depends_on(const Order& order, std::span<const Expr> wrt) {
   std::vector<bool> depends(order.size());
   for (int at = 0; at < order.size(); ++at) {
     Expr e = order.nodes()[at];
     if (e.type() != ExprType::real) continue;
-    if (e.op() == Op::input) depends[at] = std::ranges::count(wrt, e.index()) > 0;
+    depends[at] = std::ranges::count(wrt, e) > 0;
     for (int k = 0; k < e.arity(); ++k) depends[at] = depends[at] || depends[order.position(e.arg(k))];
   }
   return depends;
@@ -86,17 +86,20 @@ std::vector<bool> depends_on(const Order& order, std::span<const int> wrt) {
 
 }  // namespace
 
-std::vector<Expr> diff(Expr root, Expr upstream, std::span<const int> wrt) {
-  Order order(std::span(&root, 1));
+std::vector<Expr> diff(std::span<const Expr> roots, std::span<const Expr> upstreams, std::span<const Expr> wrt) {
+  Order order(roots);
   std::vector<bool> wanted = depends_on(order, wrt);
   std::vector<Expr> adjoint(order.size());  // Expr() is the exact zero: nothing has arrived
-  if (root.type() == ExprType::real) adjoint.back() = upstream;
+  for (std::size_t r = 0; r < roots.size(); ++r) {
+    Expr& arrived = adjoint[order.position(roots[r])];
+    if (roots[r].type() == ExprType::real) arrived = arrived + upstreams[r];
+  }
   std::vector<Expr> result(wrt.size());
   for (int at = order.size() - 1; at >= 0; --at) {
     Expr y = order.nodes()[at], g = adjoint[at];
     if (is_zero(g) || !wanted[at]) continue;
     for (std::size_t i = 0; i < wrt.size(); ++i) {
-      if (y.op() == Op::input && y.index() == wrt[i]) result[i] = g;
+      if (y == wrt[i]) result[i] = g;
     }
     for (int k = 0; k < y.arity(); ++k) {
       int from = order.position(y.arg(k));

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "jit/error.h"
+#include "jit/op_facts.h"
 
 namespace weft {
 namespace {
@@ -112,33 +113,7 @@ constinit Pool pool;
 
 const Node& node(Expr e) { return pool[e.id()]; }
 
-constexpr int arity_of(Op op) {
-  switch (op) {
-    case Op::input:
-    case Op::literal:
-    case Op::slot:
-    case Op::index:
-      return 0;
-    case Op::add:
-    case Op::sub:
-    case Op::mul:
-    case Op::div:
-    case Op::min:
-    case Op::max:
-    case Op::pow:
-    case Op::eq:
-    case Op::ne:
-    case Op::lt:
-    case Op::le:
-    case Op::logical_and:
-    case Op::logical_or:
-      return 2;
-    case Op::select:
-      return 3;
-    default:
-      return 1;
-  }
-}
+int arity_of(Op op) { return facts_of(op).arity; }
 
 std::uint64_t mix(std::uint64_t hash, std::uint64_t word) {
   hash = (hash ^ word) * 0x9e3779b97f4a7c15ull;
@@ -194,59 +169,6 @@ Expr coerce(Expr e, ExprType type) {
 
 // ---- constant folding -------------------------------------------------------------------------------------------------------
 
-double fold_real(Op op, double a, double b) {
-  switch (op) {
-    case Op::add:
-      return a + b;
-    case Op::sub:
-      return a - b;
-    case Op::mul:
-      return a * b;
-    case Op::div:
-      return a / b;
-    case Op::min:
-      return std::min(a, b);
-    case Op::max:
-      return std::max(a, b);
-    case Op::pow:
-      return std::pow(a, b);
-    case Op::neg:
-      return -a;
-    case Op::exp:
-      return std::exp(a);
-    case Op::log:
-      return std::log(a);
-    case Op::log1p:
-      return std::log1p(a);
-    case Op::expm1:
-      return std::expm1(a);
-    case Op::sqrt:
-      return std::sqrt(a);
-    case Op::rsqrt:
-      return 1 / std::sqrt(a);
-    case Op::tanh:
-      return std::tanh(a);
-    case Op::sigmoid:
-      return 1 / (1 + std::exp(-a));
-    case Op::softplus:
-      return std::max(a, 0.0) + std::log1p(std::exp(-std::abs(a)));
-    case Op::erf:
-      return std::erf(a);
-    case Op::abs:
-      return std::abs(a);
-    case Op::sign:
-      return (a > 0) - (a < 0);
-    case Op::floor:
-      return std::floor(a);
-    case Op::sin:
-      return std::sin(a);
-    case Op::cos:
-      return std::cos(a);
-    default:
-      return std::numeric_limits<double>::quiet_NaN();
-  }
-}
-
 // Integers wrap; a quotient is truncated, and is 0 where the divisor is.
 std::int64_t fold_integer(Op op, std::int64_t a, std::int64_t b) {
   auto ua = std::uint64_t(a), ub = std::uint64_t(b);
@@ -282,8 +204,9 @@ bool fold_comparison(Op op, T a, T b) {
 // The operation on literals; a non-finite result stays an operation, so that texts hold finite constants only.
 std::optional<Expr> fold(Op op, ExprType type, Expr a, Expr b = {}) {
   if (type == integer) return integer_literal(fold_integer(op, a.index(), b.index()));
-  if (std::isnan(a.value()) || std::isnan(b.value())) return std::nullopt;
-  double value = fold_real(op, a.value(), b.value());
+  const auto of_reals = facts_of(op).fold;
+  if (!of_reals || std::isnan(a.value()) || std::isnan(b.value())) return std::nullopt;
+  double value = of_reals(a.value(), b.value());
   return std::isfinite(value) ? std::optional(real_literal(value)) : std::nullopt;
 }
 
@@ -431,12 +354,7 @@ Expr constant(double value) {
   for (double structural : {0.0, 1.0, -1.0, 2.0, 0.5}) {
     if (std::bit_cast<std::uint64_t>(value) == std::bit_cast<std::uint64_t>(structural)) return real_literal(value);
   }
-  if (!innermost_scope) {
-    fail(ErrorKind::usage, "a float constant in an expression outside of an op", "constant " + std::to_string(value),
-         "build the expression inside the function given to the op, or create a weft::ConstantScope first "
-         "(0, 1, -1, 2 and 0.5 may stand anywhere)");
-  }
-  return expr::slot(innermost_scope->add(value));
+  return expr::constant_slot(value, real);
 }
 
 }  // namespace
@@ -473,14 +391,32 @@ namespace expr {
 Expr input(int k, ExprType type) { return intern(Op::input, type, k); }
 Expr literal(double value) { return real_literal(value); }
 Expr boolean(bool value) { return boolean_literal(value); }
-Expr slot(int k) { return intern(Op::slot, real, k); }
+Expr slot(int k, ExprType type) { return intern(Op::slot, type, k); }
+Expr element() { return intern(Op::element, integer, 0); }
 Expr index(int k) {
   if (k < 0 || k >= kMostCoordinates)
     fail(ErrorKind::usage, "expr::index: no such coordinate", std::to_string(k),
          "coordinates are numbered from 0, and there are at most " + std::to_string(kMostCoordinates));
   return intern(Op::index, integer, k);
 }
+Expr constant_slot(double value, ExprType type) {
+  if (!innermost_scope) {
+    fail(ErrorKind::usage, "a float constant in an expression outside of an op", "constant " + std::to_string(value),
+         "build the expression inside the function given to the op, or create a weft::ConstantScope first "
+         "(0, 1, -1, 2 and 0.5 may stand anywhere)");
+  }
+  return slot(innermost_scope->add(value), type);
+}
 Expr uniform(int first_slot, Expr element) { return intern(Op::uniform, real, first_slot, coerce(element, integer)); }
+Expr load(int k, ExprType type, std::span<const Expr> subscripts) {
+  for (const Expr s : subscripts)
+    if (s.type() != integer)
+      fail(ErrorKind::usage, s.type() == real ? "a subscript is real" : "a subscript is boolean", to_string(s),
+           "to_integer() it");
+  if (subscripts.size() > kMostCoordinates)
+    fail(ErrorKind::usage, "a tensor is indexed with too many subscripts", std::to_string(subscripts.size()));
+  return intern(Op::load, type, k, subscripts);
+}
 
 Expr make(Op op, Expr a) {
   if (arity_of(op) != 1 || op == Op::uniform) wrong_arity(op, 1);

@@ -6,6 +6,7 @@
 // plan's key do not depend on it.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -23,8 +24,8 @@ enum class ExprOp : std::uint8_t {
   // leaves; `index` of the node says which
   input,    // k-th operand of the kernel or hole
   literal,  // structural constant `value`, identical in every use (table ops only)
-  slot,     // k-th constant of the node (real)
-  index,    // k-th coordinate of the hole; in a pointwise kernel index 0 is the linear element (integer)
+  slot,     // k-th constant of the node: a real, or an integer
+  index,    // k-th coordinate of the hole; in a pointwise kernel, of the element in the result (integer)
   // real or integer arithmetic. min and max keep a NaN of either side; integers wrap, and their quotient is truncated,
   // and 0 where the divisor is 0
   add,
@@ -66,6 +67,8 @@ enum class ExprOp : std::uint8_t {
   to_integer,
   // Philox uniform in (0, 1): uniform(slot k, element): the raw bits of slots k, k+1, k+2 hold seed, tick and site
   uniform,
+  element,  // a leaf: the number of the element in the result of a pointwise kernel, row-major (integer)
+  load,     // an element of the k-th tensor that a hole captures; an argument, an integer, for each of its axes
 };
 
 class Expr {
@@ -76,13 +79,16 @@ class Expr {
   Expr(float value) : Expr(double(value)) {}
   Expr(int value);           // an integer literal (structure)
   Expr(std::int64_t value);  // an integer literal (structure)
-  Expr(bool) = delete;       // what == of two Exprs gives is identity, not an expression: use equal()
+  // What == of two Exprs gives is identity, not an expression: use equal(). (A template, so that nothing converts to bool for
+  // it.)
+  template <std::same_as<bool> T>
+  Expr(T) = delete;
 
   ExprOp op() const;
   ExprType type() const;
   Expr arg(int i) const;  // i in [0, arity())
   int arity() const;
-  std::int64_t index() const;  // of input, slot, index, uniform; the exact value of an integer or boolean literal
+  std::int64_t index() const;  // of input, slot, index, uniform, load; the exact value of an integer or boolean literal
   double value() const;        // of literal
   int coordinates() const;     // 1 + the highest index that it reads, 0 if none
   std::uint32_t id() const { return id_; }
@@ -119,9 +125,12 @@ namespace expr {
 Expr input(int k, ExprType type = ExprType::real);
 Expr literal(double value);
 Expr boolean(bool value);
-Expr slot(int k);
-Expr index(int k = 0);
+Expr slot(int k, ExprType type = ExprType::real);
+Expr index(int k);
+Expr element();
+Expr constant_slot(double value, ExprType type);  // a slot of the innermost ConstantScope, whatever the value is
 Expr uniform(int first_slot, Expr element);
+Expr load(int k, ExprType type, std::span<const Expr> subscripts);
 // Interns op(args) after constant folding and local simplification; operands are converted to a common type.
 Expr make(ExprOp op, Expr a);
 Expr make(ExprOp op, Expr a, Expr b);
@@ -186,11 +195,16 @@ std::vector<Expr> topological(std::span<const Expr> roots);
 Expr substitute(Expr root, std::span<const std::optional<Expr>> inputs, std::span<const int> slots = {},
                 std::span<const Expr> indices = {});
 
+// Builds the expression again from its leaves: `rewrite(e, rebuilt)`, where `rebuilt` is e over what became of its arguments,
+// is what stands for e, or nullopt for `rebuilt`.
+Expr rewrite(Expr root, const std::function<std::optional<Expr>(Expr e, Expr rebuilt)>& rewrite);
+
 // Replaces every occurrence of the node `from` by `to`.
 Expr replace(Expr root, Expr from, Expr to);
 
 int input_count(std::span<const Expr> roots);  // 1 + the highest input used, 0 if none
 int slot_count(std::span<const Expr> roots);   // likewise for slots (a uniform uses three)
+int load_count(std::span<const Expr> roots);   // likewise for the tensors of loads
 bool is_zero(Expr e);                          // a literal, 0 or -0
 bool uses_input(Expr root, int k);
 bool uses_op(Expr root, ExprOp op);

@@ -4,10 +4,13 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
+#include "jit/block.h"
 #include "jit/convert.h"
+#include "jit/device_errors.h"
 #include "jit/error.h"
 #include "jit/order.h"
 #include "jit/philox.h"
@@ -46,7 +49,7 @@ class Program::Compiler {
 
   void compile(std::span<const Expr> roots) {
     for (int at = 0; at < order_.size(); ++at) {
-      if (node(at).arity() == 0) {
+      if (node(at).arity() == 0 && node(at).op() != Op::load) {
         register_[at] = leaf(node(at));
       } else if (!absorbed_[at]) {
         emit(at);
@@ -104,6 +107,10 @@ class Program::Compiler {
       program_.bound_indices_.push_back({add_register(Kind::index, ExprType::integer, k), k});
       return program_.bound_indices_.back().r;
     }
+    if (e.op() == Op::element) {
+      program_.bound_elements_.push_back({add_register(Kind::element, ExprType::integer), 0});
+      return program_.bound_elements_.back().r;
+    }
     if (e.op() != Op::input) {
       program_.constants_.push_back({add_register(Kind::constant, e.type()), e});
       return program_.constants_.back().out;
@@ -122,7 +129,7 @@ class Program::Compiler {
       step.fused = node(fused).op();
       step.compared = node(fused).arg(0).type();
       step.reversed = argument(at, 0) != fused;
-    } else if (e.op() != Op::select) {
+    } else if (e.op() != Op::select && e.op() != Op::load) {
       step.type = e.arg(0).type();
     }
     int count = 0;
@@ -231,7 +238,8 @@ std::int64_t quotient(std::int64_t a, std::int64_t b) {
 template <class T, class N>
 class Machine {
  public:
-  Machine(void* const* registers, const double* constants, N n) : registers_(registers), constants_(constants), n_(n) {}
+  Machine(void* const* registers, const double* constants, const View* tables, N n)
+      : registers_(registers), constants_(constants), tables_(tables), n_(n) {}
 
   void step(const Program::Instruction& i) const {
     switch (i.op) {
@@ -284,6 +292,8 @@ class Machine {
         return convert<Int, Bool>(i);
       case Op::uniform:
         return uniform(i);
+      case Op::load:
+        return load(i);
       default:
         return function(i);
     }
@@ -444,8 +454,30 @@ class Machine {
     fill_uniform({bits(0), bits(1), bits(2)}, at<Int>(i.args[0]), n_, at<T>(i.out));
   }
 
+  void load(const Program::Instruction& i) const {
+    const View& table = tables_[i.index];
+    Int offsets[kBlock] = {};
+    for (int axis = 0; axis < table.rank; ++axis) {
+      const Int *subscript = at<Int>(i.args[axis]), size = table.dims[axis], stride = table.strides[axis];
+      int inside = 0;  // how many are, from the first on
+      while (inside < n_ && Bits(subscript[inside]) < Bits(size)) ++inside;
+      if (inside < n_) throw_device_error(DeviceError::subscript, subscript[inside], size, axis);
+      for (int j = 0; j < n_; ++j) offsets[j] += subscript[j] * stride;
+    }
+    visit_dtype(table.dtype, [&]<class S>(S) {
+      const S* from = table.as<S>();
+      const auto take = [&]<class R>(R* to) {
+        for (int j = 0; j < n_; ++j) to[j] = value_as<R>(from[offsets[j]]);
+      };
+      i.type == ExprType::real      ? take(at<T>(i.out))
+      : i.type == ExprType::integer ? take(at<Int>(i.out))
+                                    : take(at<Bool>(i.out));
+    });
+  }
+
   void* const* registers_;
   const double* constants_;
+  const View* tables_;
   N n_;
 };
 
@@ -471,8 +503,8 @@ std::uint32_t philox(std::uint64_t seed, std::uint64_t site, std::uint64_t tick,
 // ---- State ------------------------------------------------------------------------------------------------------------------
 
 template <class T>
-Program::State<T>::State(const Program& program, const double* constants)
-    : program_(&program), constants_(constants), registers_(program.registers_.size()) {
+Program::State<T>::State(const Program& program, const double* constants, const View* tables)
+    : program_(&program), constants_(constants), tables_(tables), registers_(program.registers_.size()) {
   constexpr std::size_t kLine = 64;
   std::size_t bytes = kLine;
   for (const Register& r : program.registers_) bytes += kBlock * element_size<T>(r.type);
@@ -489,7 +521,7 @@ Program::State<T>::State(const Program& program, const double* constants)
   for (const Constant& constant : program.constants_) {
     Expr leaf = constant.leaf;
     visit<T>(leaf.type(), registers_[constant.out], [&]<class R>(R* values) {
-      R value = leaf.op() == Op::slot           ? R(constants[leaf.index()])
+      R value = leaf.op() == Op::slot           ? value_as<R>(constants[leaf.index()])
                 : leaf.type() == ExprType::real ? R(leaf.value())
                                                 : R(leaf.index());
       std::fill_n(values, kBlock, value);
@@ -500,8 +532,7 @@ Program::State<T>::State(const Program& program, const double* constants)
 // Points the registers of inputs and outputs at the caller's memory. An output that lies on an input which is read
 // later goes to the side first.
 template <class T>
-void Program::State<T>::bind(const void* const* inputs, void* const* outputs, int n, std::int64_t element,
-                             const std::int64_t* indices) {
+void Program::State<T>::bind(const void* const* inputs, void* const* outputs) {
   const Program& p = *program_;
   targets_.assign(outputs, outputs + p.outputs());
   for (auto [output, input] : p.hazards_) {
@@ -509,12 +540,29 @@ void Program::State<T>::bind(const void* const* inputs, void* const* outputs, in
   }
   for (auto [r, k] : p.bound_inputs_) registers_[r] = const_cast<void*>(inputs[k]);  // no instruction writes it
   for (auto [r, k] : p.bound_outputs_) registers_[r] = targets_[k];
-  for (auto [r, k] : p.bound_indices_) {
-    auto* values = static_cast<std::int64_t*>(registers_[r]);
-    if (k > 0 && !indices)
-      fail(ErrorKind::usage, "Program: an expression reads a coordinate that it has not", "index " + std::to_string(k));
-    std::int64_t start = k == 0 ? element : indices[k], step = k == 0;
-    for (int j = 0; j < n; ++j) values[j] = start + j * step;
+}
+
+// The coordinates of elements [first, first + n): one division by each size, then along the rows.
+template <class T>
+void Program::State<T>::fill_coordinates(int n, std::int64_t first, std::span<const std::int64_t> dims) {
+  const Program& p = *program_;
+  for (auto [r, unused] : p.bound_elements_)
+    std::iota(static_cast<std::int64_t*>(registers_[r]), static_cast<std::int64_t*>(registers_[r]) + n, first);
+  if (p.bound_indices_.empty()) return;
+  const int last = int(dims.size()) - 1;
+  std::int64_t at[kMostCoordinates] = {};
+  for (int d = last; d >= 0; --d) at[d] = first % dims[d], first /= dims[d];
+  for (int done = 0, count; done < n; done += count) {
+    count = last < 0 ? n : int(std::min<std::int64_t>(n - done, dims[last] - at[last]));
+    for (auto [r, k] : p.bound_indices_) {
+      if (k > last)
+        fail(ErrorKind::usage, "Program: an expression reads a coordinate that it has not", "index " + std::to_string(k));
+      auto* values = static_cast<std::int64_t*>(registers_[r]) + done;
+      k == last ? std::iota(values, values + count, at[k]) : void(std::fill_n(values, count, at[k]));
+    }
+    if (last < 0) break;
+    at[last] += count;
+    for (int d = last; d > 0 && at[d] == dims[d]; --d) at[d] = 0, ++at[d - 1];
   }
 }
 
@@ -524,11 +572,12 @@ void Program::State<T>::copy(int output, void* to, const void* from, int n) cons
 }
 
 template <class T>
-void Program::State<T>::run(const void* const* inputs, void* const* outputs, int n, std::int64_t element,
-                            const std::int64_t* indices) {
-  bind(inputs, outputs, n, element, indices);
+void Program::State<T>::run(const void* const* inputs, void* const* outputs, int n, std::int64_t first,
+                            std::span<const std::int64_t> dims) {
+  bind(inputs, outputs);
+  fill_coordinates(n, first, dims);
   auto execute = [&](auto count) {
-    Machine<T, decltype(count)> machine(registers_.data(), constants_, count);
+    Machine<T, decltype(count)> machine(registers_.data(), constants_, tables_, count);
     for (const Instruction& instruction : program_->code_) machine.step(instruction);
   };
   n == kBlock ? execute(std::integral_constant<int, kBlock>{}) : execute(n);

@@ -11,6 +11,8 @@
 
 namespace weft {
 
+struct View;
+
 inline constexpr int kBlock = 256;                  // elements a register holds; a program's registers stay in L1
 inline constexpr std::int64_t kPart = 64 * kBlock;  // elements of one part of a parallel loop
 
@@ -28,24 +30,26 @@ class Program {
   bool uses_input(int k) const { return used_[k]; }
 
   // Scratch for one thread: registers with the constants already broadcast. Make one per thread and kernel launch.
-  // `constants[k]` is slot k. T is float or double.
+  // `constants[k]` is slot k, `tables[k]` the tensor that loads k read. T is float or double.
   template <class T>
   class State {
    public:
-    State(const Program& program, const double* constants);
-    // Evaluates elements [0, n), n <= kBlock. inputs[k]: n values of input k (ignored if unused). outputs[k]: where n
-    // values of root k go (real: T, integer: int64, boolean: uint8); may not overlap inputs unless equal to one.
-    // `element` is the value of index 0 at the first element (it counts up by one); `indices[k]`, k >= 1, if the
-    // program uses further indices, is the (uniform) value of index k.
-    void run(const void* const* inputs, void* const* outputs, int n, std::int64_t element = 0,
-             const std::int64_t* indices = nullptr);
+    State(const Program& program, const double* constants, const View* tables = nullptr);
+    // Evaluates elements [first, first + n) of a space of the sizes `dims`, in row-major order, n <= kBlock; only programs that
+    // read coordinates look at `dims`. inputs[k]: n values of input k (ignored if unused). outputs[k]: where n values of root k
+    // go (real: T, integer: int64, boolean: uint8); may not overlap inputs unless equal to one. A subscript that lies outside
+    // of its tensor is an error.
+    void run(const void* const* inputs, void* const* outputs, int n, std::int64_t first = 0,
+             std::span<const std::int64_t> dims = {});
 
    private:
-    void bind(const void* const* inputs, void* const* outputs, int n, std::int64_t element, const std::int64_t* indices);
+    void bind(const void* const* inputs, void* const* outputs);
+    void fill_coordinates(int n, std::int64_t first, std::span<const std::int64_t> dims);
     void copy(int output, void* to, const void* from, int n) const;
 
     const Program* program_;
     const double* constants_;
+    const View* tables_;
     std::unique_ptr<std::byte[]> storage_;
     std::vector<void*> registers_;
     std::vector<void*> staging_;  // of each output, for when it may not be written before an input is read
@@ -56,17 +60,17 @@ class Program {
   // difference that is its only user, and a comparison with the selects that are all its users.
   struct Instruction {
     ExprOp op;
-    ExprOp fused;        // mul or the comparison; literal if nothing is fused
-    ExprType type;       // of the operands (of the arms for a select)
-    ExprType compared;   // of the operands of the fused comparison
-    bool reversed;       // z - x*y
-    int out;             // registers
-    int args[4];         // those of the fused operation first
-    std::int64_t index;  // first slot of a uniform
+    ExprOp fused;                // mul or the comparison; literal if nothing is fused
+    ExprType type;               // of the operands (of the arms for a select)
+    ExprType compared;           // of the operands of the fused comparison
+    bool reversed;               // z - x*y
+    int out;                     // registers
+    int args[kMostCoordinates];  // those of the fused operation first
+    std::int64_t index;          // first slot of a uniform, table of a load
   };
 
  private:
-  enum class Kind { temporary, constant, input, index, output };
+  enum class Kind { temporary, constant, input, element, index, output };
   struct Register {
     Kind kind;
     ExprType type;
@@ -76,7 +80,7 @@ class Program {
     int out;
     Expr leaf;  // a literal or a slot
   };
-  struct Binding {  // register `r` is the caller's k-th input or output, or holds the k-th index
+  struct Binding {  // register `r` is the caller's k-th input or output, or holds the k-th coordinate or element numbers
     int r, k;
   };
   struct Output {
@@ -92,7 +96,7 @@ class Program {
   std::vector<Register> registers_;
   std::vector<Constant> constants_;
   std::vector<Output> outputs_;
-  std::vector<Binding> bound_inputs_, bound_indices_, bound_outputs_;
+  std::vector<Binding> bound_inputs_, bound_indices_, bound_elements_, bound_outputs_;
   std::vector<int> copied_outputs_;  // those that no instruction writes: leaves and repeated roots
   std::vector<Hazard> hazards_;
   std::vector<ExprType> input_types_;

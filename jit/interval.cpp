@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "jit/op_facts.h"
 #include "jit/order.h"
 
 namespace weft {
@@ -14,22 +15,6 @@ using Op = ExprOp;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr Interval kBoolean{0, 1}, kUnbounded{};
 
-// Ops whose real result is exact, so that its bounds need no margin.
-bool is_exact(Op op) {
-  switch (op) {
-    case Op::neg:
-    case Op::abs:
-    case Op::sign:
-    case Op::floor:
-    case Op::min:
-    case Op::max:
-    case Op::uniform:
-      return true;
-    default:
-      return false;
-  }
-}
-
 // Bounds are computed in fp64, values in fp32, in fp64 or by the GPU's approximate functions: wide enough for all.
 Interval with_margin(Interval x) {
   constexpr double kRelative = 0x1p-16, kTiny = 0x1p-126;
@@ -37,7 +22,7 @@ Interval with_margin(Interval x) {
 }
 
 Interval rounded(Op op, ExprType type, Interval x) {
-  if (type == ExprType::real && !is_exact(op)) x = with_margin(x);
+  if (type == ExprType::real && !facts_of(op).exact) x = with_margin(x);
   if (!(x.low <= x.high)) return kUnbounded;  // a NaN
   if (type != ExprType::integer) return x;
   return std::max(std::abs(x.low), std::abs(x.high)) < 0x1p53 ? x : kUnbounded;  // beyond, bounds round and values wrap
@@ -169,6 +154,7 @@ Interval unary(Op op, Interval a) {
 Interval interval_of(Expr root, std::span<const Interval> indices, std::span<const Interval> inputs) {
   auto leaf_range = [&](Expr leaf) {
     auto bounds = leaf.op() == Op::index ? indices : leaf.op() == Op::input ? inputs : std::span<const Interval>();
+    if (leaf.op() == Op::element) return Interval{0, kUnbounded.high};
     if (leaf.op() == Op::literal) {
       bool exact = double(float(leaf.value())) == leaf.value();  // fp32 rounds the others
       return rounded(exact ? Op::neg : Op::add, leaf.type(), {leaf.value(), leaf.value()});
@@ -180,7 +166,7 @@ Interval interval_of(Expr root, std::span<const Interval> indices, std::span<con
   std::vector<Interval> range;
   std::vector<bool> maybe_nan;  // no interval holds a NaN, so what a comparison with one says is decided here
   for (Expr e : order.nodes()) {
-    Interval args[3];
+    Interval args[kMostCoordinates];
     bool nan = false;
     for (int i = 0; i < e.arity(); ++i) {
       int from = order.position(e.arg(i));
@@ -189,7 +175,7 @@ Interval interval_of(Expr root, std::span<const Interval> indices, std::span<con
     Interval result = leaf_range(e);
     if (e.op() == Op::select) {
       result = args[0].always_true() ? args[1] : args[0].always_false() ? args[2] : hull(args[1], args[2]);
-    } else if (e.arity() > 0) {
+    } else if (e.arity() > 0 && e.op() != Op::load) {
       result = e.arity() == 2 ? binary(e.op(), e.arg(0).type(), args[0], args[1]) : unary(e.op(), args[0]);
       result = rounded(e.op(), e.type(), result);
       if (nan && e.op() == Op::to_integer) result = kUnbounded;

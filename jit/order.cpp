@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "jit/error.h"
+#include "jit/op_facts.h"
 
 namespace weft {
 
@@ -54,6 +55,7 @@ namespace {
 
 // Interns `e` again on other arguments, simplifying.
 Expr remake(Expr e, std::span<const Expr> args) {
+  if (e.op() == Op::load) return expr::load(int(e.index()), e.type(), args);
   switch (args.size()) {
     case 1:
       return e.op() == Op::uniform ? expr::uniform(int(e.index()), args[0]) : expr::make(e.op(), args[0]);
@@ -66,14 +68,18 @@ Expr remake(Expr e, std::span<const Expr> args) {
   }
 }
 
-// Rebuilds the DAG from the leaves; `rewrite(e, rebuilt)` is another replacement of e, or nullopt.
-template <class F>
-Expr rebuild(Expr root, F rewrite) {
+Expr convert(Expr e, ExprType type) {
+  return type == ExprType::real ? to_real(e) : type == ExprType::integer ? to_integer(e) : e && expr::boolean(true);
+}
+
+}  // namespace
+
+Expr rewrite(Expr root, const std::function<std::optional<Expr>(Expr, Expr)>& rewrite) {
   Order order(std::span(&root, 1));
   std::vector<Expr> made;
   made.reserve(order.size());
   for (Expr e : order.nodes()) {
-    Expr args[3];
+    Expr args[kMostCoordinates];
     for (int i = 0; i < e.arity(); ++i) args[i] = made[order.position(e.arg(i))];
     Expr rebuilt = remake(e, std::span(args, e.arity()));
     made.push_back(rewrite(e, rebuilt).value_or(rebuilt));
@@ -81,23 +87,17 @@ Expr rebuild(Expr root, F rewrite) {
   return made.back();
 }
 
-Expr convert(Expr e, ExprType type) {
-  return type == ExprType::real ? to_real(e) : type == ExprType::integer ? to_integer(e) : e && expr::boolean(true);
-}
-
-}  // namespace
-
 Expr substitute(Expr root, std::span<const std::optional<Expr>> inputs, std::span<const int> slots,
                 std::span<const Expr> indices) {
   auto slot_of = [&](std::int64_t k) { return k < std::ssize(slots) ? slots[k] : int(k); };
-  return rebuild(root, [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
+  return rewrite(root, [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
     std::int64_t k = e.index();
     switch (e.op()) {
       case Op::input:
         if (k < std::ssize(inputs) && inputs[k]) return convert(*inputs[k], e.type());
         return e;
       case Op::slot:
-        return expr::slot(slot_of(k));
+        return expr::slot(slot_of(k), e.type());
       case Op::index:
         return k < std::ssize(indices) ? convert(indices[k], ExprType::integer) : e;
       case Op::uniform:
@@ -112,7 +112,7 @@ Expr substitute(Expr root, std::span<const std::optional<Expr>> inputs, std::spa
 }
 
 Expr replace(Expr root, Expr from, Expr to) {
-  return rebuild(root, [&](Expr e, Expr) { return e == from ? std::optional(to) : std::nullopt; });
+  return rewrite(root, [&](Expr e, Expr) { return e == from ? std::optional(to) : std::nullopt; });
 }
 
 // ---- questions --------------------------------------------------------------------------------------------------------------
@@ -128,45 +128,12 @@ int leaf_count(std::span<const Expr> roots, Op op) {
   return int(count);
 }
 
-// Steps of special-function units or their equal in instruction slots; the rest of an op's work counts as simple.
-ExprCost cost_of(Op op) {
-  switch (op) {
-    case Op::input:
-    case Op::literal:
-    case Op::slot:
-    case Op::index:
-      return {0, 0};
-    case Op::exp:
-    case Op::log:
-    case Op::sqrt:
-    case Op::rsqrt:
-    case Op::div:
-      return {1, 1};
-    case Op::log1p:
-    case Op::expm1:
-    case Op::tanh:
-    case Op::sigmoid:
-    case Op::sin:
-    case Op::cos:
-      return {2, 2};
-    case Op::softplus:
-    case Op::erf:
-      return {4, 2};
-    case Op::pow:
-      return {4, 3};
-    case Op::uniform:
-      return {64, 0};  // ten rounds of two wide products and four xors
-    default:
-      return {1, 0};
-  }
-}
-
 }  // namespace
 
 ExprCost cost_of(std::span<const Expr> roots) {
   ExprCost sum;
   for (Expr e : topological(roots)) {
-    ExprCost cost = cost_of(e.op());
+    ExprCost cost = facts_of(e.op()).cost;
     sum.simple += cost.simple, sum.special += cost.special;
   }
   return sum;
@@ -174,6 +141,7 @@ ExprCost cost_of(std::span<const Expr> roots) {
 
 int input_count(std::span<const Expr> roots) { return leaf_count(roots, Op::input); }
 int slot_count(std::span<const Expr> roots) { return leaf_count(roots, Op::slot); }
+int load_count(std::span<const Expr> roots) { return leaf_count(roots, Op::load); }
 
 bool uses_input(Expr root, int k) {
   return std::ranges::any_of(topological(std::span(&root, 1)), [k](Expr e) { return e.op() == Op::input && e.index() == k; });

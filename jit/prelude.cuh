@@ -139,6 +139,13 @@ DEVICE void store_real(bf16* to, const R (&x)[V]) {
     for (int j = 0; j < V; ++j) to[j] = to_bf16(float(x[j]));
   }
 }
+// One element as a type that expressions compute with.
+DEVICE float value_at(const float* p) { return *p; }
+DEVICE double value_at(const double* p) { return *p; }
+DEVICE float value_at(const bf16* p) { return float_of(*p); }
+DEVICE i64 value_at(const i32* p) { return *p; }
+DEVICE i64 value_at(const i64* p) { return *p; }
+DEVICE bool value_at(const boolean* p) { return *p != 0; }
 DEVICE float read_real(const float* p) { return *p; }
 DEVICE double read_real(const double* p) { return *p; }
 DEVICE float read_real(const bf16* p) { return float_of(*p); }
@@ -360,4 +367,11 @@ DEVICE R block_sum(R x, R* shared) { return block_fold<T>(x, R(0), Sum(), shared
 // status: {code, value, limit, position}. Codes are those of jit/device_errors.h; position is an element of the tensor.
 DEVICE void raise(u64* status, u64 code, i64 value, i64 limit, i64 position) {
   if (atomicCAS(status, 0ull, code) == 0ull) status[1] = u64(value), status[2] = u64(limit), status[3] = u64(position);
+}
+constexpr u64 BAD_SUBSCRIPT = 3;
+// How far a subscript leads along an axis. Outside of the tensor, which is an error, it stays at the start.
+DEVICE i64 step_to(u64* status, i64 subscript, i64 size, i64 stride, int axis) {
+  const bool inside = u64(subscript) < u64(size);
+  if (!inside) raise(status, BAD_SUBSCRIPT, subscript, size, axis);
+  return inside ? subscript * stride : 0;
 }

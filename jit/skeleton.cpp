@@ -99,13 +99,19 @@ std::vector<double> gather(const double* block, const std::vector<int>& which) {
   for (std::size_t i = 0; i < which.size(); ++i) out[i] = block[which[i]];
   return out;
 }
+std::vector<View> views(const Launch& launch, const std::vector<Operand>& operands) {
+  std::vector<View> out;
+  for (const Operand& o : operands) out.push_back(launch.view(o));
+  return out;
+}
 }  // namespace
 
 template <class T>
 Runner<T>::Runner(const Launch& launch, const Fused& fused)
     : fused_(&fused),
       constants_(gather(launch.constants, fused.constants)),
-      state_(fused.program, constants_.data()),
+      tables_(views(launch, fused.tables)),
+      state_(fused.program, constants_.data(), tables_.data()),
       inputs_(std::max<std::size_t>(fused.values + fused.leaves.size(), fused.program.inputs())) {
   leaves_.reserve(fused.leaves.size());
   for (const Operand& leaf : fused.leaves) leaves_.push_back(collapse(launch.view(leaf)));
@@ -123,7 +129,7 @@ void Runner<T>::run(std::int64_t first, int n, std::span<const void* const> valu
     if (input < program.inputs() && program.uses_input(input))
       inputs_[input] = read_block<T>(leaves_[k], program.input_type(input), first, n, buffers_[k].data());
   }
-  state_.run(inputs_.data(), outputs.data(), n, first);
+  state_.run(inputs_.data(), outputs.data(), n, first, fused_->dims);
 }
 
 template <class T>

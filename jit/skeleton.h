@@ -49,14 +49,18 @@ struct Launch {
   }
 };
 
-// Expressions evaluated over an index space. Inputs [0, values) of the program are given by the skeleton at each element;
-// input values + k is leaves[k], broadcast to the space. Slot j of the program is constant constants[j] of the step.
+// Expressions evaluated over a space, whose coordinates are index 0, 1, ... Inputs [0, values) of the program are given by the
+// skeleton at each element; input values + k is leaves[k]; load k reads tables[k]. Slot j of the program is constant
+// constants[j] of the step.
 struct Fused {
   Program program;
   std::vector<Expr> roots;  // what the program computes, for the CUDA back end and for people
   int values = 0;
+  // Seen over the space: broadcast to it, or with one step for each coordinate, whatever the tensor's own axes are.
   std::vector<Operand> leaves;
+  std::vector<Operand> tables;  // with their own axes
   std::vector<int> constants;
+  std::vector<std::int64_t> dims;  // of the space
 };
 
 // Evaluates a Fused on one thread. T is the compute type, float or double.
@@ -75,6 +79,7 @@ class Runner {
  private:
   const Fused* fused_;
   std::vector<double> constants_;
+  std::vector<View> tables_;
   typename Program::template State<T> state_;
   std::vector<View> leaves_;
   std::vector<std::array<double, kBlock>> buffers_;  // for leaves that need gathering or conversion
@@ -85,10 +90,12 @@ class Runner {
 
 // The contract of a hole, enforced when an op with a filled hole is recorded.
 struct HoleSpec {
-  std::string_view name;   // "delta"
-  int values;              // what the skeleton passes: 1 for a prologue or epilogue, 2 with an upstream gradient
-  std::string_view space;  // index map, in the op's letters: "(b, t, i)"
-  bool gradients;          // captured tensors may need gradients
+  std::string_view name;             // "delta"
+  std::string_view coordinates;      // their names, "b t i"; by convention the last is the column, the one before it the row
+  int values;                        // reals that the skeleton passes: 1 for an epilogue, 2 with an upstream gradient
+  int results = 1;                   // 0: any number
+  ExprType result = ExprType::real;  // of each of them
+  bool gradients = false;            // captured tensors may need gradients, which are written over the space and summed after
 };
 
 }  // namespace weft

@@ -1,5 +1,6 @@
 // Cross-entropy on a GPU.
 #include "jit/device_errors.h"
+#include "jit/hole_text.h"
 #include "ops/cuda.h"
 #include "ops/ops.h"
 #include "ops/reduce.h"
@@ -25,7 +26,8 @@ struct Task {
   CudaText text(Lowering& l, std::string name) const {
     CudaText text = l.text(std::move(name));
     text.define("SMOOTHED", l.integer(2)).define("BAD_LABEL", std::int64_t(DeviceError::cross_entropy_label));
-    text.fused("source", logits, l.shape(0).dims()).strided("labels", labels).constant("smoothing", l.constant(0));
+    fused_rows(text, "source", logits, l.shape(0).dims());
+    text.strided("labels", labels).constant("smoothing", l.constant(0));
     text.integer("rows", rows).integer("v", v).integer("ignore", l.integer(1));
     return text;
   }

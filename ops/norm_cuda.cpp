@@ -1,6 +1,7 @@
 // RMS norm and layer norm on a GPU.
 #include <algorithm>
 
+#include "jit/hole_text.h"
 #include "ops/cuda.h"
 #include "ops/reduce.h"
 #include "ops/rows_cuda.h"
@@ -31,7 +32,8 @@ void cuda_norm(Lowering& l) {
   const bool centered = l.integer(0) != 0;
   const RowCut cut = cut_rows(s.n, row_width(s.n, {&source}, {y, weight, bias}), l.in_double() ? 16 : 32);
   CudaText text = l.text(centered ? "layer_norm" : "rms_norm");
-  text.define("CENTERED", centered).fused("source", source, l.shape(0).dims());
+  text.define("CENTERED", centered);
+  fused_rows(text, "source", source, l.shape(0).dims());
   text.pointer("weight", weight).pointer("bias", bias).rows("y", y).rows("stats", stats).constant("eps", l.constant(0));
   text.integer("rows", s.rows).integer("n", s.n);
   l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm.cuh"}, cut, (s.rows + cut.rows - 1) / cut.rows));
@@ -53,9 +55,9 @@ void cuda_norm_backward(Lowering& l) {
   const Operand dw_parts = dw ? l.scratch(real, dims) : Operand{}, db_parts = db ? l.scratch(real, dims) : Operand{};
   if (s.rows > 0) {
     CudaText text = l.text("norm_backward");
-    text.define("CENTERED", l.integer(0))
-        .fused("source", source, l.shape(0).dims())
-        .fused("gradient", gradient, l.shape(0).dims());
+    text.define("CENTERED", l.integer(0));
+    fused_rows(text, "source", source, l.shape(0).dims());
+    fused_rows(text, "gradient", gradient, l.shape(0).dims());
     text.pointer("weight", weight).rows("stats", stats).rows("dx", dx).pointer("dw", dw_parts).pointer("db", db_parts);
     text.integer("rows", s.rows).integer("n", s.n);
     l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_backward.cuh"}, cut, parts));

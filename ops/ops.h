@@ -188,11 +188,11 @@ Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {}
 // ---- selective scan (ops/scan.cpp, arXiv:2312.00752): channel-last ----------------------------------------------------------
 
 struct ScanOptions {
-  Tensor D = {};           // (i): skip, s += D u
-  Hole delta = {};         // Delta = delta(raw; captured): softplus_bias(b). Space (b, t, i)
-  Hole out = {};           // o = out(s; captured): gate(z). Space (b, t, i)
-  Tensor initial = {};     // (b, i, n) h before time 0
-  Tensor* last = nullptr;  // receives h_T (b, i, n) in fp32 (fp64), with gradient
+  Tensor D = {};            // (i): skip, s += D u
+  HoleOf<1, 3> delta = {};  // Delta = delta(raw; b, t, i): softplus_bias(bias)
+  HoleOf<1, 3> out = {};    // o = out(s; b, t, i): gate(z)
+  Tensor initial = {};      // (b, i, n) h before time 0
+  Tensor* last = nullptr;   // receives h_T (b, i, n) in fp32 (fp64), with gradient
 };
 // u, delta (b, t, i); A (i, n) < 0; B, C (b, t, n) or (b, t, g, n) with i divisible by g, channel c uses group c / (i/g).
 // h_t = exp(Delta A) h_{t-1} + Delta B u;  s_t = C h_t (+ D u);  result (b, t, i). n <= 256. State in fp32 (fp64).

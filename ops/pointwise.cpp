@@ -118,13 +118,14 @@ ExprType input_type(const Arg& a) { return expr_type(a.dtype()); }
 Tensor record_pointwise(std::string_view name, std::span<const Arg> args, Expr body, std::span<const double> constants) {
   if (args.empty())
     fail(ErrorKind::usage, fmt::format("{}: a pointwise op needs a tensor", name), {}, "use full() for a constant");
-  if (body.coordinates() > 1)
+  const Shape shape = broadcast_all(name, args);
+  if (body.coordinates() > shape.rank())
     fail_at(args[0].where(), fmt::format("{}: index {} does not exist", name, body.coordinates() - 1),
-            "a pointwise op has one coordinate, the element", "use expr::index(0)");
+            fmt::format("the result is {}", to_string(shape)), "coordinates are those of the result: one for each of its axes");
   std::array<Tensor, 8> inputs;
   for (std::size_t i = 0; i < args.size(); ++i) inputs[i] = args[i].tensor();
-  return record_body(name_id(name), body, {inputs.data(), args.size()}, constants, broadcast_all(name, args),
-                     result_dtype(body, args), args[0].where());
+  return record_body(name_id(name), body, {inputs.data(), args.size()}, constants, shape, result_dtype(body, args),
+                     args[0].where());
 }
 
 }  // namespace detail
@@ -213,7 +214,7 @@ Tensor ones(Shape shape, DType dtype, Site where) { return constant(1, shape, dt
 Tensor full(Shape shape, double value, DType dtype, Site where) { return constant(value, shape, dtype, where); }
 
 Tensor uniform(Shape shape, DType dtype, Site where) {
-  static const Expr body = expr::uniform(0, expr::index(0));
+  static const Expr body = expr::uniform(0, expr::element());
   static const std::int64_t name = name_id("uniform");
   if (!is_real(dtype)) fail_at(where, "uniform: the dtype is not real", std::string(name_of(dtype)));
   const Draw draw = next_draw();

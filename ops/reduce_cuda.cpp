@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "jit/hole_text.h"
 #include "jit/parallel.h"
 #include "ops/cuda.h"
 #include "ops/reduce.h"
@@ -95,9 +96,8 @@ void emit_row_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& sh
   const std::int64_t dims[] = {s.outer, parts};
   const Operand partial = parts > 1 ? l.scratch(compute_type(l), dims) : Operand{}, to = parts > 1 ? partial : out;
   CudaText text = l.text(name_of(kind));
-  text.define("KIND", kind)
-      .define("WHOLE", columns == s.reduced)
-      .fused("source", source, Shape{s.outer * s.reduced / columns, columns}.dims());
+  text.define("KIND", kind).define("WHOLE", columns == s.reduced).elements(shape.numel());
+  fused_rows(text, "source", source, Shape{s.outer * s.reduced / columns, columns}.dims());
   text.strided("out", as_rows(squeezed(to)));
   text.integer("tasks", s.outer * parts).integer("parts", parts).integer("chunk", chunk);
   text.integer("reduced", s.reduced).integer("columns", columns);
@@ -133,7 +133,8 @@ void emit_column_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape&
   const Operand partial = parts > 1 ? l.scratch(compute_type(l), dims) : Operand{}, to = parts > 1 ? partial : out;
   CudaText text = l.text(name_of(kind));
   text.define("KIND", kind).define("V", width).define("LANES", cut.lanes).define("STRIPS", cut.strips);
-  text.fused("source", source, Shape{s.outer * s.reduced * (s.inner / columns), columns}.dims()).strided("out", to);
+  fused_rows(text, "source", source, Shape{s.outer * s.reduced * (s.inner / columns), columns}.dims());
+  text.elements(shape.numel()).strided("out", to);
   text.integer("out_columns", to.dims[std::size_t(to.rank - 1)]).integer("tiles", tiles).integer("parts", parts);
   text.integer("chunk", chunk).integer("reduced", s.reduced).integer("inner", s.inner).integer("columns", columns);
   const std::string body = joined_texts({"ops/reduce.cuh", "ops/reduce_columns.cuh"});
@@ -207,7 +208,8 @@ void cuda_row_function(Lowering& l) {
   const int width = kind == kLogsumexp ? row_width(n, {&source}, {}) : row_width(n, {&source}, {out});
   const RowCut cut = cut_rows(n, width, kind == kLogsumexp ? 0 : l.in_double() ? 16 : 32);
   CudaText text = l.text(kNames[kind]);
-  text.define("KIND", kind).fused("source", source, shape.dims()).strided("y", kind == kLogsumexp ? as_rows(out) : out);
+  fused_rows(text, "source", source, shape.dims());
+  text.define("KIND", kind).strided("y", kind == kLogsumexp ? as_rows(out) : out);
   text.integer("n", n).integer("rows", rows);
   l.emit(launch_rows(text, {"ops/rows.cuh", "ops/softmax.cuh"}, cut, (rows + cut.rows - 1) / cut.rows));
 }

@@ -22,14 +22,17 @@ DEVICE void each(F f) {
   }
 }
 
-// Which part of the work a block has: channels [channel, channel + width) of the tensors. `part`: block of the group.
+// Which part of the work a block has: channels [channel, channel + width) of the tensors, of which `part` is the block of the
+// group. Each segment of time is a batch element of its own; in the tensors it is element `b`, from time `t` on.
 struct Place {
-  index batch, group, part, channel, width;
+  index batch, group, part, channel, width, b, t;
 };
 DEVICE Place place_of(const Args& a) {
   const index parts = index(a.parts), groups = index(a.groups), size = index(a.group_size), block = index(blockIdx.x);
   const index part = block % parts, group = block / parts % groups, first = part * CHANNELS;
-  return {block / parts / groups, group, part, group * size + first, size - first < CHANNELS ? size - first : index(CHANNELS)};
+  const index batch = block / parts / groups, b = batch / index(a.segments);
+  return {batch, group, part, group * size + first, size - first < CHANNELS ? size - first : index(CHANNELS), b,
+          (batch - b * index(a.segments)) * index(a.length)};
 }
 
 // What a thread owns: states [state, state + S) of a channel, as far as they exist.
@@ -70,7 +73,7 @@ DEVICE void stage_steps(const Args& a, const Place& p, index begin, Steps& to) {
       real raw[V];
       load_real<V>(a.u + (row * index(a.u_row) + column), u);
       load_real<V>(a.raw + (row * index(a.raw_row) + column), raw);
-      delta_of<V>(a, row, column, raw, delta);
+      delta_of<V>(a, p.b, p.t + begin + k, column, raw, delta);
     }
     store<V>(&to.delta[k][c], delta);
     store<V>(&to.u[k][c], u);

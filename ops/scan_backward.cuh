@@ -70,7 +70,7 @@ DEVICE void stage_e(const Args& a, const Place& p, index begin, Shared& shared) 
       real s[V] = {}, upstream[V] = {};
       if constexpr (NEEDS_S) load<V>(&shared.e[k][c], s);
       if constexpr (has_g) load_real<V>(a.g + (row * index(a.g_row) + column), upstream);
-      out_gradients<V>(a, row, column, s, upstream, e);
+      out_gradients<V>(a, p.b, p.t + begin + k, column, s, upstream, e);
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) du[j] *= delta[j];
@@ -149,7 +149,7 @@ DEVICE void finish_chunk(const Args& a, const Place& p, index begin, const Share
     if constexpr (has_du) store_real<V>(a.du + (row * index(a.du_row) + column), du);
     load<V>(&shared.steps.delta[k][c], ddelta);
     load_real<V>(a.raw + (row * index(a.raw_row) + column), raw);
-    delta_gradients<V>(a, row, column, raw, ddelta, draw);
+    delta_gradients<V>(a, p.b, p.t + begin + k, column, raw, ddelta, draw);
   });
 }
 

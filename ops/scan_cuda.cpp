@@ -133,7 +133,8 @@ struct Scan {
           .integer(fmt::format("{}_batch", name), segments > 1 ? rows->time * length() : rows->batch);
       text.integer(fmt::format("{}_time", name), rows->time).integer(fmt::format("{}_group", name), rows->group);
     }
-    text.fused("delta_of", delta, space.dims());
+    text.integer("segments", segments);
+    hole_text(text, "delta_of", delta);
   }
 };
 
@@ -174,7 +175,7 @@ void cuda_scan(Lowering& l) {
     CudaText text = l.text(name);
     scan.describe(text, scan.block.forward_blocks(), scan.block.forward_round(), scan.vector({to, scan.D}, {&out}));
     text.rows("initial", from).rows("y", to).rows("last", ends).rows("kept", states).pointer("delta_sum", delta_sum);
-    text.fused("out_of", out, scan.space.dims());
+    hole_text(text, "out_of", out);
     const std::string body = joined_texts({"ops/scan.cuh", "ops/scan_forward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(scan.block.threads()), 1, 1}));
   };
@@ -239,10 +240,10 @@ void cuda_scan_backward(Lowering& l) {
     text.rows("kept", kept).rows("g", g).rows("g_last", to.g_last).rows("du", to.du).rows("d_initial", to.d_initial);
     text.pointer("delta_sum", to.delta_sum).pointer("dA_part", to.dA_part).pointer("dD_part", to.dD_part);
     text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
-    const std::string holes = gradients_text(text, "delta", delta_grad, to.delta_to, space.dims()) +
-                              gradients_text(text, "out", out_grad, to.out_to, space.dims());
-    const std::string body = holes + joined_texts({"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh",
-                                                   "ops/scan_backward.cuh"});
+    gradients_text(text, "delta", delta_grad, to.delta_to);
+    gradients_text(text, "out", out_grad, to.out_to);
+    const std::string body = joined_texts(
+        {"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh", "ops/scan_backward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));
   };
   if (scan.blocks() > 0) {

@@ -22,7 +22,7 @@ DEVICE void finish_round(const Args& a, const Place& p, index begin, const Steps
 #pragma unroll
       for (int j = 0; j < V; ++j) s[j] += D[j] * u[j];
     }
-    out_of<V>(a, row, column, s, y);
+    out_of<V>(a, p.b, p.t + begin + k, column, s, y);
     store_real<V>(a.y + (row * index(a.y_row) + column), y);
   });
 }

@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <random>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -32,6 +34,8 @@ class Evaluator {
   std::vector<Scalar<V>> inputs;
   std::vector<double> slots;
   std::vector<std::int64_t> indices;
+  std::int64_t element = 0;
+  std::function<Scalar<V>(std::int64_t k, std::span<const std::int64_t> subscripts)> table;  // what load k finds
 
   Scalar<V> operator()(Expr e) {
     auto [place, fresh] = known_.try_emplace(e.id());
@@ -58,6 +62,13 @@ class Evaluator {
         return {V(slots[k]), 0};
       case Op::index:
         return {0, indices[k]};
+      case Op::element:
+        return {0, element};
+      case Op::load: {
+        std::vector<std::int64_t> at;
+        for (int i = 0; i < e.arity(); ++i) at.push_back((*this)(e.arg(i)).integer);
+        return table(e.index(), at);
+      }
       case Op::select:
         return (*this)(e.arg(0)).integer ? (*this)(e.arg(1)) : (*this)(e.arg(2));
       default:
@@ -182,10 +193,17 @@ class Evaluator {
   std::unordered_map<std::uint32_t, Scalar<V>> known_;
 };
 
+// A tensor that random expressions may load from.
+struct Table {
+  ExprType type;
+  std::vector<std::int64_t> dims;
+};
+
 // Grows a random DAG from given leaves.
 class RandomDag {
  public:
-  RandomDag(std::mt19937& random, std::vector<Expr> leaves) : random_(random), nodes_(std::move(leaves)) {}
+  RandomDag(std::mt19937& random, std::vector<Expr> leaves, std::vector<Table> tables = {})
+      : random_(random), nodes_(std::move(leaves)), tables_(std::move(tables)) {}
 
   Expr grow(int steps) {
     for (int i = 0; i < steps; ++i) nodes_.push_back(step());
@@ -208,7 +226,17 @@ class RandomDag {
     return type == ExprType::real ? to_real(e) : type == ExprType::integer ? to_integer(e) : not_equal(e, any());
   }
 
+  // At any integers, brought into the tensor.
+  Expr load() {
+    const int k = below(int(tables_.size()));
+    std::vector<Expr> subscripts;
+    for (const std::int64_t size : tables_[std::size_t(k)].dims)
+      subscripts.push_back(clamp(of(ExprType::integer), 0, size - 1));
+    return expr::load(k, tables_[std::size_t(k)].type, subscripts);
+  }
+
   Expr step() {
+    if (!tables_.empty() && below(6) == 0) return load();
     switch (below(12)) {
       case 0:
         return where(of(ExprType::boolean), any(), any());
@@ -233,6 +261,7 @@ class RandomDag {
 
   std::mt19937& random_;
   std::vector<Expr> nodes_;
+  std::vector<Table> tables_;
 };
 
 }  // namespace weft::testing

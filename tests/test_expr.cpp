@@ -221,8 +221,41 @@ TEST(Expr, SubstituteAndReplace) {
   EXPECT_EQ(substitute(x, integer), to_real(expr::index(0))) << "an input keeps its type";
   EXPECT_EQ(replace(e, exp(x), y), y * expr::slot(0) + expr::index(0) * y);
   int moved[] = {4, 5, 6}, torn[] = {4, 6, 5};
-  EXPECT_EQ(substitute(expr::uniform(0, expr::index()), {}, moved), expr::uniform(4, expr::index()));
-  EXPECT_THROW(substitute(expr::uniform(0, expr::index()), {}, torn), Error);
+  EXPECT_EQ(substitute(expr::uniform(0, expr::element()), {}, moved), expr::uniform(4, expr::element()));
+  EXPECT_THROW(substitute(expr::uniform(0, expr::element()), {}, torn), Error);
+}
+
+static_assert(!std::is_convertible_v<bool, Expr> && !std::is_constructible_v<Expr, bool>,
+              "what == of two Exprs gives is not taken for a condition");
+
+TEST(Expr, LoadsAreLeavesOfTheirSubscripts) {
+  const Expr i = expr::index(1), subscripts[] = {i + 1, expr::index(0)}, moved[] = {i + 2, expr::index(0)};
+  const Expr load = expr::load(2, ExprType::real, subscripts);
+  EXPECT_EQ(load.arity(), 2);
+  EXPECT_EQ(load.arg(0), i + 1);
+  EXPECT_EQ(load.index(), 2);
+  EXPECT_EQ(load.coordinates(), 2);
+  EXPECT_EQ(load, expr::load(2, ExprType::real, subscripts));
+  EXPECT_NE(load, expr::load(1, ExprType::real, subscripts));
+  EXPECT_NE(load, expr::load(2, ExprType::real, moved));
+  EXPECT_EQ(to_string(exp(load) + 1), "1 + exp(z2(1 + i1, i0))");
+  const Expr roots[] = {exp(load), load};
+  EXPECT_EQ(load_count(roots), 3);
+  const Expr indices[] = {Expr(4), Expr(5)}, fixed[] = {Expr(6), Expr(4)};
+  EXPECT_EQ(substitute(load, {}, {}, indices), expr::load(2, ExprType::real, fixed));
+  const Expr real[] = {expr::input(0)};
+  EXPECT_THROW(expr::load(0, ExprType::real, real), Error) << "a subscript is an integer";
+}
+
+// Two loads of one tensor are two leaves; what reaches a subscript ends there.
+TEST(Expr, DerivativesByLoads) {
+  const Expr x = expr::input(0), g = expr::input(1), first[] = {expr::index(0)}, second[] = {expr::index(0) + 1},
+             third[] = {to_integer(x)};
+  const Expr a = expr::load(0, ExprType::real, first), b = expr::load(0, ExprType::real, second),
+             c = expr::load(0, ExprType::real, third), wrt[] = {x, a, b, c};
+  EXPECT_EQ(diff(x * a + exp(b) * c, g, wrt), (std::vector{g * a, x * g, exp(b) * (c * g), exp(b) * g}));
+  const Expr roots[] = {x * a, a}, upstreams[] = {g, expr::input(2)};
+  EXPECT_EQ(diff(roots, upstreams, wrt)[1], x * g + expr::input(2)) << "the sum over the roots";
 }
 
 TEST(Expr, Questions) {
@@ -234,7 +267,7 @@ TEST(Expr, Questions) {
   EXPECT_FALSE(uses_input(roots[1], 3));
   EXPECT_TRUE(uses_op(roots[1], ExprOp::exp));
   EXPECT_EQ(cost_of(roots).special, 1) << "the shared exp counts once";
-  Expr draw[] = {expr::uniform(2, expr::index())};
+  Expr draw[] = {expr::uniform(2, expr::element())};
   EXPECT_EQ(slot_count(draw), 5);
   std::vector<Expr> order = topological(roots);
   EXPECT_EQ(std::set<std::uint32_t>([&] {
@@ -265,7 +298,7 @@ TEST(Expr, DeepChainsDoNotRecurse) {
   Expr e = real_input(0);
   for (int i = 0; i < 200'000; ++i) e = tanh(e + 1.0);
   EXPECT_EQ(topological(std::span(&e, 1)).size(), 400'002u);
-  int zero[] = {0};
+  Expr zero[] = {expr::input(0)};
   EXPECT_EQ(diff(e, 1.0, zero).size(), 1u);
 }
 
@@ -287,8 +320,8 @@ TEST(Expr, ThreadsAgreeOnIds) {
 // Compares diff with central differences in long double at one point; kinks and overflows are left out.
 // Returns whether there was something to compare.
 bool check_gradient(Expr e, const std::vector<double>& at) {
-  std::vector<int> wrt(at.size());
-  for (std::size_t k = 0; k < at.size(); ++k) wrt[k] = int(k);
+  std::vector<Expr> wrt;
+  for (std::size_t k = 0; k < at.size(); ++k) wrt.push_back(expr::input(int(k)));
   std::vector<Expr> gradient = diff(e, 1.0, wrt);
   bool compared = false;
   if (!(std::abs(evaluate<long double>(e, at)) < 1e6l)) return false;
@@ -350,7 +383,7 @@ TEST(Diff, RandomCompositions) {
 
 TEST(Diff, Conventions) {
   Expr x = real_input(0), y = real_input(1);
-  int both[] = {0, 1};
+  Expr both[] = {expr::input(0), expr::input(1)};
   auto gradient = [&](Expr e, double a, double b) {
     std::vector<Expr> g = diff(e, 1.0, both);
     return std::pair(evaluate(g[0], {a, b}), evaluate(g[1], {a, b}));
@@ -401,7 +434,7 @@ void expect_finite_gradients() {
   for (ExprOp op : testing::kUnaryReal) cases.push_back(expr::make(op, x));
   for (ExprOp op : testing::kBinaryReal) cases.push_back(expr::make(op, x, y));
   const double points[] = {0.0, -0.0, 1e-30, -1e-30, 0.5, 1, -1, 2, -2, 89, -89, 1e4, -1e4};
-  int both[] = {0, 1};
+  Expr both[] = {expr::input(0), expr::input(1)};
   for (Expr e : cases) {
     std::vector<Expr> gradient = diff(e, 1.0, both);
     for (double a : points) {

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 
+#include "jit/block.h"
 #include "jit/error.h"
 #include "jit/parallel.h"
 #include "jit/philox.h"
@@ -38,6 +39,16 @@ std::vector<T> evaluate(Expr root, const std::vector<std::vector<T>>& columns, s
 
 // ---- programs against the obvious evaluator ---------------------------------------------------------------------------------
 
+View view_of(const void* data, DType dtype, std::initializer_list<std::int64_t> dims,
+             std::initializer_list<std::int64_t> strides) {
+  View v;
+  v.data = static_cast<std::byte*>(const_cast<void*>(data));
+  v.dtype = dtype, v.rank = int(dims.size());
+  std::copy(dims.begin(), dims.end(), v.dims.begin());
+  std::copy(strides.begin(), strides.end(), v.strides.begin());
+  return v;
+}
+
 // Random DAGs of all types with several roots, over every block size. Where T's own rounding already decides (the plain
 // evaluator in T and in a wider type differ), there is nothing to compare.
 template <class T, class Wider>
@@ -54,15 +65,26 @@ void compare_random_dags(unsigned seed, T tolerance) {
                                 expr::slot(1),
                                 expr::index(0),
                                 expr::index(1),
+                                expr::element(),
                                 Expr(0.5),
                                 Expr(3),
                                 expr::boolean(true)};
-    RandomDag dag(random, leaves);
+    RandomDag dag(random, leaves, {{ExprType::real, {5, 4}}, {ExprType::integer, {7}}, {ExprType::boolean, {2, 3}}});
     dag.grow(14);
     std::vector<Expr> roots = {dag.any(), dag.grow(1), dag.any(), dag.any()};
     Program program(roots);
     double constants[] = {uniform(random), uniform(random)};
-    typename Program::State<T> state(program, constants);
+    std::vector<T> reals(20);
+    std::vector<Int> integers(7);
+    std::vector<Bool> booleans(6);
+    for (T& x : reals) x = T(uniform(random));
+    for (Int& x : integers) x = int(random() % 9) - 4;
+    for (Bool& x : booleans) x = random() % 2;
+    // The first is read transposed.
+    const View tables[] = {view_of(reals.data(), sizeof(T) == 8 ? DType::f64 : DType::f32, {5, 4}, {1, 5}),
+                           view_of(integers.data(), DType::i64, {7}, {1}),
+                           view_of(booleans.data(), DType::boolean, {2, 3}, {3, 1})};
+    typename Program::State<T> state(program, constants, tables);
     for (int n : {kBlock, 1 + int(random() % kBlock)}) {
       std::vector<T> a(n), b(n);
       std::vector<Int> i(n);
@@ -72,13 +94,18 @@ void compare_random_dags(unsigned seed, T tolerance) {
       const void* inputs[] = {a.data(), b.data(), i.data(), c.data()};
       std::vector<std::vector<double>> memory(roots.size(), std::vector<double>(n));
       void* outputs[] = {memory[0].data(), memory[1].data(), memory[2].data(), memory[3].data()};
-      Int element = Int(random() % 1000), indices[] = {0, 17};
-      state.run(inputs, outputs, n, element, indices);
+      const Int first = Int(random() % 900), dims[] = {41, 29};  // of the space
+      state.run(inputs, outputs, n, first, dims);
       for (int j = 0; j < n; j += 1 + n / 13) {
         auto expected = [&]<class V>(Evaluator<V> evaluator, Expr root) {
           evaluator.inputs = {{V(a[j]), 0}, {V(b[j]), 0}, {0, i[j]}, {0, c[j]}};
           evaluator.slots = {double(T(constants[0])), double(T(constants[1]))};
-          evaluator.indices = {element + j, indices[1]};
+          evaluator.indices = {(first + j) / dims[1], (first + j) % dims[1]};
+          evaluator.element = first + j;
+          evaluator.table = [&](std::int64_t k, std::span<const std::int64_t> at) -> testing::Scalar<V> {
+            if (k == 0) return {V(reals[at[0] + 5 * at[1]]), 0};
+            return {0, k == 1 ? integers[at[0]] : booleans[3 * at[0] + at[1]]};
+          };
           return evaluator(root);
         };
         for (std::size_t r = 0; r < roots.size(); ++r) {
@@ -111,6 +138,50 @@ void compare_random_dags(unsigned seed, T tolerance) {
 
 TEST(Interp, RandomDagsF32) { compare_random_dags<float, double>(11, 2e-3f); }
 TEST(Interp, RandomDagsF64) { compare_random_dags<double, long double>(12, 1e-8); }
+
+// The odometer of coordinates, over every border of a small space.
+TEST(Interp, Coordinates) {
+  const Expr roots[] = {expr::index(0), expr::index(1), expr::index(2), expr::element()};
+  const Program program(roots);
+  Program::State<float> state(program, nullptr);
+  for (const std::vector<Int>& dims : {std::vector<Int>{7, 3, 5}, {2, 1, 90}, {300, 1, 1}, {1, 200, 1}})
+    for (Int first = 0, all = dims[0] * dims[1] * dims[2]; first < all; first += 11) {
+      std::vector<std::vector<Int>> out(4, std::vector<Int>(kBlock));
+      void* outputs[] = {out[0].data(), out[1].data(), out[2].data(), out[3].data()};
+      const int n = int(std::min<Int>(kBlock, all - first));
+      state.run(nullptr, outputs, n, first, dims);
+      for (int j = 0; j < n; ++j) {
+        const Int e = first + j;
+        ASSERT_EQ(out[0][j], e / (dims[1] * dims[2])) << first << " + " << j;
+        ASSERT_EQ(out[1][j], e / dims[2] % dims[1]) << first << " + " << j;
+        ASSERT_EQ(out[2][j], e % dims[2]) << first << " + " << j;
+        ASSERT_EQ(out[3][j], e);
+      }
+    }
+  float unused[kBlock];
+  void* outputs[] = {unused, unused, unused, unused};
+  const Int two[] = {3, 4};
+  EXPECT_THROW(state.run(nullptr, outputs, 5, 0, two), Error) << "a coordinate that the space has not";
+}
+
+// A subscript outside of its tensor is named.
+TEST(Interp, ASubscriptOutside) {
+  const Expr subscript[] = {expr::element() - 3}, root = expr::load(0, ExprType::real, subscript);
+  const Program program(std::span(&root, 1));
+  const float values[4] = {1, 2, 3, 4};
+  const View table = view_of(values, DType::f32, {4}, {1});
+  Program::State<float> state(program, nullptr, &table);
+  float got[kBlock];
+  void* outputs[] = {got};
+  state.run(nullptr, outputs, 4, 3);
+  EXPECT_EQ(std::vector<float>(got, got + 4), (std::vector<float>{1, 2, 3, 4}));
+  for (const Int first : {2, 4}) try {
+      state.run(nullptr, outputs, 4, first);
+      FAIL();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(first == 2 ? "subscript -1 of axis 0" : "subscript 4 of axis 0"), std::string::npos);
+    }
+}
 
 TEST(Interp, EveryOpOnSpecialValues) {
   std::vector<double> points;
@@ -152,7 +223,7 @@ TEST(Interp, SineOfLargeAngles) {
 }
 
 TEST(Interp, RootsThatAreLeavesOrEqual) {
-  Expr x = expr::input(0), i = expr::index(0);
+  Expr x = expr::input(0), i = expr::element();
   Expr roots[] = {x, x * x, expr::slot(0), x * x, i, expr::boolean(true), Expr(5), expr::slot(0)};
   Program program(roots);
   EXPECT_EQ(program.inputs(), 1);
@@ -268,8 +339,8 @@ void check_uniform() {
     return u < 1 ? u : std::nextafter(T(1), T(0));
   };
   for (Int first : {Int{0}, Int{1}, Int{3}, Int{1} << 40}) {
-    auto got = evaluate<T>(expr::uniform(0, expr::index()), {}, slots, first);
-    auto reversed = evaluate<T>(expr::uniform(0, Expr(1000) - expr::index()), {}, slots, first);
+    auto got = evaluate<T>(expr::uniform(0, expr::element()), {}, slots, first);
+    auto reversed = evaluate<T>(expr::uniform(0, Expr(1000) - expr::element()), {}, slots, first);
     for (int j = 0; j < kBlock; ++j) {
       ASSERT_EQ(got[j], expected(first + j));
       ASSERT_EQ(reversed[j], expected(1000 - first - j));
@@ -278,7 +349,7 @@ void check_uniform() {
   }
   double mean = 0;
   for (Int first = 0; first < 1 << 18; first += kBlock) {
-    for (T u : evaluate<T>(expr::uniform(0, expr::index()), {}, slots, first)) mean += double(u) / (1 << 18);
+    for (T u : evaluate<T>(expr::uniform(0, expr::element()), {}, slots, first)) mean += double(u) / (1 << 18);
   }
   EXPECT_NEAR(mean, 0.5, 0.003);
 }

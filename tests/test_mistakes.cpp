@@ -31,6 +31,11 @@ struct Mistake {
 
 Tensor tensor(Shape shape) { return ones(shape); }
 
+Tensor scan_with(HoleOf<1, 3> delta, Site where = Site::current()) {
+  const Tensor x = tensor({1, 2, 4}), n = tensor({1, 2, 3});
+  return scan(Arg(x, where), x, tensor({4, 3}), n, n, {.delta = std::move(delta)});
+}
+
 struct Mlp : Layer<Mlp> {
   Linear up{4, 8};
   Mlp() { add("up", up); }
@@ -67,11 +72,49 @@ std::vector<Mistake> mistakes() {
        }},
       {"a coordinate that a hole has not",
        2,
-       {"scan: hole 'delta' has no index 3", "(b, t, i)", "test_mistakes.cpp", "hint: "},
+       {"scan: index 3 does not exist", "hole 'delta' has coordinates (b, t, i)", "test_mistakes.cpp", "hint: "},
+       [] { scan_with(hole({}, [](Expr v) { return v + expr::index(3); })); }},
+      {"a tensor indexed outside of a hole",
+       2,
+       {"a tensor is indexed outside of a hole", "(3,)", "test_mistakes.cpp", "hint: "},
+       [] { tensor({3})(expr::index(0)); }},
+      {"the wrong number of subscripts",
+       2,
+       {"a tensor is indexed with the wrong number of subscripts", "(3, 4) has 2 axes, indexed with 1", "test_mistakes.cpp"},
        [] {
-         const Tensor x = tensor({1, 2, 4}), n = tensor({1, 2, 3});
-         scan(x, x, tensor({4, 3}), n, n, {.delta = hole({}, [](Expr v) { return v + expr::index(3); })});
+         const Tensor bias = tensor({3, 4});
+         scan_with([&](Expr v, Index, Index, Index i) { return v + bias(i); });
        }},
+      {"a real subscript",
+       2,
+       {"a subscript is real", "to_integer() it", "test_mistakes.cpp"},
+       [] {
+         const Tensor bias = tensor({4});
+         scan_with([&](Expr v) { return v + bias(v); });
+       }},
+      {"a subscript that leaves its tensor",
+       2,
+       {"scan: hole 'delta' indexes a tensor outside of it", "1 + i is 4 of (4,) at b 0, t 0, i 3", "axis 0 has 4 places",
+        "test_mistakes.cpp", "hint: "},
+       [] {
+         const Tensor bias = tensor({4});
+         scan_with([&](Expr v, Index, Index, Index i) { return v + bias(i + 1); });
+       }},
+      {"a subscript that leaves its tensor when the kernel runs",
+       2,
+       {"a subscript in a hole is outside of its tensor", "subscript 4 of axis 0, which has 4 places", "hint: "},
+       [] {
+         const Tensor bias = tensor({4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, 4, 1}, {4});
+         run([&] { return scan_with([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); }); }).to_host<float>();
+       }},
+      {"a condition where a number is wanted",
+       2,
+       {"scan: the delta is boolean", "where(c, a, b)", "test_mistakes.cpp"},
+       [] { scan_with([](Expr v) { return v > 0.f; }); }},
+      {"a draw in a hole",
+       2,
+       {"scan: hole 'delta' cannot draw", "apply dropout() after", "test_mistakes.cpp"},
+       [] { scan_with([](Expr v, Index, Index, Index i) { return v + expr::uniform(0, i); }); }},
       {"a handle that outlived its step",
        2,
        {"tensor: this handle is dead", "return the tensor from the step function", "test_mistakes.cpp"},

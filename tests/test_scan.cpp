@@ -1,6 +1,7 @@
 // The selective scan: golden values of an independent implementation, a naive reference with all options in fp64, edge shapes,
 // strided operands, bf16, and the same bits for any number of threads.
 #include <cmath>
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -8,6 +9,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "autograd/state.h"
 #include "jit/parallel.h"
 #include "ops/ops.h"
 #include "tests/values.h"
@@ -316,6 +318,94 @@ TEST(Scan, OwnHole) {
   expect_near(holed.to_host<double>(), outside.to_host<double>(), 1e-12, "out");
   for (std::size_t k = 0; k < d.size(); ++k)
     expect_near(d[k].to_host<double>(), e[k].to_host<double>(), 1e-12, std::to_string(k));
+}
+
+// ---- holes that read coordinates and index tensors, against the same values computed before the scan ------------------------
+
+struct Small {
+  std::int64_t b = 2, t = 5, i = 6, n = 2;
+  Shape rows{b, t, i};
+  Tensor u = Tensor::from(gen(60, 1), rows), raw = Tensor::from(gen(60, 2), rows), A = Tensor::from(Values(12, -0.5), {i, n}),
+         B = Tensor::from(gen(20, 3), {b, t, n}), C = Tensor::from(gen(20, 4), {b, t, n});
+
+  // The scan whose Delta is raw + add(b, t, i), by the hole and without it.
+  void expect_added(const HoleOf<1, 3>& delta, const std::function<double(std::int64_t, std::int64_t, std::int64_t)>& add,
+                    const std::string& what) const {
+    Values values = gen(60, 2);
+    for (std::int64_t at = 0; at < 60; ++at) values[std::size_t(at)] += add(at / (t * i), at / i % t, at % i);
+    const Tensor holed = scan(u, raw, A, B, C, {.delta = delta}), plain = scan(u, Tensor::from(values, rows), A, B, C);
+    expect_near(holed.to_host<double>(), plain.to_host<double>(), 1e-12, what);
+    const Tensor after = scan(u, raw, A, B, C, {.out = delta});
+    Values expected = scan(u, raw, A, B, C).to_host<double>();
+    for (std::int64_t at = 0; at < 60; ++at) expected[std::size_t(at)] += add(at / (t * i), at / i % t, at % i);
+    expect_near(after.to_host<double>(), expected, 1e-12, what + ", out");
+  }
+};
+
+Tensor line_of(const Small& s) { return Tensor::from(gen(std::size_t(s.t), 9), {s.t, 1}); }
+
+TEST(Scan, HolesKnowTheirCoordinates) {
+  const Small s;
+  for (int k = 0; k < 3; ++k)
+    s.expect_added(
+        hole({}, [k](Expr v) { return v + 0.25 * expr::index(k); }),
+        [k](auto b, auto t, auto i) { return 0.25 * double(k == 0   ? b
+                                                           : k == 1 ? t
+                                                                    : i); }, "coordinate " + std::to_string(k));
+  s.expect_added([](Expr v, Index b, Index t, Index i) { return v + where(t - 2 * i < b, 0.125, 0.5); },
+                 [](auto b, auto t, auto i) { return t - 2 * i < b ? 0.125 : 0.5; }, "a condition on all three");
+}
+
+TEST(Scan, HolesIndexTensors) {
+  const Small s;
+  const Values w = gen(12, 5);
+  const Tensor line = Tensor::from(w, {12}), plane = Tensor::from(w, {4, 3}),
+               ids = Tensor::from(std::vector<std::int64_t>{3, 0, 11, 7, 7, 2}, {6});
+  Param param({12}, DType::f64);
+  param.set(w);
+  const auto at = [&](std::int64_t k) { return w[std::size_t(k)]; };
+  s.expect_added([&](Expr v, Index, Index, Index i) { return v + line(i); }, [&](auto, auto, auto i) { return at(i); },
+                 "column");
+  s.expect_added([&](Expr v, Index b, Index t, Index) { return v + plane(t - t, b); },
+                 [&](auto b, auto, auto) { return at(b); }, "an outer coordinate");
+  s.expect_added([&](Expr v, Index, Index t, Index) { return v + line(2 * t + 1); },
+                 [&](auto, auto t, auto) { return at(2 * t + 1); }, "every other row");
+  s.expect_added([&](Expr v, Index, Index t, Index i) { return v + line(t - i + 5); },
+                 [&](auto, auto t, auto i) { return at(t - i + 5); }, "a difference");
+  s.expect_added([&](Expr v, Index, Index, Index i) { return v + line(11 - 2 * i); },
+                 [&](auto, auto, auto i) { return at(11 - 2 * i); }, "backwards");
+  s.expect_added([&](Expr v, Index b, Index t, Index i) { return v + param(4 * b + t) * line(i); },
+                 [&](auto b, auto t, auto i) { return at(4 * b + t) * at(i); }, "a Param, and a product of two levels");
+  s.expect_added([&](Expr v, Index, Index t, Index i) { return v + plane(t * i / 7, min(i, 2)); },
+                 [&](auto, auto t, auto i) { return at(t * i / 7 * 3 + std::min<std::int64_t>(i, 2)); },
+                 "quotients and bounds");
+  const std::int64_t numbers[] = {3, 0, 11, 7, 7, 2};
+  s.expect_added([&](Expr v, Index, Index, Index i) { return v + line(ids(i)); },
+                 [&](auto, auto, auto i) { return at(numbers[i]); }, "by another tensor");
+  s.expect_added(
+      hole({line_of(s)}, [&](Expr v, Expr z) { return v + z * line(expr::index(2)); }),
+      [&](auto, auto t, auto i) { return gen(5, 9)[std::size_t(t)] * at(i); }, "with one that broadcasts");
+}
+
+// A Scalar is a constant of the kernel: it changes every step, in one plan.
+TEST(Scan, HolesReadScalars) {
+  const Small s;
+  Scalar scale, shift;
+  const auto step = [&] {
+    return scan(s.u, s.raw, s.A, s.B, s.C,
+                {.out = [&](Expr v, Index, Index t, Index) { return where(t < to_integer(shift), v * Expr(scale), v); }});
+  };
+  const Values plain = scan(s.u, s.raw, s.A, s.B, s.C).to_host<double>();
+  for (int k = 0; k < 6; ++k) {
+    scale.set(k == 0 ? 0.0 : k == 1 ? 1.0 : 0.37 * k);
+    shift.set(k % 5 + (k == 4 ? 0.75 : 0));
+    const Values got = run(step).to_host<double>();
+    Values expected = plain;
+    for (std::size_t at = 0; at < expected.size(); ++at)
+      if (std::int64_t(at) / s.i % s.t < std::int64_t(shift.value())) expected[at] *= scale.value();
+    expect_near(got, expected, 1e-12, std::to_string(k));
+    EXPECT_EQ(last_run().replayed, k > 0) << k;
+  }
 }
 
 TEST(Scan, Errors) {

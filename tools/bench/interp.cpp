@@ -87,7 +87,7 @@ void bench_interpreter() {
     return r * r;
   });
   run("silu(x) y", silu(x) * y, [](float a, float b, float, std::int64_t) { return a * vmath::sigmoid(a) * b; });
-  int first[] = {0};
+  const Expr first[] = {x};
   run("silu'(x) y", diff(silu(x), y, first)[0], [](float a, float b, float, std::int64_t) {
     float s = vmath::sigmoid(a);
     return b * s + b * a * (s * (1 - s));
@@ -102,7 +102,7 @@ void bench_interpreter() {
         float v = a * b + c;
         return a < b ? vmath::min(vmath::max(v, -1.0f), 1.0f) : c;
       });
-  run("where(element % 7 < 3, x, y)", where(expr::index() - expr::index() / 7 * 7 < 3, x, y),
+  run("where(element % 7 < 3, x, y)", where(expr::element() - expr::element() / 7 * 7 < 3, x, y),
       [](float a, float b, float, std::int64_t i) { return i % 7 < 3 ? a : b; });
 }
 
