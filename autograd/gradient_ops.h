@@ -12,6 +12,10 @@ namespace weft {
 
 // Sums `t` over the axes along which `shape` was broadcast to t.shape(); ops/reduce.cpp.
 Tensor sum_to(const Tensor& t, const Shape& shape, Site where = Site::current());
+// Adds values[p] to element places[p] of n, those outside of [0, n) to nothing; ops/scatter.cpp.
+Tensor scatter_sum(Arg values, Arg places, std::int64_t n);
+// The same elements in another shape; ops/view.cpp.
+Tensor reshape(Arg a, Shape shape);
 // Joins the parts, in order, along `axis`, with zeros where a part is absent (its size is then in `sizes`); ops/view.cpp.
 Tensor join(std::span<const Tensor> parts, std::span<const std::int64_t> sizes, int axis, Site where);
 

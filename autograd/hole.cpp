@@ -6,12 +6,12 @@
 #include <cctype>
 #include <map>
 #include <optional>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "autograd/backward.h"
 #include "autograd/gradient_ops.h"
+#include "autograd/lowering.h"
 #include "autograd/op.h"
 #include "autograd/state.h"
 #include "jit/affine.h"
@@ -146,10 +146,9 @@ class Contract {
   void check_captured(std::size_t k) const {
     const Tensor& c = hole_.captured[k];
     if (!c) refuse(fmt::format("hole '{}' captures an absent tensor", spec_.name), fmt::format("captured {}", k));
-    if (!spec_.gradients && c.requires_grad())
-      refuse(fmt::format("hole '{}' gives no gradient to what it captures", spec_.name),
-             fmt::format("captured {}, {}, requires a gradient", k, to_string(c.shape())),
-             "detach() it, or apply the function outside the op");
+    if (!spec_.dense && c.requires_grad())
+      refuse(fmt::format("the {} gives no gradient to what it captures", spec_.name),
+             fmt::format("captured {}, {}, requires a gradient", k, to_string(c.shape())), "detach() it");
   }
 
   // A further input stands for a captured tensor that is broadcast to the space.
@@ -345,36 +344,108 @@ bool is_broadcast(Expr load, const Shape& shape, const Shape& space) {
   return true;
 }
 
+// Bit c: the subscripts depend on coordinate c.
+std::uint32_t footprint_of(Expr load) {
+  std::uint32_t bits = 0;
+  for (const Expr e : topological(std::span(&load, 1)))
+    if (e.op() == ExprOp::index) bits |= 1u << e.index();
+  return bits;
+}
+
+// ---- the adjoint of general subscripts: the number of the element at each place, to which a sum is added --------------------
+
+constexpr HoleSpec kPlaces[] = {
+    {.name = "places", .coordinates = "i j k l m n", .values = 0, .result = ExprType::integer, .dense = true}};
+
+void lower_places(Lowering& l) {
+  if (const Operand out = l.output())
+    l.emit_pointwise("places", l.hole(0, Shape(std::span(out.dims.data(), std::size_t(out.rank)))), out);
+}
+const Op& places_op = register_op({.name = "places", .lower = lower_places, .cuda = lower_places, .holes = kPlaces});
+
+// Over `space`: the row-major number of the element of a tensor of this shape that `load` finds, -1 outside of it. Sizes and
+// strides are constants, so that no size is in the text.
+Tensor places_of(const Hole& hole, Expr load, const Shape& shape, const Shape& space, Site where) {
+  Hole places;
+  std::vector<int> number(hole.captured.size(), -1);
+  std::vector<Expr> subscripts;
+  for (int axis = 0; axis < load.arity(); ++axis)
+    subscripts.push_back(rewrite(load.arg(axis), [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
+      if (e.op() != ExprOp::load) return std::nullopt;
+      int& k = number[std::size_t(e.index())];
+      if (k < 0) k = int(places.captured.size()), places.captured.push_back(hole.captured[std::size_t(e.index())]);
+      std::vector<Expr> args;
+      for (int i = 0; i < e.arity(); ++i) args.push_back(rebuilt.arg(i));
+      return expr::load(k, e.type(), args);
+    }));
+  places.constants = hole.constants;
+  const auto constant = [&](std::int64_t value) {
+    places.constants.push_back(double(value));
+    return expr::slot(int(places.constants.size()) - 1, ExprType::integer);
+  };
+  Expr inside = expr::boolean(true), element = Expr(0);
+  std::int64_t stride = 1;
+  for (int axis = load.arity() - 1; axis >= 0; stride *= shape[axis], --axis) {
+    const Expr s = subscripts[std::size_t(axis)];
+    inside = inside && Expr(0) <= s && s < constant(shape[axis]);
+    element = element + s * constant(stride);
+  }
+  places.roots = {weft::where(inside, element, Expr(-1))};
+  Recorder r(places_op, where);
+  return r.hole(0, places, space).out(space, DType::i64).record();
+}
+
+// The gradient of the tensor that `load` reads, from that of the load: over the space, or summed over coordinates that the
+// subscripts do not depend on (of size 1).
+Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& space, Site where) {
+  const Shape shape = hole.captured[std::size_t(load.index())].shape();
+  Shape footprint = space;
+  for (int c = 0; c < space.rank(); ++c)
+    if (!(footprint_of(load) >> c & 1)) footprint[c] = 1;
+  const Tensor sum = sum_to(each, footprint, where);
+  if (is_broadcast(load, shape, space)) return sum.shape() == shape ? sum : reshape(Arg(sum, where), shape);
+  const Shape line{footprint.numel()};
+  const Tensor places = places_of(hole, load, shape, footprint, where);
+  const Tensor elements =
+      scatter_sum(Arg(reshape(Arg(sum, where), line), where), reshape(Arg(places, where), line), shape.numel());
+  return reshape(Arg(elements, where), shape);
+}
+
 }  // namespace
 
 HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) : space_(space) {
   if (!filled.filled()) return;
+  const HoleSpec& spec = v.hole_spec(h);
   std::uint32_t wanted = 0;
   for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
-  const HoleGradient& found = hole_gradient(filled.roots, v.hole_spec(h).values, wanted);
+  const HoleGradient& found = hole_gradient(filled.roots, spec.values, wanted);
   gradient = {found.roots, filled.captured, filled.constants};
-  for (std::size_t r = 0; r < gradient.roots.size(); ++r) outputs.push_back(r == 0 ? first : -1);
-  for (std::size_t j = 0; j < found.loads.size(); ++j) {
-    loads_.push_back({found.loads[j], found.which[j]});
-    const Tensor& c = filled.captured[std::size_t(found.loads[j].index())];
-    if (!is_broadcast(found.loads[j], c.shape(), space))
-      fail_at(v.where(), fmt::format("hole '{}' gives no gradient to a tensor that is indexed so", v.hole_spec(h).name),
-              named(found.loads[j], v.hole_spec(h).coordinates), "detach() it");
-    // What is summed afterwards is not rounded before.
-    const DType dtype = c.shape() == space && is_broadcast(found.loads[j], c.shape(), space) ? c.dtype() : real;
-    int& output = outputs[std::size_t(found.which[j])];
-    if (output < 0)
-      output = int(outs.size()), outs.push_back({space, dtype});
+  for (std::size_t r = 0; r < gradient.roots.size(); ++r) outputs.push_back(r == 0 ? first : -1), sums.push_back(-1);
+  const auto output = [&](int& known, const Shape& shape, DType dtype) {
+    if (known < 0)
+      known = int(outs.size()), outs.push_back({shape, dtype});
     else
-      outs[std::size_t(output)].dtype = widest(outs[std::size_t(output)].dtype, dtype);
+      outs[std::size_t(known)].dtype = widest(outs[std::size_t(known)].dtype, dtype);
+  };
+  for (std::size_t j = 0; j < found.loads.size(); ++j) {
+    const Tensor& c = filled.captured[std::size_t(found.loads[j].index())];
+    const auto root = std::size_t(found.which[j]);
+    const bool column = spec.columns && (footprint_of(found.loads[j]) & ~(1u << (space.rank() - 1))) == 0;
+    loads_.push_back({found.loads[j], found.which[j], column});
+    if (column)
+      output(sums[root], Shape{space[-1]}, real);
+    else  // what is summed afterwards is not rounded before
+      output(outputs[root], space, c.shape() == space && is_broadcast(found.loads[j], c.shape(), space) ? c.dtype() : real);
   }
 }
 
 void HoleInVjp::add(Vjp& v, int h, const Tensor& first_output) const {
-  for (const auto& [load, root] : loads_) {
-    const Tensor each = output_of(first_output, outputs[std::size_t(root)]);
-    const Shape shape = gradient.captured[std::size_t(load.index())].shape();
-    v.add(v.hole_input(h, int(load.index())), sum_to(each, shape, v.where()));
+  for (const auto& [load, root, column] : loads_) {
+    Tensor each = output_of(first_output, column ? sums[std::size_t(root)] : outputs[std::size_t(root)]);
+    Shape row = space_;
+    for (int c = 0; c + 1 < row.rank(); ++c) row[c] = 1;
+    if (column) each = reshape(Arg(each, v.where()), row);
+    v.add(v.hole_input(h, int(load.index())), adjoint(gradient, load, each, space_, v.where()));
   }
 }
 

@@ -160,10 +160,11 @@ struct HoleInVjp {
   // (values..., upstreams...) -> the derivatives by the values, then a distinct root for each of the loads whose gradient is
   // wanted; captures what the hole captures. Unfilled if the hole is.
   Hole gradient;
-  Few<int, 10> outputs;  // outputs[r] of root r, -1: none
+  Few<int, 10> outputs;  // of root r over the hole's space, -1: none
+  Few<int, 10> sums;     // of the sum of root r over all coordinates but the last, -1: none
 
-  // Appends to `outs` an output over the hole's space for each root that a load needs; `first` is the output of root 0, -1 if
-  // it has none. `real` is the type of what is summed afterwards.
+  // Appends to `outs` the outputs that the gradients of loads need; `first` is the output of root 0, -1 if it has none. `real`
+  // is the type of sums, and of what is summed afterwards.
   HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs);
   // Gives the captured tensors their gradients; `first_output` is output 0 of the recorded gradient node.
   void add(Vjp& v, int h, const Tensor& first_output) const;
@@ -172,6 +173,7 @@ struct HoleInVjp {
   struct Load {
     Expr load;
     int root;
+    bool column;  // its subscripts depend on the last coordinate alone, over which the kernel sums the root
   };
   Few<Load, 8> loads_;
   Shape space_;

@@ -199,11 +199,12 @@ void Writer::add_leaf(std::size_t k) {
       text_.integer(fmt::format("{}_s{}", name, axis), o.strides[axis]);
 }
 
-// What a deeper level takes from a shallower one instead of computing it again: it costs registers.
+// What a deeper level takes from a shallower one instead of computing it again, which costs registers: what reads memory, a
+// special function, or four operations.
 bool Writer::is_worth_keeping(Expr e) const {
-  constexpr int kLeast = 4;  // operations
   if (flat_ || is_leaf(e) || e.op() == ExprOp::load || e.op() == ExprOp::slot) return true;
-  return cost_of(std::span(&e, 1)).total() >= kLeast;
+  const ExprCost cost = cost_of(std::span(&e, 1));
+  return cost.special > 0 || cost.simple >= 4;
 }
 
 void Writer::need(Level at, int position) {
@@ -534,37 +535,51 @@ void hole_text(CudaText& text, std::string_view name, const Fused& fused) {
   hole_text(text, name, fused, {rank - 2, rank - 1});
 }
 
-void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs) {
+int summed(std::span<const Operand> sums) {
+  return int(std::count_if(sums.begin(), sums.end(), [](const Operand& o) { return bool(o); }));
+}
+
+void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
+                    std::span<const Operand> sums) {
   const std::string roots = fmt::format("{}_roots", name);
   hole_text(text, roots, fused);
-  std::string coordinates, arguments, declared, passed, stores;
+  std::string coordinates, arguments, declared, passed, stores, totals;
   for (std::size_t axis = 0; axis < fused.dims.size(); ++axis) {
     coordinates += fmt::format(", index i{}", axis);
     arguments += fmt::format(", i{}", axis);
   }
-  for (std::size_t r = 0; r < outputs.size(); ++r) {
+  for (std::size_t r = 0, n = 0; r < fused.roots.size(); ++r) {
     const std::string y = r == 0 ? "first" : fmt::format("y{}", r), to = fmt::format("{}_to{}", name, r);
     passed += ", " + y;
     if (r > 0) declared += fmt::format("  real {}[V];\n", y);
-    if (!outputs[r]) continue;
-    text.pointer(to, outputs[r]);
-    std::string place;
-    for (std::size_t axis = 0; axis + 1 < fused.dims.size(); ++axis) {
-      text.integer(fmt::format("{}_s{}", to, axis), outputs[r].strides[axis]);
-      place += fmt::format("index(i{0}) * index(a.{1}_s{0}) + ", axis, to);
+    if (outputs[r]) {
+      text.pointer(to, outputs[r]);
+      std::string place;
+      for (std::size_t axis = 0; axis + 1 < fused.dims.size(); ++axis) {
+        text.integer(fmt::format("{}_s{}", to, axis), outputs[r].strides[axis]);
+        place += fmt::format("index(i{0}) * index(a.{1}_s{0}) + ", axis, to);
+      }
+      stores += fmt::format("  store_real<V>(a.{} + ({}i{}), {});\n", to, place, fused.dims.size() - 1, y);
     }
-    stores += fmt::format("  store_real<V>(a.{} + ({}i{}), {});\n", to, place, fused.dims.size() - 1, y);
+    if (!sums[r]) continue;
+    const std::string sum = fmt::format("{}_sum{}", name, r);
+    text.pointer(sum, sums[r]);
+    stores += fmt::format("  sums.add({}, {});\n", n, y);
+    totals += fmt::format("  a.{}[to] = sums.template total<COLUMNS>({}, column);\n", sum, n++);
   }
   text.function(fmt::format(
-      "template <int V>\nDEVICE void {}_gradients(const Args& a{}, const real (&value)[V], const real (&upstream)[V], real "
-      "(&first)[V]) {{\n{}  {}<V>(a{}, value, upstream{});\n{}}}\n",
-      name, coordinates, declared, roots, arguments, passed, stores));
+      "template <int V, class Sums>\nDEVICE void {0}_gradients(const Args& a{1}, const real (&value)[V], const real "
+      "(&upstream)[V], "
+      "real (&first)[V], Sums& sums) {{\n{2}  {3}<V>(a{4}, value, upstream{5});\n{6}}}\n"
+      "template <int COLUMNS, class Sums>\nDEVICE void {0}_store_sums(const Args& a, const Sums& sums, int column, index to) "
+      "{{\n{7}}}\n",
+      name, coordinates, declared, roots, arguments, passed, stores, totals));
 }
 
-bool reads_value(const Fused& fused, std::span<const Operand> outputs) {
+bool reads_value(const Fused& fused, std::span<const Operand> outputs, std::span<const Operand> sums) {
   std::vector<Expr> roots;
   for (std::size_t r = 0; r < fused.roots.size(); ++r)
-    if (r == 0 || outputs[r]) roots.push_back(fused.roots[r]);
+    if (r == 0 || outputs[r] || sums[r]) roots.push_back(fused.roots[r]);
   const std::vector<Expr> all = topological(roots);
   return std::any_of(all.begin(), all.end(), [](Expr e) { return e.op() == ExprOp::input && e.index() == 0; });
 }

@@ -41,11 +41,17 @@ void hole_text(CudaText& text, std::string_view name, const Fused& fused, HoleAx
 void hole_text(CudaText& text, std::string_view name, const Fused& fused);  // the last two
 
 // The gradient of a hole takes the hole's value and an upstream gradient; its first root, the derivative by the value, goes
-// back to the skeleton, the others are stored: NAME_gradients<V>(a, i0, i1, ..., value, upstream, first) stores root r in
-// outputs[r], a tensor over the space, where that is present.
-void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs);
+// back to the skeleton. The others are stored, or summed over the rows. Prints
+//   NAME_gradients<V>(a, i0, i1, ..., value, upstream, first, sums)  stores root r in outputs[r], a tensor over the space,
+//   where
+//                                                                  that is present, and adds those with a sum to `sums`, a
+//                                                                  ColumnSums (jit/hole.cuh) of summed(sums) values
+//   NAME_store_sums<COLUMNS>(a, sums, column, to)                  writes a column's sums to element `to` of each sums[r]
+void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
+                    std::span<const Operand> sums);
+int summed(std::span<const Operand> sums);  // how many are present
 
-// Whether the first root, or one that is stored, needs the hole's value.
-bool reads_value(const Fused& fused, std::span<const Operand> outputs);
+// Whether the first root, or one that is stored or summed, needs the hole's value.
+bool reads_value(const Fused& fused, std::span<const Operand> outputs, std::span<const Operand> sums);
 
 }  // namespace weft

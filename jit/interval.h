@@ -1,5 +1,5 @@
-// Interval arithmetic on expressions: from ranges of the indices and inputs to a range of the value. Used on mask
-// expressions to classify tiles as skip (always false), full (always true) or mixed.
+// Interval arithmetic on expressions: from ranges of the indices and inputs to a range of the value. Used on subscripts, to
+// tell which need a check, and on masks, to tell tiles that are always false or always true.
 #pragma once
 
 #include <limits>

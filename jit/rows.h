@@ -105,26 +105,36 @@ class SourceRows {
 template <class T>
 class GradientRows {
  public:
-  // `outputs[r]` receives root r + 1, if it is present. Rows of the space have `columns`; a call has at most `most` of them.
-  GradientRows(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::int64_t columns,
-               std::int64_t most)
-      : runner_(launch, fused), columns_(columns), lines_(outputs.size(), std::vector<T>(std::size_t(most))) {
+  // `outputs[r]` receives root r, if it is present and r > 0; to sums[r] (a row), if not null, root r of every row is added.
+  // Rows of the space have `columns`; a call has at most `most` of them.
+  GradientRows(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::vector<T*> sums,
+               std::int64_t columns, std::int64_t most)
+      : runner_(launch, fused),
+        columns_(columns),
+        sums_(std::move(sums)),
+        lines_(outputs.size(), std::vector<T>(std::size_t(most))),
+        results_(outputs.size()) {
     for (const Operand& o : outputs) outputs_.emplace_back(launch, o);
-    results_.resize(outputs.size() + 1);
   }
   // Columns [begin, begin + n) of row `row`; `first`, which may be `upstream` or `value`, receives root 0.
   void run(std::int64_t row, std::int64_t begin, std::int64_t n, const T* value, const T* upstream, T* first) {
     const void* values[] = {value, upstream};
     results_[0] = first;
-    for (std::size_t r = 0; r < outputs_.size(); ++r) results_[r + 1] = outputs_[r].target<T>(row, begin, lines_[r].data());
+    for (std::size_t r = 1; r < outputs_.size(); ++r) results_[r] = outputs_[r].target<T>(row, begin, lines_[r].data());
     runner_.run(row * columns_ + begin, int(n), values, results_);
-    for (std::size_t r = 0; r < outputs_.size(); ++r) outputs_[r].write(row, begin, n, static_cast<const T*>(results_[r + 1]));
+    for (std::size_t r = 0; r < outputs_.size(); ++r) {
+      const T* root = static_cast<const T*>(results_[r]);
+      if (r > 0) outputs_[r].write(row, begin, n, root);
+      if (T* sum = sums_[r])
+        for (std::int64_t c = 0; c < n; ++c) sum[begin + c] += root[c];
+    }
   }
 
  private:
   Runner<T> runner_;
   std::int64_t columns_;
   std::vector<Rows> outputs_;
+  std::vector<T*> sums_;
   std::vector<std::vector<T>> lines_;  // a row of each root that is not computed in place
   std::vector<void*> results_;
 };

@@ -95,7 +95,9 @@ struct HoleSpec {
   int values;                        // reals that the skeleton passes: 1 for an epilogue, 2 with an upstream gradient
   int results = 1;                   // 0: any number
   ExprType result = ExprType::real;  // of each of them
-  bool gradients = false;            // captured tensors may need gradients, which are written over the space and summed after
+  // The gradients of captured tensors. `dense`: they may be written over the space and summed afterwards, as the kernel writes
+  // as much anyway; else a captured tensor has none. `columns`: what depends on the column alone the kernel sums over the rows.
+  bool dense = false, columns = false;
 };
 
 }  // namespace weft

@@ -349,14 +349,30 @@ void lower_scan_forward(Lowering& l) {
 
 // ---- backward ---------------------------------------------------------------------------------------------------------------
 
+// Where the roots of a hole's gradient go: over the space, and summed over the rows by way of parts, one for each batch
+// element. Absent where nobody reads it. The first root also goes back to the kernel.
+struct RootOutputs {
+  std::vector<Operand> each, parts, sums;  // (b, t, i); (b, i); (i)
+  Operand first() const { return each.empty() ? Operand{} : each[0]; }
+
+  // Zeros, to be added to: of the channels of p. Null where no sum is wanted.
+  template <class T>
+  std::vector<T*> parts_of(const Launch& launch, const Part& p, std::int64_t channels) const {
+    std::vector<T*> out;
+    for (const Operand& o : parts) {
+      out.push_back(o ? launch.pointer<T>(o) + p.batch * channels : nullptr);
+      if (o) std::fill_n(out.back() + p.c, p.w, T(0));
+    }
+    return out;
+  }
+};
+
 struct ScanBackwardTask : ScanTask {
   Operand states, g, g_last;
   Fused delta_grad, out_grad;
   bool has_delta_grad = false, has_out_grad = false;
-  // The output of each root beyond the first of delta_grad and out_grad, absent where nobody reads it.
-  std::vector<Operand> delta_roots, out_roots;
-  Operand e_root;  // also the output of the first root of out_grad, if a captured tensor has the same gradient
-  Operand du, draw, d_initial;
+  RootOutputs delta_roots, out_roots;
+  Operand du, d_initial;
   Operand dB, dC, dA, dD;  // partial sums: (blocks of a group, b, t, groups, n), (b, i, n), (b, i)
 };
 
@@ -387,7 +403,7 @@ template <class T>
 void recompute(const ScanBackwardTask& task, const Launch& launch, const Part& p, std::int64_t q, const Chunk<T>& chunk,
                const T* D, GradientRows<T>* out_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
-  const Rows kept(launch, task.states), gs(launch, task.g), e_root(launch, task.e_root);
+  const Rows kept(launch, task.states), gs(launch, task.g), e_root(launch, task.out_roots.first());
   const std::int64_t size = g.n * p.w;
   for (std::int64_t j = 0; j < g.n; ++j) {
     T* to = x.first.data() + j * p.w;
@@ -422,7 +438,7 @@ template <class T>
 void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Part& p, const Chunk<T>& chunk, const T* D,
                    GradientRows<T>* delta_grad, BackwardScratch<T>& x) {
   const Grid& g = task.grid;
-  const Rows du(launch, task.du), draw(launch, task.draw);
+  const Rows du(launch, task.du), draw(launch, task.delta_roots.first());
   const std::int64_t size = g.n * p.w, step = g.groups * g.n, block = p.block % g.blocks_of_group();
   const std::int64_t sums = ((block * g.b + p.batch) * g.t + chunk.begin) * step + p.group * g.n;
   T *dB = launch.pointer<T>(task.dB) + sums, *dC = launch.pointer<T>(task.dC) + sums;
@@ -462,8 +478,11 @@ void backward_part(const ScanBackwardTask& task, const Launch& launch, std::int6
   std::unique_ptr<Runner<T>> delta;
   std::unique_ptr<GradientRows<T>> delta_grad, out_grad;
   if (task.has_delta) delta = std::make_unique<Runner<T>>(launch, task.delta);
-  if (task.has_delta_grad) delta_grad = std::make_unique<GradientRows<T>>(launch, task.delta_grad, task.delta_roots, g.i, p.w);
-  if (task.has_out_grad) out_grad = std::make_unique<GradientRows<T>>(launch, task.out_grad, task.out_roots, g.i, p.w);
+  const auto gradient_rows = [&](const Fused& hole, const RootOutputs& to) {
+    return std::make_unique<GradientRows<T>>(launch, hole, to.each, to.parts_of<T>(launch, p, g.i), g.i, p.w);
+  };
+  if (task.has_delta_grad) delta_grad = gradient_rows(task.delta_grad, task.delta_roots);
+  if (task.has_out_grad) out_grad = gradient_rows(task.out_grad, task.out_roots);
   load_state(Rows(launch, task.g_last), g, p, x.carry.data());
   Chunk<T> chunk(g);
   for (std::int64_t q = g.chunks() - 1; q >= 0; --q) {
@@ -489,18 +508,26 @@ void lower_scan_backward(Lowering& l) {
   task.has_delta_grad = l.filled(1), task.has_out_grad = l.filled(2);
   if (task.has_delta_grad) task.delta_grad = l.hole(1, l.shape(kU));
   if (task.has_out_grad) task.out_grad = l.hole(2, l.shape(kU));
-  const auto output = [&](std::int64_t k) { return k < 0 ? Operand{} : l.output(int(k)); };
-  const int roots = task.has_delta_grad ? int(task.delta_grad.roots.size()) : 0;
-  for (int r = 1; r < roots; ++r) task.delta_roots.push_back(output(l.integer(r)));
-  for (int r = 1; r < l.integers() - roots; ++r) task.out_roots.push_back(output(l.integer(roots + r)));
-  if (task.has_out_grad) task.e_root = output(l.integer(roots));
-  task.du = l.output(kDu), task.draw = l.output(kDraw), task.d_initial = l.output(kDInitial);
+  task.du = l.output(kDu), task.d_initial = l.output(kDInitial);
   const Operand dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD);
   const auto scratch = [&](std::initializer_list<std::int64_t> dims) {
     return l.scratch(dtype_of<T>, std::span(dims.begin(), dims.size()));
   };
   const std::int64_t blocks = g.blocks_of_group(), rows = g.b * g.t * g.groups * g.n;
   task.dB = scratch({blocks, rows}), task.dC = scratch({blocks, rows});
+  const auto root_outputs = [&](const Fused& hole, bool filled, int first) {
+    RootOutputs to;
+    for (int r = 0, roots = filled ? int(hole.roots.size()) : 0; r < roots; ++r) {
+      const auto output = [&](std::int64_t k) { return k < 0 ? Operand{} : l.output(int(k)); };
+      to.each.push_back(output(l.integer(first + r)));
+      to.sums.push_back(output(l.integer(first + roots + r)));
+      to.parts.push_back(to.sums.back() ? scratch({g.b, g.i}) : Operand{});
+    }
+    return to;
+  };
+  task.delta_roots = root_outputs(task.delta_grad, task.has_delta_grad, 0);
+  task.out_roots = root_outputs(task.out_grad, task.has_out_grad, 2 * int(task.delta_roots.each.size()));
+  if (!task.has_delta_grad) task.delta_roots.each = {l.output(kDraw)};
   task.dA = scratch({g.b, g.i * g.n}), task.dD = scratch({g.b, g.i});
   l.emit("scan_backward", [=](const Launch& launch) {
     parallel(task.grid.parts(), [&](std::int64_t index) { backward_part<T>(task, launch, index); });
@@ -508,6 +535,9 @@ void lower_scan_backward(Lowering& l) {
     fold_parts(launch, launch.pointer<T>(task.dD), task.grid.b, task.grid.i, dD);
     fold_parts(launch, launch.pointer<T>(task.dB), blocks, rows, dB);
     fold_parts(launch, launch.pointer<T>(task.dC), blocks, rows, dC);
+    for (const RootOutputs* to : {&task.delta_roots, &task.out_roots})
+      for (std::size_t r = 0; r < to->sums.size(); ++r)
+        fold_parts(launch, launch.pointer<T>(to->parts[r]), task.grid.b, task.grid.i, to->sums[r]);
   });
 }
 
@@ -521,12 +551,11 @@ void lower_scan_backward(Lowering& l) {
 }
 void scan_vjp(Vjp& v);
 
-constexpr HoleSpec kHoles[] = {{.name = "delta", .coordinates = "b t i", .values = 1, .gradients = true},
-                               {.name = "out", .coordinates = "b t i", .values = 1, .gradients = true}};
-constexpr HoleSpec kBackwardHoles[] = {
-    {.name = "delta", .coordinates = "b t i", .values = 1, .gradients = true},
-    {.name = "delta_grad", .coordinates = "b t i", .values = 2, .results = 0, .gradients = true},
-    {.name = "out_grad", .coordinates = "b t i", .values = 2, .results = 0, .gradients = true}};
+constexpr HoleSpec kHoles[] = {{.name = "delta", .coordinates = "b t i", .values = 1, .dense = true, .columns = true},
+                               {.name = "out", .coordinates = "b t i", .values = 1, .dense = true, .columns = true}};
+constexpr HoleSpec kBackwardHoles[] = {{.name = "delta", .coordinates = "b t i", .values = 1, .dense = true},
+                                       {.name = "delta_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true},
+                                       {.name = "out_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true}};
 const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles});
 const Op& scan_backward_op =
     register_op({.name = "scan_backward", .lower = lower_scan_backward, .cuda = cuda_scan_backward, .holes = kBackwardHoles});
@@ -558,8 +587,10 @@ void scan_vjp(Vjp& v) {
   for (int i = 0; i < kInitial; ++i) r.input(in[i]);
   r.input({}).input(v.output(2)).input(v.grad(0)).input(v.grad(1));
   r.hole(0, filled, space).hole(1, delta.gradient, space).hole(2, out.gradient, space);
-  for (const int k : delta.outputs) r.integer(k);
-  for (const int k : out.outputs) r.integer(k);
+  for (const HoleInVjp* hole : {&delta, &out}) {
+    for (const int k : hole->outputs) r.integer(k);
+    for (const int k : hole->sums) r.integer(k);
+  }
   for (const Out& o : outs) r.out(o.shape, o.dtype);
   const Tensor du = r.record();
   constexpr int kOutputOf[] = {kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial};

@@ -16,11 +16,12 @@ enum Input { kU, kDelta, kA, kB, kC, kD, kInitial, kFixed };
 enum Output { kY, kLast, kKept };
 
 // Of the backward op. Inputs as forward's, then states, the gradients of y and of h_T (each may be absent), then what
-// the holes capture. Outputs du, draw (b, t, i), dA, dB, dC, dD, d_initial; then the elementwise gradients of captured
-// tensors. Holes: delta(raw); delta_grad(raw, dDelta) -> draw, ...; out_grad(s, do) -> e, ...
-// Plain ints: for each root of delta_grad, then of out_grad, its output, or -1 for none.
+// the holes capture. Outputs du, draw (b, t, i), dA, dB, dC, dD, d_initial; then the gradients of captured tensors, over the
+// space (b, t, i) or summed over its rows (i). Holes: delta(raw); delta_grad(raw, dDelta) -> draw, ...; out_grad(s, do) -> e,
+// ... Plain ints: for each root of delta_grad its output over the space, or -1 for none, then for each the output of its sum;
+// likewise of out_grad.
 enum BackwardInput { kStates = kFixed, kG, kGLast };
-enum BackwardOutput { kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial, kElementwise };
+enum BackwardOutput { kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial };
 
 // B or C, (b, t, n) or (b, t, g, n): rows of n with a stride for each leading axis.
 struct GroupRows {

@@ -5,10 +5,15 @@
 //   3. SUB steps at a time, last first, decays and states are computed again into registers, and Gamma = e C + carry, the
 //      gradient of the state, runs back through them (retreat),
 //   4. what is elementwise is finished: du, and the delta hole's gradient (finish_chunk).
-// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du, dD or a gradient of Delta is; SHARED:
-// bytes of shared memory.
+// Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du, dD or a gradient of Delta is;
+// DELTA_SUMS, OUT_SUMS: how many roots of the holes' gradients are summed over time; SHARED: bytes of shared memory.
 
-struct alignas(16) Shared : ChannelSums::Memory {
+// Sums over time of the roots of the holes' gradients.
+struct DeltaSums : ColumnSums<DELTA_SUMS, V, THREADS> {};
+struct OutSums : ColumnSums<OUT_SUMS, V, THREADS> {};
+static_assert(THREADS % (CHANNELS / V) == 0, "a thread comes with the same channels at every step");
+
+struct alignas(16) Shared : ChannelSums::Memory, DeltaSums, OutSums {
   Steps steps;            // Delta becomes its gradient
   real e[CHUNK][ROW];     // s, then e, then du
   real B[ROUND][PADDED], C[ROUND][PADDED];
@@ -70,7 +75,7 @@ DEVICE void stage_e(const Args& a, const Place& p, index begin, Shared& shared) 
       real s[V] = {}, upstream[V] = {};
       if constexpr (NEEDS_S) load<V>(&shared.e[k][c], s);
       if constexpr (has_g) load_real<V>(a.g + (row * index(a.g_row) + column), upstream);
-      out_gradients<V>(a, p.b, p.t + begin + k, column, s, upstream, e);
+      out_gradients<V>(a, p.b, p.t + begin + k, column, s, upstream, e, static_cast<OutSums&>(shared));
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) du[j] *= delta[j];
@@ -139,7 +144,7 @@ DEVICE void sum_steps(const Owner& o, int first, const Carried& x, Shared& share
 }
 
 // 4.
-DEVICE void finish_chunk(const Args& a, const Place& p, index begin, const Shared& shared) {
+DEVICE void finish_chunk(const Args& a, const Place& p, index begin, Shared& shared) {
   each<CHUNK * (CHANNELS / V)>([&](int i) {
     const int k = i / (CHANNELS / V), c = i % (CHANNELS / V) * V;
     if (begin + k >= index(a.length) || c >= p.width) return;
@@ -149,7 +154,7 @@ DEVICE void finish_chunk(const Args& a, const Place& p, index begin, const Share
     if constexpr (has_du) store_real<V>(a.du + (row * index(a.du_row) + column), du);
     load<V>(&shared.steps.delta[k][c], ddelta);
     load_real<V>(a.raw + (row * index(a.raw_row) + column), raw);
-    delta_gradients<V>(a, p.b, p.t + begin + k, column, raw, ddelta, draw);
+    delta_gradients<V>(a, p.b, p.t + begin + k, column, raw, ddelta, draw, static_cast<DeltaSums&>(shared));
   });
 }
 
@@ -172,6 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   ChannelSums sums(o, dB, dC, index(a.groups) * N, shared);
   real delta_sum = 0;
   shared.dD[threadIdx.x] = 0;
+  shared.DeltaSums::clear(), shared.OutSums::clear();
   for (index chunk = chunks - 1; chunk >= 0; --chunk) {
     const index begin = chunk * CHUNK;
     const auto* const kept = a.kept + ((p.batch * chunks + chunk) * N * index(a.kept_row) + o.column);
@@ -207,6 +213,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   if constexpr (has_dA_part) store_owned(o, a.dA_part + state_row * N, 1, x.dA);
   if constexpr (has_delta_sum)
     if (o.slice == 0 && o.channel < p.width) a.delta_sum[state_row] = delta_sum;
+  if constexpr (DELTA_SUMS + OUT_SUMS > 0) {
+    __syncthreads();
+    if (o.slice == 0 && o.channel < p.width) {
+      delta_store_sums<CHANNELS>(a, static_cast<const DeltaSums&>(shared), o.channel, state_row);
+      out_store_sums<CHANNELS>(a, static_cast<const OutSums&>(shared), o.channel, state_row);
+    }
+  }
   if constexpr (has_dD_part) {
     __syncthreads();
     real sum = 0;

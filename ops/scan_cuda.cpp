@@ -52,9 +52,9 @@ struct BlockShape {
   }
   int backward_round() const { return kTime * states_bytes() <= 16 * 1024 ? int(kTime) : kHeld; }
   // sizeof(Shared) of scan_backward.cuh.
-  int backward_bytes(bool tensor) const {
+  int backward_bytes(bool tensor, int column_sums, int width) const {
     const int steps = kTime * 3 * channels_bytes(), saved = (kTime / kHeld - 1) * states * threads() * value;  // Delta, u, e
-    const int sums = tensor ? kTime * channels_bytes() + threads() * kHeld * 16 : 0;
+    const int sums = (tensor ? kTime * channels_bytes() + threads() * kHeld * 16 : 0) + column_sums * threads() * width * value;
     const int all = steps + backward_round() * states_bytes() + saved + 2 * kHeld * part_bytes() + threads() * value + sums;
     return (all + 15) / 16 * 16;
   }
@@ -190,7 +190,9 @@ namespace {
 // What a launch of the backward kernel reads from the right and what it leaves; an absent one is not computed.
 struct BackwardLaunch {
   Operand g_last{}, d_initial{}, delta_sum{}, du{}, dA_part{}, dB_part{}, dC_part{}, dD_part{};
-  std::vector<Operand> delta_to, out_to;  // of the roots of the holes' gradients; the first of out_to is e, which stays inside
+  // Of the roots of the holes' gradients, over the space and as parts of sums (b, segments, i); the first of out_to is e, which
+  // stays inside.
+  std::vector<Operand> delta_to, out_to, delta_sums, out_sums;
 };
 
 }  // namespace
@@ -202,18 +204,14 @@ void cuda_scan_backward(Lowering& l) {
   const Operand kept = l.rows(kStates), g = l.rows(kG);
   const Fused delta_grad = l.hole(1, space), out_grad = l.hole(2, space);
   const Operand dA = l.output(kDA), dB = l.output(kDB), dC = l.output(kDC), dD = l.output(kDD);
-  // The outputs of the roots; the first of delta_grad is draw, with or without a hole.
+  const auto none = [](const Fused& hole) { return std::vector<Operand>(hole.roots.size()); };
   BackwardLaunch all{.g_last = l.rows(kGLast),
                      .d_initial = l.output(kDInitial),
                      .du = l.output(kDu),
-                     .delta_to = std::vector<Operand>(delta_grad.roots.size()),
-                     .out_to = std::vector<Operand>(out_grad.roots.size())};
-  const auto output = [&](int j) { return l.integer(j) < 0 ? Operand{} : l.output(int(l.integer(j))); };
-  const int roots = l.filled(1) ? int(all.delta_to.size()) : 0;
-  for (int r = 1; r < roots; ++r) all.delta_to[std::size_t(r)] = output(r);
-  for (int r = 0; r < l.integers() - roots; ++r) all.out_to[std::size_t(r)] = output(roots + r);
-  all.delta_to[0] = l.output(kDraw);
-
+                     .delta_to = none(delta_grad),
+                     .out_to = none(out_grad),
+                     .delta_sums = none(delta_grad),
+                     .out_sums = none(out_grad)};
   const DType real = l.in_double() ? DType::f64 : DType::f32;
   const auto scratch = [&](bool wanted, std::initializer_list<std::int64_t> dims) {
     return wanted ? l.scratch(real, std::span(dims.begin(), dims.size())) : Operand{};
@@ -224,26 +222,41 @@ void cuda_scan_backward(Lowering& l) {
   }
   all.dA_part = scratch(bool(dA), {scan.batch(), space[2], scan.n}), all.dD_part = scratch(bool(dD), {scan.batch(), space[2]});
 
+  // The outputs of the roots; the first of delta_grad is draw, with or without a hole.
+  std::vector<std::pair<Operand, Operand>> totals;  // parts, sum
+  const auto outputs_of = [&](int first, std::vector<Operand>& each, std::vector<Operand>& sums) {
+    const auto output = [&](int j) { return l.integer(j) < 0 ? Operand{} : l.output(int(l.integer(j))); };
+    for (int r = 0, roots = int(each.size()); r < roots; ++r) {
+      each[std::size_t(r)] = output(first + r);
+      const Operand sum = output(first + roots + r);
+      sums[std::size_t(r)] = scratch(bool(sum), {scan.batch(), space[2]});
+      totals.emplace_back(sums[std::size_t(r)], sum);
+    }
+  };
+  if (l.filled(1)) outputs_of(0, all.delta_to, all.delta_sums);
+  if (l.filled(2)) outputs_of(l.filled(1) ? 2 * int(all.delta_to.size()) : 0, all.out_to, all.out_sums);
+  all.delta_to[0] = l.output(kDraw);
+
   const auto emit = [&](const std::string& name, const BackwardLaunch& to) {
     std::vector<Operand> stored = {g, to.du};
     for (const auto* outputs : {&to.delta_to, &to.out_to}) stored.insert(stored.end(), outputs->begin(), outputs->end());
-    const bool steps =
-        to.du || to.dD_part || std::any_of(to.delta_to.begin(), to.delta_to.end(), [](const Operand& o) { return bool(o); });
+    const int delta_sums = summed(to.delta_sums), out_sums = summed(to.out_sums);
+    const bool steps = to.du || to.dD_part || delta_sums > 0 || summed(to.delta_to) > 0;
     const int width = scan.vector(std::move(stored), {&delta_grad, &out_grad});
     // Where activations are bf16, what is summed over channels is rounded to it too, and summed on tensor cores.
     const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32 && width > 1;
-    const int shared = block.backward_bytes(tensor);
+    const int shared = block.backward_bytes(tensor, delta_sums + out_sums, width);
     CudaText text = l.text(name);
     scan.describe(text, block.backward_blocks(), block.backward_round(), width);
-    text.define("SUB", kHeld).define("NEEDS_S", reads_value(out_grad, to.out_to)).define("SUMS", bool(to.dB_part));
-    text.define("STEPS", steps).define("SHARED", shared);
+    text.define("SUB", kHeld).define("NEEDS_S", reads_value(out_grad, to.out_to, to.out_sums)).define("SUMS", bool(to.dB_part));
+    text.define("STEPS", steps).define("SHARED", shared).define("DELTA_SUMS", delta_sums).define("OUT_SUMS", out_sums);
     text.rows("kept", kept).rows("g", g).rows("g_last", to.g_last).rows("du", to.du).rows("d_initial", to.d_initial);
     text.pointer("delta_sum", to.delta_sum).pointer("dA_part", to.dA_part).pointer("dD_part", to.dD_part);
     text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
-    gradients_text(text, "delta", delta_grad, to.delta_to);
-    gradients_text(text, "out", out_grad, to.out_to);
+    gradients_text(text, "delta", delta_grad, to.delta_to, to.delta_sums);
+    gradients_text(text, "out", out_grad, to.out_to, to.out_sums);
     const std::string body = joined_texts(
-        {"ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh", "ops/scan_backward.cuh"});
+        {"jit/hole.cuh", "ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh", "ops/scan_backward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));
   };
   if (scan.blocks() > 0) {
@@ -251,8 +264,10 @@ void cuda_scan_backward(Lowering& l) {
       const Segments alone(l, scan);
       emit("scan_segments_backward", {.d_initial = alone.ends,
                                       .delta_sum = alone.delta_sum,
-                                      .delta_to = std::vector<Operand>(all.delta_to.size()),
-                                      .out_to = std::vector<Operand>(all.out_to.size())});
+                                      .delta_to = none(delta_grad),
+                                      .out_to = none(out_grad),
+                                      .delta_sums = none(delta_grad),
+                                      .out_sums = none(out_grad)});
       all.g_last = emit_join(l, scan, alone, all.g_last, all.d_initial, true);
       all.d_initial = {};
     }
@@ -262,6 +277,7 @@ void cuda_scan_backward(Lowering& l) {
   emit_sum_of_parts(l, "scan_sum", all.dB_part, kInOrder, dB);
   emit_sum_of_parts(l, "scan_sum", all.dC_part, kInOrder, dC);
   emit_sum_of_parts(l, "scan_sum", all.dD_part, kInOrder, dD);
+  for (const auto& [parts, sum] : totals) emit_sum_of_parts(l, "scan_sum", parts, kInOrder, sum);
 }
 
 }  // namespace weft

@@ -7,6 +7,7 @@
 #include <set>
 #include <thread>
 
+#include "jit/affine.h"
 #include "jit/diff.h"
 #include "jit/error.h"
 #include "jit/interval.h"
@@ -256,6 +257,41 @@ TEST(Expr, DerivativesByLoads) {
   EXPECT_EQ(diff(x * a + exp(b) * c, g, wrt), (std::vector{g * a, x * g, exp(b) * (c * g), exp(b) * g}));
   const Expr roots[] = {x * a, a}, upstreams[] = {g, expr::input(2)};
   EXPECT_EQ(diff(roots, upstreams, wrt)[1], x * g + expr::input(2)) << "the sum over the roots";
+}
+
+// Where an integer expression is a sum of steps, that sum has its values, and over a space the extremes that it says.
+TEST(Affine, HasTheValuesOfItsExpression) {
+  std::mt19937 random(5);
+  int found = 0;
+  for (int round = 0; round < 500; ++round) {
+    std::vector<Expr> nodes = {expr::index(0), expr::index(1), expr::index(2), Expr(3), Expr(-2)};
+    const auto any = [&] { return nodes[random() % nodes.size()]; };
+    for (int k = 0; k < 6; ++k) {
+      const Expr a = any(), b = any();
+      const Expr made[] = {a + b, a - b, -a, a * Expr(int(random() % 5) - 2), a / b, min(a, b)};
+      nodes.push_back(made[random() % (round % 2 ? 4 : 6)]);
+    }
+    const std::optional<Affine> affine = affine_of(nodes.back());
+    EXPECT_TRUE(affine || round % 2 == 0) << to_string(nodes.back());
+    if (!affine) continue;
+    ++found;
+    const std::int64_t dims[] = {3, 4, 2};
+    std::int64_t low = std::numeric_limits<std::int64_t>::max(), high = std::numeric_limits<std::int64_t>::min();
+    for (std::int64_t at = 0; at < 24; ++at) {
+      const std::int64_t place[] = {at / 8, at / 2 % 4, at % 2};
+      Evaluator<double> evaluator;
+      evaluator.indices = {place[0], place[1], place[2]};
+      const std::int64_t value = evaluator(nodes.back()).integer;
+      ASSERT_EQ(affine->at(place), value) << to_string(nodes.back());
+      low = std::min(low, value), high = std::max(high, value);
+    }
+    const auto lowest = affine->lowest(dims), highest = affine->highest(dims);
+    EXPECT_EQ(affine->at(std::span(lowest).first(3)), low) << to_string(nodes.back());
+    EXPECT_EQ(affine->at(std::span(highest).first(3)), high) << to_string(nodes.back());
+  }
+  EXPECT_GT(found, 250);
+  EXPECT_FALSE(affine_of(expr::index(0) * expr::index(1)));
+  EXPECT_FALSE(affine_of(expr::index(0) + expr::slot(0, ExprType::integer)));
 }
 
 TEST(Expr, Questions) {

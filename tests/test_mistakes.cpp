@@ -31,6 +31,14 @@ struct Mistake {
 
 Tensor tensor(Shape shape) { return ones(shape); }
 
+// Stands for ops whose holes have other contracts than the scan's.
+constexpr HoleSpec kToyHoles[] = {{.name = "score", .coordinates = "h i j", .values = 1},
+                                  {.name = "mask", .coordinates = "h i j", .values = 0, .result = ExprType::boolean}};
+const Op& toy_op = register_op({.name = "test_toy", .lower = [](Lowering&) {}, .holes = kToyHoles});
+void toy(const HoleOf<1, 3>& score, const HoleOf<0, 3>& mask, Site where = Site::current()) {
+  Recorder(toy_op, where).hole(0, score, {2, 4, 4}).hole(1, mask, {2, 4, 4}).out({2, 4, 4}, DType::f32).record();
+}
+
 Tensor scan_with(HoleOf<1, 3> delta, Site where = Site::current()) {
   const Tensor x = tensor({1, 2, 4}), n = tensor({1, 2, 3});
   return scan(Arg(x, where), x, tensor({4, 3}), n, n, {.delta = std::move(delta)});
@@ -106,6 +114,18 @@ std::vector<Mistake> mistakes() {
        [] {
          const Tensor bias = tensor({4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, 4, 1}, {4});
          run([&] { return scan_with([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); }); }).to_host<float>();
+       }},
+      {"a number where a condition is wanted",
+       2,
+       {"test_toy: the mask is real, not boolean", "compare it", "test_mistakes.cpp"},
+       [] { toy({}, [](Index, Index i, Index j) { return to_real(i - j); }); }},
+      {"a gradient that a contract does not allow",
+       2,
+       {"test_toy: the score gives no gradient to what it captures", "captured 0, (4, 4), requires a gradient", "detach() it",
+        "test_mistakes.cpp"},
+       [] {
+         Param full({4, 4});
+         run([&] { toy([&](Expr s, Index, Index i, Index j) { return s + full(i, j); }, {}); });
        }},
       {"a condition where a number is wanted",
        2,

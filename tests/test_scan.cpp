@@ -387,6 +387,91 @@ TEST(Scan, HolesIndexTensors) {
       [&](auto, auto t, auto i) { return gen(5, 9)[std::size_t(t)] * at(i); }, "with one that broadcasts");
 }
 
+// ---- the gradient of an indexed tensor, against the plain form: its elements looked up, then added ------------------------
+
+using Place = std::function<std::int64_t(std::int64_t b, std::int64_t t, std::int64_t i)>;
+
+// v + bias[...], where `element` is the row-major number of the element at a place.
+void expect_gathered(const Shape& shape, const std::function<HoleOf<1, 3>(const Tensor& bias)>& hole, const Place& element,
+                     const std::string& what) {
+  const Small s;
+  std::vector<std::int64_t> numbers;
+  for (std::int64_t at = 0; at < 60; ++at) numbers.push_back(element(at / (s.t * s.i), at / s.i % s.t, at % s.i));
+  const Tensor ids = Tensor::from(numbers, s.rows), bias = Tensor::from(gen(std::size_t(shape.numel()), 5), shape),
+               g = Tensor::from(gen(60, 6), s.rows);
+  for (const bool out : {false, true}) {
+    const auto holed = [&] {
+      ScanOptions options{.D = {}, .delta = softplus_hole()};
+      (out ? options.out : options.delta) = hole(bias);
+      return grad(scan(s.u, s.raw, s.A, s.B, s.C, options), g, {s.u, s.raw, bias});
+    };
+    const auto plain = [&] {
+      const Tensor each = reshape(embedding(reshape(bias, {-1, 1}), ids), s.rows);
+      const Tensor y = out ? scan(s.u, softplus(s.raw), s.A, s.B, s.C) + each : scan(s.u, s.raw + each, s.A, s.B, s.C);
+      return grad(y, g, {s.u, s.raw, bias});
+    };
+    const std::vector<Tensor> got = run(holed), again = run(holed), expected = run(plain);
+    for (std::size_t k = 0; k < 3; ++k) {
+      const std::string which = what + (out ? ", out, " : ", delta, ") + std::to_string(k);
+      expect_near(got[k].to_host<double>(), expected[k].to_host<double>(), 1e-12, which);
+      EXPECT_EQ(got[k].to_host<double>(), again[k].to_host<double>()) << which;
+    }
+  }
+}
+
+TEST(Scan, AHoleWithAGatheredBiasAndItsGradient) {
+  const auto both = [](std::int64_t t, std::int64_t i) { return t * 6 + i; };
+  expect_gathered(
+      {6}, [](const Tensor& z) { return [&](Expr v, Index, Index, Index i) { return v + z(i); }; },
+      [](auto, auto, auto i) { return i; }, "column");
+  expect_gathered(
+      {2, 1}, [](const Tensor& z) { return [&](Expr v, Index b, Index, Index) { return v + z(b, 0); }; },
+      [](auto b, auto, auto) { return b; }, "outer");
+  expect_gathered(
+      {5}, [](const Tensor& z) { return [&](Expr v, Index, Index t, Index) { return v + z(t); }; },
+      [](auto, auto t, auto) { return t; }, "row");
+  expect_gathered(
+      {5, 6}, [](const Tensor& z) { return [&](Expr v, Index, Index t, Index i) { return v + z(t, i); }; },
+      [&](auto, auto t, auto i) { return both(t, i); }, "both");
+  expect_gathered(
+      {6, 5}, [](const Tensor& z) { return [&](Expr v, Index, Index t, Index i) { return v + z(i, t); }; },
+      [](auto, auto t, auto i) { return i * 5 + t; }, "transposed");
+  expect_gathered(
+      {10}, [](const Tensor& z) { return [&](Expr v, Index, Index t, Index i) { return v + z(t - i + 5); }; },
+      [](auto, auto t, auto i) { return t - i + 5; }, "difference");
+  expect_gathered(
+      {1}, [](const Tensor& z) { return [&](Expr v, Index, Index, Index) { return v + z(0); }; },
+      [](auto, auto, auto) { return 0; }, "none");
+  expect_gathered(
+      {3}, [](const Tensor& z) { return [&](Expr v, Index, Index, Index i) { return v + z(i / 2); }; },
+      [](auto, auto, auto i) { return i / 2; }, "a quotient of the column");
+  expect_gathered(
+      {4, 3}, [](const Tensor& z) { return [&](Expr v, Index b, Index t, Index i) { return v + z(min(t, 3), (b + i) / 3); }; },
+      [](auto b, auto t, auto i) { return std::min<std::int64_t>(t, 3) * 3 + (b + i) / 3; }, "buckets");
+  const Tensor table = Tensor::from(std::vector<std::int64_t>{3, 0, 3, 1, 0}, {5});
+  const std::int64_t numbers[] = {3, 0, 3, 1, 0};
+  expect_gathered(
+      {4}, [&](const Tensor& z) { return [&](Expr v, Index, Index t, Index) { return v + z(table(t)); }; },
+      [&](auto, auto t, auto) { return numbers[t]; }, "by another tensor");
+}
+
+// Two loads of one tensor, and a tensor that is an input of the op too.
+TEST(Scan, GradientsOfTensorsThatAreReadTwice) {
+  const Small s;
+  const Tensor z = Tensor::from(gen(6, 5), {6}), g = Tensor::from(gen(60, 6), s.rows);
+  const auto backwards = [&] {
+    std::vector<std::int64_t> order;
+    for (std::int64_t i = 6; i-- > 0;) order.push_back(i);
+    return reshape(embedding(reshape(z, {6, 1}), Tensor::from(order, {6})), {6});
+  };
+  const Tensor holed = scan(s.u, s.raw, s.A, s.B, s.C,
+                            {.delta = [&](Expr v, Index b, Index t, Index i) { return v + z(i) * z(5 - i) + s.u(b, t, i); }});
+  const Tensor plain = scan(s.u, s.raw + z * backwards() + s.u, s.A, s.B, s.C);
+  const std::vector<Tensor> d = grad(holed, g, {s.u, z}), e = grad(plain, g, {s.u, z});
+  expect_near(holed.to_host<double>(), plain.to_host<double>(), 1e-12, "value");
+  for (std::size_t k = 0; k < 2; ++k) expect_near(d[k].to_host<double>(), e[k].to_host<double>(), 1e-12, std::to_string(k));
+}
+
 // A Scalar is a constant of the kernel: it changes every step, in one plan.
 TEST(Scan, HolesReadScalars) {
   const Small s;

@@ -40,6 +40,17 @@ void add_scans(std::vector<OpRow>& rows) {
                   },
                   nullptr,
                   {{"odd", {{{2, 7, 5}}, {{2, 7, 5}}, {{5, 4}, -1, 1}, {{2, 7, 4}}, {{2, 7, 4}}, {{7, 1}}, {{5}}}}}});
+  // Sums of gradients in the kernel, over the space, and by element.
+  rows.push_back({"scan_indexed_holes",
+                  [](auto& in) {
+                    const Tensor &gain = in[5], &bias = in[6], &table = in[7];
+                    return scan(
+                        in[0], in[1], -exp(in[2]), in[3], in[4],
+                        {.delta = [&](Expr v, Index b, Index t, Index i) { return exp(v * bias(i) + table(b, t / 2)) * 0.1f; },
+                         .out = [&](Expr s, Index, Index t, Index i) { return tanh(s) * gain(t - i + 4) + bias(4 - i); }});
+                  },
+                  nullptr,
+                  {{"odd", {{{2, 7, 5}}, {{2, 7, 5}}, {{5, 4}, -1, 1}, {{2, 7, 4}}, {{2, 7, 4}}, {{11}}, {{5}}, {{2, 4}}}}}});
 }
 
 }  // namespace weft
