@@ -173,9 +173,13 @@ bool Scheduler::absorb_reader(NodeId id, Product& product) const {
     if (result_of(reader) >= 0) return fmt::format("{} is returned by the step", name);
     if (t_.shape(reader) != t_.shape(id)) return fmt::format("{} has another shape", name);
     if (in_double(reader) != in_double(id)) return fmt::format("{} has another precision", name);
-    for (const NodeId factor : t_.inputs_of(id).first(2)) {
-      if (t_.shape(factor).numel() == 0) return "the product is a sum over nothing";
-      if (overwritten(factor, reader)) return fmt::format("a factor is a State that is written before {}", name);
+    const auto inputs = t_.inputs_of(id);
+    std::vector<NodeId> read(inputs.begin(), inputs.end());
+    for (const NodeId added : {product.bias, product.addend}) read.push_back(added);
+    for (const NodeId input : read) {
+      if (input == Tape::kNone) continue;
+      if (t_.shape(input).numel() == 0) return "the product is a sum over nothing";
+      if (overwritten(input, reader)) return fmt::format("it reads a State that is written before {}", name);
     }
     const Expr body = pointwise_body(t_, reader), x = expr::input(0);
     const auto operands = t_.inputs_of(reader);

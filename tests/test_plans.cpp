@@ -207,7 +207,7 @@ TEST_F(Products, AgreeWithWhatTheyReplace) {
 }
 
 TEST_F(Products, SayWhatHinders) {
-  State s({6, 16}, DType::f32, "s"), t({6, 24}, DType::f32, "t");
+  State s({6, 16}, DType::f32, "s"), t({6, 24}, DType::f32, "t"), bias({24}, DType::f32, "bias");
   expect_reason("not fused: linear has 2 readers", [&] {
     const Tensor v = linear(x, w);
     return matmul(relu(v), transpose(v));
@@ -222,10 +222,20 @@ TEST_F(Products, SayWhatHinders) {
                 [&] { return relu(linear(cast(x, DType::f64), cast(w, DType::f64))); });
   if (!is_gpu(device()))  // where it is no product at all
     expect_reason("not fused: the product is a sum over nothing", [&] { return linear(zeros({6, 0}), zeros({24, 0})) + y; });
-  expect_reason("not fused: a factor is a State that is written before add", [&] {
+  expect_reason("not fused: it reads a State that is written before add", [&] {
     const Tensor v = linear(s, w);
     assign(s, x);
     return v + y;
+  });
+  expect_reason("fused: add\nnot fused: it reads a State that is written before relu", [&] {
+    const Tensor v = linear(x, w) + t;
+    assign(t, y);
+    return relu(v);
+  });
+  expect_reason("not fused: it reads a State that is written before relu", [&] {
+    const Tensor v = linear(x, w, bias);
+    assign(bias, b);
+    return relu(v);
   });
   expect_reason("not fused: what is added is a State that is written before", [&] {
     const Tensor old = t.read(), v = linear(x, w);
