@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "autograd/backward.h"
-#include "autograd/op.h"
 #include "autograd/pointwise.h"
 #include "autograd/run.h"
 #include "autograd/settings.h"

@@ -8,7 +8,6 @@
 #include <optional>
 
 #include "autograd/settings.h"
-#include "jit/block.h"
 
 namespace weft {
 namespace {

@@ -1,5 +1,5 @@
-// Ops that gradients are made of, besides pointwise ones. All that autograd/ needs of ops/, which defines them: a program links
-// both.
+// What gradients are made of besides pointwise ops. autograd/ uses nothing else from ops/, which defines these two, so a
+// program links both.
 #pragma once
 
 #include <cstdint>

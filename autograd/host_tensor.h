@@ -18,8 +18,8 @@ struct HostTensor {
   std::vector<std::int64_t> shape;
   std::vector<std::byte> bytes;
 
-  std::int64_t numel() const;  // an error where it has no 64 bits
-  // The values converted to T (float, double or std::int64_t). Reals that are no integers have no int64 values.
+  std::int64_t numel() const;  // an error if it does not fit 64 bits
+  // The values converted to T (float, double or std::int64_t). A real that is not an integer has no int64 value: an error.
   template <class T>
   std::vector<T> values() const;
   // Reals are rounded to `dtype`; a value that an integer dtype cannot hold is an error; any nonzero is true.

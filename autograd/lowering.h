@@ -42,8 +42,8 @@ class Lowering {
 
   // Input i in memory, as `dtype` if that is given: itself, a Param's twin, or a dense copy that all readers of the plan share.
   Operand view(int i, std::optional<DType> dtype = {});  // with any strides
-  Operand rows(int i,
-               std::optional<DType> dtype = {});  // with a contiguous last dim and one row stride (copied if it is not so)
+  // With a contiguous last dim and one row stride (copied if it is not so).
+  Operand rows(int i, std::optional<DType> dtype = {});
   Operand dense(int i, std::optional<DType> dtype = {});  // dense (copied if it is not so)
   // Of a product (Op::product): its own bias, and what the scheduler has fused into it. Both operands as `dtype` if that is
   // given.
@@ -52,8 +52,8 @@ class Lowering {
   Operand output(int k = 0);  // absent if nobody reads it; rows() unless op.dense_outputs
   Operand scratch(DType dtype, std::span<const std::int64_t> dims);  // memory for the kernels of this node
   Operand state(std::int64_t position);  // memory of a State the op writes (see Op::writes) or reads in place
-  // The bf16 twin of a Param that the op writes, if it has one: the op then writes the rounded values there too. Who does not
-  // ask leaves the twin stale, and the next plan that reads it copies.
+  // The bf16 twin of a Param that the op writes, if it has one: the op then writes the rounded values there too. An op that
+  // does not ask leaves the twin stale, and the next plan that reads it copies.
   Operand twin(std::int64_t position);
   bool filled(int h) const;
   // Over `space`, the sizes of the hole's coordinates. A hole that is not filled gives the last of its values.

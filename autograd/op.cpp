@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <deque>
 
-#include "autograd/pointwise.h"
-
 namespace weft {
 namespace {
 

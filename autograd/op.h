@@ -34,7 +34,7 @@ struct Op {
   // The other way round: the operand of a base whose view is `result`, or an absent one.
   Operand (*base)(const Tape&, NodeId, const Operand& result) = nullptr;
   std::span<const HoleSpec> holes = {};
-  // Bit i: a pointwise producer of input i may be evaluated inside this kernel (a prologue), `reuse` times an element.
+  // Bit i: a pointwise producer of input i may be evaluated inside this kernel (a prologue), `reuse` times for each element.
   std::uint32_t prologues = 0;
   int reuse = 1;
   // The op writes States in place, so it is a root of the graph: appends their positions (Tape::states).
@@ -44,14 +44,14 @@ struct Op {
   // The output is the product of the first two inputs, plus the third, a bias, if it is present: more may be fused into it
   // (Lowering::epilogue).
   bool product = false;
-  // Ints that name things of this process have another value in every one (an Expr, what a user has registered): a hash of all
-  // the plain ints that has not. Without it they count as they are.
+  // Ints that name things of this process (an Expr, something that a user registered) differ from process to process; this is a
+  // hash of all the plain ints that does not. Without it they count as they are.
   std::uint64_t (*identity)(const Tape&, NodeId) = nullptr;
   bool dense_outputs = false;  // outputs cannot be slices of such an op's output (no row stride)
   std::uint16_t id = 0;        // given by register_op
 };
 
-const Op& register_op(Op op);  // at static initialisation, once an op
+const Op& register_op(Op op);  // at static initialisation, once for each op
 std::span<const Op* const> registered_ops();
 
 // Records `op` on the active tape and returns output 0 (output k: `output_of(first, k)`). Absent tensors are allowed where

@@ -70,7 +70,7 @@ struct CudaKernel {
   std::array<unsigned, 3> grid{1, 1, 1}, block{1, 1, 1};
   std::array<unsigned, 3> cluster{1, 1, 1};  // blocks that share their memory, sm_90 and later; each divides the grid's
   unsigned shared = 0;                       // bytes of dynamic shared memory
-  int registers = 0;                         // at most so many a thread are expected; 0: no budget
+  int registers = 0;                         // the most that a thread is expected to need; 0: no budget
   double bytes = 0;                          // read and written, at least: for rooflines; 0: unknown
   double flops = 0;
 };

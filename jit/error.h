@@ -16,7 +16,7 @@ int exit_code(ErrorKind kind);
 struct ErrorParts {
   std::string what;     // "matmul: inner dimensions differ"
   std::string numbers;  // "a (8, 512), b (256, 4): 512 against 256"
-  std::string where;    // "at FILE:LINE", then a line a frame outward: "in layers.3, called at FILE:LINE"; by the tape
+  std::string where;    // "at FILE:LINE", then a line for each frame outward: "in layers.3, called at FILE:LINE"
   std::string hint;     // "transpose b, or check the layer's width"
 };
 

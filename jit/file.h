@@ -22,7 +22,7 @@ class FileReader {
   FileReader(const FileReader&) = delete;
   FileReader& operator=(const FileReader&) = delete;
 
-  std::size_t size() const { return size_; }  // 0 for what is no regular file
+  std::size_t size() const { return size_; }  // 0 for what is not a regular file
   void seek(std::size_t offset);
   std::size_t read(std::span<std::byte> bytes);  // the count; less than asked for only at the end
 

@@ -74,8 +74,8 @@ class Gpu {
   int multiprocessors() const { return multiprocessors_; }
   std::size_t total_memory() const { return total_memory_; }
   std::size_t memory_in_use() const;  // of the whole device, by all processes, as the driver says
-  std::size_t held_memory()
-      const;  // by this object: States, values of steps, workspaces; also blocks kept for the next request
+  // Bytes held by this object: States, values of steps, workspaces, and blocks kept for the next request.
+  std::size_t held_memory() const;
   std::size_t peak_memory() const;  // the largest held_memory() so far
 
   // Memory. Blocks that are freed are kept for the next request of their size; WEFT_ARENA=split gives each its own allocation.

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "jit/error.h"
-
 namespace weft {
 
 std::int64_t Operand::numel() const {

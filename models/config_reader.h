@@ -60,8 +60,8 @@ class ConfigReader {
   void problem(std::string what, std::string numbers, std::string hint = {});
   bool good() const { return problems_.empty(); }  // so far
   void throw_problems() const;                     // an error (ErrorKind::io) with all problems so far, if there are any
-  // Likewise, keys that nothing has asked for being problems. If there are none, calls `check`, whose error becomes this
-  // file's.
+  // Likewise, where keys that nothing has asked for are problems too. If there are none, calls `check`; its error becomes one
+  // of this file.
   void finish(const std::function<void()>& check = {});
 
  private:

@@ -1,5 +1,5 @@
 // For the file of a family: a ModelFamily from a configuration struct, its reader and its table of options. The struct has,
-// beside the family's own fields,
+// besides the family's own fields,
 //   vocab                      tokens that the model knows
 //   bos, eos, pad              std::optional<std::int64_t>
 //   dtype, activations         f32 or f64, of the parameters; bf16: of what the layers take and give
@@ -73,7 +73,7 @@ Config config_from_options(const std::vector<ConfigOption<Config>>& table, const
   return config;
 }
 
-// `family` has what is to be said in words; this adds the table of options and how a model is made.
+// `family` comes with names and help; this adds the table of options and how a model is made.
 template <class Model>
 ModelFamily make_family(ModelFamily family, std::vector<ConfigOption<typename Model::Config>> table,
                         ReadConfig<typename Model::Config> read) {
@@ -101,7 +101,7 @@ ModelFamily make_family(ModelFamily family, std::vector<ConfigOption<typename Mo
 
 // Gives a tensor its other name, if it is there. Errors (ErrorKind::io): it is there under both.
 void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to);
-// Of a model whose head is its embedding: removes the copy that a file may have. Errors (ErrorKind::io): it differs.
+// Of a model whose head is its embedding: removes the copy that a file may have. Errors (ErrorKind::io): the copy differs.
 void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view embedding);
 
 // The cache of this family. Errors (ErrorKind::usage): it is that of another one.

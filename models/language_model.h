@@ -37,7 +37,7 @@ struct SpecialTokens {
   std::optional<std::int64_t> bos = {}, eos = {}, pad = {};  // nothing: the model has no such token
 };
 
-// Shapes: b batch, t time, v rows of the head: the vocabulary, maybe padded.
+// Shapes: b batch, t time, v rows of the head: the vocabulary, possibly padded.
 class LanguageModel : public Layer<LanguageModel> {
  public:
   // ids (b, t), integers in [0, vocab) -> logits (b, t, v)
@@ -113,7 +113,7 @@ struct ModelFamily {
   std::vector<ModelOption> options = {};
 
   // A model with values to be drawn, or for `weights` to be loaded: before it takes memory, their number is compared with its
-  // own (check_size). Errors (ErrorKind::io): all that is wrong in the configuration, whose file is called `file`.
+  // own (check_size). Errors (ErrorKind::io): everything that is wrong in the configuration, which comes from `file`.
   std::function<std::unique_ptr<LanguageModel>(const nlohmann::json& config, std::string_view file, const ComputeOptions& how,
                                                const TensorMap* weights)>
       from_json = {};

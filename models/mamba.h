@@ -1,4 +1,4 @@
-// Mamba-1 language model (arXiv 2312.00752). Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v
+// Mamba-1 language model (arXiv:2312.00752). Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v
 // vocabulary.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The configuration of a Mamba-1 language model (arXiv 2312.00752), and both forms of its config.json.
+// The configuration of a Mamba-1 language model (arXiv:2312.00752), and both forms of its config.json.
 #pragma once
 
 #include <cstdint>
@@ -30,11 +30,11 @@ struct MambaConfig {
   bool dt_constant = false;      // dt_proj.weight all dt_scale / sqrt(rank) instead of uniform
   bool rescale_residual = true;  // out_proj.weight divided by sqrt(layers)
   double embedding_deviation = 0.02;
-  std::optional<std::int64_t> bos = {}, eos = {},
-                              pad = {};  // ids of special tokens, for generation; nothing: the model has no such token
-  DType dtype = DType::f32;              // of the parameters: f32 or f64
-  DType activations = DType::f32;        // bf16: matmul, conv and scan take and give bf16; f64 parameters: f64
-  bool recompute = false;                // backward evaluates the blocks again instead of keeping their values
+  // Ids of special tokens, for generation; nothing: the model has no such token.
+  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};
+  DType dtype = DType::f32;        // of the parameters: f32 or f64
+  DType activations = DType::f32;  // bf16: matmul, conv and scan take and give bf16; f64 parameters: f64
+  bool recompute = false;          // backward evaluates the blocks again instead of keeping their values
 
   std::int64_t inner_width() const { return inner ? inner : expand * width; }
   std::int64_t dt_rank() const { return rank ? rank : (width + 15) / 16; }

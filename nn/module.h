@@ -46,7 +46,7 @@ class Module {
   // Parameters in registration order, depth first. A Param registered twice (tied weights) is listed once, at its first name.
   std::vector<NamedParam> named_parameters() const;
   std::vector<Param> parameters() const;
-  std::vector<NamedState> named_states() const;  // buffers: States that are no parameters and are saved
+  std::vector<NamedState> named_states() const;  // buffers: States that are not parameters but are saved
   std::int64_t parameter_count() const;          // trainable or not, each once
   void set_trainable(bool on);                   // of every parameter below
   bool training() const;
@@ -70,7 +70,7 @@ class Module {
   static constexpr bool is_part = false;
 
   // Values of parameters and buffers by name. Loading is strict: missing, unexpected and mis-shaped tensors are all listed in
-  // one error, and then nothing was changed.
+  // one error, and nothing is changed.
   TensorMap state_dict() const;
   void load_state_dict(const TensorMap& tensors);
 

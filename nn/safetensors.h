@@ -36,7 +36,7 @@ TensorMap read_safetensors_folder(const std::filesystem::path& folder, const Ten
 void write_safetensors(const std::filesystem::path& file, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-// Writes FOLDER/model.safetensors or, where the tensors have more than `shard_bytes`, shards of at most so many (a larger
+// Writes FOLDER/model.safetensors or, where the tensors have more than `shard_bytes`, shards of at most that size (a larger
 // tensor is alone in one) and then their index. What the folder had in the other form is removed at the end.
 inline constexpr std::size_t kShardBytes = 5'000'000'000;
 void write_safetensors_folder(const std::filesystem::path& folder, const TensorMap& tensors,

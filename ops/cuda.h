@@ -1,5 +1,5 @@
-// The CUDA kernels of the structured ops: what each op's `lower` is on the CPU, Op::cuda is on a GPU. One .cuh of kernel text
-// and one .cpp that sets up its launches a family, beside the family's file.
+// The CUDA kernels of the structured ops: what each op's `lower` is on the CPU, Op::cuda is on a GPU. Each family has its
+// kernel text in a .cuh and the setting up of its launches in a .cpp, next to the family's file.
 #pragma once
 
 #include "autograd/lowering.h"

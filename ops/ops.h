@@ -129,8 +129,8 @@ Tensor log_softmax(Arg a, std::vector<int> axes = {-1});
 
 // x rsqrt(mean(x^2) + eps) w (arXiv:1910.07467); weight (n) may be absent. The result has x's type, or `dtype`.
 Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {});
-Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5,
-                  std::optional<DType> dtype = {});  // weight, bias may be absent
+// (x - mean(x)) rsqrt(var(x) + eps) w + b (arXiv:1607.06450); weight and bias (n) may be absent. The dtype is as above.
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5, std::optional<DType> dtype = {});
 
 // ---- matmul (ops/matmul.cpp) ------------------------------------------------------------------------------------------------
 
@@ -156,8 +156,8 @@ enum class Reduction { mean, sum, none };
 struct CrossEntropyOptions {
   std::int64_t ignore_index = -100;
   double label_smoothing = 0;  // e: targets (1-e) onehot + e / v
-  Reduction reduction =
-      Reduction::mean;  // mean over the valid labels (0 if there is none); none: one loss a row, 0 where ignored
+  // mean: over the valid labels (0 if there is none); none: one loss for each row, 0 where it is ignored.
+  Reduction reduction = Reduction::mean;
 };
 // logits (..., v), labels (...) integers. Computed in fp32 (fp64 for f64).
 Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options = {});

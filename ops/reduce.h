@@ -17,7 +17,7 @@ struct ReduceSpace {
   std::int64_t outer, reduced, inner;
 };
 
-// Orders the axes of `shape`, and of the leaves that span it, as outer, reduced, inner. Kept axes behind the last reduced
+// Orders the axes of `shape`, and of the leaves that span it, as outer, reduced, inner. Kept axes after the last reduced
 // one are inner, so elements of the result stay in order and reads follow memory.
 ReduceSpace canonical(Fused& source, Shape& shape, std::uint32_t mask);
 

@@ -24,7 +24,7 @@ RowCut cut_rows(std::int64_t n, int width, int values, unsigned block = 128);
 // The vector width over rows of n columns: 16 bytes of the widest operand with rows. Vectors (n) must be aligned to it too.
 int row_width(std::int64_t n, std::initializer_list<const Fused*> sources, std::initializer_list<Operand> operands);
 
-// The texts one behind the other.
+// The texts, one after another.
 std::string joined_texts(std::initializer_list<std::string_view> files);
 
 // A kernel on `blocks` blocks; the first text is ops/rows.cuh.

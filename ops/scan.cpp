@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "autograd/backward.h"
-#include "autograd/gradient_ops.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"

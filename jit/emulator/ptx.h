@@ -35,7 +35,7 @@ enum class Type : std::uint8_t {
   f64
 };
 int bits_of(Type type);                  // 1 for pred, 32 for a packed pair and tf32
-Type type_named(std::string_view name);  // "f32" without the dot; none if it is no type
+Type type_named(std::string_view name);  // "f32" without the dot; none if it is not a type
 bool is_signed(Type type);
 bool is_float(Type type);  // f16 to f64, packed ones included
 

@@ -14,8 +14,8 @@ namespace weft::emulator {
 enum class Access : std::uint8_t { read, write, update };  // update: both, and atomic
 
 // Shared memory of a block. Each warp has a clock, which barriers and __syncwarp advance, and knows up to which time of
-// every other warp it is ordered behind (a vector clock); each few bytes remember who wrote and read them last, and
-// when.
+// every other warp its own accesses are ordered after (a vector clock); every few bytes remember who wrote and read them last,
+// and when.
 class SharedRaces {
  public:
   // A thread and the time and instruction of its access; 0: nobody.
@@ -29,13 +29,13 @@ class SharedRaces {
   void begin_block();  // everything before is long ago
   void sync_warp(unsigned warp) { ++known_[warp][warp]; }
 
-  // Barriers: who comes gives what it knows to `joined`; who goes on takes it.
+  // Barriers: a warp that arrives adds what it knows to `joined`; one that goes on takes it over.
   using Knowledge = std::array<std::uint32_t, 32>;
   void arrive(unsigned warp, Knowledge& joined);
   void proceed(unsigned warp, const Knowledge& joined);
 
   // Notes an access to [address, address + bytes). Returns an earlier one that is not ordered before it, or 0. A write
-  // that meets only writes sets `same_value_allowed`: it is no fault if it writes what is there.
+  // that meets only writes sets `same_value_allowed`: writing what is there already is no fault.
   Event note(unsigned warp, int lane, std::uint32_t instruction, std::uint32_t address, std::uint32_t bytes, Access access,
              bool& same_value_allowed);
 
@@ -65,7 +65,7 @@ class SharedRaces {
 
   unsigned granule_shift_, warps_;
   std::vector<Cell> cells_;
-  std::vector<Knowledge> known_;  // [w][v]: the time of v that w is ordered behind; [w][w]: its own clock
+  std::vector<Knowledge> known_;  // [w][v]: the time of v that w comes after; [w][w]: its own clock
 };
 
 inline SharedRaces::Event SharedRaces::note(unsigned w, int l, std::uint32_t instruction, std::uint32_t address,

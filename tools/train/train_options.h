@@ -19,7 +19,7 @@ namespace weft {
 struct TrainOptions {
   std::string preset = "tiny";  // of the family
   std::int64_t steps = 800;
-  double epochs = 0;            // > 0: as many steps as it takes to see the training part so often
+  double epochs = 0;            // > 0: as many steps as it takes to see the training part that many times
   std::int64_t batch = 8;       // windows a batch
   std::int64_t length = 128;    // tokens a window
   std::int64_t accumulate = 1;  // batches a step
@@ -45,7 +45,7 @@ struct TrainOptions {
   std::int64_t eval_batches = 100;  // of the validation part; 0: all
   std::int64_t save_every = 500;    // steps; 0: at the end only
   std::int64_t keep = 2;            // checkpoints; 0: all
-  std::int64_t skip_bad_steps = 0;  // steps whose loss or gradient may be not finite
+  std::int64_t skip_bad_steps = 0;  // steps whose loss or gradient may fail to be finite
   std::string prompt = "\n";
   std::int64_t sample = 500;  // tokens; 0: none
   double temperature = 0.7;
@@ -141,7 +141,7 @@ TrainOptions resumed_options(const TrainOptions& saved, const std::vector<Option
 ComputeOptions compute_options(const TrainOptions& options);  // precision: fp32 or bf16, not auto
 
 nlohmann::json to_json(const TrainOptions& options);
-// The settings of a JSON object with an option a key; `name` of the file appears in errors, which are ErrorKind::io.
+// The settings in a JSON object with one key for each option; `name` of the file appears in errors, which are ErrorKind::io.
 std::vector<OptionSetting> settings_from_json(const nlohmann::json& json, const std::string& name);
 
 }  // namespace weft

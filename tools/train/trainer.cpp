@@ -17,7 +17,6 @@
 #include "tools/evaluate/generate.h"
 #include "tools/system/environment.h"
 #include "tools/system/folder.h"
-#include "tools/train/checkpoint.h"
 #include "tools/train/choices.h"
 #include "tools/version.h"
 

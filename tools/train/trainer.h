@@ -47,10 +47,10 @@ class Trainer {
   std::string sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                      std::uint64_t seed);
 
-  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, state.json: all of them
-  // or, on an error, what was in `folder` before.
+  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, state.json; on an error
+  // what was in `folder` before stays.
   void save(const std::filesystem::path& folder) const;
-  void write_files(const std::filesystem::path& folder) const;  // one by one into a folder that is there
+  void write_files(const std::filesystem::path& folder) const;  // one by one, into an existing folder
   // Goes on as if training had not been interrupted, bit for bit. `data` must be the same; `options` are the saved ones,
   // changed as resumed_options allows.
   static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options);
@@ -73,7 +73,7 @@ class Trainer {
   std::int64_t step_ = 0, bad_steps_ = 0;
 };
 
-// What a checkpoint's folder holds beside the tensors. Errors (ErrorKind::io): none there, damaged, of another version of weft.
+// What the folder of a checkpoint holds besides tensors. Errors (ErrorKind::io): missing, damaged, of another version of weft.
 struct SavedState {
   std::int64_t step = 0, position = 0, bad_steps = 0;  // position: of the data
   std::uint64_t seed = 0, tick = 0;                    // of the generator
