@@ -71,7 +71,8 @@ std::uint64_t plan_hash(const Tape& tape, const std::vector<NodeId>& results, co
     words.push_back(node.constants > 0 ? node.first_constant : 0);
     for (const NodeId input : tape.inputs_of(id)) words.push_back(input);
     words.push_back(std::uint64_t(node.rank));
-    for (const std::int64_t dim : node.shape().dims()) words.push_back(std::uint64_t(dim));
+    const Shape shape = node.shape();  // a range-for keeps no temporary but its range
+    for (const std::int64_t dim : shape.dims()) words.push_back(std::uint64_t(dim));
     add_ints(words, tape, id);
   }
   for (const StateImpl* state : tape.states) {

@@ -160,7 +160,9 @@ class OnDevice {
   std::vector<std::byte> run(const GemmCall& call, const Memory& memory, bool tf32) {
     std::vector<std::byte*> slots;
     for (const auto& m : memory) {
-      slots.push_back(reinterpret_cast<std::byte*>(allocate(m.size())));
+      slots.push_back(nullptr);
+      if (m.empty()) continue;  // an operand that is absent
+      slots.back() = reinterpret_cast<std::byte*>(allocate(m.size()));
       cuda_check(driver_, driver_.cuMemcpyHtoD(cu::CUdeviceptr(slots.back()), m.data(), m.size()), "cuMemcpyHtoD");
     }
     prepare_gemm(call, nullptr, workspace, tf32);
