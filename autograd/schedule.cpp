@@ -284,9 +284,11 @@ void Scheduler::decide(NodeId id) {
   }
   const double readers = double(users_[id].size());
   const double own = price(expr_[id]);
-  const double extra_loads = std::max(0.0, double(leaves(expr_[id]).size()) - 1) * (readers - 1);
-  const double recompute = own * (evaluations - 1) + kReadPrice * extra_loads;
-  const double store = kReadPrice * (1 + readers);
+  const auto read = [&](NodeId value) { return kReadPrice * double(size_of(t_.nodes[value].dtype)); };
+  double loads = 0;
+  for (const NodeId leaf : leaves(expr_[id])) loads += read(leaf) * std::min(1.0, double(t_.shape(leaf).numel()) / n);
+  const double recompute = own * (evaluations - 1) + loads * (readers - 1);
+  const double store = read(id) * (1 + readers);
   stored_[id] = recompute > store;
   why = fmt::format("{}: {:.0f} readers, {:.0f} evaluations of {:.0f} ops: recomputing costs {:.0f}, storing {:.0f}",
                     stored_[id] ? "stored" : "inlined", readers, evaluations, own, recompute, store);

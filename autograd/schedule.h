@@ -14,9 +14,9 @@
 
 namespace weft {
 
-// Prices, in FMA-class operations an element (measured on an H200). Re-reading a stored value costs as much as 32 of them or 5
-// exponentials.
-inline constexpr double kReadPrice = 32;
+// Prices, in FMA-class operations an element (measured on an H200). Re-reading a stored bf16 value costs as much as 32 of them
+// or 5 exponentials; a wider value as much a byte.
+inline constexpr double kReadPrice = 16;  // of a byte
 inline constexpr double kSpecialPrice = 6.4;
 inline constexpr int kKernelOps = 200;          // a kernel's expressions stay below this
 inline constexpr std::size_t kKernelRoots = 8;  // values one pointwise kernel stores
