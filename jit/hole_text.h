@@ -42,11 +42,11 @@ void hole_text(CudaText& text, std::string_view name, const Fused& fused);  // t
 
 // The gradient of a hole takes the hole's value and an upstream gradient; its first root, the derivative by the value, goes
 // back to the skeleton. The others are stored, or summed over the rows. Prints
-//   NAME_gradients<V>(a, i0, i1, ..., value, upstream, first, sums)  stores root r in outputs[r], a tensor over the space,
-//   where
-//                                                                  that is present, and adds those with a sum to `sums`, a
-//                                                                  ColumnSums (jit/hole.cuh) of summed(sums) values
-//   NAME_store_sums<COLUMNS>(a, sums, column, to)                  writes a column's sums to element `to` of each sums[r]
+//   NAME_gradients<V>(a, i0, i1, ..., value, upstream, first, sums)
+//       stores root r in outputs[r], a tensor over the space, where that is present, and adds those with a sum to `sums`, a
+//       ColumnSums (jit/hole.cuh) of summed(sums) values
+//   NAME_store_sums<COLUMNS>(a, sums, column, to)
+//       writes the sums of a column to element `to` of each sums[r]
 void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
                     std::span<const Operand> sums);
 int summed(std::span<const Operand> sums);  // how many are present

@@ -1,5 +1,5 @@
-// The table of scalar operations: what every pass over expressions needs to know about each of them, a row an operation. A new
-// operation is a row here, its loop in interp.cpp and, if it has one, its derivative in diff.cpp.
+// The table of scalar operations: what every pass over expressions needs to know about each of them. A new operation is a row
+// here, its loop in interp.cpp and, if it has one, its derivative in diff.cpp.
 #pragma once
 
 #include <string_view>
