@@ -77,6 +77,7 @@ Tensor uniform(Shape shape, DType dtype = DType::f32, Site where = Site::current
 Tensor normal(Shape shape, DType dtype = DType::f32, Site where = Site::current());  // Box-Muller
 
 // A user's op: body(x0, x1, ...) on scalars. Gradient, fusion, every device follow. `name` appears in errors and kernels.
+// expr::index(k) is where the element stands along axis k of the result.
 namespace detail {
 Tensor record_pointwise(std::string_view name, std::span<const Arg> inputs, Expr body, std::span<const double> constants);
 ExprType input_type(const Arg& a);

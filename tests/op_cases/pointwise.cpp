@@ -146,6 +146,25 @@ void add_pointwise(std::vector<OpRow>& rows) {
       "user_defined", [](Arg a) { return pointwise("squared_relu", {a}, [](Expr v) { return square(max(v, 0.f)) * 1.5f; }); },
       [](double x) { return 1.5 * std::pow(std::max(x, 0.), 2); }, 0.1, 3));
 
+  // Where an element stands in the result, which one operand reads transposed and another broadcasts.
+  rows.push_back({"coordinates",
+                  [](auto& in) {
+                    return pointwise("ramp", {permute(in[0], {0, 2, 1}), in[1]}, [](Expr v, Expr w) {
+                      return v + w * (expr::index(0) + 0.5 * expr::index(1) - 0.25 * expr::index(2));
+                    });
+                  },
+                  [](const Inputs& in, const Shapes& shapes) {
+                    const Shape s = shapes[0];  // (b, columns, rows)
+                    Values out;
+                    for (std::int64_t b = 0; b < s[0]; ++b)
+                      for (std::int64_t r = 0; r < s[2]; ++r)
+                        for (std::int64_t c = 0; c < s[1]; ++c)
+                          out.push_back(in[0][std::size_t((b * s[1] + c) * s[2] + r)] +
+                                        in[1][std::size_t(r)] * (double(b) + 0.5 * double(r) - 0.25 * double(c)));
+                    return out;
+                  },
+                  {{"normal", {{{2, 8, 3}}, {{3, 1}}}}, {"odd", {{{3, 5, 7}}, {{7, 1}}}}, {"one", {{{1, 1, 1}}, {{1, 1}}}}}});
+
   rows.push_back(binary(
       "add", [](Arg a, Arg b) { return a + b; }, [](double a, double b) { return a + b; }));
   rows.push_back(binary(
