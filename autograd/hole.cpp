@@ -80,29 +80,31 @@ std::size_t hole_begin(std::span<const std::int64_t> ints, int h) {
 
 namespace {
 
-// "(b, t, i)" of "b t i".
-std::string joined(std::string_view names) {
-  std::string out = "(";
-  for (const char c : names) out += c == ' ' ? ", " : std::string(1, c);
-  return out + ")";
-}
-
 std::vector<std::string> split(std::string_view names) {
   std::vector<std::string> out(1);
   for (const char c : names) c == ' ' ? void(out.emplace_back()) : out.back().push_back(c);
   return out;
 }
 
-// With the names of the coordinates in place of i0, i1, ...
-std::string named(Expr e, std::string_view names) {
-  const std::vector<std::string> list = split(names);
+// "b, t, i": of a space with so many coordinates.
+std::string coordinates_of(const HoleSpec& spec, int rank) {
+  std::vector<std::string> names = split(spec.coordinates);
+  names.resize(std::min(names.size(), std::size_t(rank)));
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+// With the names of values and coordinates in place of x0, x1, ... and i0, i1, ...
+std::string named(Expr e, const HoleSpec& spec) {
+  const std::vector<std::string> coordinates = split(spec.coordinates);
   const std::string text = to_string(e);
   std::string out;
   for (std::size_t at = 0; at < text.size(); ++at) {
     const bool begins = at == 0 || !(std::isalnum(static_cast<unsigned char>(text[at - 1])) || text[at - 1] == '_');
-    const std::size_t k = at + 1 < text.size() ? std::size_t(text[at + 1] - '0') : list.size();
-    if (begins && text[at] == 'i' && k < list.size())
-      out += list[k], ++at;
+    const auto k = at + 1 < text.size() ? std::size_t(text[at + 1] - '0') : text.size();
+    if (begins && text[at] == 'i' && k < coordinates.size())
+      out += coordinates[k], ++at;
+    else if (begins && text[at] == 'x' && k < spec.names.size() && !spec.names[k].empty())
+      out += spec.names[k], ++at;
     else
       out += text[at];
   }
@@ -143,6 +145,8 @@ class Contract {
     fail_at(where_, fmt::format("{}: {}", op_.name, what), std::move(numbers), std::move(hint));
   }
 
+  std::string coordinates() const { return "(" + coordinates_of(spec_, space_.rank()) + ")"; }
+
   void check_captured(std::size_t k) const {
     const Tensor& c = hole_.captured[k];
     if (!c) refuse(fmt::format("hole '{}' captures an absent tensor", spec_.name), fmt::format("captured {}", k));
@@ -163,8 +167,7 @@ class Contract {
       const Shape shape = c.shape();
       if (!broadcasts_to(shape, space_))
         refuse(fmt::format("a tensor captured by hole '{}' does not broadcast to its space", spec_.name),
-               fmt::format("captured {} is {}, the space {} is {}", k, to_string(shape), joined(spec_.coordinates),
-                           to_string(space_)),
+               fmt::format("captured {} is {}, the space {} is {}", k, to_string(shape), coordinates(), to_string(space_)),
                "give it the shape of the space, or one that broadcasts to it");
       std::vector<Expr> subscripts;
       for (int axis = 0; axis < shape.rank(); ++axis)
@@ -179,10 +182,9 @@ class Contract {
     if (spec_.result == root.type()) return root;
     if (spec_.result == ExprType::boolean)
       refuse(fmt::format("the {} is {}, not boolean", spec_.name, root.type() == ExprType::real ? "real" : "an integer"),
-             named(root, spec_.coordinates), "compare it: s > 0");
+             named(root, spec_), "compare it: s > 0");
     if (root.type() == ExprType::boolean)
-      refuse(fmt::format("the {} is boolean", spec_.name), named(root, spec_.coordinates),
-             "choose a number by it: where(c, a, b)");
+      refuse(fmt::format("the {} is boolean", spec_.name), named(root, spec_), "choose a number by it: where(c, a, b)");
     return spec_.result == ExprType::real ? to_real(root) : to_integer(root);
   }
 
@@ -191,13 +193,13 @@ class Contract {
       case ExprOp::index:
         if (e.index() >= space_.rank())
           refuse(fmt::format("index {} does not exist", e.index()),
-                 fmt::format("hole '{}' has coordinates {}", spec_.name, joined(spec_.coordinates)),
+                 fmt::format("hole '{}' has coordinates {}", spec_.name, coordinates()),
                  fmt::format("take the coordinates as parameters of the function, after the {}",
                              spec_.values == 1 ? "value" : "values"));
         break;
       case ExprOp::uniform:
       case ExprOp::element:
-        refuse(fmt::format("hole '{}' cannot draw", spec_.name), named(e, spec_.coordinates), "apply dropout() after");
+        refuse(fmt::format("hole '{}' cannot draw", spec_.name), named(e, spec_), "apply dropout() after");
       case ExprOp::load:
         for (int axis = 0; axis < e.arity(); ++axis) check_inside(e, axis);
         break;
@@ -220,7 +222,7 @@ class Contract {
       const std::vector<std::string> names = split(spec_.coordinates);
       for (std::size_t c = 0; c < dims.size(); ++c) at += fmt::format("{}{} {}", c ? ", " : "", names[c], place[c]);
       refuse(fmt::format("hole '{}' indexes a tensor outside of it", spec_.name),
-             fmt::format("{} is {} of {} at {}; axis {} has {} places", named(load.arg(axis), spec_.coordinates), subscript,
+             fmt::format("{} is {} of {} at {}; axis {} has {} places", named(load.arg(axis), spec_), subscript,
                          to_string(hole_.captured[std::size_t(load.index())].shape()), at, axis, size),
              "give the tensor more places, or clamp the subscript");
     }
@@ -283,6 +285,14 @@ HoleView hole_of(const Tape& tape, NodeId id, int h) {
   view.first_slot = int(ints[3]);
   view.slots = int(ints[4]);
   return view;
+}
+
+std::string describe_hole(const HoleSpec& spec, std::span<const Expr> roots, int rank) {
+  std::vector<std::string> bodies;
+  for (const Expr root : roots) bodies.push_back(named(root, spec));
+  std::string values;
+  for (int k = 0; k < spec.values; ++k) values.append(k ? ", " : "").append(spec.names[std::size_t(k)]);
+  return fmt::format("{}({}; {}) = {}", spec.name, values, coordinates_of(spec, rank), fmt::join(bodies, ", "));
 }
 
 std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id) {

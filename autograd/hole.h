@@ -17,6 +17,7 @@
 namespace weft {
 
 class Vjp;
+struct HoleSpec;
 struct Op;
 
 // A hole as a user fills it: expressions of the values that the skeleton passes (inputs 0, 1, ...), the coordinates of the
@@ -149,6 +150,8 @@ struct HoleView {
   int captured = 0, first_input = 0, first_slot = 0, slots = 0;
 };
 HoleView hole_of(const Tape& tape, NodeId id, int h);
+// For people: "delta(raw; b, t, i) = softplus(raw + z0(i))", where z0, z1, ... are what is captured; the space has `rank` axes.
+std::string describe_hole(const HoleSpec& spec, std::span<const Expr> roots, int rank);
 std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id);  // those after the holes
 
 // ---- gradients --------------------------------------------------------------------------------------------------------------

@@ -152,6 +152,7 @@ Fused Lowering::hole(int h, const Shape& space) {
     }));
   for (int k = 0; k < view.slots; ++k) fused.constants.push_back(constant(view.first_slot + k));
   fused.program = Program(fused.roots);
+  if (!view.roots.empty()) fused.hole = describe_hole(scheduler_.t_.op(node_).holes[std::size_t(h)], view.roots, space.rank());
   return fused;
 }
 

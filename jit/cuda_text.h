@@ -65,6 +65,7 @@ struct CudaKernel {
   std::string text;  // complete, but for the prelude, which every kernel begins with
   std::vector<CudaArg> args;
   std::vector<CudaParameter> parameters;     // of args, one by one
+  std::vector<std::string> holes;            // what fills them: "delta(raw; b, t, i) = softplus(raw + x1)"
   std::vector<std::vector<CudaArg>> tables;  // words of tables: pointers and integers
   std::vector<TmaMap> maps;                  // sm_90 and later
   std::array<unsigned, 3> grid{1, 1, 1}, block{1, 1, 1};
@@ -92,7 +93,8 @@ class CudaText {
   CudaText& type(std::string_view name, DType dtype);               // using NAME = bf16;
   CudaText& source(std::string_view name, const Operand& operand);  // const T* NAME, whose reader minds how far it reaches
   CudaText& elements(std::int64_t n);                               // numbers of the kernel's own go up to n
-  CudaText& function(std::string_view text);                        // stands between the arguments and the skeleton
+  CudaText& hole(std::string description) { return kernel_.holes.push_back(std::move(description)), *this; }
+  CudaText& function(std::string_view text);  // stands between the arguments and the skeleton
   // A pointer argument NAME and a function NAME_at(a, row): the element where row `row` of `operand` begins, whatever its
   // leading strides.
   CudaText& strided(std::string_view name, const Operand& operand);

@@ -521,10 +521,12 @@ void fused_rows(CudaText& text, std::string_view name, const Fused& fused, std::
   std::vector<Coordinate> coordinates;
   for (std::size_t axis = 0; axis + 1 < dims.size(); ++axis) coordinates.push_back({fmt::format("i{}", axis), row});
   coordinates.push_back({"col", column});
+  if (!fused.hole.empty()) text.hole(fused.hole);
   Writer(text, name, fused, dims, std::move(coordinates), true).write_flat();
 }
 
 void hole_text(CudaText& text, std::string_view name, const Fused& fused, HoleAxes axes) {
+  if (!fused.hole.empty()) text.hole(fused.hole);
   std::vector<Coordinate> coordinates;
   for (int axis = 0; axis < int(fused.dims.size()); ++axis)
     coordinates.push_back({fmt::format("i{}", axis), axis == axes.column ? column : axis == axes.row ? row : outer});
@@ -559,21 +561,39 @@ void gradients_text(CudaText& text, std::string_view name, const Fused& fused, s
         text.integer(fmt::format("{}_s{}", to, axis), outputs[r].strides[axis]);
         place += fmt::format("index(i{0}) * index(a.{1}_s{0}) + ", axis, to);
       }
-      stores += fmt::format("  store_real<V>(a.{} + ({}i{}), {});\n", to, place, fused.dims.size() - 1, y);
+      stores += fmt::format("  if (stored) store_real<V>(a.{} + ({}i{}), {});\n", to, place, fused.dims.size() - 1, y);
     }
     if (!sums[r]) continue;
     const std::string sum = fmt::format("{}_sum{}", name, r);
     text.pointer(sum, sums[r]);
-    stores += fmt::format("  sums.add({}, {});\n", n, y);
+    stores += fmt::format("  if (stored) sums.add({}, {});\n", n, y);
     totals += fmt::format("  a.{}[to] = sums.template total<COLUMNS>({}, column);\n", sum, n++);
   }
   text.function(fmt::format(
       "template <int V, class Sums>\nDEVICE void {0}_gradients(const Args& a{1}, const real (&value)[V], const real "
       "(&upstream)[V], "
-      "real (&first)[V], Sums& sums) {{\n{2}  {3}<V>(a{4}, value, upstream{5});\n{6}}}\n"
+      "real (&first)[V], Sums& sums, bool stored = true) {{\n{2}  {3}<V>(a{4}, value, upstream{5});\n{6}}}\n"
       "template <int COLUMNS, class Sums>\nDEVICE void {0}_store_sums(const Args& a, const Sums& sums, int column, index to) "
       "{{\n{7}}}\n",
       name, coordinates, declared, roots, arguments, passed, stores, totals));
+}
+
+void gradients_of_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs) {
+  const std::string roots = fmt::format("{}_roots", name);
+  fused_rows(text, roots, fused, fused.dims);
+  std::string declared, passed, stores;
+  for (std::size_t r = 0; r < fused.roots.size(); ++r) {
+    const std::string y = r == 0 ? "first" : fmt::format("y{}", r), to = fmt::format("{}_to{}", name, r);
+    passed += ", " + y;
+    if (r > 0) declared += fmt::format("  real {}[V];\n", y);
+    if (!outputs[r]) continue;
+    text.rows(to, outputs[r]);
+    stores += fmt::format("  if (stored) store_real<V>(a.{0} + (row * index(a.{0}_row) + col), {1});\n", to, y);
+  }
+  text.function(fmt::format(
+      "template <int V>\nDEVICE void {}_gradients(const Args& a, index row, index col, const real (&value)[V], const real "
+      "(&upstream)[V], real (&first)[V], bool stored) {{\n{}  {}<V>(a, row, col, value, upstream{});\n{}}}\n",
+      name, declared, roots, passed, stores));
 }
 
 bool reads_value(const Fused& fused, std::span<const Operand> outputs, std::span<const Operand> sums) {

@@ -42,14 +42,16 @@ void hole_text(CudaText& text, std::string_view name, const Fused& fused);  // t
 
 // The gradient of a hole takes the hole's value and an upstream gradient; its first root, the derivative by the value, goes
 // back to the skeleton. The others are stored, or summed over the rows. Prints
-//   NAME_gradients<V>(a, i0, i1, ..., value, upstream, first, sums)
+//   NAME_gradients<V>(a, i0, i1, ..., value, upstream, first, sums, stored = true)
 //       stores root r in outputs[r], a tensor over the space, where that is present, and adds those with a sum to `sums`, a
-//       ColumnSums (jit/hole.cuh) of summed(sums) values
+//       ColumnSums (jit/hole.cuh) of summed(sums) values; neither if it is not `stored`
 //   NAME_store_sums<COLUMNS>(a, sums, column, to)
 //       writes the sums of a column to element `to` of each sums[r]
 void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
                     std::span<const Operand> sums);
 int summed(std::span<const Operand> sums);  // how many are present
+// The same over flat rows, without sums: NAME_gradients<V>(a, row, col, value, upstream, first, stored).
+void gradients_of_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs);
 
 // Whether the first root, or one that is stored or summed, needs the hole's value.
 bool reads_value(const Fused& fused, std::span<const Operand> outputs, std::span<const Operand> sums);

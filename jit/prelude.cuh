@@ -260,10 +260,7 @@ DEVICE float log1p_unit(float e) {
 }
 DEVICE double log1p_unit(double e) { return log1p(e); }
 template <class R>
-DEVICE R sigmoid_of(R x) {  // without overflow on either side
-  const R e = exp_of(-abs_of(x));
-  return (x >= R(0) ? R(1) : e) * reciprocal(R(1) + e);
-}
+DEVICE R sigmoid_of(R x) { return reciprocal(R(1) + exp2_of(R(-LOG2_E) * x)); }  // 0 where e^-x is infinite
 template <class R>
 DEVICE R softplus_of(R x) { return max_of(x, R(0)) + log1p_unit(exp_of(-abs_of(x))); }
 // Truncates and saturates; NaN becomes the smallest integer.
@@ -345,8 +342,8 @@ DEVICE R warp_fold(R x, Fold fold) {
   for (int d = WIDTH / 2; d > 0; d /= 2) x = fold(x, __shfl_xor_sync(FULL_WARP, x, d));
   return x;
 }
-// Of all threads of a block of T threads, known to all of them; folding with `nothing` changes nothing. `shared` has 32 elements
-// and may be used again after the next barrier.
+// Of all threads of a block of T threads, known to all of them; folding with `nothing` changes nothing. `shared` has 32
+// elements and may be used again after the next barrier.
 template <int T, class R, class Fold>
 DEVICE R block_fold(R x, R nothing, Fold fold, R* shared) {
   x = warp_fold(x, fold);

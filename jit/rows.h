@@ -101,6 +101,16 @@ class SourceRows {
   std::vector<T> buffer_;
 };
 
+// y (n) becomes what a hole makes of it; it begins at element `first` of the hole's space.
+template <class T>
+void run_hole(Runner<T>& hole, std::int64_t first, std::int64_t n, T* y) {
+  for (std::int64_t i = 0; i < n; i += kBlock) {
+    const void* value = y + i;
+    void* result = y + i;
+    hole.run(first + i, int(std::min<std::int64_t>(kBlock, n - i)), std::span(&value, 1), std::span(&result, 1));
+  }
+}
+
 // The gradient of a hole on rows: root 0, the derivative by the hole's value, goes back to the skeleton, the others are stored.
 template <class T>
 class GradientRows {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -61,6 +62,7 @@ struct Fused {
   std::vector<Operand> tables;  // with their own axes
   std::vector<int> constants;
   std::vector<std::int64_t> dims;  // of the space
+  std::string hole{};              // what it fills, for people: "delta(raw; b, t, i) = softplus(raw + z0(i))"
 };
 
 // Evaluates a Fused on one thread. T is the compute type, float or double.
@@ -98,6 +100,7 @@ struct HoleSpec {
   // The gradients of captured tensors. `dense`: they may be written over the space and summed afterwards, as the kernel writes
   // as much anyway; else a captured tensor has none. `columns`: what depends on the column alone the kernel sums over the rows.
   bool dense = false, columns = false;
+  std::array<std::string_view, 2> names{};  // of the values, for people: {"raw"}
 };
 
 }  // namespace weft

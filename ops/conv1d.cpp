@@ -1,13 +1,14 @@
-// Causal depthwise convolution over time, channel-last, with optional SiLU. Cut into chunks of time and blocks
-// of channels; the loops run over neighbouring channels.
+// Causal depthwise convolution over time, channel-last, with a hole for its result. Cut into chunks of time and blocks of
+// channels; the loops run over neighbouring channels.
+#include <optional>
 #include <vector>
 
 #include "autograd/backward.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
-#include "jit/vmath.h"
 #include "ops/check.h"
 #include "ops/cuda.h"
+#include "ops/holes.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -97,23 +98,18 @@ void taps(std::int64_t width, const T* const* rows, int step, const T* w, const 
   }
 }
 
-template <class T>
-void silu_row(T* x, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t c = 0; c < n; ++c) x[c] = x[c] / (1 + vmath::exp(-x[c]));
-}
-
-// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); ints [silu, last]. Outputs y (b, t, d) and, if
-// `last`, the last inputs (b, w-1, d).
+// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); hole out(pre; b, t, d); ints [last]. Outputs y (b, t, d)
+// and, if `last`, the last inputs (b, w-1, d).
 template <class T>
 void lower_conv1d_forward(Lowering& l) {
   const Operand x = l.rows(0), weight = l.dense(1), bias = l.has(2) ? l.dense(2) : Operand{};
   const Operand initial = l.has(3) ? l.rows(3) : Operand{}, out = l.output(0);
-  const Operand last = l.integer(1) ? l.output(1) : Operand{};
+  const Operand last = l.integer(0) ? l.output(1) : Operand{};
   const ConvGrid grid{x.dims[0], x.dims[1], x.dims[2], weight.dims[1]};
-  const bool silu = l.integer(0) != 0;
+  const bool filled = l.filled(0);
+  const Fused hole = l.hole(0, l.shape(0));
   if (out)
-    l.emit(silu ? "conv1d__silu" : "conv1d", [=](const Launch& launch) {
+    l.emit("conv1d", [=](const Launch& launch) {
       const Rows xs(launch, x), ws(launch, weight), bs(launch, bias), starts(launch, initial), to(launch, out);
       parallel(grid.parts(), [&](std::int64_t index) {
         const ConvPart p(grid, index);
@@ -121,11 +117,13 @@ void lower_conv1d_forward(Lowering& l) {
         const std::vector<T> w = transposed<T>(grid, p, ws);
         const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
         const Window<T> window = inputs(grid, p, p.end, xs, starts, buffer.data(), zeros.data());
+        std::optional<Runner<T>> finish;
+        if (filled) finish.emplace(launch, hole);
         for (std::int64_t t = p.begin; t < p.end; ++t) {
           const std::int64_t row = p.batch * grid.t + t;
           T* y = to.target<T>(row, p.c, line.data());
           taps(grid.w, window.at(t - grid.w + 1), 1, w.data(), start, p.n, y);
-          if (silu) silu_row(y, p.n);
+          if (finish) run_hole(*finish, row * grid.d + p.c, p.n, y);
           to.write(row, p.c, p.n, y);
         }
       });
@@ -146,34 +144,42 @@ void lower_conv1d_forward(Lowering& l) {
 
 // The operands of the backward kernel; see lower_conv1d_backward.
 struct ConvBackwardTask {
-  Operand x, weight, bias, initial, g, g_last, dx, d_initial, partials;
-  ConvGrid grid;
-  bool silu;
+  Operand x, weight, bias, initial, g, g_last, dx, d_initial, partials{};
+  ConvGrid grid{};
+  bool filled;
+  Fused out_grad;                // (pre, g) -> e, ...
+  std::vector<Operand> roots{};  // the outputs of its roots, absent where nobody reads them
 };
 
-// e_t = g_t (silu'(pre_t)) for times [begin, end) of the part into `e` (rows of n); pre is computed again.
+// e_t, the gradient of pre_t, from g_t for times [begin, end) of the part into `e` (rows of n); pre is computed again.
+// Gradients of what the hole captures are stored for the part's own times.
 template <class T>
 void upstream(const ConvBackwardTask& task, const Launch& launch, const ConvPart& p, std::int64_t end, const Window<T>& window,
               const std::vector<T>& w, T* e) {
-  const Rows gs(launch, task.g), bs(launch, task.bias);
+  const Rows gs(launch, task.g), bs(launch, task.bias), e_root(launch, task.filled ? task.roots[0] : Operand{});
   std::vector<T> pre(p.n), bias_line(p.n);
+  std::optional<GradientRows<T>> own, behind;
+  if (task.filled) {
+    const std::vector<Operand> none(task.roots.size());
+    const std::vector<T*> no_sums(none.size());
+    own.emplace(launch, task.out_grad, task.roots, no_sums, task.grid.d, p.n);
+    behind.emplace(launch, task.out_grad, none, no_sums, task.grid.d, p.n);
+  }
   const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
   for (std::int64_t t = p.begin; t < end; ++t, e += p.n) {
     if (!gs) {
       std::fill_n(e, p.n, T(0));
       continue;
     }
-    const T* g = gs.read(p.batch * task.grid.t + t, p.c, p.n, e);
-    if (!task.silu) {
+    const std::int64_t row = p.batch * task.grid.t + t;
+    const T* g = gs.read(row, p.c, p.n, e);
+    if (!task.filled) {
       if (g != e) std::copy_n(g, p.n, e);
       continue;
     }
     taps(task.grid.w, window.at(t - task.grid.w + 1), 1, w.data(), start, p.n, pre.data());
-#pragma omp simd
-    for (std::int64_t c = 0; c < p.n; ++c) {
-      const T s = 1 / (1 + vmath::exp(-pre[c]));
-      e[c] = g[c] * s * (1 + pre[c] * (1 - s));
-    }
+    (t < p.end ? own : behind)->run(row, p.c, p.n, pre.data(), g, e);
+    if (t < p.end) e_root.write(row, p.c, p.n, e);
   }
 }
 
@@ -245,13 +251,22 @@ void pass_through(const Launch& launch, const ConvBackwardTask& task) {
     to.write(i, 0, task.grid.d, from ? from.read(i, 0, task.grid.d, line.data()) : line.data());
 }
 
-// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); ints [silu]. Outputs dx,
-// dw, db, d_initial.
+// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); hole out_grad(pre, g; b, t, d);
+// ints: the output of each of its roots, -1 for none. Outputs dx, dw, db, d_initial, then those of the roots.
 template <class T>
 void lower_conv1d_backward(Lowering& l) {
   const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
-  ConvBackwardTask task{l.rows(0),   l.dense(1),  optional(2), optional(3), optional(4),      optional(5),
-                        l.output(0), l.output(3), {},          {},          l.integer(0) != 0};
+  ConvBackwardTask task{.x = l.rows(0),
+                        .weight = l.dense(1),
+                        .bias = optional(2),
+                        .initial = optional(3),
+                        .g = optional(4),
+                        .g_last = optional(5),
+                        .dx = l.output(0),
+                        .d_initial = l.output(3),
+                        .filled = l.filled(0),
+                        .out_grad = l.hole(0, l.shape(0))};
+  if (task.filled) task.roots = root_outputs(l, task.out_grad.roots.size());
   const Operand dw = l.output(1), db = l.output(2);
   const ConvGrid grid{task.x.dims[0], task.x.dims[1], task.x.dims[2], task.weight.dims[1]};
   task.grid = grid;
@@ -277,26 +292,41 @@ void lower_conv1d_backward(Lowering& l) {
 
 void conv1d_vjp(Vjp& v);
 
-const Op& conv1d_op = register_op({.name = "conv1d", .vjp = conv1d_vjp, .lower = lower_conv1d, .cuda = cuda_conv1d});
-const Op& conv1d_backward_op =
-    register_op({.name = "conv1d_backward", .lower = lower_conv1d_backward, .cuda = cuda_conv1d_backward});
+constexpr HoleSpec kConvHoles[] = {{.name = "out", .coordinates = "b t d", .values = 1, .dense = true, .names = {"pre"}}};
+constexpr HoleSpec kConvBackwardHoles[] = {
+    {.name = "out_grad", .coordinates = "b t d", .values = 2, .results = 0, .dense = true, .names = {"pre", "g"}}};
+const Op& conv1d_op =
+    register_op({.name = "conv1d", .vjp = conv1d_vjp, .lower = lower_conv1d, .cuda = cuda_conv1d, .holes = kConvHoles});
+const Op& conv1d_backward_op = register_op(
+    {.name = "conv1d_backward", .lower = lower_conv1d_backward, .cuda = cuda_conv1d_backward, .holes = kConvBackwardHoles});
 
 void conv1d_vjp(Vjp& v) {
   const Tensor x = v.input(0), weight = v.input(1), bias = v.input(2), initial = v.input(3);
   const Shape sx = x.shape(), sw = weight.shape();
   const Shape state{sx[0], sw[1] - 1, sx[2]};
-  const std::int64_t ints[] = {v.integer(0)};
-  const Tensor dx = record(conv1d_backward_op, {x, weight, bias, initial, v.grad(0), v.integer(1) ? v.grad(1) : Tensor{}},
-                           {{sx, x.dtype()},
-                            {sw, weight.dtype()},
-                            {Shape{sw[0]}, bias ? bias.dtype() : weight.dtype()},
-                            {state, initial ? initial.dtype() : x.dtype()}},
-                           ints, {}, v.where());
+  Outs outs = {{sx, x.dtype()},
+               {sw, weight.dtype()},
+               {Shape{sw[0]}, bias ? bias.dtype() : weight.dtype()},
+               {state, initial ? initial.dtype() : x.dtype()}};
+  // Without a gradient of y the hole takes no part.
+  const HoleInVjp out(v, 0, v.grad(0) ? v.hole(0) : Hole{}, sx, sum_dtype(v), -1, outs);
+  Recorder r(conv1d_backward_op, v.where());
+  r.input(x).input(weight).input(bias).input(initial).input(v.grad(0)).input(v.integer(0) ? v.grad(1) : Tensor{});
+  r.hole(0, out.gradient, sx);
+  for (const int k : out.outputs) r.integer(k);
+  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  const Tensor dx = r.record();
   for (int i = 0; i < 4; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
+  out.add(v, 0, dx);
 }
 
 }  // namespace
+
+Hole silu_hole() {
+  static const Expr body = silu(expr::input(0));
+  return {{body}, {}, {}};
+}
 
 Tensor conv1d(Arg x, Arg weight, Arg bias, Conv1dOptions options) {
   const Site where = x.where();
@@ -309,10 +339,14 @@ Tensor conv1d(Arg x, Arg weight, Arg bias, Conv1dOptions options) {
   if (bias) require_shape(where, "conv1d", "bias", bias, Shape{sx[2]}, "weight", weight);
   const Shape state{sx[0], sw[1] - 1, sx[2]};
   if (options.initial) require_shape(where, "conv1d", "initial", options.initial, state, "x", x);
-  const std::int64_t ints[] = {options.silu, options.last != nullptr};
-  const Out outs[] = {{sx, x.dtype()}, {state, x.dtype()}};
-  const Tensor inputs_of_op[] = {x, weight, bias, options.initial};
-  const Tensor y = record(conv1d_op, inputs_of_op, std::span(outs, options.last ? 2 : 1), ints, {}, where);
+  if (options.silu && options.out.filled())
+    fail_at(where, "conv1d: SiLU and a function for the result", "silu is what .out = silu_hole() says",
+            "give one of them; the function may call silu()");
+  Recorder r(conv1d_op, where);
+  r.input(x).input(weight).input(bias).input(options.initial).hole(0, options.silu ? silu_hole() : Hole(options.out), sx);
+  r.integer(options.last != nullptr).out(sx, x.dtype());
+  if (options.last) r.out(state, x.dtype());
+  const Tensor y = r.record();
   if (options.last) *options.last = output_of(y, 1);
   return y;
 }

@@ -2,24 +2,16 @@
 // with the last W values in registers; a block is 32 lanes of channels by WARPS runs of time. Widths that do not fit
 // registers (WIDE_*) read memory for every tap.
 //
-// Facts: W (taps), V, STEPS (of a thread), SILU, STAGE. Arguments: length (of time), d, chunks (blocks along time),
-// blocks (along channels); x, y, g, dx and e (b, t, d), initial, last, g_last and d_initial (b, w-1, d), weight (d, w),
-// bias (d), partials (b * chunks, w + 1, d): of the transposed gradient of the weight, then of that of the bias.
+// Facts: W (taps), V, STEPS (of a thread), STAGE. Holes: y = out_of(pre); out_gradients gives e, the gradient of pre, from pre
+// and that of y. Arguments: length (of time), d, chunks (blocks along time), blocks (along channels); x, y, g, dx and e
+// (b, t, d), initial, last, g_last and d_initial (b, w-1, d), weight (d, w), bias (d), partials (b * chunks, w + 1, d): of the
+// transposed gradient of the weight, then of that of the bias.
 
 enum Stage { FORWARD, BACKWARD, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
 constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V;
 constexpr int AHEAD = 16 / sizeof(real);  // steps whose loads are under way together
 // Blocks of a multiprocessor; without a number ptxas spills doubles to fit one more.
 constexpr int BLOCKS = sizeof(real) == 8 ? 1 : 0;
-
-DEVICE real sigmoid(real x) { return reciprocal(real(1) + exp2_of(-real(LOG2_E) * x)); }
-DEVICE real activated(real pre) { return SILU ? pre * sigmoid(pre) : pre; }
-// g silu'(pre)
-DEVICE real upstream(real g, real pre) {
-  if (!SILU) return g;
-  const real s = sigmoid(pre);
-  return g * s * (real(1) + pre * (real(1) - s));
-}
 
 // What a thread works on: channels [c, c + V) where live, time [begin, end) of one batch.
 struct Part {
@@ -150,11 +142,10 @@ DEVICE void forward(const Args& a) {
     for (int k = 0; k < AHEAD; ++k) read_x(a, p.batch, t + k, p.c, next[k]);
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
-      real y[V];
+      real pre[V], y[V];
       slide(x, next[k]);
-      taps.apply(x, y);
-#pragma unroll
-      for (int v = 0; v < V; ++v) y[v] = activated(y[v]);
+      taps.apply(x, pre);
+      out_of<V>(a, p.batch, t + k < p.end ? t + k : p.end - 1, p.c, pre, y);  // never outside
       if (t + k < p.end) store_real<V>(a.y + ((p.batch * index(a.length) + t + k) * index(a.y_row) + p.c), y);
     }
   }
@@ -176,8 +167,8 @@ DEVICE void write_partials(const Args& a, const Part& p, const real (&dw)[W + 1]
   }
 }
 
-// With e_t = g_t silu'(pre_t): the gradient of the input at s is the sum over j of w[j] e_{s + W - 1 - j}, so it is complete
-// W - 1 steps later; dw[j] is the sum over t of e_t x_{t - (W - 1) + j}.
+// With e_t, the gradient of pre_t: that of the input at s is the sum over j of w[j] e_{s + W - 1 - j}, so it is complete W - 1
+// steps later; dw[j] is the sum over t of e_t x_{t - (W - 1) + j}.
 DEVICE void backward(const Args& a) {
   __shared__ alignas(16) real shared[has_partials ? WARPS * (W + 1) * CHANNELS : W * CHANNELS];
   const Part p(a);
@@ -200,12 +191,16 @@ DEVICE void backward(const Args& a) {
     }
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
-      real pre[V], dx[V];
+      real pre[V], et[V], dx[V];
+      ColumnSums<0, V, 1> none;
       slide(x, next[k]);
       taps.apply(x, pre);
+      const bool inside = has_g && t + k < index(a.length);
+      if constexpr (has_g)  // what is stored besides belongs to the run of this step
+        out_gradients<V>(a, p.batch, inside ? t + k : p.begin, p.c, pre, g[k], et, none, t + k < p.end);
 #pragma unroll
-      for (int v = 0; v < V; ++v) pre[v] = has_g && t + k < index(a.length) ? upstream(g[k][v], pre[v]) : real(0);
-      slide(e, pre);
+      for (int v = 0; v < V; ++v) et[v] = inside ? et[v] : real(0);
+      slide(e, et);
       clear(dx);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -236,16 +231,22 @@ DEVICE void wide_forward(const Args& a) {
   if (!p.live) return;
   if (has_last) write_last(a, p);
   for (index t = p.begin; t < p.end; ++t) {
-    real pre = has_bias ? real(read_real(a.bias + p.c)) : real(0), x[V], g[V];
+    real pre[V] = {has_bias ? real(read_real(a.bias + p.c)) : real(0)}, x[V], g[V], result[V] = {};
     for (index j = 0; j < W; ++j) {
       read_input(a, p.batch, t - (W - 1) + j, p.c, x);
-      pre += real(read_real(a.weight + (p.c * W + j))) * x[0];
+      pre[0] += real(read_real(a.weight + (p.c * W + j))) * x[0];
     }
     const index row = p.batch * index(a.length) + t;
-    if (has_y) write_real(a.y + (row * index(a.y_row) + p.c), activated(pre));
-    if (!has_e) continue;
-    read_gradient(a, p.batch, t, p.c, g);
-    a.e[row * index(a.d) + p.c] = has_g ? upstream(g[0], pre) : real(0);
+    if constexpr (has_y) {
+      out_of<V>(a, p.batch, t, p.c, pre, result);
+      write_real(a.y + (row * index(a.y_row) + p.c), result[0]);
+    }
+    if constexpr (has_e) {
+      read_gradient(a, p.batch, t, p.c, g);
+      ColumnSums<0, V, 1> none;
+      if constexpr (has_g) out_gradients<V>(a, p.batch, t, p.c, pre, g, result, none);
+      a.e[row * index(a.d) + p.c] = result[0];
+    }
   }
 }
 

@@ -1,5 +1,5 @@
-// RMS norm (arXiv:1910.07467) and layer norm (1607.06450) over the last axis: y = (x - mean) r w + b, mean = 0 in the former.
-// The forward kernel keeps each row's mean and r for the backward kernel.
+// RMS norm (arXiv:1910.07467) and layer norm (1607.06450) over the last axis: y = out((x - mean) r w + b) with a hole for the
+// result; mean = 0 in the former. The forward kernel keeps each row's mean and r for the backward kernel.
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -9,6 +9,7 @@
 #include "jit/rows.h"
 #include "ops/check.h"
 #include "ops/cuda.h"
+#include "ops/holes.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -51,13 +52,26 @@ Statistics statistics(const T* x, std::int64_t n, double eps, bool centered) {
   return {double(mean), 1 / std::sqrt(double(square) / double(n) + eps)};
 }
 
-// Inputs x (..., n), weight (n), bias (n); ints [centered]; constants [eps]. Outputs y (..., n), statistics (rows, 2).
+// y (n) = (x - mean) r w + b of one row; w and b may be empty.
+template <class T>
+void normalize(const T* x, T mean, T r, const std::vector<T>& w, const std::vector<T>& b, std::int64_t n, T* y) {
+  if (w.empty())
+    for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r;
+  else
+    for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r * w[j];
+  if (!b.empty())
+    for (std::int64_t j = 0; j < n; ++j) y[j] += b[j];
+}
+
+// Inputs x (..., n), weight (n), bias (n); hole out(y; the axes of x); ints [centered]; constants [eps].
+// Outputs y (..., n), statistics (rows, 2).
 template <class T>
 void lower_norm_forward(Lowering& l, std::string name) {
   const Fused source = l.source(0);
   const Operand weight = l.has(1) ? l.dense(1) : Operand{}, bias = l.has(2) ? l.dense(2) : Operand{};
   const Operand out = l.output(0), stats = l.output(1);
-  const bool centered = l.integer(0) != 0;
+  const bool centered = l.integer(0) != 0, filled = l.filled(0);
+  const Fused hole = l.hole(0, l.shape(0));
   const int eps = l.constant(0);
   const std::int64_t n = l.shape(0)[-1], rows = l.shape(0).first(l.shape(0).rank() - 1).numel();
   l.emit(std::move(name), [=](const Launch& launch) {
@@ -67,6 +81,8 @@ void lower_norm_forward(Lowering& l, std::string name) {
     parallel(parts, [&](std::int64_t part) {
       SourceRows<T> from(launch, source, n);
       std::vector<T> buffer(n);
+      std::optional<Runner<T>> finish;
+      if (filled) finish.emplace(launch, hole);
       const Range range = part_of(rows, parts, part);
       for (std::int64_t row = range.begin; row < range.end; ++row) {
         const T* x = from.read(row);
@@ -74,12 +90,8 @@ void lower_norm_forward(Lowering& l, std::string name) {
         const T mean = T(s.mean), r = T(s.r), both[] = {mean, r};
         kept.write(row, 0, 2, both);
         T* y = to.template target<T>(row, 0, buffer.data());
-        if (w.empty())
-          for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r;
-        else
-          for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean) * r * w[j];
-        if (!b.empty())
-          for (std::int64_t j = 0; j < n; ++j) y[j] += b[j];
+        normalize(x, mean, r, w, b, n, y);
+        if (finish) run_hole(*finish, row * n, n, y);
         to.write(row, 0, n, y);
       }
     });
@@ -106,11 +118,36 @@ void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T
     for (std::int64_t j = 0; j < n; ++j) dx[j] = r * ((w ? dy[j] * w[j] : dy[j]) - shift - (x[j] - mean) * r * slope);
 }
 
-// Inputs x (..., n), dy (..., n), weight (n) or absent, statistics (rows, 2); ints [centered]. Outputs dx, dw, db.
+// The gradient before the hole of one row, from that of the result.
+template <class T>
+class HoleRows {
+ public:
+  HoleRows(const Launch& launch, const Fused& gradient, std::span<const Operand> roots, std::int64_t n)
+      : first_(launch, roots[0]),
+        rows_(launch, gradient, roots, std::vector<T*>(roots.size()), n, std::min<std::int64_t>(n, kBlock)),
+        e_(n) {}
+  // y, dy (n) -> dy before the hole, valid until the next call.
+  const T* run(std::int64_t row, std::int64_t n, const T* y, const T* dy) {
+    for (std::int64_t j = 0; j < n; j += kBlock)
+      rows_.run(row, j, std::min<std::int64_t>(kBlock, n - j), y + j, dy + j, e_.data() + j);
+    first_.write(row, 0, n, e_.data());
+    return e_.data();
+  }
+
+ private:
+  Rows first_;
+  GradientRows<T> rows_;
+  std::vector<T> e_;
+};
+
+// Inputs x (..., n), dy (..., n), weight (n) and bias (n) or absent, statistics (rows, 2); hole out_grad(y, dy; the axes of x);
+// ints [centered, then the output of each of its roots, -1 for none]. Outputs dx, dw, db, then those of the roots.
 template <class T>
 void lower_norm_backward(Lowering& l) {
-  const Fused x_source = l.source(0), g_source = l.source(1);
-  const Operand weight = l.has(2) ? l.dense(2) : Operand{}, stats = l.rows(3);
+  const Fused x_source = l.source(0), g_source = l.source(1), hole = l.hole(0, l.shape(0));
+  const Operand weight = l.dense(2), bias = l.dense(3), stats = l.rows(4);
+  const bool filled = l.filled(0);
+  const std::vector<Operand> roots = filled ? root_outputs(l, hole.roots.size(), 1) : std::vector<Operand>();
   const Operand out = l.output(0), dw = l.output(1), db = l.output(2);
   const bool centered = l.integer(0) != 0;
   const std::int64_t n = l.shape(0)[-1], rows = l.shape(0).first(l.shape(0).rank() - 1).numel();
@@ -118,11 +155,13 @@ void lower_norm_backward(Lowering& l) {
   const Operand dw_parts = dw ? l.scratch(dtype_of<T>, dims) : Operand{},
                 db_parts = db ? l.scratch(dtype_of<T>, dims) : Operand{};
   l.emit("norm_backward", [=](const Launch& launch) {
-    const std::vector<T> w = whole<T>(launch, weight, n);
+    const std::vector<T> w = whole<T>(launch, weight, n), b = whole<T>(launch, bias, n);
     const Rows to(launch, out), kept(launch, stats);
     parallel(parts, [&](std::int64_t part) {
       SourceRows<T> xs(launch, x_source, n), gs(launch, g_source, n);
-      std::vector<T> buffer(n);
+      std::vector<T> buffer(n), y(n);
+      std::optional<HoleRows<T>> before;
+      if (filled) before.emplace(launch, hole, roots, n);
       T* dw_part = dw_parts ? launch.pointer<T>(dw_parts) + part * n : nullptr;
       T* db_part = db_parts ? launch.pointer<T>(db_parts) + part * n : nullptr;
       if (dw_part) std::fill_n(dw_part, n, T(0));
@@ -132,7 +171,12 @@ void lower_norm_backward(Lowering& l) {
         T pair[2];
         const T* s = kept.read(row, 0, 2, pair);
         T* dx = to ? to.template target<T>(row, 0, buffer.data()) : nullptr;
-        backward_row(n, xs.read(row), gs.read(row), w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_part, db_part);
+        const T *x = xs.read(row), *dy = gs.read(row);
+        if (before) {
+          normalize(x, s[0], s[1], w, b, n, y.data());
+          dy = before->run(row, n, y.data(), dy);
+        }
+        backward_row(n, x, dy, w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_part, db_part);
         to.write(row, 0, n, dx);
       }
     });
@@ -153,29 +197,43 @@ void lower_norm_backward(Lowering& l) {
 
 void norm_vjp(Vjp& v);
 
-const Op& rms_norm_op =
-    register_op({.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .cuda = cuda_norm, .prologues = 0b1});
-const Op& layer_norm_op =
-    register_op({.name = "layer_norm", .vjp = norm_vjp, .lower = lower_layer_norm, .cuda = cuda_norm, .prologues = 0b1});
-const Op& norm_backward_op =
-    register_op({.name = "norm_backward", .lower = lower_norm_backward, .cuda = cuda_norm_backward, .prologues = 0b11});
+constexpr HoleSpec kNormHoles[] = {{.name = "out", .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"y"}}};
+constexpr HoleSpec kNormBackwardHoles[] = {
+    {.name = "out_grad", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"y", "g"}}};
+const Op& rms_norm_op = register_op(
+    {.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .cuda = cuda_norm, .holes = kNormHoles, .prologues = 0b1});
+const Op& layer_norm_op = register_op({.name = "layer_norm",
+                                       .vjp = norm_vjp,
+                                       .lower = lower_layer_norm,
+                                       .cuda = cuda_norm,
+                                       .holes = kNormHoles,
+                                       .prologues = 0b1});
+const Op& norm_backward_op = register_op({.name = "norm_backward",
+                                          .lower = lower_norm_backward,
+                                          .cuda = cuda_norm_backward,
+                                          .holes = kNormBackwardHoles,
+                                          .prologues = 0b11});
 
 void norm_vjp(Vjp& v) {
-  const Tensor g = v.grad(), x = v.input(0), weight = v.input(1);
+  const Tensor g = v.grad(), x = v.input(0), weight = v.input(1), bias = v.input(2);
   if (!g) return;
   const Shape vector{x.shape()[-1]};
-  const std::int64_t ints[] = {v.integer(0)};
-  const DType real = compute_dtype(x, weight, g);
-  const DType dw_type = weight ? weight.dtype() : real, db_type = v.input(2) ? v.input(2).dtype() : real;
-  const Tensor dx = record(norm_backward_op, {x, g, weight, v.output(1)},
-                           {{x.shape(), x.dtype()}, {vector, dw_type}, {vector, db_type}}, ints, {}, v.where());
-  if (v.needs(0)) v.add(0, dx);
-  if (v.needs(1)) v.add(1, output_of(dx, 1));
-  if (v.needs(2)) v.add(2, output_of(dx, 2));
+  const DType real = sum_dtype(v);
+  Outs outs = {{x.shape(), x.dtype()}, {vector, weight ? weight.dtype() : real}, {vector, bias ? bias.dtype() : real}};
+  const HoleInVjp out(v, 0, v.hole(0), x.shape(), real, -1, outs);
+  Recorder r(norm_backward_op, v.where());
+  r.input(x).input(g).input(weight).input(out.gradient.filled() ? bias : Tensor{}).input(v.output(1));
+  r.hole(0, out.gradient, x.shape()).integer(v.integer(0));
+  for (const int k : out.outputs) r.integer(k);
+  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  const Tensor dx = r.record();
+  for (int i = 0; i < 3; ++i)
+    if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
+  out.add(v, 0, dx);
 }
 
 Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight, const Arg& bias, double eps,
-                   std::optional<DType> dtype) {
+                   std::optional<DType> dtype, const Hole& out) {
   const Site where = x.where();
   require_real(where, op.name, "x", x);
   const Shape shape = x.shape();
@@ -186,20 +244,20 @@ Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight,
   if (weight) require_shape(where, op.name, "weight", weight, vector, "x", x);
   if (bias) require_shape(where, op.name, "bias", bias, vector, "x", x);
   const Shape stats{shape.first(shape.rank() - 1).numel(), 2};
-  const std::int64_t ints[] = {centered};
-  const double constants[] = {eps};
-  return record(op, {x, weight, bias},
-                {{shape, dtype.value_or(x.dtype())}, {stats, compute_dtype(x.tensor(), weight.tensor(), bias.tensor())}}, ints,
-                constants, where);
+  DType real = compute_dtype(x.tensor(), weight.tensor(), bias.tensor());
+  for (const Tensor& c : out.captured) real = widest(real, compute_dtype(c));
+  Recorder r(op, where);
+  r.input(x).input(weight).input(bias).constant(eps).hole(0, out, shape).integer(centered);
+  return r.out(shape, dtype.value_or(x.dtype())).out(stats, real).record();
 }
 
 }  // namespace
 
-Tensor rms_norm(Arg x, Arg weight, double eps, std::optional<DType> dtype) {
-  return record_norm(rms_norm_op, false, x, weight, Tensor{}, eps, dtype);
+Tensor rms_norm(Arg x, Arg weight, double eps, std::optional<DType> dtype, Hole out) {
+  return record_norm(rms_norm_op, false, x, weight, Tensor{}, eps, dtype, out);
 }
-Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps, std::optional<DType> dtype) {
-  return record_norm(layer_norm_op, true, x, weight, bias, eps, dtype);
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps, std::optional<DType> dtype, Hole out) {
+  return record_norm(layer_norm_op, true, x, weight, bias, eps, dtype, out);
 }
 
 }  // namespace weft

@@ -1,8 +1,8 @@
-// y = (x - mean) r w + b over rows (n), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is the row's, else 0.
+// y = out((x - mean) r w + b) over rows (n), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is the row's, else 0.
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;
-  Row x(n, [&](index col, real (&v)[V]) { source<V>(a, row, col, v); });
+  Row x(n, [&](int, index col, real (&v)[V]) { source<V>(a, row, col, v); });
   real mean = 0, square = 0;
   if constexpr (CENTERED) {
     real sum = 0;
@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   if constexpr (has_y) {
     each_vector(n, [&](int k, index col) {
       const real(&v)[V] = x.at(k, col);
-      real y[V], w[V], b[V];
+      real y[V], w[V], b[V], result[V];
       if constexpr (has_weight) load_real<V>(a.weight + col, w);
       if constexpr (has_bias) load_real<V>(a.bias + col, b);
 #pragma unroll
@@ -36,7 +36,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
         if constexpr (has_weight) y[j] *= w[j];
         if constexpr (has_bias) y[j] += b[j];
       }
-      store_real<V>(a.y + (row * index(a.y_row) + col), y);
+      out_of<V>(a, row, col, y, result);
+      store_real<V>(a.y + (row * index(a.y_row) + col), result);
     });
   }
 }

@@ -1,5 +1,6 @@
-// dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; mean(g) is left out unless CENTERED. Blocks stride
-// over the rows; each writes its sums of dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n).
+// dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; mean(g) is left out unless CENTERED. dy is the
+// gradient of xh w + b, which the hole makes of that value and the gradient of the result. Blocks stride over the rows; each
+// writes its sums of dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n).
 constexpr int PLACES = HELD > 0 ? HELD : 1;
 
 // Sums of columns over the rows of a block: a thread keeps those of its vectors in registers; where rows are too long for that
@@ -62,8 +63,21 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
     const index row = live ? index(base) + block_row() : rows - 1;
     const real mean = CENTERED ? real(read_real(a.stats + row * index(a.stats_row))) : real(0);
     const real r = read_real(a.stats + (row * index(a.stats_row) + 1));
-    Row x(n, [&](index col, real (&v)[V]) { source<V>(a, row, col, v); });
-    Row dy(n, [&](index col, real (&v)[V]) { gradient<V>(a, row, col, v); });
+    Row x(n, [&](int, index col, real (&v)[V]) { source<V>(a, row, col, v); });
+    Row dy(n, [&](int k, index col, real (&v)[V]) {
+      const real(&xs)[V] = x.at(k, col);
+      real value[V], g[V], w[V], b[V];
+      if constexpr (has_weight) load_real<V>(a.weight + col, w);
+      if constexpr (has_bias) load_real<V>(a.bias + col, b);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        value[j] = (xs[j] - mean) * r;
+        if constexpr (has_weight) value[j] *= w[j];
+        if constexpr (has_bias) value[j] += b[j];
+      }
+      gradient<V>(a, row, col, g);
+      out_gradients<V>(a, row, col, value, g, v, live);
+    });
     real sum = 0, dot = 0;
     if constexpr (has_dx) {
       each_vector(n, [&](int k, index col) {

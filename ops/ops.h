@@ -128,10 +128,11 @@ Tensor log_softmax(Arg a, std::vector<int> axes = {-1});
 
 // ---- norms (ops/norm.cpp): over the last axis, statistics in fp32 (fp64 for f64) --------------------------------------------
 
-// x rsqrt(mean(x^2) + eps) w (arXiv:1910.07467); weight (n) may be absent. The result has x's type, or `dtype`.
-Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {});
-// (x - mean(x)) rsqrt(var(x) + eps) w + b (arXiv:1607.06450); weight and bias (n) may be absent. The dtype is as above.
-Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5, std::optional<DType> dtype = {});
+// out(x rsqrt(mean(x^2) + eps) w) (arXiv:1910.07467); weight (n) may be absent. The result has x's type, or `dtype`. The hole's
+// coordinates are the axes of x; with gate(z) this is the gated norm.
+Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {}, Hole out = {});
+// out((x - mean(x)) rsqrt(var(x) + eps) w + b) (arXiv:1607.06450); weight and bias (n) may be absent. The rest is as above.
+Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5, std::optional<DType> dtype = {}, Hole out = {});
 
 // ---- matmul (ops/matmul.cpp) ------------------------------------------------------------------------------------------------
 
@@ -179,11 +180,12 @@ Tensor gumbel_sigmoid(Arg logits, GumbelOptions options = {});  // M = sigmoid((
 // ---- conv1d (ops/conv1d.cpp): causal, depthwise, channel-last ---------------------------------------------------------------
 
 struct Conv1dOptions {
-  bool silu = false;       // out = silu(pre)
+  bool silu = false;       // short for .out = silu_hole()
+  HoleOf<1, 3> out = {};   // y = out(pre; b, t, d): silu_hole(), gate(z)
   Tensor initial = {};     // (b, w-1, d): inputs before time 0 (zeros if absent)
   Tensor* last = nullptr;  // receives the last w-1 inputs (b, w-1, d), with gradient
 };
-// x (b, t, d) weight (d, w) bias (d, may be absent) -> (b, t, d);  out_t = bias + sum_j w[j] x_{t-(w-1)+j}
+// x (b, t, d) weight (d, w) bias (d, may be absent) -> (b, t, d);  pre_t = bias + sum_j w[j] x_{t-(w-1)+j}, y_t = out(pre_t)
 Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {});
 
 // ---- selective scan (ops/scan.cpp, arXiv:2312.00752): channel-last ----------------------------------------------------------
@@ -200,6 +202,7 @@ struct ScanOptions {
 Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options = {});
 Hole softplus_bias(Arg bias);  // v -> softplus(v + bias)
 Hole softplus_hole();          // v -> softplus(v)
+Hole silu_hole();              // v -> silu(v)
 Hole gate(Arg z);              // s -> s silu(z)
 
 // ---- a user's own kernel (ops/custom.h) -------------------------------------------------------------------------------------

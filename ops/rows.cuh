@@ -34,17 +34,17 @@ DEVICE void each_vector(index n, F f) {
   }
 }
 
-// A row as its threads see it: read(col, x) is called once a vector where a thread can keep its share, else in every pass.
+// A row as its threads see it: read(k, col, x) is called once a vector where a thread can keep its share, else in every pass.
 template <class Read>
 struct Row {
   Read read;
   real held[HELD > 0 ? HELD : 1][V];
 
   DEVICE Row(index n, Read r) : read(r) {
-    if constexpr (HELD > 0) each_vector(n, [&](int k, index col) { read(col, held[k]); });
+    if constexpr (HELD > 0) each_vector(n, [&](int k, index col) { read(k, col, held[k]); });
   }
   DEVICE real (&at(int k, index col))[V] {
-    if constexpr (HELD == 0) read(col, held[0]);
+    if constexpr (HELD == 0) read(k, col, held[0]);
     return held[k];
   }
 };

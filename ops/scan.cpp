@@ -550,11 +550,13 @@ void lower_scan_backward(Lowering& l) {
 }
 void scan_vjp(Vjp& v);
 
-constexpr HoleSpec kHoles[] = {{.name = "delta", .coordinates = "b t i", .values = 1, .dense = true, .columns = true},
-                               {.name = "out", .coordinates = "b t i", .values = 1, .dense = true, .columns = true}};
-constexpr HoleSpec kBackwardHoles[] = {{.name = "delta", .coordinates = "b t i", .values = 1, .dense = true},
-                                       {.name = "delta_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true},
-                                       {.name = "out_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true}};
+constexpr HoleSpec kHoles[] = {
+    {.name = "delta", .coordinates = "b t i", .values = 1, .dense = true, .columns = true, .names = {"raw"}},
+    {.name = "out", .coordinates = "b t i", .values = 1, .dense = true, .columns = true, .names = {"s"}}};
+constexpr HoleSpec kBackwardHoles[] = {
+    {.name = "delta", .coordinates = "b t i", .values = 1, .dense = true, .names = {"raw"}},
+    {.name = "delta_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true, .names = {"raw", "g"}},
+    {.name = "out_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true, .names = {"s", "g"}}};
 const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles});
 const Op& scan_backward_op =
     register_op({.name = "scan_backward", .lower = lower_scan_backward, .cuda = cuda_scan_backward, .holes = kBackwardHoles});

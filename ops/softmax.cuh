@@ -2,7 +2,7 @@
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;
-  Row x(n, [&](index col, real (&v)[V]) { source<V>(a, row, col, v); });
+  Row x(n, [&](int, index col, real (&v)[V]) { source<V>(a, row, col, v); });
   ExpSum total;
   each_vector(n, [&](int k, index col) { total.add(x.at(k, col)); });
   total.join_row();

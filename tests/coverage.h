@@ -1,6 +1,6 @@
 // Which basic blocks of the generated kernels the suite has run on the emulated device (jit/emulator/coverage.h).
 //
-// A kernel here is what its texts have in common: "conv1d" of "conv1d__silu__3f9c1a". Its texts differ in types, sizes and in
+// A kernel here is what its texts have in common: "conv1d" of "conv1d__3f9c1a". Its texts differ in types, sizes and in
 // what was fused; so many blocks belong to one text alone. A block counts as run if its like ran in any text of the kernel: one
 // with the same accesses to memory, barriers, exchanges, matrix instructions and conditional branches, in the same order, each
 // named once, doubles as floats. (Arithmetic, which fusion and compiler vary, is checked by values.) Every text must have run.

@@ -183,13 +183,19 @@ TEST_F(InspectStep, NamesWhatATrainingStepLaunches) {
   const KernelTable table =
       inspect_training_step(kModel, {.target = "sm_90a", .batch = 2, .length = 32, .bf16 = true, .want_ptx = false});
   const KernelView& conv = kernel_named(table, "conv1d");  // not conv1d_backward__..., conv1d_sum__...
-  EXPECT_TRUE(conv.name.starts_with("conv1d__silu__")) << conv.name;
+  EXPECT_TRUE(conv.name.starts_with("conv1d__")) << conv.name;
   EXPECT_EQ(conv.launches, 2);  // layers
   EXPECT_NE(conv.module.find("conv1d"), std::string::npos);
   EXPECT_GT(conv.compiled.registers, 0);
   EXPECT_GT(conv.bytes, 0);
   for (const CudaArg& a : conv.kernel->args) EXPECT_TRUE(a.kind != CudaArg::pointer || conv.slots.at(a.slot) > 0);
   EXPECT_NE(to_why(conv).find("called at"), std::string::npos) << to_why(conv);
+  const std::string silu = "out(pre; b, t, d) = pre*sigmoid(pre)", softplus = "delta(raw; b, t, i) = softplus(raw + z0(i))";
+  EXPECT_EQ(conv.kernel->holes, std::vector{silu});
+  EXPECT_NE(to_why(conv).find("hole " + silu), std::string::npos) << to_why(conv);
+  EXPECT_NE(to_html(table).find("hole " + silu), std::string::npos);
+  EXPECT_EQ(kernel_named(table, "scan_forward").kernel->holes.at(0), softplus);
+  EXPECT_NE(to_json(table).dump().find(softplus), std::string::npos);
   EXPECT_EQ(to_json(table).at("kernels").size(), table.kernels.size());
   for (const KernelView& k : table.kernels) {
     if (!k.kernel) continue;

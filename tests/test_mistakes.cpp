@@ -135,6 +135,45 @@ std::vector<Mistake> mistakes() {
        2,
        {"scan: hole 'delta' cannot draw", "apply dropout() after", "test_mistakes.cpp"},
        [] { scan_with([](Expr v, Index, Index, Index i) { return v + expr::uniform(0, i); }); }},
+      {"SiLU and a hole for the result of a convolution",
+       2,
+       {"conv1d: SiLU and a function for the result", "test_mistakes.cpp", "hint: give one of them"},
+       [] {
+         conv1d(tensor({1, 5, 4}), tensor({4, 3}), Tensor{}, {.silu = true, .out = silu_hole()});
+       }},
+      {"a tensor in a hole of a norm that does not broadcast",
+       2,
+       {"rms_norm: a tensor captured by hole 'out' does not broadcast", "captured 0 is (3,)", "(i, j)", "(2, 4)",
+        "test_mistakes.cpp", "hint: "},
+       [] {
+         rms_norm(tensor({2, 4}), tensor({4}), 1e-5, {}, gate(tensor({3})));
+       }},
+      {"a draw in a hole of a norm",
+       2,
+       {"rms_norm: hole 'out' cannot draw", "test_mistakes.cpp", "hint: apply dropout() after"},
+       [] {
+         rms_norm(tensor({2, 4}), tensor({4}), 1e-5, {},
+                  hole({}, [](Expr v) { return v * expr::uniform(0, expr::element()); }));
+       }},
+      {"an absent tensor in a hole of a convolution",
+       2,
+       {"conv1d: hole 'out' captures an absent tensor", "captured 0", "test_mistakes.cpp"},
+       [] {
+         conv1d(tensor({1, 5, 4}), tensor({4, 3}), Tensor{}, {.out = gate(Tensor{})});
+       }},
+      {"a subscript outside of its tensor in a hole of a convolution",
+       2,
+       {"conv1d: hole 'out' indexes a tensor outside of it", "d is 3 of (3,)", "axis 0 has 3 places", "test_mistakes.cpp"},
+       [] {
+         const Tensor s = tensor({3});
+         conv1d(tensor({1, 5, 4}), tensor({4, 3}), Tensor{}, {.out = [&](Expr v, Index, Index, Index d) { return v * s(d); }});
+       }},
+      {"two expressions in a hole of a norm",
+       2,
+       {"rms_norm: hole 'out' gives another number of expressions", "2 for 1", "test_mistakes.cpp"},
+       [] {
+         rms_norm(tensor({2, 4}), tensor({4}), 1e-5, {}, Hole{{expr::input(0), exp(expr::input(0))}, {}, {}});
+       }},
       {"a handle that outlived its step",
        2,
        {"tensor: this handle is dead", "return the tensor from the step function", "test_mistakes.cpp"},

@@ -26,6 +26,25 @@ void add_convolutions(std::vector<OpRow>& rows) {
                   {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{2, 3, 6}}}},
                    {"short", {{{2, 2, 3}}, {{3, 4}}, {{2, 3, 3}}}},
                    {"one_step", {{{1, 1, 5}}, {{5, 3}}, {{1, 2, 5}}}}}});
+  rows.push_back({"conv1d_out",
+                  [](auto& in) {
+                    const auto body = [](Expr v, Expr z, Expr s) { return v * silu(z) + s * tanh(v); };
+                    return conv1d(in[0], in[1], in[2], {.out = hole({in[3], in[4]}, body)});
+                  },
+                  nullptr,
+                  {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{6}}, {{2, 9, 6}}, {{6}}}},
+                   {"odd", {{{2, 5, 3}}, {{3, 4}}, {{3}}, {{2, 5, 3}}, {{5, 1}}}},
+                   {"wide_kernel", {{{1, 11, 3}}, {{3, 20}}, {{3}}, {{1, 11, 3}}, {{1, 1, 3}}}},
+                   {"empty", {{{2, 0, 3}}, {{3, 4}}, {{3}}, {{2, 0, 3}}, {{3}}}}}});
+  rows.push_back({"conv1d_out_sum",  // the captured tensor has the gradient that goes on into the convolution
+                  [](auto& in) {
+                    Tensor last;
+                    const Hole out = hole({in[2]}, [](Expr v, Expr z) { return square(v + z); });
+                    const Tensor y = conv1d(in[0], in[1], Tensor{}, {.out = out, .last = &last});
+                    return concat({reshape(y, {-1}), reshape(last, {-1})}, 0);
+                  },
+                  nullptr,
+                  {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{2, 9, 6}}}}, {"odd", {{{1, 2, 3}}, {{3, 4}}, {{1, 2, 3}}}}}});
 }
 
 }  // namespace weft

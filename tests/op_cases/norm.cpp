@@ -46,6 +46,20 @@ void add_norms(std::vector<OpRow>& rows) {
              true);
        },
        {{"normal", {{{4, 64}}, {{64}}, {{64}}}}, {"odd", {{{3, 5, 7}}, {{7}}, {{7}}}}, {"empty", {{{0, 8}}, {{8}}, {{8}}}}}});
+  rows.push_back({"rms_norm_gated",
+                  [](auto& in) { return rms_norm(in[0], in[1], 1e-5, {}, gate(in[2])); },
+                  nullptr,
+                  {{"normal", {{{4, 64}}, {{64}}, {{4, 64}}}},
+                   {"odd", {{{3, 5, 7}}, {{7}}, {{5, 7}}}},
+                   {"wide", {{{2, 301}}, {{301}}, {{2, 1}}}},
+                   {"empty", {{{0, 8}}, {{8}}, {{0, 8}}}}}});
+  rows.push_back({"layer_norm_out",
+                  [](auto& in) {
+                    const Hole out = hole({in[3], in[4]}, [](Expr v, Expr z, Expr s) { return tanh(v + z) * s; });
+                    return layer_norm(in[0] * in[0], in[1], in[2], 1e-5, {}, out);
+                  },
+                  nullptr,
+                  {{"odd", {{{3, 5, 7}}, {{7}}, {{7}}, {{3, 5, 7}}, {{3, 1, 1}}}}}});
 }
 
 }  // namespace weft

@@ -17,7 +17,7 @@ namespace weft {
 
 // One launch; in a KernelTable all launches of one text.
 struct KernelView {
-  std::string name;                            // "conv1d__silu__a84cb8"; of a product of cuBLASLt "gemm__linear__2048x512x64"
+  std::string name;                            // "conv1d__a84cb8"; of a product of cuBLASLt "gemm__linear__2048x512x64"
   std::string module;                          // module path and op: "layers.0.mixer: conv1d"
   std::string where;                           // call site, then a line a frame outward
   std::vector<std::string> reasons;            // decisions of the scheduler, a line each
@@ -46,7 +46,7 @@ struct KernelTable {
 // Gathers a step's launches, in their order, to a table.
 KernelTable kernel_table(std::string title, std::string target, const std::vector<KernelView>& launches);
 
-// The kernel with this name, or the only one whose name begins so, whole words ("conv1d" of "conv1d__silu__a84cb8") before
+// The kernel with this name, or the only one whose name begins so, whole words ("conv1d" of "conv1d__a84cb8") before
 // parts of one ("conv1d_backward__..."). An Error (usage) names what is close.
 const KernelView& kernel_named(const KernelTable& table, std::string_view name);
 

@@ -198,6 +198,8 @@ std::string to_why(const KernelView& k) {
   };
   add_lines(k.where);
   for (const std::string& r : k.reasons) out += "  " + r + "\n";
+  if (k.kernel)
+    for (const std::string& hole : k.kernel->holes) out += "  hole " + hole + "\n";
   if (k.reasons.empty()) out += "  a kernel of its own: nothing was fused into it\n";
   if (k.counters) add_lines(to_text(*k.counters));
   return out;
@@ -247,6 +249,7 @@ nlohmann::json to_json(const KernelTable& table) {
       j.update({{"grid", k.kernel->grid},
                 {"block", k.kernel->block},
                 {"shared", shared_bytes(k)},
+                {"holes", k.kernel->holes},
                 {"registers", k.compiled.registers},
                 {"spills", k.compiled.spill_bytes},
                 {"source", k.kernel->text}});
