@@ -1,20 +1,25 @@
-// Ops with a user's CUDA text. Ints of a node: [id of the op, facts, integers].
+// Ops with a user's CUDA text. Plain ints of a node: [id of the op, facts, integers]; its constants, then those of the holes.
 #include "ops/custom.h"
 
 #include <algorithm>
 #include <cctype>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <utility>
 
 #include <xxhash.h>
 
 #include "autograd/pointwise.h"
+#include "jit/hole_text.h"
 #include "jit/rows.h"
 #include "ops/check.h"
+#include "ops/holes.h"
 
 namespace weft {
 namespace {
+
+constexpr std::size_t kMostHoles = 4;
 
 struct Registry {
   std::mutex mutex;
@@ -40,6 +45,15 @@ void check_options(const CustomOptions& o) {
   for (const CustomInput& i : o.inputs) names.push_back(i.name);
   for (const auto* list : {&o.outputs, &o.facts, &o.integers, &o.constants})
     names.insert(names.end(), list->begin(), list->end());
+  for (const CustomHole& h : o.holes) {
+    names.push_back(h.name);
+    if (h.output < 0 || h.output >= int(o.outputs.size()))
+      fail(ErrorKind::usage, fmt::format("{}: hole '{}' has no space", o.name, h.name),
+           fmt::format("output {} of {}", h.output, o.outputs.size()), "its space is that of an output");
+  }
+  if (o.holes.size() > kMostHoles)
+    fail(ErrorKind::usage, fmt::format("{}: too many holes", o.name),
+         fmt::format("{} of at most {}", o.holes.size(), kMostHoles));
   for (const std::string& name : names)
     if (!is_identifier(name))
       fail(ErrorKind::usage, fmt::format("custom: '{}' cannot be a name in a kernel", name), o.name,
@@ -85,7 +99,7 @@ const Node& output_node(const Lowering& l, std::size_t k) { return (&l.node())[k
 
 CustomCall call_of(const Lowering& l, const CustomOptions& o) {
   CustomCall call;
-  for (int i = 0; i < l.inputs(); ++i) call.inputs.push_back(l.has(i) ? l.shape(i) : Shape{});
+  for (int i = 0; i < int(o.inputs.size()); ++i) call.inputs.push_back(l.has(i) ? l.shape(i) : Shape{});
   for (std::size_t k = 0; k < o.outputs.size(); ++k) call.outputs.push_back(output_node(l, k).shape());
   read_ints(o, l, call.facts, call.integers);
   return call;
@@ -99,11 +113,20 @@ bool all_empty(const CustomCall& call) {
 struct DenseMemory {
   std::vector<Operand> in, out;
   DenseMemory(Lowering& l, const CustomCall& call) {
-    for (int i = 0; i < l.inputs(); ++i) in.push_back(l.dense(i));
+    for (int i = 0; i < int(call.inputs.size()); ++i) in.push_back(l.dense(i));
     for (std::size_t k = 0; k < call.outputs.size(); ++k)
       out.push_back(l.wants(int(k)) ? l.output(int(k)) : l.scratch(output_node(l, k).dtype, call.outputs[k].dims()));
   }
 };
+
+std::vector<Fused> holes_of(Lowering& l, const CustomOptions& o, const CustomCall& call) {
+  std::vector<Fused> holes;
+  for (std::size_t h = 0; h < o.holes.size(); ++h) {
+    Fused& hole = holes.emplace_back(l.hole(int(h), call.outputs[std::size_t(o.holes[h].output)]));
+    if (!hole.hole.empty()) hole.hole.replace(0, hole.hole.find('('), o.holes[h].name);  // the op knows them by number
+  }
+  return holes;
+}
 
 void lower_custom(Lowering& l) {
   const CustomOptions& o = options_of(l.integer(0));
@@ -112,8 +135,13 @@ void lower_custom(Lowering& l) {
   const CustomCall call = call_of(l, o);
   if (all_empty(call)) return;
   const DenseMemory memory(l, call);
-  l.emit(o.name, [&o, call, memory, first = l.constant(0)](const Launch& launch) {
-    CustomData data{call, {}, {}, {}};
+  l.emit(o.name, [&o, call, memory, holes = holes_of(l, o, call), first = l.constant(0)](const Launch& launch) {
+    CustomData data{call, {}, {}, {}, {}};
+    for (const Fused& hole : holes)
+      data.holes.emplace_back([run = std::make_shared<Runner<double>>(launch, hole)](std::int64_t element, double value) {
+        run_hole(*run, element, 1, &value);
+        return value;
+      });
     for (std::size_t j = 0; j < o.constants.size(); ++j) data.constants.push_back(launch.constants[std::size_t(first) + j]);
     for (const Operand& from : memory.in) {
       std::vector<double>& values = data.in.emplace_back(std::size_t(from ? from.numel() : 0));
@@ -150,17 +178,42 @@ void cuda_custom(Lowering& l) {
   for (std::size_t j = 0; j < o.facts.size(); ++j) text.define(o.facts[j], call.facts[j]);
   for (std::size_t j = 0; j < o.integers.size(); ++j) text.integer(o.integers[j], call.integers[j]);
   for (std::size_t j = 0; j < o.constants.size(); ++j) text.constant(o.constants[j], l.constant(int(j)));
+  const std::vector<Fused> holes = holes_of(l, o, call);
+  for (std::size_t h = 0; h < holes.size(); ++h) fused_rows(text, o.holes[h].name, holes[h], holes[h].dims);
   // Lines are counted from the user's first one.
   l.emit(text.launch_text(fmt::format("#line 1 \"{}\"\n{}\n", o.name, o.cuda), launch.grid, launch.block, launch.shared));
 }
 
 // The op's text stands for its id, which depends on what was made before.
 std::uint64_t identity(const Tape& t, NodeId id) {
-  const auto ints = t.ints_of(id);
+  const auto ints = plain_ints(t, id);
   const CustomOptions& o = options_of(ints[0]);
   const std::uint64_t text = XXH3_64bits_withSeed(o.cuda.data(), o.cuda.size(), XXH3_64bits(o.name.data(), o.name.size()));
   return XXH3_64bits_withSeed(ints.data() + 1, (ints.size() - 1) * sizeof ints[0], text);
 }
+
+// The gradient of a hole outside of the kernel. Inputs: its value and the upstream gradient, over whose shape it is evaluated;
+// ints: the output of each root, -1 for none.
+void lower_before_hole(Lowering& l) {
+  const Shape space = l.shape(0);
+  Fused gradient = l.hole(0, space);
+  gradient.values = 0;  // they are in memory
+  gradient.leaves.insert(gradient.leaves.begin(),
+                         {broadcast_to(l.view(0), space.dims()), broadcast_to(l.view(1), space.dims())});
+  const std::vector<Operand> outputs = root_outputs(l, gradient.roots.size());
+  const std::vector<Expr> roots = gradient.roots;
+  for (std::size_t k = 0; k < roots.size(); ++k) {
+    if (!outputs[k]) continue;
+    gradient.roots = {roots[k]};
+    gradient.program = Program(gradient.roots);
+    l.emit_pointwise("before_hole", gradient, outputs[k]);
+  }
+}
+
+constexpr HoleSpec kBeforeHole[] = {
+    {.name = "gradient", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"v", "g"}}};
+const Op& before_hole_op =
+    register_op({.name = "before_hole", .lower = lower_before_hole, .cuda = lower_before_hole, .holes = kBeforeHole});
 
 }  // namespace
 
@@ -174,6 +227,21 @@ Tensor CustomGrad::upstream(int k) const {
   return is_real(y.dtype()) ? constant(0, y.shape(), y.dtype(), vjp_.where()) : Tensor{};
 }
 
+Tensor CustomGrad::before_hole(int h, const Tensor& value, const Tensor& upstream) const {
+  passed_ |= 1u << h;
+  const Hole filled = vjp_.hole(h);
+  if (!filled.filled()) return upstream;
+  Outs outs = {{value.shape(), value.dtype()}};
+  const HoleInVjp hole(vjp_, h, filled, value.shape(), sum_dtype(vjp_), 0, outs);
+  Recorder r(before_hole_op, vjp_.where());
+  r.input(value).input(upstream).hole(0, hole.gradient, value.shape());
+  for (const int k : hole.outputs) r.integer(k);
+  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  const Tensor before = r.record();
+  hole.add(vjp_, h, before);
+  return before;
+}
+
 void CustomOp::differentiate(Vjp& v) {
   const CustomOptions& o = options_of(v.integer(0));
   if (!o.gradient)
@@ -181,9 +249,16 @@ void CustomOp::differentiate(Vjp& v) {
             "give it .gradient, or detach() its inputs");
   CustomValues values;
   read_ints(o, v, values.facts, values.integers);
-  const std::span<const double> constants = v.constants();
+  const std::span<const double> constants = v.constants().first(o.constants.size());
   values.constants.assign(constants.begin(), constants.end());
-  const std::vector<Tensor> gradients = o.gradient(CustomGrad(v, std::move(values)));
+  for (std::size_t h = 0; h < o.holes.size(); ++h) values.holes.push_back(v.hole(int(h)));
+  const CustomGrad rule(v, std::move(values));
+  const std::vector<Tensor> gradients = o.gradient(rule);
+  for (std::size_t h = 0; h < o.holes.size(); ++h)
+    for (std::size_t k = 0; k < rule.values().holes[h].captured.size(); ++k)
+      if (v.needs(v.hole_input(int(h), int(k))) && !(rule.passed_ >> h & 1))
+        fail_at(v.where(), fmt::format("{}: a tensor that hole '{}' captures needs a gradient", o.name, o.holes[h].name),
+                fmt::format("captured {}", k), "the gradient rule must call before_hole(), or detach() the tensor");
   check_count(o, v.where(), "gradients", gradients.size(), o.inputs.size());
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i] || !v.needs(int(i))) continue;
@@ -196,10 +271,15 @@ void CustomOp::differentiate(Vjp& v) {
 }
 
 const Op& CustomOp::op() {
+  constexpr auto spec = [](std::string_view name) {
+    return HoleSpec{.name = name, .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"v"}};
+  };
+  static constexpr HoleSpec kHoles[kMostHoles] = {spec("0"), spec("1"), spec("2"), spec("3")};
   static const Op& op = register_op({.name = "custom",
                                      .vjp = differentiate,
                                      .lower = lower_custom,
                                      .cuda = cuda_custom,
+                                     .holes = kHoles,
                                      .identity = identity,
                                      .dense_outputs = true});
   return op;
@@ -222,15 +302,23 @@ Tensor custom(const CustomOp& op, std::initializer_list<Arg> inputs, std::vector
   check_count(o, where, "facts", values.facts.size(), o.facts.size());
   check_count(o, where, "integers", values.integers.size(), o.integers.size());
   check_count(o, where, "constants", values.constants.size(), o.constants.size());
-  std::vector<Tensor> tensors;
-  for (const Arg& a : inputs) {
-    check_input(o, o.inputs[tensors.size()], a.tensor(), where);
-    tensors.push_back(a.tensor());
+  check_count(o, where, "holes", values.holes.size(), o.holes.size());
+  Recorder r(CustomOp::op(), where);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const Tensor& t = inputs.begin()[i].tensor();
+    check_input(o, o.inputs[i], t, where);
+    r.input(t);
   }
-  std::vector<std::int64_t> ints = {op.id_};
-  ints.insert(ints.end(), values.facts.begin(), values.facts.end());
-  ints.insert(ints.end(), values.integers.begin(), values.integers.end());
-  return record(CustomOp::op(), tensors, outputs, ints, values.constants, where);
+  for (const double c : values.constants) r.constant(c);
+  for (std::size_t h = 0; h < kMostHoles; ++h) {
+    const Hole hole = h < values.holes.size() ? values.holes[h] : Hole{};
+    r.hole(int(h), hole, hole.filled() ? outputs[std::size_t(o.holes[h].output)].shape : Shape{});
+  }
+  r.integer(op.id_);
+  for (const auto* list : {&values.facts, &values.integers})
+    for (const std::int64_t i : *list) r.integer(i);
+  for (const Out& out : outputs) r.out(out.shape, out.dtype);
+  return r.record();
 }
 
 }  // namespace weft

@@ -36,6 +36,7 @@ struct CustomValues {
   std::vector<std::int64_t> facts = {};     // part of the text: each value is a kernel of its own
   std::vector<std::int64_t> integers = {};  // arguments
   std::vector<double> constants = {};       // may change every step
+  std::vector<Hole> holes = {};             // {} passes the value on
 };
 
 // A call, as the function that shapes the launch sees it.
@@ -54,6 +55,7 @@ struct CustomLaunch {
 struct CustomData : CustomCall {
   std::vector<double> constants;
   std::vector<std::vector<double>> in, out;
+  std::vector<std::function<double(std::int64_t element, double value)>> holes;  // what each makes of a value at an element
 };
 
 // What a gradient rule sees.
@@ -61,15 +63,19 @@ class CustomGrad {
  public:
   Tensor input(int i) const { return vjp_.input(i); }
   Tensor output(int k = 0) const { return vjp_.output(k); }
-  Tensor upstream(int k = 0) const;                       // the gradient of output k; zeros if nothing depends on it
-  bool needs(int i) const { return vjp_.needs(i); }       // input i wants a gradient
+  Tensor upstream(int k = 0) const;                  // the gradient of output k; zeros if nothing depends on it
+  bool needs(int i) const { return vjp_.needs(i); }  // input i wants a gradient
+  // The gradient before hole h, from the values that the kernel gave to it and the gradient of its results (each of the shape
+  // of its output); what the hole captures receives its gradient. The rule must ask for it if that wants one.
+  Tensor before_hole(int h, const Tensor& value, const Tensor& upstream) const;
   const CustomValues& values() const { return values_; }  // of the call
 
  private:
   friend class CustomOp;
-  CustomGrad(const Vjp& vjp, CustomValues values) : vjp_(vjp), values_(std::move(values)) {}
-  const Vjp& vjp_;
+  CustomGrad(Vjp& vjp, CustomValues values) : vjp_(vjp), values_(std::move(values)) {}
+  Vjp& vjp_;
   CustomValues values_;
+  mutable std::uint32_t passed_ = 0;  // bit h: before_hole(h) was asked for
 };
 
 struct CustomInput {
@@ -80,6 +86,14 @@ struct CustomInput {
   bool optional = false;
 };
 
+// A place of the kernel that a call fills with an expression of one value (see `hole`): in the text NAME<1>(a, row, col, value,
+// result) with const real (&value)[1], real (&result)[1], where `col` is the last coordinate of output `output` and `row`
+// numbers the others, row-major. It must not be called outside of the output.
+struct CustomHole {
+  std::string name;
+  int output = 0;
+};
+
 struct CustomOptions {
   std::string name;                         // in errors and of the kernel
   std::vector<CustomInput> inputs;          // dense, row-major: a.NAME, of the type that it is stored as
@@ -87,6 +101,7 @@ struct CustomOptions {
   std::vector<std::string> facts = {};      // constexpr int NAME
   std::vector<std::string> integers = {};   // a.NAME, i64
   std::vector<std::string> constants = {};  // a.NAME(), real
+  std::vector<CustomHole> holes = {};       // at most 4
   std::string cuda;                         // defines KERNEL; what a text may use stands in jit/cuda_text.h and jit/prelude.cuh
   std::function<CustomLaunch(const CustomCall&)> launch;
   std::function<void(CustomData&)> cpu = {};  // serial and in double: for tests, and for machines without a GPU
@@ -96,7 +111,8 @@ struct CustomOptions {
 
 class CustomOp {
  public:
-  explicit CustomOp(CustomOptions options);  // usage errors: names that are no identifiers, no text, no launch
+  // Usage errors: names that are no identifiers, no text, no launch, too many holes or a hole of no output.
+  explicit CustomOp(CustomOptions options);
 
  private:
   friend Tensor custom(const CustomOp&, std::initializer_list<Arg>, std::vector<Out>, CustomValues, Site);

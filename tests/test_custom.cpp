@@ -132,6 +132,38 @@ TEST(Custom, Mistakes) {
                [] { CustomOp({.name = "empty", .inputs = {}, .outputs = {"y"}, .cuda = "", .launch = {}}); });
 }
 
+TEST(Custom, MistakesWithHoles) {
+  const auto launch = [](const CustomCall&) { return CustomLaunch{}; };
+  expect_error(ErrorKind::usage, {"far: hole 'f' has no space", "output 1 of 1"}, [&] {
+    CustomOp({.name = "far", .inputs = {}, .outputs = {"y"}, .holes = {{"f", 1}}, .cuda = "-", .launch = launch});
+  });
+  expect_error(ErrorKind::usage, {"many: too many holes", "5 of at most 4"}, [&] {
+    CustomOp({.name = "many",
+              .inputs = {},
+              .outputs = {"y"},
+              .holes = {{"a"}, {"b"}, {"c"}, {"d"}, {"e"}},
+              .cuda = "-",
+              .launch = launch});
+  });
+  const CustomOp op({.name = "one",
+                     .inputs = {{"x"}},
+                     .outputs = {"y"},
+                     .holes = {{"f"}},
+                     .cuda = "-",
+                     .launch = launch,
+                     .gradient = [](const CustomGrad& g) { return std::vector{g.upstream()}; }});
+  const Tensor x = ones({2});
+  expect_error(ErrorKind::usage, {"one: the number of holes", "0 given, 1 wanted"}, [&] {
+    custom(op, {x}, {{{2}, DType::f32}});
+  });
+  expect_error(ErrorKind::usage, {"one: a tensor that hole 'f' captures needs a gradient", "captured 0", "before_hole()"}, [&] {
+    run([&] {
+      const Tensor z = x * 1.0;
+      return grad(sum(custom(op, {x}, {{{2}, DType::f32}}, {.holes = {gate(z)}})), {z})[0];
+    });
+  });
+}
+
 TEST(Custom, AGradientOfTheWrongShape) {
   const CustomOp op({.name = "wrong",
                      .inputs = {{"x"}},
