@@ -398,6 +398,7 @@ TEST_F(Program, Mistakes) {
       {"fraction for an integer", "weft train --steps 1.5", 2, {"--steps", "1.5"}},
       {"number of 70 bits", "weft train --steps 999999999999999999999", 2, {"--steps", "999999999999999999999"}},
       {"no steps", "weft train $tiny --steps 0", 2, {"at least one step is needed", "steps 0"}},
+      {"epochs without end", "weft train --data text.txt --length 16 --epochs 1e300", 2, {"--epochs 1e+300", "give --steps"}},
       {"negative batch", "weft train --batch -4", 2, {"may not be negative: --batch -4"}},
       {"negative seed", "weft train $tiny --seed -1", 2, {"--seed", "-1"}},
       {"negative learning rate", "weft train $tiny --lr -1", 2, {"may not be negative: --lr -1"}},
