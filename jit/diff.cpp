@@ -6,9 +6,10 @@
 #include "jit/order.h"
 
 namespace weft {
-namespace {
 
 using Op = ExprOp;
+
+namespace {
 
 // x^y by x. At x = 0 the power has a finite slope, or none, which counts as 0, unless y >= 1.
 Expr pow_by_base(Expr x, Expr y, Expr g) {

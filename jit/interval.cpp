@@ -8,9 +8,10 @@
 #include "jit/order.h"
 
 namespace weft {
-namespace {
 
 using Op = ExprOp;
+
+namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr Interval kBoolean{0, 1}, kUnbounded{};

@@ -9,8 +9,12 @@
 #include "tools/train/checkpoint.h"
 
 namespace weft {
+namespace {
 
 namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
 
 TextModel load_text_model(const fs::path& path, DType dtype) {
   const fs::path folder = model_folder(path), file = folder / "tokenizer.model";
@@ -33,7 +37,6 @@ TextModel load_text_model(const fs::path& path, DType dtype) {
 
 GeneratedText generate_text(LanguageModel& model, const Tokenizer& tokenizer, const std::string& prompt,
                             GenerateOptions options, const std::function<void(std::string_view)>& write) {
-  using Clock = std::chrono::steady_clock;
   GeneratedText result;
   StreamDecoder decoder(tokenizer);
   const std::vector<std::int64_t> ids = tokenizer.encode(prompt.empty() ? "\n" : prompt);
