@@ -1,7 +1,7 @@
-// Runs the tests of one file (--file=test_x.cpp), and of those the quick or the slow suites (--speed=quick|slow): a
-// suite is slow when its name begins with Slow. --coverage=FOLDER joins what WEFT_EMU_COVERAGE=FOLDER has left; --mutants lists
-// the mutants of tests/mutate.h, --mutant=N plants one; --fingerprints reads names of compiled files and tells which are the
-// same code.
+// Runs the tests of one file (--file=test_x.cpp), and of those the suites of one speed (--speed=quick|slow|deep): the names of
+// slow suites begin with Slow, those of suites for .ci/deep alone with Deep. --coverage=FOLDER joins what
+// WEFT_EMU_COVERAGE=FOLDER has left; --mutants lists the mutants of tests/mutate.h, --mutant=N plants one; --fingerprints reads
+// names of compiled files and tells which are the same code.
 #include <gtest/gtest.h>
 
 #include <charconv>
@@ -45,8 +45,9 @@ void list_fingerprints() {
   }
 }
 
-bool is_slow(std::string_view suite) {  // "SlowX", or "Instance/SlowX" of a TEST_P
-  return suite.starts_with("Slow") || suite.find("/Slow") != std::string_view::npos;
+std::string_view speed_of(std::string_view suite) {  // "SlowX", or "Instance/SlowX" of a TEST_P
+  suite.remove_prefix(suite.find('/') + 1);
+  return suite.starts_with("Slow") ? "slow" : suite.starts_with("Deep") ? "deep" : "quick";
 }
 
 // "" when the file has no tests at all.
@@ -56,7 +57,7 @@ std::string filter_for(std::string_view file, std::string_view speed) {
   const auto& all = *testing::UnitTest::GetInstance();
   for (int s = 0; s < all.total_test_suite_count(); ++s) {
     const auto& suite = *all.GetTestSuite(s);
-    bool right_speed = speed.empty() || is_slow(suite.name()) == (speed == "slow");
+    const bool right_speed = speed.empty() || speed_of(suite.name()) == speed;
     for (int t = 0; t < suite.total_test_count(); ++t) {
       const auto& test = *suite.GetTestInfo(t);
       if (!std::string_view(test.file()).ends_with(file)) continue;
@@ -86,15 +87,16 @@ int main(int argc, char** argv) {
     if (word.starts_with("--mutant=") && plant(word.substr(9))) continue;
     if (word.starts_with("--file=")) {
       file = "/" + std::string(word.substr(7));
-    } else if (word == "--speed=quick" || word == "--speed=slow") {
+    } else if (word == "--speed=quick" || word == "--speed=slow" || word == "--speed=deep") {
       speed = word.substr(8);
     } else if (word.starts_with("--coverage=")) {
       return weft::report_coverage(std::string(word.substr(11)));
     } else {
-      std::fprintf(stderr,
-                   "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow, --coverage=FOLDER, --mutants, --mutant=N, "
-                   "--fingerprints, --gtest_...)\n",
-                   argv[i]);
+      std::fprintf(
+          stderr,
+          "unknown argument %s (known: --file=NAME.cpp, --speed=quick|slow|deep, --coverage=FOLDER, --mutants, --mutant=N, "
+          "--fingerprints, --gtest_...)\n",
+          argv[i]);
       return 2;
     }
     chosen = true;
