@@ -1,7 +1,7 @@
 // What gradients of holes are summed with.
 
-// Sums over the rows that a block walks, of N values a column. In shared memory, as registers are scarce where gradients are made:
-// a thread adds vectors of V columns, always the same ones, to elements of its own.
+// Sums over the rows that a block walks, of N values a column. In shared memory, as registers are scarce where gradients are
+// made: a thread adds vectors of V columns, always the same ones, to elements of its own.
 template <int N, int V, int THREADS>
 struct ColumnSums {
   real at[N][THREADS][V];

@@ -172,7 +172,8 @@ void emit_sum_of_parts(Lowering& l, std::string name, const Operand& partials, S
     if (!to.rows()) width = 1;
   }
   const ColumnCut tree(1, parts, split / width);
-  const std::int64_t strips = order == kTree ? tree.strips : std::int64_t(order), lanes = order == kTree ? tree.lanes : 256 / strips;
+  const std::int64_t strips = order == kTree ? tree.strips : std::int64_t(order),
+                     lanes = order == kTree ? tree.lanes : 256 / strips;
   CudaText text = l.text(std::move(name));
   text.define("V", width).define("LANES", lanes).define("STRIPS", strips).define("PAIRWISE", order == kTree);
   text.pointer("from", partials).integer("parts", parts).integer("stride", dims[1]);
