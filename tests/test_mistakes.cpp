@@ -230,7 +230,8 @@ std::vector<Mistake> mistakes() {
        {"out of range", "300", "vocabulary 256"},
        [] {
          Embedding table(256, 4);
-         run([&] { return table(Tensor::from(std::vector<std::int64_t>{1, 300}, {2})); });
+         for (const std::int64_t id : {255, 300})
+           run([&] { return table(Tensor::from(std::vector<std::int64_t>{1, id}, {2})); });
        }},
       {"a prompt beyond the vocabulary",
        2,
