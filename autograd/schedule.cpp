@@ -289,7 +289,7 @@ void Scheduler::decide(NodeId id) {
   for (const NodeId leaf : leaves(expr_[id])) loads += read(leaf) * std::min(1.0, double(t_.shape(leaf).numel()) / n);
   const double recompute = own * (evaluations - 1) + loads * (readers - 1);
   const double store = read(id) * (1 + readers);
-  stored_[id] = recompute > store;
+  stored_[id] = recompute > kStoreMargin * store;
   why = fmt::format("{}: {:.0f} readers, {:.0f} evaluations of {:.0f} ops: recomputing costs {:.0f}, storing {:.0f}",
                     stored_[id] ? "stored" : "inlined", readers, evaluations, own, recompute, store);
 }

@@ -18,6 +18,7 @@ namespace weft {
 // or 5 exponentials; a wider value as much a byte.
 inline constexpr double kReadPrice = 16;  // of a byte
 inline constexpr double kSpecialPrice = 6.4;
+inline constexpr double kStoreMargin = 1.2;     // readers may share a kernel, and a value that is not stored takes no memory
 inline constexpr int kKernelOps = 200;          // a kernel's expressions stay below this
 inline constexpr std::size_t kKernelRoots = 8;  // values one pointwise kernel stores
 
