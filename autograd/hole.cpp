@@ -325,8 +325,8 @@ HoleGradient differentiate(std::span<const Expr> body, int values, std::uint32_t
   HoleGradient out;
   for (int k = 0; k < values; ++k) out.roots.push_back(all[std::size_t(k)]);
   for (std::size_t j = std::size_t(values); j < all.size(); ++j) {
-    if (all[j] == Expr()) continue;
-    const auto found = std::find(out.roots.begin(), out.roots.end(), all[j]);
+    if (same(all[j], Expr())) continue;
+    const auto found = std::find_if(out.roots.begin(), out.roots.end(), [&](Expr root) { return same(root, all[j]); });
     out.loads.push_back(wrt[j]);
     out.which.push_back(int(found - out.roots.begin()));
     if (found == out.roots.end()) out.roots.push_back(all[j]);
@@ -348,7 +348,8 @@ const HoleGradient& hole_gradient(std::span<const Expr> body, int values, std::u
 bool is_broadcast(Expr load, const Shape& shape, const Shape& space) {
   for (int axis = 0; axis < load.arity(); ++axis) {
     const int c = space.rank() - load.arity() + axis;
-    if (shape[axis] == 1 ? load.arg(axis) != Expr(0) : c < 0 || load.arg(axis) != expr::index(c) || shape[axis] != space[c])
+    if (shape[axis] == 1 ? !same(load.arg(axis), Expr(0))
+                         : c < 0 || !same(load.arg(axis), expr::index(c)) || shape[axis] != space[c])
       return false;
   }
   return true;

@@ -68,8 +68,8 @@ const Derivative& derivative(Expr body, int k, int inputs) {
   if (body.arity() > 0) g = replace(g, body, expr::input(inputs + 1));
   known = std::make_unique<Derivative>(compact(g));
   known->inputs = inputs;
-  known->zero = g == expr::literal(0);
-  known->identity = g == upstream;
+  known->zero = same(g, expr::literal(0));
+  known->identity = same(g, upstream);
   return *known;
 }
 

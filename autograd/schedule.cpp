@@ -183,11 +183,11 @@ bool Scheduler::absorb_reader(NodeId id, Product& product) const {
     }
     const Expr body = pointwise_body(t_, reader), x = expr::input(0);
     const auto operands = t_.inputs_of(reader);
-    if (operands.size() == 2 && body == x + expr::input(1))
+    if (operands.size() == 2 && same(body, x + expr::input(1)))
       return add_to(id, product, operands[operands[0] == product.last ? 1 : 0]);
-    if (body != relu(x) && body != gelu_tanh(x)) return fmt::format("the library has no {}", name);
+    if (!same(body, relu(x)) && !same(body, gelu_tanh(x))) return fmt::format("the library has no {}", name);
     if (in_double(id)) return "the library has no activation in fp64";
-    product.activation = body == relu(x) ? Activation::relu : Activation::gelu_tanh;
+    product.activation = same(body, relu(x)) ? Activation::relu : Activation::gelu_tanh;
     return {};
   }();
   if (!why.empty()) return product.reasons.push_back("not fused: " + why), false;

@@ -79,7 +79,7 @@ std::vector<bool> depends_on(const Order& order, std::span<const Expr> wrt) {
   for (int at = 0; at < order.size(); ++at) {
     Expr e = order.nodes()[at];
     if (e.type() != ExprType::real) continue;
-    depends[at] = std::ranges::count(wrt, e) > 0;
+    depends[at] = std::ranges::any_of(wrt, [&](Expr leaf) { return same(leaf, e); });
     for (int k = 0; k < e.arity(); ++k) depends[at] = depends[at] || depends[order.position(e.arg(k))];
   }
   return depends;
@@ -100,7 +100,7 @@ std::vector<Expr> diff(std::span<const Expr> roots, std::span<const Expr> upstre
     Expr y = order.nodes()[at], g = adjoint[at];
     if (is_zero(g) || !wanted[at]) continue;
     for (std::size_t i = 0; i < wrt.size(); ++i) {
-      if (y == wrt[i]) result[i] = g;
+      if (same(y, wrt[i])) result[i] = g;
     }
     for (int k = 0; k < y.arity(); ++k) {
       int from = order.position(y.arg(k));

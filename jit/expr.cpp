@@ -243,7 +243,7 @@ Expr make_add(ExprType type, Expr a, Expr b) {
   if (b.op() == Op::neg) return a - b.arg(0);
   if (a.op() == Op::neg) return b - a.arg(0);
   // select(c, x, 0) + select(c, 0, y) is select(c, x, y): no more additions than before, one select less.
-  if (is_masked(a) && is_masked(b) && a.arg(0) == b.arg(0)) {
+  if (is_masked(a) && is_masked(b) && same(a.arg(0), b.arg(0))) {
     return where(a.arg(0), a.arg(1) + b.arg(1), a.arg(2) + b.arg(2));
   }
   return commutative(Op::add, type, a, b);
@@ -252,7 +252,7 @@ Expr make_add(ExprType type, Expr a, Expr b) {
 Expr make_sub(ExprType type, Expr a, Expr b) {
   if (is_zero(b)) return a;
   if (b.op() == Op::neg) return a + b.arg(0);
-  if (type == integer && a == b) return Expr(0);
+  if (type == integer && same(a, b)) return Expr(0);
   if (type == integer && is_zero(a)) return -b;
   return intern(Op::sub, type, 0, a, b);
 }
@@ -299,7 +299,7 @@ Expr make_comparison(Op op, Expr a, Expr b) {
     return boolean_literal(type == real ? fold_comparison(op, a.value(), b.value())
                                         : fold_comparison(op, a.index(), b.index()));
   }
-  if (type == integer && a == b) return boolean_literal(op == Op::eq || op == Op::le);
+  if (type == integer && same(a, b)) return boolean_literal(op == Op::eq || op == Op::le);
   return op == Op::eq || op == Op::ne ? commutative(op, boolean, a, b) : intern(op, boolean, 0, a, b);
 }
 
@@ -308,7 +308,7 @@ Expr make_logical(Op op, Expr a, Expr b) {
   if (is_literal(a)) std::swap(a, b);
   bool neutral = op == Op::logical_and;
   if (is_literal(b)) return is_literal(b, neutral) ? a : b;
-  return a == b ? a : commutative(op, boolean, a, b);
+  return same(a, b) ? a : commutative(op, boolean, a, b);
 }
 
 Expr make_not(Expr a) {
@@ -329,9 +329,9 @@ Expr make_select(Expr c, Expr a, Expr b) {
   a = coerce(a, type), b = coerce(b, type);
   if (is_literal(c)) return is_zero(c) ? b : a;
   if (c.op() == Op::logical_not) return where(c.arg(0), b, a);
-  if (a.op() == Op::select && a.arg(0) == c) a = a.arg(1);
-  if (b.op() == Op::select && b.arg(0) == c) b = b.arg(2);
-  if (a == b) return a;
+  if (a.op() == Op::select && same(a.arg(0), c)) a = a.arg(1);
+  if (b.op() == Op::select && same(b.arg(0), c)) b = b.arg(2);
+  if (same(a, b)) return a;
   if (type == boolean && is_literal(a) && is_literal(b)) return is_zero(b) ? c : !c;
   if (is_zero(b) && a.op() == Op::select && is_zero(a.arg(2))) return where(c && a.arg(0), a.arg(1), b);
   return intern(Op::select, type, 0, c, a, b);
@@ -394,9 +394,8 @@ Expr boolean(bool value) { return boolean_literal(value); }
 Expr slot(int k, ExprType type) { return intern(Op::slot, type, k); }
 Expr element() { return intern(Op::element, integer, 0); }
 Expr index(int k) {
-  if (k < 0 || k >= kMostCoordinates)
-    fail(ErrorKind::usage, "expr::index: no such coordinate", std::to_string(k),
-         "coordinates are numbered from 0, and there are at most " + std::to_string(kMostCoordinates));
+  if (k < 0 || k > 254)
+    fail(ErrorKind::usage, "expr::index: no such coordinate", std::to_string(k), "coordinates are numbered from 0");
   return intern(Op::index, integer, k);
 }
 Expr constant_slot(double value, ExprType type) {
@@ -456,7 +455,7 @@ Expr make(Op op, Expr a, Expr b) {
     case Op::pow:
       return make_pow(a, b);
     default:
-      return a == b ? a : commutative(op, type, a, b);  // min, max
+      return same(a, b) ? a : commutative(op, type, a, b);  // min, max
   }
 }
 

@@ -1,5 +1,5 @@
-// Expr: the one scalar IR. An interned (hash-consed) DAG; equal expressions have equal ids, so comparing and hashing are
-// integer operations. Thread-safe: one pool for the process, nodes are never freed or moved.
+// Expr: the one scalar IR. An interned (hash-consed) DAG; equal expressions have equal ids, so comparing (same()) and hashing
+// are integer operations. Thread-safe: one pool for the process, nodes are never freed or moved.
 //
 // Values are reals (fp32 or fp64, decided by the kernel), integers (64-bit) or booleans. A float constant other than 0, +-1, 2
 // and 1/2 is never part of an expression: it becomes a *slot* of the step's constants block, so a kernel's text and a
@@ -79,8 +79,7 @@ class Expr {
   Expr(float value) : Expr(double(value)) {}
   Expr(int value);           // an integer literal (structure)
   Expr(std::int64_t value);  // an integer literal (structure)
-  // What == of two Exprs gives is identity, not an expression: use equal(). (A template, so that nothing converts to bool for
-  // it.)
+  // What C++ has decided is no expression. (A template, so that nothing converts to bool for it.)
   template <std::same_as<bool> T>
   Expr(T) = delete;
 
@@ -98,11 +97,13 @@ class Expr {
     e.id_ = id;
     return e;
   }
-  bool operator==(const Expr&) const = default;
+  bool operator==(const Expr&) const = delete;  // equal(a, b) makes an expression, same(a, b) asks for identity
 
  private:
   std::uint32_t id_ = 0;
 };
+
+inline bool same(Expr a, Expr b) { return a.id() == b.id(); }  // the same expression, not the same value
 
 using Index = Expr;  // an integer expression; the name used in signatures of score and mask holes
 
@@ -126,7 +127,7 @@ Expr input(int k, ExprType type = ExprType::real);
 Expr literal(double value);
 Expr boolean(bool value);
 Expr slot(int k, ExprType type = ExprType::real);
-Expr index(int k);
+Expr index(int k);  // an op refuses one that its space has not
 Expr element();
 Expr constant_slot(double value, ExprType type);  // a slot of the innermost ConstantScope, whatever the value is
 Expr uniform(int first_slot, Expr element);
@@ -146,7 +147,7 @@ Expr operator<(Expr a, Expr b);
 Expr operator<=(Expr a, Expr b);
 Expr operator>(Expr a, Expr b);
 Expr operator>=(Expr a, Expr b);
-Expr equal(Expr a, Expr b);  // operator== compares identity and gives a bool, which is no Expr
+Expr equal(Expr a, Expr b);
 Expr not_equal(Expr a, Expr b);
 Expr operator&&(Expr a, Expr b);
 Expr operator||(Expr a, Expr b);

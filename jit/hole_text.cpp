@@ -333,7 +333,7 @@ std::string Writer::value(int at, Level from) {
       return e.type() == ExprType::real ? fmt::format("a.{}_c{}()", name_, e.index())
                                         : fmt::format("integer_of(a.constants[a.{}_n{}])", name_, e.index());
     case ExprOp::uniform:
-      if (e.arg(0) == expr::element()) return fmt::format("u{}[j]", e.index());
+      if (same(e.arg(0), expr::element())) return fmt::format("u{}[j]", e.index());
       return fmt::format("uniform_at<real>(a.constants + a.{}_k{}, {})", name_, e.index(),
                          reference(order_.position(e.arg(0)), from));
     case ExprOp::load:
@@ -353,7 +353,7 @@ std::string Writer::loads(Level from) const {
     if (!needed_[from][std::size_t(at)]) continue;
     const Expr e = node(at);
     if (is_leaf(e)) out += load_leaf(at, from);
-    if (e.op() == ExprOp::uniform && e.arg(0) == expr::element()) draws[e.index()] = true;
+    if (e.op() == ExprOp::uniform && same(e.arg(0), expr::element())) draws[e.index()] = true;
   }
   for (const auto& [slot, unused] : draws)
     out += fmt::format("  real u{0}[V];\n  uniforms<V>(a.constants + a.{1}_k{0}, element, u{0});\n", slot, name_);

@@ -112,7 +112,7 @@ Expr substitute(Expr root, std::span<const std::optional<Expr>> inputs, std::spa
 }
 
 Expr replace(Expr root, Expr from, Expr to) {
-  return rewrite(root, [&](Expr e, Expr) { return e == from ? std::optional(to) : std::nullopt; });
+  return rewrite(root, [&](Expr e, Expr) { return same(e, from) ? std::optional(to) : std::nullopt; });
 }
 
 // ---- questions --------------------------------------------------------------------------------------------------------------

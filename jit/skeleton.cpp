@@ -115,7 +115,7 @@ Runner<T>::Runner(const Launch& launch, const Fused& fused)
   for (const Operand& leaf : fused.leaves) leaves_.push_back(collapse(launch.view(leaf)));
   buffers_.resize(leaves_.size());
   identity_ = fused.values == 0 && fused.roots.size() == 1 && fused.leaves.size() == 1 &&
-              fused.roots[0] == expr::input(0, fused.roots[0].type()) && fused.roots[0].type() == ExprType::real;
+              same(fused.roots[0], expr::input(0, fused.roots[0].type())) && fused.roots[0].type() == ExprType::real;
 }
 
 template <class T>
