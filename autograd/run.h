@@ -47,7 +47,7 @@ void collect(std::tuple<T...>& t, std::vector<Tensor*>& out) {
 // Opens a recording; discards it unless finished (an exception while recording leaves nothing behind).
 class Recording {
  public:
-  explicit Recording(Site where = Site::current());
+  explicit Recording(Site where);
   ~Recording();
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
@@ -61,26 +61,31 @@ class Recording {
 
 // The step returns nothing, a Tensor, or a vector, array, pair or tuple of them. Handles that it does not return are dead
 // afterwards. Not reentrant.
-template <class Step, class... Args>
-auto run(Step&& step, Args&&... args) {
-  detail::Recording recording;
+template <class Step>
+auto run(Step&& step, Site where = Site::current()) {
+  detail::Recording recording(where);
   std::vector<Tensor*> results;
-  if constexpr (std::is_void_v<decltype(step(std::forward<Args>(args)...))>) {
-    step(std::forward<Args>(args)...);
+  if constexpr (std::is_void_v<decltype(step())>) {
+    step();
     recording.finish(results);
   } else {
-    auto result = step(std::forward<Args>(args)...);
+    auto result = step();
     detail::collect(result, results);
     recording.finish(results);
     return result;
   }
 }
+// run(step, args...) of step(args...); its errors have no line.
+template <class Step, class First, class... Rest>
+requires(!std::is_same_v<std::remove_cvref_t<First>, Site>) auto run(Step&& step, First&& first, Rest&&... rest) {
+  return run([&] { return step(std::forward<First>(first), std::forward<Rest>(rest)...); }, Site());
+}
 
 // The plan of a step for a target, which need not be there: records and schedules, runs nothing and leaves no trace. Its
 // kernels are what `weft inspect` shows.
 template <class Step>
-std::unique_ptr<Plan> plan_for(const Target& target, Step&& step) {
-  detail::Recording recording;
+std::unique_ptr<Plan> plan_for(const Target& target, Step&& step, Site where = Site::current()) {
+  detail::Recording recording(where);
   std::vector<Tensor*> results;
   auto result = step();
   detail::collect(result, results);

@@ -98,10 +98,10 @@ void Tape::clear() {
 }
 
 std::string Tape::where(Site site, int f) const {
-  std::string out = "at " + line_of(site);
+  std::string out = site.line() ? "at " + line_of(site) : "";  // some calls cannot tell
   for (; f >= 0; f = frames[f].parent)
-    out +=
-        fmt::format("\nin {}, called at {}", frames[f].path->empty() ? "the model" : *frames[f].path, line_of(frames[f].where));
+    out += fmt::format("{}in {}, called at {}", out.empty() ? "" : "\n",
+                       frames[f].path->empty() ? "the model" : *frames[f].path, line_of(frames[f].where));
   return out;
 }
 

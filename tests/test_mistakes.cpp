@@ -191,7 +191,7 @@ std::vector<Mistake> mistakes() {
        [] { run([] { return tensor({}) * tensor({}).item(); }); }},
       {"run inside run",
        2,
-       {"run: called inside run", "call the inner step's function directly"},
+       {"run: called inside run", "test_mistakes.cpp", "call the inner step's function directly"},
        [] { run([] { run([] { return tensor({1}); }); }); }},
       {"two assigns to one State",
        2,
@@ -200,6 +200,10 @@ std::vector<Mistake> mistakes() {
          State s({2}, DType::f32, "counter");
          run([&] { assign(s, tensor({2})), assign(s, tensor({2})); });
        }},
+      {"run inside run, of a step that takes arguments",
+       2,
+       {"run: called inside run: a step is one recording\n  hint: "},
+       [] { run([] { run([](int) {}, 3); }); }},
       {"a State read on the host inside run",
        2,
        {"state 'counter' was accessed from the host inside run"},
