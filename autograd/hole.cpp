@@ -13,6 +13,7 @@
 #include "autograd/gradient_ops.h"
 #include "autograd/lowering.h"
 #include "autograd/op.h"
+#include "autograd/pointwise.h"
 #include "autograd/state.h"
 #include "jit/affine.h"
 #include "jit/diff.h"
@@ -36,10 +37,24 @@ int HoleScope::capture(const Tensor& tensor, Site where) {
   return int(captured_.size()) - 1;
 }
 
-Hole HoleScope::hole(std::initializer_list<Expr> roots) const {
-  Hole h{roots, captured_, {}};
+Hole HoleScope::hole(std::initializer_list<Expr> roots, Site where) const {
+  const auto at_most = [&](std::size_t most, std::size_t given, const char* what, const char* hint) {
+    if (given > most)
+      fail_at(where, fmt::format("a hole holds too many {}", what), fmt::format("{} of at most {}", given, most), hint);
+  };
+  at_most(kMostCaptured, captured_.size(), "tensors",
+          "join some to one tensor and index it, or compute with them before the op");
+  at_most(kMostConstants, values().size(), "constants and Scalars", "put them into a tensor and index it: table(k)");
+  Hole h;
+  h.roots.append(std::span(roots.begin(), roots.size()));
+  h.captured.append(captured_);
   h.constants.append(values());
   return h;
+}
+
+void detail::fail_hole_arity(std::size_t captured, Site where) {
+  fail_at(where, "hole: the function does not take one value and each captured tensor", fmt::format("{} captured", captured),
+          "declare one Expr parameter for the value and one for each captured tensor");
 }
 
 Expr Tensor::at(const Subscripts& subscripts) const {
@@ -54,9 +69,12 @@ Expr Tensor::at(const Subscripts& subscripts) const {
   }
   HoleScope* scope = HoleScope::innermost();
   if (!*this) fail_at(where, "an absent tensor is indexed");
+  if (dead()) node(where);  // says so
   if (!scope)
-    fail_at(where, "a tensor is indexed outside of a hole", to_string(shape()),
-            "call it inside the function that is given to the op: {.delta = [&](Expr v, Index b, Index t, Index i) {...}}");
+    fail_at(
+        where, "a tensor is indexed outside of a hole", to_string(shape()),
+        "index it inside the function that fills a hole of an op: {.delta = [&](Expr v, Index b, Index t, Index i) {...}}; a "
+        "pointwise op cannot index: its tensors are its operands");
   if (int(given.size()) != rank())
     fail_at(where, "a tensor is indexed with the wrong number of subscripts",
             fmt::format("{} has {} axes, indexed with {}", to_string(shape()), rank(), given.size()),
@@ -118,9 +136,9 @@ class Contract {
       : op_(op), spec_(spec), hole_(hole), space_(space), where_(where) {}
 
   // The roots, with a load for every captured tensor; refuses what the contract does not allow.
-  const Few<Expr, 10>& enforce() {
+  const Few<Expr, kMostRoots>& enforce() {
     for (std::size_t k = 0; k < hole_.captured.size(); ++k) check_captured(k);
-    thread_local std::map<std::vector<std::int64_t>, Few<Expr, 10>> known;
+    thread_local std::map<std::vector<std::int64_t>, Few<Expr, kMostRoots>> known;
     std::vector<std::int64_t> key = {std::int64_t(op_.id), &spec_ - op_.holes.data(), std::int64_t(hole_.roots.size())};
     for (const Expr root : hole_.roots) key.push_back(root.id());
     const auto append = [&](const Shape& s) {
@@ -131,12 +149,16 @@ class Contract {
     for (const Tensor& c : hole_.captured) key.push_back(std::int64_t(c.dtype())), append(c.shape());
     const auto found = known.find(key);
     if (found != known.end()) return found->second;
-    Few<Expr, 10> roots;
+    Few<Expr, kMostRoots> roots;
     if (hole_.filled() && spec_.results != 0 && int(hole_.roots.size()) != spec_.results)
       refuse(fmt::format("hole '{}' gives another number of expressions", spec_.name),
              fmt::format("{} for {}", hole_.roots.size(), spec_.results));
     for (const Expr root : hole_.roots) roots.push_back(result(with_loads(root)));
-    for (const Expr e : topological(roots)) check(e);
+    std::size_t loads = 0;
+    for (const Expr e : topological(roots)) check(e), loads += e.op() == ExprOp::load;
+    if (loads > kMostLoads)
+      refuse(fmt::format("hole '{}' reads too many elements", spec_.name), fmt::format("{} of at most {}", loads, kMostLoads),
+             "compute some of it before the op, or after");
     return known.emplace(std::move(key), roots).first->second;
   }
 
@@ -221,9 +243,12 @@ class Contract {
       std::string at;
       const std::vector<std::string> names = split(spec_.coordinates);
       for (std::size_t c = 0; c < dims.size(); ++c) at += fmt::format("{}{} {}", c ? ", " : "", names[c], place[c]);
+      const bool same_everywhere = load.arg(axis).op() == ExprOp::literal;
       refuse(fmt::format("hole '{}' indexes a tensor outside of it", spec_.name),
-             fmt::format("{} is {} of {} at {}; axis {} has {} places", named(load.arg(axis), spec_), subscript,
-                         to_string(hole_.captured[std::size_t(load.index())].shape()), at, axis, size),
+             same_everywhere
+                 ? fmt::format("{} is outside of axis {}, which has {} places", subscript, axis, size)
+                 : fmt::format("{} is {} of {} at {}; axis {} has {} places", named(load.arg(axis), spec_), subscript,
+                               to_string(hole_.captured[std::size_t(load.index())].shape()), at, axis, size),
              "give the tensor more places, or clamp the subscript");
     }
   }
@@ -247,7 +272,7 @@ Recorder& Recorder::input(const Tensor& t) {
 Recorder& Recorder::hole(int h, const Hole& filled, const Shape& space) {
   const HoleSpec& spec = op_.holes[h];
   if (h != holes_++) fail_at(where_, fmt::format("{}: holes must be recorded in order", op_.name), std::string(spec.name));
-  const Few<Expr, 10>& roots = Contract(op_, spec, filled, space, where_).enforce();
+  const Few<Expr, kMostRoots>& roots = Contract(op_, spec, filled, space, where_).enforce();
   for (const std::size_t header :
        {roots.size(), filled.captured.size(), inputs_.size(), constants_.size(), filled.constants.size()})
     ints_.push_back(std::int64_t(header));
@@ -308,7 +333,7 @@ namespace {
 // The derivative of a hole as expressions of (values, upstreams): distinct roots, those by the values first; loads[j] of the
 // hole has the gradient roots[which[j]]. Those that are exactly zero are left out.
 struct HoleGradient {
-  Few<Expr, 10> roots;
+  Few<Expr, kMostRoots> roots;
   std::vector<Expr> loads;
   std::vector<int> which;
 };
@@ -355,6 +380,11 @@ bool is_broadcast(Expr load, const Shape& shape, const Shape& space) {
   return true;
 }
 
+bool reads_value(Expr load, int values) {
+  const std::vector<Expr> all = topological(std::span(&load, 1));
+  return std::any_of(all.begin(), all.end(), [&](Expr e) { return e.op() == ExprOp::input && e.index() < values; });
+}
+
 // Bit c: the subscripts depend on coordinate c.
 std::uint32_t footprint_of(Expr load) {
   std::uint32_t bits = 0;
@@ -374,34 +404,51 @@ void lower_places(Lowering& l) {
 }
 const Op& places_op = register_op({.name = "places", .lower = lower_places, .cuda = lower_places, .holes = kPlaces});
 
-// Over `space`: the row-major number of the element of a tensor of this shape that `load` finds, -1 outside of it. Sizes and
-// strides are constants, so that no size is in the text.
+// The tensors and constants of a hole that some of its expressions use, numbered anew.
+class Part {
+ public:
+  explicit Part(const Hole& whole) : whole_(whole), tensors_(whole.captured.size(), -1), slots_(whole.constants.size(), -1) {}
+
+  Expr take(Expr e) {
+    return rewrite(e, [&](Expr x, Expr rebuilt) -> std::optional<Expr> {
+      if (x.op() == ExprOp::slot) return expr::slot(number(slots_, x.index(), whole_.constants, hole_.constants), x.type());
+      if (x.op() != ExprOp::load) return std::nullopt;
+      std::vector<Expr> subscripts;
+      for (int axis = 0; axis < x.arity(); ++axis) subscripts.push_back(rebuilt.arg(axis));
+      return expr::load(number(tensors_, x.index(), whole_.captured, hole_.captured), x.type(), subscripts);
+    });
+  }
+  Hole& hole() { return hole_; }
+
+ private:
+  static int number(std::vector<int>& known, std::int64_t old, const auto& from, auto& to) {
+    int& k = known[std::size_t(old)];
+    if (k < 0) k = int(to.size()), to.push_back(from[std::size_t(old)]);
+    return k;
+  }
+
+  const Hole& whole_;
+  Hole hole_;
+  std::vector<int> tensors_, slots_;
+};
+
+// Over `space`: the row-major number of the element of a tensor of this shape that `load` finds. A subscript outside of it is
+// an error here too, as the kernel that reads the tensor may not run where only the gradient is wanted: one zero, seen in that
+// shape, is read at the same subscripts. Strides are constants, so that no size is in the text.
 Tensor places_of(const Hole& hole, Expr load, const Shape& shape, const Shape& space, Site where) {
-  Hole places;
-  std::vector<int> number(hole.captured.size(), -1);
+  Part part(hole);
   std::vector<Expr> subscripts;
-  for (int axis = 0; axis < load.arity(); ++axis)
-    subscripts.push_back(rewrite(load.arg(axis), [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
-      if (e.op() != ExprOp::load) return std::nullopt;
-      int& k = number[std::size_t(e.index())];
-      if (k < 0) k = int(places.captured.size()), places.captured.push_back(hole.captured[std::size_t(e.index())]);
-      std::vector<Expr> args;
-      for (int i = 0; i < e.arity(); ++i) args.push_back(rebuilt.arg(i));
-      return expr::load(k, e.type(), args);
-    }));
-  places.constants = hole.constants;
-  const auto constant = [&](std::int64_t value) {
-    places.constants.push_back(double(value));
-    return expr::slot(int(places.constants.size()) - 1, ExprType::integer);
-  };
-  Expr inside = expr::boolean(true), element = Expr(0);
+  for (int axis = 0; axis < load.arity(); ++axis) subscripts.push_back(part.take(load.arg(axis)));
+  Hole& places = part.hole();
+  Expr element = expr::load(int(places.captured.size()), ExprType::integer, subscripts);
+  places.captured.push_back(expand(Arg(constant(0, {}, DType::i64, where), where), shape));
   std::int64_t stride = 1;
   for (int axis = load.arity() - 1; axis >= 0; stride *= shape[axis], --axis) {
-    const Expr s = subscripts[std::size_t(axis)];
-    inside = inside && Expr(0) <= s && s < constant(shape[axis]);
-    element = element + s * constant(stride);
+    places.constants.push_back(double(stride));
+    const Expr step = expr::slot(int(places.constants.size()) - 1, ExprType::integer);
+    element = element + subscripts[std::size_t(axis)] * step;
   }
-  places.roots = {weft::where(inside, element, Expr(-1))};
+  places.roots = {element};
   Recorder r(places_op, where);
   return r.hole(0, places, space).out(space, DType::i64).record();
 }
@@ -430,6 +477,11 @@ HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DTyp
   std::uint32_t wanted = 0;
   for (std::size_t k = 0; k < filled.captured.size(); ++k) wanted |= std::uint32_t(v.needs(v.hole_input(h, int(k)))) << k;
   const HoleGradient& found = hole_gradient(filled.roots, spec.values, wanted);
+  for (const Expr load : found.loads)
+    if (reads_value(load, spec.values))
+      fail_at(v.where(), fmt::format("hole '{}' finds an element by its own value, which has no gradient", spec.name),
+              fmt::format("{} of {}", named(load, spec), to_string(filled.captured[std::size_t(load.index())].shape())),
+              "detach() the tensor, or compute the value before the op and capture it too");
   gradient = {found.roots, filled.captured, filled.constants};
   for (std::size_t r = 0; r < gradient.roots.size(); ++r) outputs.push_back(r == 0 ? first : -1), sums.push_back(-1);
   const auto output = [&](int& known, const Shape& shape, DType dtype) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "autograd/tape.h"
 #include "autograd/tensor.h"
@@ -20,13 +21,18 @@ class Vjp;
 struct HoleSpec;
 struct Op;
 
+// What a hole may hold: tensors that it captures, float constants and Scalars, different elements of tensors that it reads. Its
+// gradient has a root for each of these elements besides those of its values.
+inline constexpr std::size_t kMostCaptured = 8, kMostConstants = 16, kMostLoads = 16, kMostRoots = kMostLoads + 2;
+
 // A hole as a user fills it: expressions of the values that the skeleton passes (inputs 0, 1, ...), the coordinates of the
 // hole (index 0, 1, ...) and captured tensors. A captured tensor is indexed, or, in hole(), it is a further input that is
 // broadcast to the hole's space.
 struct Hole {
-  Few<Expr, 10> roots;        // usually one
-  Few<Tensor, 8> captured;    // number k of loads, input `values + k` of the roots
-  Few<double, 16> constants;  // slots of the roots
+  // The adjoint of a load (hole.cpp) holds one tensor and the strides of another besides.
+  Few<Expr, kMostRoots> roots;                               // usually one
+  Few<Tensor, kMostCaptured + 1> captured;                   // number k of loads, input `values + k` of the roots
+  Few<double, kMostConstants + kMostCoordinates> constants;  // slots of the roots
   bool filled() const { return !roots.empty(); }
 };
 
@@ -42,11 +48,11 @@ class HoleScope : public ConstantScope {
   ~HoleScope();
   static HoleScope* innermost();  // null outside of a hole
 
-  int capture(const Tensor& tensor, Site where);  // its number
-  Hole hole(std::initializer_list<Expr> roots) const;
+  int capture(const Tensor& tensor, Site where);                   // its number
+  Hole hole(std::initializer_list<Expr> roots, Site where) const;  // an error if it holds more than a hole may
 
  private:
-  Few<Tensor, 8> captured_;
+  std::vector<Tensor> captured_;
   HoleScope* outer_;
 };
 
@@ -56,31 +62,35 @@ constexpr bool takes(std::index_sequence<I...>) {  // as many Exprs
   return std::is_invocable_v<F&, decltype((void(I), Expr()))...>;
 }
 template <class F, std::size_t... I>
-Expr call_with_inputs(F& f, std::index_sequence<I...>) {
-  return f(expr::input(int(I))...);
+Expr call_with_inputs(F& f, std::span<const int> numbers, std::index_sequence<I...>) {
+  return f(expr::input(0), expr::input(1 + numbers[I])...);
 }
+[[noreturn]] void fail_hole_arity(std::size_t captured, Site where);
+// `numbers`: those of the captured tensors, one of which may be given twice.
 template <std::size_t N, class F>
-Expr call_hole(F& f, std::size_t captured) {
-  if constexpr (N <= 8) {
-    if constexpr (takes<F>(std::make_index_sequence<N>{})) {
-      if (captured + 1 == N) return call_with_inputs(f, std::make_index_sequence<N>{});
+Expr call_hole(F& f, std::span<const int> numbers, Site where) {
+  if constexpr (N <= 2 * kMostCaptured) {
+    if constexpr (takes<F>(std::make_index_sequence<N + 1>{})) {
+      if (numbers.size() == N) return call_with_inputs(f, numbers, std::make_index_sequence<N>{});
     }
-    return call_hole<N + 1>(f, captured);
+    return call_hole<N + 1>(f, numbers, where);
   } else {
-    fail(ErrorKind::usage, "hole: the function does not take one value and each captured tensor",
-         std::to_string(captured) + " captured", "declare one Expr parameter for the value and one a captured tensor");
+    fail_hole_arity(numbers.size(), where);
   }
 }
 
 // f(values..., coordinates...), or without the coordinates.
-template <class F, std::size_t... V, std::size_t... C>
-auto call_body(F& f, std::index_sequence<V...>, std::index_sequence<C...>) {
+template <class Result, class F, std::size_t... V, std::size_t... C>
+Result call_body(F& f, std::index_sequence<V...>, std::index_sequence<C...>) {
   if constexpr (takes<F>(std::make_index_sequence<sizeof...(V) + sizeof...(C)>{})) {
-    return f(expr::input(int(V))..., expr::index(int(C))...);
-  } else {
-    static_assert(takes<F>(std::index_sequence<V...>{}),
-                  "the function takes the hole's values, or its values and all of its coordinates, as Exprs");
-    return f(expr::input(int(V))...);
+    return Result(f(expr::input(int(V))..., expr::index(int(C))...));
+  } else if constexpr (takes<F>(std::index_sequence<V...>{})) {
+    return Result(f(expr::input(int(V))...));
+  } else {  // a function whose body is in error cannot be called either
+    static_assert(sizeof(F) == 0,
+                  "the function must take the hole's values, or its values and all of its coordinates, as Exprs; if it does, "
+                  "the error before this one is the mistake");
+    return {};
   }
 }
 }  // namespace detail
@@ -88,30 +98,41 @@ auto call_body(F& f, std::index_sequence<V...>, std::index_sequence<C...>) {
 // hole({b}, [](Expr v, Expr b) { return softplus(v + b); }) for a hole that passes one value: captured tensors in the shape of
 // the hole's space, or one that broadcasts to it.
 template <class F>
-Hole hole(std::initializer_list<Arg> captured, F body) {
+Hole hole(std::initializer_list<Arg> captured, F body, Site where = Site::current()) {
   HoleScope scope;
-  for (const Arg& c : captured) scope.capture(c.tensor(), c.where());
-  return scope.hole({detail::call_hole<1>(body, captured.size())});
+  std::vector<int> numbers;
+  for (const Arg& c : captured) numbers.push_back(scope.capture(c.tensor(), c.where()));
+  return scope.hole({detail::call_hole<0>(body, numbers, where)}, where);
 }
 
 // What an option of an op is filled with: a function of the hole's values, or of its values and all of its coordinates, which
 // may index tensors; or a Hole. `[&](Expr v, Index, Index, Index i) { return softplus(v + bias(i)); }`
+// - A tensor of any type may be indexed. A subscript outside of it is an error, also in an arm of where() that is not taken:
+//   clamp() it.
+// - A tensor whose subscripts depend on the hole's own value has no gradient.
+// - A Scalar is a constant: Expr(scalar), or to_integer(scalar) for a whole number.
+// - The quotient of integers is truncated, and 0 where the divisor is 0.
+// - It holds at most 8 tensors, 16 constants and 16 different elements (kMostCaptured, kMostConstants, kMostLoads).
 template <int values, int coordinates, int results = 1>
 struct HoleOf : Hole {
   HoleOf() = default;
   HoleOf(Hole hole) : Hole(std::move(hole)) {}
   template <class F>
-  requires(!std::is_convertible_v<F, Hole>) HoleOf(F body) {
+  requires(!std::is_convertible_v<F, Hole>) HoleOf(F body, Site where = Site::current()) {
     HoleScope scope;
-    const auto result = detail::call_body(body, std::make_index_sequence<values>{}, std::make_index_sequence<coordinates>{});
+    using Result = std::conditional_t<results == 2, Pair, Expr>;
+    const Result result =
+        detail::call_body<Result>(body, std::make_index_sequence<values>{}, std::make_index_sequence<coordinates>{});
     if constexpr (results == 2)
-      Hole::operator=(scope.hole({result.first, result.second}));
+      Hole::operator=(scope.hole({result.first, result.second}, where));
     else
-      Hole::operator=(scope.hole({Expr(result)}));
+      Hole::operator=(scope.hole({result}, where));
   }
 };
 
 // ---- in a recorded node -----------------------------------------------------------------------------------------------------
+
+using Outs = Few<Out, 2 * kMostLoads + 24>;
 
 // Collects the inputs, ints and constants of an op with holes. Layout: for hole h of op.holes, the ints begin with
 // [roots, captured, first_input, first_slot, slots, root ids...]; plain ints are added after all holes.
@@ -129,17 +150,18 @@ class Recorder {
  private:
   const Op& op_;
   Site where_;
-  Few<NodeId, 32> inputs_;
-  Few<std::int64_t, 64> ints_;
-  Few<double, 32> constants_;
-  Few<Out, 24> outs_;
+  // A gradient has the holes of the scan, the op with the most: its delta, and the gradients of two.
+  Few<NodeId, 3 * kMostCaptured + 24> inputs_;
+  Few<std::int64_t, 8 * kMostRoots + 24> ints_;
+  Few<double, 3 * kMostConstants + 16> constants_;
+  Outs outs_;
   int holes_ = 0;
 };
 
 // A hole of a recorded node: its roots, in which every captured tensor is a load, and where captured inputs and slots begin
 // among the node's.
 struct HoleView {
-  Few<Expr, 10> roots;
+  Few<Expr, kMostRoots> roots;
   int captured = 0, first_input = 0, first_slot = 0, slots = 0;
 };
 HoleView hole_of(const Tape& tape, NodeId id, int h);
@@ -149,15 +171,13 @@ std::span<const std::int64_t> plain_ints(const Tape& tape, NodeId id);  // those
 
 // ---- gradients --------------------------------------------------------------------------------------------------------------
 
-using Outs = Few<Out, 24>;
-
 // A hole of the node that a gradient rule differentiates: its derivative, and where each root of that is stored.
 struct HoleInVjp {
   // (values..., upstreams...) -> the derivatives by the values, then a distinct root for each of the loads whose gradient is
   // wanted; captures what the hole captures. Unfilled if the hole is.
   Hole gradient;
-  Few<int, 10> outputs;  // of root r over the hole's space, -1: none
-  Few<int, 10> sums;     // of the sum of root r over all coordinates but the last, -1: none
+  Few<int, kMostRoots> outputs;  // of root r over the hole's space, -1: none
+  Few<int, kMostRoots> sums;     // of the sum of root r over all coordinates but the last, -1: none
 
   // Appends to `outs` the outputs that the gradients of loads need; `first` is the output of root 0, -1 if it has none. `real`
   // is the type of sums, and of what is summed afterwards.
@@ -171,7 +191,7 @@ struct HoleInVjp {
     int root;
     bool column;  // its subscripts depend on the last coordinate alone, over which the kernel sums the root
   };
-  Few<Load, 8> loads_;
+  Few<Load, kMostLoads> loads_;
   Shape space_;
 };
 

@@ -77,7 +77,8 @@ Tensor uniform(Shape shape, DType dtype = DType::f32, Site where = Site::current
 Tensor normal(Shape shape, DType dtype = DType::f32, Site where = Site::current());  // Box-Muller
 
 // A user's op: body(x0, x1, ...) on scalars. Gradient, fusion, every device follow. `name` appears in errors and kernels.
-// expr::index(k) is where the element stands along axis k of the result.
+// expr::index(k) is where the element stands along axis k of the result. The body cannot index tensors: its tensors are the
+// operands. At most 8 operands.
 namespace detail {
 Tensor record_pointwise(std::string_view name, std::span<const Arg> inputs, Expr body, std::span<const double> constants);
 ExprType input_type(const Arg& a);
@@ -85,23 +86,23 @@ template <class F, std::size_t... I>
 Expr call_body(F& f, const Arg* args, std::index_sequence<I...>) {
   return f(expr::input(int(I), input_type(args[I]))...);
 }
+[[noreturn]] void fail_pointwise_arity(std::size_t tensors, Site where);
 template <std::size_t N, class F>
-Expr call_pointwise(F& f, std::span<const Arg> args) {
+Expr call_pointwise(F& f, std::span<const Arg> args, Site where) {
   if constexpr (N <= 8) {
     if constexpr (takes<F>(std::make_index_sequence<N>{}))
       if (args.size() == N) return call_body(f, args.data(), std::make_index_sequence<N>{});
-    return call_pointwise<N + 1>(f, args);
+    return call_pointwise<N + 1>(f, args, where);
   } else {
-    fail(ErrorKind::usage, "pointwise: the function does not take one Expr for each tensor",
-         std::to_string(args.size()) + " tensors", "declare as many Expr parameters as there are tensors (at most 8)");
+    fail_pointwise_arity(args.size(), where);
   }
 }
 }  // namespace detail
 template <class F>
-Tensor pointwise(std::string_view name, std::initializer_list<Arg> inputs, F body) {
+Tensor pointwise(std::string_view name, std::initializer_list<Arg> inputs, F body, Site where = Site::current()) {
   ConstantScope scope;
   const std::span<const Arg> args(inputs.begin(), inputs.size());
-  const Expr root = detail::call_pointwise<1>(body, args);
+  const Expr root = detail::call_pointwise<1>(body, args, where);
   return detail::record_pointwise(name, args, root, scope.values());
 }
 
@@ -189,6 +190,7 @@ Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {}
 
 // ---- selective scan (ops/scan.cpp, arXiv:2312.00752): channel-last ----------------------------------------------------------
 
+// What a function that fills delta or out may do is listed at HoleOf (autograd/hole.h).
 struct ScanOptions {
   Tensor D = {};            // (i): skip, s += D u
   HoleOf<1, 3> delta = {};  // Delta = delta(raw; b, t, i): softplus_bias(bias)

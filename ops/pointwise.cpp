@@ -113,6 +113,11 @@ const Unary kNeg("neg", neg_), kExp("exp", weft::exp), kLog("log", weft::log), k
 
 namespace detail {
 
+void fail_pointwise_arity(std::size_t tensors, Site where) {
+  fail_at(where, "pointwise: the function does not take one Expr for each tensor", fmt::format("{} tensors", tensors),
+          "declare as many Expr parameters as there are tensors (at most 8)");
+}
+
 ExprType input_type(const Arg& a) { return expr_type(a.dtype()); }
 
 Tensor record_pointwise(std::string_view name, std::span<const Arg> args, Expr body, std::span<const double> constants) {

@@ -44,6 +44,11 @@ Tensor scan_with(HoleOf<1, 3> delta, Site where = Site::current()) {
   return scan(Arg(x, where), x, tensor({4, 3}), n, n, {.delta = std::move(delta)});
 }
 
+Tensor scan_to(HoleOf<1, 3> out) {
+  const Tensor x = tensor({1, 2, 4}), n = tensor({1, 2, 3});
+  return scan(x, x, tensor({4, 3}), n, n, {.out = std::move(out)});
+}
+
 struct Mlp : Layer<Mlp> {
   Linear up{4, 8};
   Mlp() { add("up", up); }
@@ -80,8 +85,8 @@ std::vector<Mistake> mistakes() {
        }},
       {"a coordinate that a hole has not",
        2,
-       {"scan: index 3 does not exist", "hole 'delta' has coordinates (b, t, i)", "test_mistakes.cpp", "hint: "},
-       [] { scan_with(hole({}, [](Expr v) { return v + expr::index(3); })); }},
+       {"scan: index 7 does not exist", "hole 'delta' has coordinates (b, t, i)", "test_mistakes.cpp", "hint: "},
+       [] { scan_with(hole({}, [](Expr v) { return v + expr::index(7); })); }},
       {"a tensor indexed outside of a hole",
        2,
        {"a tensor is indexed outside of a hole", "(3,)", "test_mistakes.cpp", "hint: "},
@@ -114,6 +119,93 @@ std::vector<Mistake> mistakes() {
        [] {
          const Tensor bias = tensor({4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, 4, 1}, {4});
          run([&] { return scan_with([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); }); }).to_host<float>();
+       }},
+      {"a subscript that leaves its tensor where only the gradient is wanted",
+       2,
+       {"a subscript in a hole is outside of its tensor", "subscript -1 of axis 1, which has 4 places", "hint: "},
+       [] {
+         const Tensor bias = tensor({2, 4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, -1, 1}, {4});
+         run([&] {
+           const Tensor y = scan_with([&](Expr v, Index, Index t, Index i) { return v + bias(t, ids(i)); });
+           return grad(sum(y), {bias})[0];
+         }).to_host<float>();
+       }},
+      {"the same in the hole for the result",
+       2,
+       {"a subscript in a hole is outside of its tensor", "subscript 4 of axis 0, which has 4 places", "hint: "},
+       [] {
+         const Tensor bias = tensor({4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, 4, 1}, {4});
+         run([&] {
+           return grad(sum(scan_to([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); })), {bias})[0];
+         }).to_host<float>();
+       }},
+      {"a literal subscript that leaves its tensor",
+       2,
+       {"scan: hole 'delta' indexes a tensor outside of it", "4 is outside of axis 0, which has 4 places", "test_mistakes.cpp"},
+       [] {
+         const Tensor bias = tensor({4});
+         scan_with([&](Expr v) { return v + bias(4); });
+       }},
+      {"the gradient of an element that is found by the hole's value",
+       2,
+       {"hole 'out' finds an element by its own value, which has no gradient", "of (4,)", "test_mistakes.cpp",
+        "hint: detach() the tensor"},
+       [] {
+         const Tensor table = tensor({4});
+         grad(sum(scan_to([&](Expr s) { return s * table(clamp(to_integer(s), 0, 3)); })), {table});
+       }},
+      {"a dead tensor in a hole",
+       2,
+       {"tensor: this handle is dead", "test_mistakes.cpp"},
+       [] {
+         Tensor dead;
+         run([&] { dead = tensor({4}) * 2.0; });
+         scan_with([&](Expr v, Index, Index, Index i) { return v + dead(i); });
+       }},
+      {"too many tensors in a hole",
+       2,
+       {"a hole holds too many tensors", "9 of at most 8", "test_mistakes.cpp", "hint: join"},
+       [] {
+         std::vector<Tensor> many;
+         for (int k = 0; k < 9; ++k) many.push_back(tensor({4}));
+         scan_with([&](Expr v, Index, Index, Index i) {
+           for (const Tensor& x : many) v = v + x(i);
+           return v;
+         });
+       }},
+      {"too many constants in a hole",
+       2,
+       {"a hole holds too many constants and Scalars", "17 of at most 16", "test_mistakes.cpp", "hint: "},
+       [] {
+         scan_with(hole({}, [](Expr v) {
+           for (int k = 0; k < 17; ++k) v = v + 0.01 * (k + 3);
+           return v;
+         }));
+       }},
+      {"too many elements in a hole",
+       2,
+       {"scan: hole 'delta' reads too many elements", "17 of at most 16", "test_mistakes.cpp", "hint: "},
+       [] {
+         const Tensor taps = tensor({20});
+         scan_with([&](Expr v, Index, Index, Index i) {
+           for (int k = 0; k < 17; ++k) v = v + taps(i + k);
+           return v;
+         });
+       }},
+      {"a function of too few values in a hole",
+       2,
+       {"hole: the function does not take one value and each captured tensor", "1 captured", "test_mistakes.cpp", "hint: "},
+       [] { hole({tensor({4})}, [](Expr v) { return v; }); }},
+      {"a function of too many values in a pointwise op",
+       2,
+       {"pointwise: the function does not take one Expr for each tensor", "1 tensors", "test_mistakes.cpp", "hint: "},
+       [] { pointwise("two", {tensor({4})}, [](Expr a, Expr b) { return a + b; }); }},
+      {"a tensor indexed in a pointwise op",
+       2,
+       {"a tensor is indexed outside of a hole", "test_mistakes.cpp", "a pointwise op cannot index"},
+       [] {
+         const Tensor bias = tensor({4});
+         pointwise("look", {tensor({4})}, [&](Expr v) { return v + bias(expr::index(0)); });
        }},
       {"a number where a condition is wanted",
        2,

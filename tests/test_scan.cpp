@@ -387,6 +387,19 @@ TEST(Scan, HolesIndexTensors) {
       [&](auto, auto t, auto i) { return gen(5, 9)[std::size_t(t)] * at(i); }, "with one that broadcasts");
 }
 
+TEST(Scan, AHoleCapturesATensorTwice) {
+  const Small s;
+  const Values w = gen(6, 5), x = gen(6, 7);
+  const Tensor first = Tensor::from(w, {6}), other = Tensor::from(x, {6});
+  const auto at = [&](const Values& of, std::int64_t i) { return of[std::size_t(i)]; };
+  s.expect_added(
+      hole({first, first, other}, [](Expr v, Expr a, Expr b, Expr c) { return v + a - 3 * b + 7 * c; }),
+      [&](auto, auto, auto i) { return 7 * at(x, i) - 2 * at(w, i); }, "twice, then another");
+  s.expect_added(
+      hole({first, other, first}, [&](Expr v, Expr a, Expr b, Expr c) { return v + a * b + c + other(5 - expr::index(2)); }),
+      [&](auto, auto, auto i) { return at(w, i) * at(x, i) + at(w, i) + at(x, 5 - i); }, "and indexed");
+}
+
 // ---- the gradient of an indexed tensor, against the plain form: its elements looked up, then added ------------------------
 
 using Place = std::function<std::int64_t(std::int64_t b, std::int64_t t, std::int64_t i)>;
@@ -470,6 +483,49 @@ TEST(Scan, GradientsOfTensorsThatAreReadTwice) {
   const std::vector<Tensor> d = grad(holed, g, {s.u, z}), e = grad(plain, g, {s.u, z});
   expect_near(holed.to_host<double>(), plain.to_host<double>(), 1e-12, "value");
   for (std::size_t k = 0; k < 2; ++k) expect_near(d[k].to_host<double>(), e[k].to_host<double>(), 1e-12, std::to_string(k));
+}
+
+// Both holes hold the most tensors, constants and elements that they may, and so do their gradients.
+TEST(Scan, AHoleHoldsAsMuchAsItMay) {
+  const Small s;
+  std::vector<Tensor> z;
+  for (std::size_t k = 0; k < kMostCaptured; ++k) z.push_back(Tensor::from(gen(7, 20 + k), {7}));
+  const auto body = [&](Expr v, Index, Index, Index i) {
+    for (int k = 0; k < int(z.size()); ++k) {
+      const Tensor& x = z[std::size_t(k)];
+      v = v + 0.01 * (k + 3) * x(i) * (0.01 * (k + 30) * x(i + 1));
+    }
+    return v;
+  };
+  Tensor added = zeros({6}, DType::f64);
+  for (int k = 0; k < int(z.size()); ++k) {
+    const Tensor& x = z[std::size_t(k)];
+    added = added + 0.01 * (k + 3) * slice(x, 0, 0, 6) * (0.01 * (k + 30) * slice(x, 0, 1, 7));
+  }
+  const Tensor holed = scan(s.u, s.raw, s.A, s.B, s.C, {.delta = body, .out = body}),
+               plain = scan(s.u, s.raw + added, s.A, s.B, s.C) + added, g = Tensor::from(gen(60, 6), s.rows);
+  const std::vector<Arg> wrt(z.begin(), z.end());
+  const std::vector<Tensor> d = grad(holed, g, wrt), e = grad(plain, g, wrt);
+  expect_near(holed.to_host<double>(), plain.to_host<double>(), 1e-12, "value");
+  for (std::size_t k = 0; k < d.size(); ++k)
+    expect_near(d[k].to_host<double>(), e[k].to_host<double>(), 1e-12, std::to_string(k));
+}
+
+// The same of a tensor of four axes, whose places are numbered, among constants.
+TEST(Scan, AHoleOfConstantsReadsATensorOfFourAxes) {
+  const Small s;
+  const Tensor z = Tensor::from(gen(60, 5), {2, 5, 1, 6}), g = Tensor::from(gen(60, 6), s.rows);
+  const Tensor holed = scan(s.u, s.raw, s.A, s.B, s.C, {.out = [&](Expr v, Index b, Index t, Index i) {
+                              for (int k = 0; k < int(kMostConstants); ++k) v = v * (0.91 + 0.02 * k);
+                              return v * z(b, t, 0, 5 - i);
+                            }});
+  const Tensor dz = grad(holed, g, {z})[0];
+  double factor = 1;
+  for (int k = 0; k < int(kMostConstants); ++k) factor *= 0.91 + 0.02 * k;
+  const Values values = scan(s.u, s.raw, s.A, s.B, s.C).to_host<double>(), upstream = gen(60, 6);
+  Values expected(60);
+  for (std::size_t at = 0; at < 60; ++at) expected[at - at % 6 + 5 - at % 6] = factor * values[at] * upstream[at];
+  expect_near(dz.to_host<double>(), expected, 1e-12, "gradient");
 }
 
 // A Scalar is a constant of the kernel: it changes every step, in one plan.
