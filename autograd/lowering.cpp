@@ -1,11 +1,14 @@
 #include "autograd/lowering.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <unordered_map>
 #include <vector>
 
 #include "autograd/schedule.h"
 #include "jit/affine.h"
+#include "jit/error.h"
 
 namespace weft {
 
@@ -49,6 +52,17 @@ Operand Lowering::dense(int i, std::optional<DType> dtype) {
   return !o || o.contiguous() ? o : copied(o);
 }
 
+// What is added to a product was planned to be in memory before it runs; a product without it would be a wrong number.
+Operand Lowering::added(NodeId id, std::optional<DType> dtype) {
+  const Operand o = of_node(id, dtype);
+  if (!o)
+    fail(ErrorKind::usage,
+         fmt::format("internal error: {} is fused with a value that is not stored", scheduler_.t_.name(node_)),
+         fmt::format("{} {}", scheduler_.t_.name(id), to_string(scheduler_.t_.shape(id))),
+         "please report it; settings().fuse_products = false avoids it");
+  return o;
+}
+
 Epilogue Lowering::epilogue(std::optional<DType> dtype) {
   Epilogue e;
   if (inputs() > 2) e.bias = dense(2, dtype);
@@ -57,11 +71,11 @@ Epilogue Lowering::epilogue(std::optional<DType> dtype) {
   const Scheduler::Product& product = found->second;
   e.activation = product.activation;
   if (product.bias != Tape::kNone) {
-    e.bias = of_node(product.bias, dtype);
+    e.bias = added(product.bias, dtype);
     if (!e.bias.contiguous()) e.bias = copied(e.bias);
   }
   if (product.addend != Tape::kNone) {
-    e.addend = of_node(product.addend, dtype);
+    e.addend = added(product.addend, dtype);
     if (!e.addend.rows() || e.addend.row_stride() < e.addend.dims[std::size_t(e.addend.rank - 1)]) e.addend = copied(e.addend);
   }
   return e;

@@ -77,6 +77,7 @@ class Lowering {
   friend class Scheduler;
   Lowering(class Scheduler& scheduler, NodeId node) : scheduler_(scheduler), node_(node) {}
   Operand of_node(NodeId id, std::optional<DType> dtype);
+  Operand added(NodeId id, std::optional<DType> dtype);
   Operand copied(const Operand& o);
   void emit_planned(std::string name, struct PlannedKernel kernel);
   class Scheduler& scheduler_;

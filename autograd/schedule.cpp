@@ -183,6 +183,7 @@ bool Scheduler::absorb_reader(NodeId id, Product& product) const {
     }
     const Expr body = pointwise_body(t_, reader), x = expr::input(0);
     const auto operands = t_.inputs_of(reader);
+    if (std::count(operands.begin(), operands.end(), product.last) > 1) return fmt::format("{} reads it twice", name);
     if (operands.size() == 2 && same(body, x + expr::input(1)))
       return add_to(id, product, operands[operands[0] == product.last ? 1 : 0]);
     if (!same(body, relu(x)) && !same(body, gelu_tanh(x))) return fmt::format("the library has no {}", name);

@@ -215,6 +215,10 @@ TEST_F(Products, SayWhatHinders) {
   expect_reason("not fused: the library has no silu", [&] { return silu(linear(x, w)); });
   expect_reason("not fused: softmax reads it", [&] { return softmax(linear(x, w), {-1}); });
   expect_reason("not fused: add has another shape", [&] { return linear(x, w) + wave({2, 6, 24}); });
+  expect_reason("not fused: add reads it twice", [&] {
+    const Tensor v = linear(x, w);
+    return v + v;
+  });
   expect_reason("not fused: neither a bias nor one tensor of its shape is added", [&] { return linear(x, w, b) + b; });
   expect_reason("not fused: neither a bias nor one tensor of its shape is added", [&] { return linear(x, w) + y + y * 2; });
   expect_reason("not fused: what is added has another dtype than the sum", [&] { return linear(x, w) + cast(y, DType::bf16); });
@@ -242,6 +246,30 @@ TEST_F(Products, SayWhatHinders) {
     assign(t, y);
     return v + old;
   });
+}
+
+// Both operands of a sum are the product itself, or what it has become, or views of it.
+TEST_F(Products, AreAddedToThemselves) {
+  const auto twice = [](const Tensor& v) { return v + v; };
+  check([&] { return twice(linear(x, w)); }, 0);
+  check([&] { return relu(twice(linear(x, w, b))); }, 0);
+  check([&] { return twice(linear(x, w) + b); }, 0);
+  check([&] { return twice(linear(x, w, b) + y) + y; }, 0);
+  check([&] { return twice(reshape(linear(x, w), {24, 6})); }, 0);
+  check(
+      [&] {
+        const Tensor v = linear(x, w);
+        return v + reshape(reshape(v, {144}), {6, 24});
+      },
+      0);
+  check(
+      [&] {
+        const Tensor v = linear(w, slice(w, 0, 0, 24));
+        return v + transpose(v);
+      },
+      0);
+  const Tensor row = wave({1, 16}), narrow = wave({1, 16}, 0.3);  // of one element, which might be a bias too
+  check([&] { return twice(linear(row, narrow)); }, 0);
 }
 
 // A State's value as it was before the write, fused or not.
