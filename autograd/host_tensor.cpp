@@ -57,6 +57,8 @@ std::vector<T> HostTensor::values() const {
       std::memcpy(&stored, bytes.data() + i * sizeof stored, sizeof stored);
       if constexpr (std::is_same_v<Stored, bf16>) {
         out[i] = convert<T>(float(stored));
+      } else if constexpr (std::is_same_v<Stored, std::uint8_t>) {
+        out[i] = T(stored != 0);
       } else {
         out[i] = convert<T>(stored);
       }

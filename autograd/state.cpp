@@ -172,7 +172,14 @@ std::vector<std::byte> State::bytes(Site where) const {
 
 void State::set_bytes(const void* bytes, Site where) {
   settle(*impl_, where);
-  impl_->memory.write(bytes);
+  if (impl_->dtype == DType::boolean) {
+    const auto* from = static_cast<const std::byte*>(bytes);
+    std::vector<std::byte> copy(from, from + impl_->memory.size());
+    normalise_booleans(copy);
+    impl_->memory.write(copy.data());
+  } else {
+    impl_->memory.write(bytes);
+  }
   impl_->written();
 }
 

@@ -71,6 +71,7 @@ Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape) {
   const std::size_t size = bytes_of(shape, dtype);
   v->memory = std::make_shared<Memory>(Device::cpu, size, "a tensor from the host");
   v->memory->write(bytes);
+  if (dtype == DType::boolean) normalise_booleans({v->memory->data(), size});
   return t;
 }
 

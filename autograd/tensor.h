@@ -75,7 +75,8 @@ class Tensor {
     if (value_) release();
   }
 
-  // A value from host memory, row-major. T: float, double, std::int32_t, std::int64_t, std::uint8_t (boolean).
+  // A value from host memory, row-major. T: float, double, std::int32_t, std::int64_t, or std::uint8_t for
+  // booleans, of which every value but 0 is true.
   template <class T>
   static Tensor from(const std::vector<T>& values, Shape shape, Site where = Site::current());
   static Tensor from_bytes(const void* bytes, DType dtype, Shape shape);

@@ -1,8 +1,10 @@
 // What a value is as a value of another type.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <type_traits>
 
 #include "jit/dtype.h"
@@ -35,6 +37,11 @@ To value_as(From from) {
   } else {
     return To(from);
   }
+}
+
+// Booleans from outside, where any byte that is not zero is true; kernels take it for granted that true is 1.
+inline void normalise_booleans(std::span<std::byte> bytes) {
+  for (std::byte& b : bytes) b = std::byte(b != std::byte(0));
 }
 
 }  // namespace weft

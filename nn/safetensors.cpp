@@ -13,6 +13,7 @@
 #include <tuple>
 #include <utility>
 
+#include "jit/convert.h"
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
@@ -100,8 +101,7 @@ class SafetensorsReader {
         std::memcpy(tensor.bytes.data() + 4 * i, &value, 4);
       }
     }
-    if (tensor.dtype == DType::boolean)
-      for (std::byte& b : tensor.bytes) b = std::byte(b != std::byte(0));
+    if (tensor.dtype == DType::boolean) normalise_booleans(tensor.bytes);
     return tensor;
   }
 

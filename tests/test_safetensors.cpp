@@ -400,6 +400,12 @@ TEST(HostTensors, Conversions) {
   EXPECT_EQ(make<double>(DType::bf16, {2}, {1.00390625, -3}).values<double>(), (std::vector<double>{1, -3}));  // ties to even
   EXPECT_EQ(make<std::int64_t>(DType::f32, {2}, {3, -4}).values<std::int64_t>(), (std::vector<std::int64_t>{3, -4}));
   EXPECT_EQ(make<float>(DType::boolean, {3}, {0, 0.5f, -1}).values<float>(), (std::vector<float>{0, 1, 1}));
+  const HostTensor any{DType::boolean, {3}, {std::byte(0), std::byte(2), std::byte(255)}};
+  EXPECT_EQ(any.values<float>(), (std::vector<float>{0, 1, 1}));
+  EXPECT_EQ(any.values<std::int64_t>(), (std::vector<std::int64_t>{0, 1, 1}));
+  TempFolder folder;
+  write_safetensors(folder / "any.safetensors", {{"any", any}});
+  EXPECT_EQ(read_safetensors(folder / "any.safetensors")["any"].bytes, (std::vector{std::byte(0), std::byte(1), std::byte(1)}));
   EXPECT_EQ(make<double>(DType::i64, {1}, {-9007199254740993.0}).values<std::int64_t>()[0], -9007199254740992);
   expect_error(ErrorKind::usage, {"not an integer", "0.5"}, [] { make<float>(DType::i32, {1}, {0.5f}); });
   expect_error(ErrorKind::usage, {"not an integer"}, [] { make<double>(DType::i64, {1}, {9223372036854775808.0}); });

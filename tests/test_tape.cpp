@@ -258,6 +258,22 @@ TEST(Backward, TakeGradientConsumes) {
   EXPECT_FALSE(w.has_gradient());
 }
 
+// Kernels compare, select and convert the bytes of booleans as they are.
+TEST(Values, BooleansFromTheHostAreZeroOrOne) {
+  const std::vector<std::uint8_t> bytes = {0, 1, 2, 255};
+  const Tensor m = Tensor::from(bytes, {4}), k = Tensor::from<std::uint8_t>({1, 1, 1, 4}, {4});
+  State s({4}, DType::boolean, "s");
+  s.set_bytes(bytes.data());
+  EXPECT_EQ(s.bytes(), (std::vector{std::byte(0), std::byte(1), std::byte(1), std::byte(1)}));
+  for (const Tensor& x : {m, Tensor::from_bytes(bytes.data(), DType::boolean, {4}), s.read()}) {
+    const auto got = run([&] {
+      return std::vector{cast(x, DType::f32), cast(equal(x, 1.0), DType::f32),
+                         pointwise("both", {x, k}, [](Expr a, Expr b) { return where(a && b, 1.f, 0.f); })};
+    });
+    for (const Tensor& y : got) EXPECT_EQ(y.to_host<float>(), Floats({0, 1, 1, 1}));
+  }
+}
+
 TEST(Backward, GradOfAnyTensorAndDetach) {
   const Tensor x = vec({1, 2, 3});
   const auto g = run([&] {
