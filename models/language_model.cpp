@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <span>
 
 #include "autograd/backward.h"
@@ -76,9 +77,42 @@ bool has_type(const ModelFamily& family, const std::string& type) {
   return std::find(family.model_types.begin(), family.model_types.end(), type) != family.model_types.end();
 }
 
-void check_new(const ModelFamily& family, const std::deque<ModelFamily>& there) {
+// What is written on a command line: letters, digits and, inside, `others`.
+void check_word(const std::string& who, std::string_view what, std::string_view word, std::string_view others) {
+  const auto plain = [](char c) { return ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || ('0' <= c && c <= '9'); };
+  const auto good = [&](char c) { return plain(c) || others.find(c) != others.npos; };
+  if (!word.empty() && plain(word.front()) && std::all_of(word.begin(), word.end(), good)) return;
+  fail(ErrorKind::usage, fmt::format("{}: {} is no name", who, what), fmt::format("'{}'", word),
+       fmt::format("a letter or digit, then letters, digits and any of {}", others));
+}
+
+// What must hold of a family by itself.
+void check_complete(const ModelFamily& family) {
   const std::string who = "model family '" + family.name + "'";
+  check_word(who, "its name", family.name, "_-.");
+  if (family.title.empty()) fail(ErrorKind::usage, who + " has no title", {}, "messages call it by that, as \"Mamba\"");
+  if (family.model_types.empty() && !family.recognises)
+    fail(ErrorKind::usage, who + " reads no model_type", {}, "name that of its config.json, or set recognises");
+  for (const std::string& type : family.model_types)
+    if (type.empty()) fail(ErrorKind::usage, who + ": a model_type is empty");
+  if (!family.from_json || !family.from_options)
+    fail(ErrorKind::usage, fmt::format("{} has no {}", who, family.from_json ? "from_options" : "from_json"), {},
+         "make_family (models/family.h) makes both from a table of options");
   if (family.presets.empty()) fail(ErrorKind::usage, who + " has no preset", {}, "the first one is the default");
+  std::set<std::string_view> presets, options;
+  for (const Preset& preset : family.presets) {
+    check_word(who, "that of a preset", preset.name, "_-.");
+    if (!presets.insert(preset.name).second) fail(ErrorKind::usage, who + " has two presets of one name", preset.name);
+  }
+  for (const ModelOption& option : family.options) {
+    check_word(who, "that of an option", option.name, "_");
+    if (!options.insert(option.name).second) fail(ErrorKind::usage, who + " has two options of one name", option.name);
+  }
+}
+
+void check_new(const ModelFamily& family, const std::deque<ModelFamily>& there) {
+  check_complete(family);
+  const std::string who = "model family '" + family.name + "'";
   for (const ModelFamily& other : there) {
     if (other.name == family.name) fail(ErrorKind::usage, who + " is there already");
     for (const std::string& type : family.model_types)

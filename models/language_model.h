@@ -130,8 +130,9 @@ const std::deque<ModelFamily>& model_families();           // the first one is t
 const ModelFamily& model_family(const std::string& name);  // errors (ErrorKind::usage): none of that name
 // The one that reads this config.json. Errors (ErrorKind::io): an unknown model_type.
 const ModelFamily& family_of(const nlohmann::json& config, std::string_view file = "config.json");
-// One more, from now on. Errors (ErrorKind::usage): a name or model_type that there is already, no preset, an option that has
-// another type in another family.
+// One more in this program, from now on. Errors (ErrorKind::usage): a name or model_type that there is already, no preset, no
+// from_json or from_options, a name that cannot be written on a command line, an option that has another type in another
+// family. Whether options and presets go with those of training is checked when these are read (tools/train/train_options.h).
 void add_model_family(ModelFamily family);
 
 // For a configuration from a file: an error (ErrorKind::io) if it has more than twice the parameters that the tensors have.

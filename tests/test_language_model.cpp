@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
@@ -86,6 +89,16 @@ TEST_F(LanguageModels, HelpListsTheOptionsOfTheFamily) {
   expect_not_in(ngram.out, {"--state", "--layers", "130m"});
   expect_in(weft("train --model=ngram --help", false).out, {"--window"});
   expect_in(weft("completion bash", false).out, {"--window", "--state", "mamba ngram", "tiny small 130m task wide"});
+}
+
+TEST_F(LanguageModels, AnUnknownFamilyHasNoHelp) {
+  for (const char* words : {"train --model mambo --help", "train --help --model=mambo", "train --model mambo"}) {
+    const Printed got = weft(words, false);
+    EXPECT_EQ(got.code, 2) << words;
+    EXPECT_EQ(got.out, "") << words;
+    expect_in(got.err, {"train: --model: unknown word 'mambo'; did you mean 'mamba'?", "use mamba, ngram"});
+  }
+  EXPECT_EQ(weft("doctor", false).code, 0);
 }
 
 TEST_F(LanguageModels, AnOptionThatTheFamilyLacksIsAnErrorThatSaysSo) {
@@ -230,6 +243,63 @@ TEST_F(LanguageModels, TheRegistryRefusesWhatWouldBeTwoThings) {
   const auto make = [](const ModelOptions& options) { return [=] { model_family("mamba").from_options(options, {}, {}); }; };
   expect_error(ErrorKind::usage, {"Mamba has no option 'widht'; did you mean 'width'?"}, make({{"widht", 3}}));
   expect_error(ErrorKind::usage, {"option 'width' is given a value of another type"}, make({{"width", "wide"}}));
+}
+
+TEST_F(LanguageModels, TheRegistryRefusesWhatIsIncomplete) {
+  const auto refused = [](const std::vector<std::string>& words, const std::function<void(ModelFamily&)>& change) {
+    ModelFamily family = ngram_family();
+    family.name = "other", family.model_types = {"other"};
+    change(family);
+    expect_error(ErrorKind::usage, words, [&] { add_model_family(family); });
+  };
+  refused({"its name is no name", "''"}, [](ModelFamily& f) { f.name = ""; });
+  refused({"its name is no name", "'my model'"}, [](ModelFamily& f) { f.name = "my model"; });
+  refused({"its name is no name", "'--model'"}, [](ModelFamily& f) { f.name = "--model"; });
+  refused({"'other' has no title"}, [](ModelFamily& f) { f.title = ""; });
+  refused({"a model_type is empty"}, [](ModelFamily& f) { f.model_types.push_back(""); });
+  refused({"reads no model_type"}, [](ModelFamily& f) { f.model_types = {}, f.recognises = {}; });
+  refused({"has no from_json", "make_family"}, [](ModelFamily& f) { f.from_json = {}; });
+  refused({"has no from_options"}, [](ModelFamily& f) { f.from_options = {}; });
+  refused({"that of a preset is no name", "'a b'"}, [](ModelFamily& f) { f.presets.push_back({"a b"}); });
+  refused({"two presets of one name", "small"}, [](ModelFamily& f) { f.presets.push_back({"small"}); });
+  refused({"that of an option is no name", "'big-width'"}, [](ModelFamily& f) { f.options.push_back({"big-width", "", 1.0}); });
+  refused({"two options of one name", "width"}, [](ModelFamily& f) { f.options.push_back({"width", "", std::int64_t(1)}); });
+  EXPECT_EQ(model_families().size(), 2u);
+}
+
+// Each in a process of its own, in which the program is refused too.
+TEST_F(LanguageModels, WhatDoesNotGoWithTheOptionsOfTrainingIsRefused) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto refused = [](const std::string& words, const std::function<void(ModelFamily&)>& change) {
+    const auto child = [&] {
+      ModelFamily family = ngram_family();
+      family.name = "other", family.model_types = {"other"};
+      change(family);
+      add_model_family(std::move(family));
+      int code = 0;
+      try {
+        options_from({{"model", "other"}});
+      } catch (const Error& e) {
+        char program[] = "weft", command[] = "doctor";
+        char* argv[] = {program, command};
+        if (std::string(e.what()).find(words) != std::string::npos) code = run_program(2, argv);
+      }
+      std::fflush(stderr);
+      std::_Exit(code);  // the threads that std::exit waits for are the parent's
+    };
+    EXPECT_EXIT(child(), testing::ExitedWithCode(exit_code(ErrorKind::usage)), words);
+  };
+  refused("an option has the name of one of training", [](ModelFamily& f) { f.options.push_back({"lr", "", 3.0}); });
+  refused("an option has the name of one of training", [](ModelFamily& f) { f.options.push_back({"out", "", 3.0}); });
+  refused("preset 'wide': train: unknown option 'widht'; did you mean 'width'", [](ModelFamily& f) {
+    f.presets[1].settings = {{"widht", "3"}};
+  });
+  refused("preset 'wide': train: --width must be a whole number", [](ModelFamily& f) {
+    f.presets[1].settings = {{"width", "many"}};
+  });
+  refused("preset 'wide': train: --model is chosen before the preset", [](ModelFamily& f) {
+    f.presets[1].settings = {{"model", "mamba"}};
+  });
 }
 
 TEST_F(LanguageModels, NoFamilyHasAnOptionOfTraining) {

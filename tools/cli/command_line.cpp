@@ -99,16 +99,15 @@ CLI::Option* add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& 
   return option->check(some_of(info.words));  // set_option checks it
 }
 
-// The family whose options --help shows: that of --model, or the default.
+// The family whose options `weft train --help` shows: that of --model, or the default.
 std::string model_in(const std::vector<std::string>& words) {
-  std::string name;
-  for (std::size_t i = 0; i < words.size(); ++i) {
-    if (words[i] == "--model" && i + 1 < words.size()) name = words[i + 1];
+  std::string name = model_families().front().name;
+  if (words.size() < 2 || words[1] != "train") return name;
+  for (std::size_t i = 2; i < words.size(); ++i) {
+    if (words[i] == "--model" && i + 1 < words.size() && !words[i + 1].starts_with('-')) name = words[i + 1];
     if (words[i].starts_with("--model=")) name = words[i].substr(8);
   }
-  const std::deque<ModelFamily>& all = model_families();
-  const bool known = std::ranges::any_of(all, [&](const ModelFamily& family) { return family.name == name; });
-  return known ? name : all.front().name;
+  return name;
 }
 
 void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
@@ -127,7 +126,8 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
   const TrainOptions defaults = options_from({{"model", model_in(c.words)}});
   each_option(defaults, [&](const OptionInfo& info, const auto& value) { add_train_option(sub, c, info, value); });
   // Those of the other families are known too, since --config or --set may name the model, but not shown.
-  for (const ModelFamily& family : model_families())
+  for (const ModelFamily& family : model_families()) {
+    check_family(family);
     for (const ModelOption& option : family.options)
       if (!sub->get_option_no_throw(flag_of(option.name)))
         std::visit(
@@ -135,6 +135,7 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
               add_train_option(sub, c, {option.name, option.help}, value)->group("");
             },
             option.fallback);
+  }
 }
 
 void add_plot(CLI::App& app, PlotCommand& c, std::function<int()>& chosen) {

@@ -8,6 +8,9 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
+#include <string_view>
+#include <utility>
 
 #include "jit/error.h"
 
@@ -120,6 +123,28 @@ void set_option(TrainOptions& options, const OptionSetting& setting) {
   if (name == "steps") options.epochs = 0;
 }
 
+void check_family(const ModelFamily& family) {
+  const std::string who = fmt::format("model family '{}'", family.name);
+  TrainOptions options;
+  options.model = family.name;
+  std::set<std::string_view> names = {"out", "resume", "config", "set", "help"};  // of the command line alone
+  each_option(std::as_const(options), [&](const OptionInfo& info, const auto&) {
+    if (!names.insert(info.name).second)
+      fail(ErrorKind::usage, fmt::format("{}: an option has the name of one of training", who), flag_of(info.name),
+           "give the family's option another name");
+  });
+  for (const Preset& preset : family.presets)
+    for (const OptionSetting& setting : preset.settings) try {
+        if (setting.first == "model" || setting.first == "preset")
+          fail(ErrorKind::usage, fmt::format("train: {} is chosen before the preset", flag_of(setting.first)));
+        set_option(options, setting);
+      } catch (const Error& e) {
+        ErrorParts parts = e.parts();
+        parts.what = fmt::format("{}: preset '{}': {}", who, preset.name, parts.what);
+        throw Error(e.kind(), parts);
+      }
+}
+
 OptionSetting split_setting(const std::string& text) {
   const auto equals = text.find('=');
   if (equals == std::string::npos || equals == 0)
@@ -150,6 +175,7 @@ TrainOptions options_from(const std::vector<OptionSetting>& settings) {
   set_all("model");
   set_all("task");
   const ModelFamily& family = model_family(options.model);
+  check_family(family);
   options.preset = !options.task.empty() && family.preset("task") ? "task" : family.presets.front().name;
   set_all("preset");
   for (const OptionSetting& setting : preset_of(options).settings) set_option(options, setting);

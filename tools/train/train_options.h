@@ -125,6 +125,10 @@ void each_option(Options& o, F&& f) {
 
 std::string flag_of(const std::string& name);  // "--weight-decay"
 
+// Errors (ErrorKind::usage): an option of the family has the name of one of training, a preset sets what is no option or a
+// value that it cannot have. options_from and the command line check the families that they meet.
+void check_family(const ModelFamily& family);
+
 // A name and a value as text: "lr", "1e-3". Names may be written with - or _.
 using OptionSetting = std::pair<std::string, std::string>;
 
