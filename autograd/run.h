@@ -82,7 +82,7 @@ requires(!std::is_same_v<std::remove_cvref_t<First>, Site>) auto run(Step&& step
 }
 
 // The plan of a step for a target, which need not be there: records and schedules, runs nothing and leaves no trace. Its
-// kernels are what `weft inspect` shows.
+// kernels are what `weft inspect` shows. A caller includes autograd/plan.h (weft.h does).
 template <class Step>
 std::unique_ptr<Plan> plan_for(const Target& target, Step&& step, Site where = Site::current()) {
   detail::Recording recording(where);

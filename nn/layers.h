@@ -94,6 +94,9 @@ class Conv1d : public Layer<Conv1d, WeightedModule> {
  public:
   Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options = {});
   Tensor forward(const Tensor& x, Conv1dOptions options = {});  // (b, t, d) -> (b, t, d)
+  using Layer::operator();
+  // conv(x, {.silu = true}): braces alone have no type.
+  Tensor operator()(Arg x, Conv1dOptions options) { return Layer::operator()(x, std::move(options)); }
 };
 
 struct EmbeddingOptions {

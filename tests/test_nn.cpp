@@ -324,6 +324,16 @@ TEST(Mask, EveryUseOfTheWeightGoesThroughIt) {
   EXPECT_FALSE(Linear(2, 2, {.bias = false}).shift());
 }
 
+TEST(Layers, ConvolutionsTakeTheirOptionsInBraces) {
+  Conv1d conv(4, 3);
+  const Tensor x = Tensor::from(ramp(40), {2, 5, 4});
+  EXPECT_EQ(run([&] { return conv(x, {.silu = true}); }).to_host<float>(),
+            run([&] { return conv(x, Conv1dOptions{.silu = true}); }).to_host<float>());
+  expect_error(ErrorKind::usage, {"test_nn.cpp:" + std::to_string(__LINE__ + 1)}, [&] {
+    run([&] { return conv(ones({2, 5, 3}), {.silu = true}); });
+  });
+}
+
 TEST(Mask, TrainingSamplesAnewAndGivesGradients) {
   Linear layer = masked(Linear(20, 30), {.noise = MaskNoise::logistic, .initial_sparsity = 0.3});
   EXPECT_NEAR(layer.mask()->expected_sparsity(), 0.3, 1e-6);

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "autograd/lowering.h"
-#include "autograd/plan.h"
 #include "autograd/settings.h"
 #include "jit/driver.h"
 #include "tests/expect_error.h"

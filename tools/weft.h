@@ -6,6 +6,7 @@
 #include "autograd/backward.h"
 #include "autograd/check.h"
 #include "autograd/op.h"
+#include "autograd/plan.h"
 #include "autograd/random.h"
 #include "autograd/run.h"
 #include "autograd/state.h"
