@@ -134,7 +134,8 @@ void PlanCache::clear() {
 }
 
 // An integer is structure: one that changes every step makes every step a new plan. Three misses in a row in which nothing but
-// one integer at the same place is new are named.
+// one integer at the same place is new are named. What an op keeps in its integers may be the number of an expression, which
+// says nothing to anybody.
 void PlanCache::note_miss(const Tape& tape) {
   std::size_t differences = 0, at = 0;
   if (same_bytes(tape.nodes, missed_nodes_) && tape.ints.size() == missed_ints_.size())
@@ -144,11 +145,20 @@ void PlanCache::note_miss(const Tape& tape) {
   if (misses_ == 3)
     for (NodeId id = 0; id < tape.nodes.size(); ++id) {
       const Node& n = tape.nodes[id];
-      if (at >= n.first_int && at < std::size_t(n.first_int) + n.ints)
+      if (at < n.first_int || at >= std::size_t(n.first_int) + n.ints) continue;
+      const std::size_t k = at - n.first_int;
+      if (tape.op(id).identity || k < n.ints - plain_ints(tape, id).size())
+        fmt::print(
+            stderr,
+            "weft: an expression changes every step, so every step is planned anew: {} {}\n"
+            "      a constant in it is another integer, or has become 0, 1, -1, 2 or 1/2, which are part of it; pass what\n"
+            "      changes as a Scalar\n",
+            tape.name(id), tape.where(id));
+      else
         fmt::print(stderr,
                    "weft: an integer changes every step, so every step is planned anew: {} {}\n"
                    "      its integer {} was {} and is {}; pass what changes as a Scalar or a tensor\n",
-                   tape.name(id), tape.where(id), at - n.first_int, missed_ints_[at], tape.ints[at]);
+                   tape.name(id), tape.where(id), k, missed_ints_[at], tape.ints[at]);
     }
   missed_at_ = at;
   missed_ints_ = tape.ints;

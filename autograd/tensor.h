@@ -156,9 +156,11 @@ class Arg {
   Site where_;
 };
 
-// A number that may change from step to step without a new plan. Floats need none (they are never baked into a kernel);
-// a Scalar is for numbers that steer structure on the device: positions, lengths, temperatures set from outside the step. In a
-// hole, Expr(scalar) is a constant of the kernel, and to_integer(scalar) a whole one, read exactly.
+// A number that may change from step to step without a new plan. A plain float mostly needs none: it is a constant that is sent
+// with the step. But 0, 1, -1, 2 and 1/2 are part of the expression, which simplifies with them, so a float that becomes one of
+// them makes a new plan: use a Scalar for one that does so again and again, and for numbers that steer structure on the device:
+// positions, lengths, temperatures set from outside the step. In a hole, Expr(scalar) is a constant of the kernel, and
+// to_integer(scalar) a whole one, read exactly.
 class Scalar {
  public:
   explicit Scalar(double value = 0) : value_(std::make_shared<double>(value)) {}

@@ -139,6 +139,38 @@ TEST(Placement, CopiesWhatCannotBeWrittenInPlace) {
   EXPECT_EQ(count(last_names(), "concat"), 2);
 }
 
+// ---- what makes every step a new plan ---------------------------------------------------------------------------------------
+
+std::string notice(const std::function<Tensor(int)>& step) {
+  testing::internal::CaptureStderr();
+  for (int k = 0; k < 4; ++k) run([&] { return step(k); });
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(Notice, NamesTheIntegerThatChanges) {
+  const Tensor x = wave({9, 4});
+  const int line = __LINE__ + 1;
+  const std::string said = notice([&](int k) { return sum(slice(x, 0, k, k + 3), {0}); });
+  for (const std::string& part :
+       {std::string("an integer changes every step"), std::string(" was 2 and is 3"), "test_plans.cpp:" + std::to_string(line)})
+    EXPECT_NE(said.find(part), std::string::npos) << part << " in: " << said;
+}
+
+// Numbers of expressions mean nothing to anybody.
+TEST(Notice, SaysThatAnExpressionChanges) {
+  const Tensor x = wave({9, 4}), u = wave({2, 5, 4}), A = wave({4, 3}), B = wave({2, 5, 3});
+  const double numbers[] = {1, 2, -1, 0.5};
+  const auto hole = [&](double c) { return ScanOptions{.out = [c](Expr v, Index, Index, Index) { return v + float(c); }}; };
+  for (const std::string& said :
+       {notice([&](int k) { return x + numbers[k]; }), notice([&](int k) { return scan(u, u, A, B, B, hole(numbers[k])); })}) {
+    EXPECT_NE(said.find("an expression changes every step"), std::string::npos) << said;
+    EXPECT_NE(said.find("has become 0, 1, -1, 2 or 1/2"), std::string::npos) << said;
+    EXPECT_NE(said.find("test_plans.cpp:"), std::string::npos) << said;
+    EXPECT_EQ(said.find("its integer"), std::string::npos) << said;
+  }
+  EXPECT_EQ(notice([&](int k) { return x + (3.5 + k); }), "");
+}
+
 // ---- products ---------------------------------------------------------------------------------------------------------------
 
 class Products : public testing::Test {
