@@ -60,7 +60,9 @@ class Recording {
 }  // namespace detail
 
 // The step returns nothing, a Tensor, or a vector, array, pair or tuple of them. Handles that it does not return are dead
-// afterwards. Not reentrant.
+// afterwards. Not reentrant. On a GPU, the emulated one too, a replayed step returns before its kernels have run: what one of
+// them raises comes with the next call that waits for it (item, to_host, a State's bytes, a new step), of which it may then
+// bear the place; WEFT_CHECK=nan waits for every kernel.
 template <class Step>
 auto run(Step&& step, Site where = Site::current()) {
   detail::Recording recording(where);
