@@ -9,6 +9,7 @@
 #include <span>
 
 #include "autograd/backward.h"
+#include "autograd/op.h"
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
@@ -22,23 +23,24 @@ using nlohmann::json;
 
 namespace {
 
-void check_ids(const Tensor& ids, const ModelCache& cache) {
+void check_ids(const Arg& ids, const ModelCache& cache) {
   const Shape shape = ids.shape();
   if (shape.rank() != 2 || shape[0] != cache.batch || shape[1] < 1)
-    fail(ErrorKind::usage, "model: ids must be (batch of the cache, at least one)",
-         fmt::format("ids {}, cache batch {}", to_string(shape), cache.batch));
+    fail_at(ids.where(), "model: ids must be (batch of the cache, at least one)",
+            fmt::format("ids {}, cache batch {}", to_string(shape), cache.batch),
+            "make_cache(n) makes a cache for n sequences");
 }
 
 }  // namespace
 
 Tensor LanguageModel::prefill(Arg ids, const ModelCache& cache) {
-  check_ids(ids.tensor(), cache);
+  check_ids(ids, cache);
   NoGrad scope;
   return last_logits(ids.tensor(), cache, CacheUse::fill);
 }
 
 Tensor LanguageModel::step(Arg ids, const ModelCache& cache) {
-  check_ids(ids.tensor(), cache);
+  check_ids(ids, cache);
   NoGrad scope;
   return last_logits(ids.tensor(), cache, CacheUse::go_on);
 }

@@ -1,5 +1,7 @@
 #include "nn/layers.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <string>
 #include <utility>
@@ -24,16 +26,20 @@ Param parameter(Shape shape, DType dtype, bool decay) {
 
 // ---- masks ------------------------------------------------------------------------------------------------------------------
 
-GumbelMask::GumbelMask(Shape weight, DType dtype, MaskOptions options)
+GumbelMask::GumbelMask(Shape weight, DType dtype, MaskOptions options, Site where)
     : logits_(parameter(weight, dtype, false)), options_(std::make_shared<MaskOptions>(std::move(options))) {
   const double s0 = options_->initial_sparsity;
-  if (!(s0 > 0 && s0 < 1)) fail(ErrorKind::usage, "mask: initial_sparsity must lie between 0 and 1", std::to_string(s0));
-  set_temperature(options_->temperature);
+  if (!(s0 > 0 && s0 < 1))
+    fail_at(where, "mask: initial_sparsity must lie between 0 and 1, both exclusive", fmt::format("initial_sparsity {}", s0),
+            "the logits start at ln((1 - s) / s), which is finite only there; to begin nearly dense, take 0.01");
+  set_temperature(options_->temperature, where);
   add("logits", logits_, init::constant(std::log((1 - s0) / s0)));
 }
 
-void GumbelMask::set_temperature(double temperature) {
-  if (!(temperature > 0)) fail(ErrorKind::usage, "mask: the temperature must be positive", std::to_string(temperature));
+void GumbelMask::set_temperature(double temperature, Site where) {
+  if (!(temperature > 0))
+    fail_at(where, "mask: the temperature must be positive", fmt::format("temperature {}", temperature),
+            "for a mask of zeros and ones, set .hard");
   options_->temperature = temperature;
 }
 
@@ -82,9 +88,11 @@ Tensor WeightedModule::masked_weight() const {
   return mask() ? w * mask()->sample() : w;
 }
 
-void WeightedModule::mask(MaskOptions options) {
-  if (*mask_) fail(ErrorKind::usage, "mask: the layer has a mask already", "'" + path() + "'");
-  GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options));
+void WeightedModule::mask(MaskOptions options, Site where) {
+  if (*mask_)
+    fail_at(where, "mask: the layer has a mask already", fmt::format("'{}', weight {}", path(), to_string(weight_.shape())),
+            "copies of a layer share its mask: mask it once; mask() is the one that it has");
+  GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options), where);
   add("mask", fresh);
   *mask_ = fresh;
 }

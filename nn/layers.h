@@ -22,7 +22,7 @@ struct MaskOptions {
   std::optional<Scalar> temperature_scalar = {};  // takes precedence; shared by masks that are annealed together
   bool hard = true;                               // straight-through
   MaskNoise noise = MaskNoise::gumbel;
-  double initial_sparsity = 0.5;  // s0: logits start at ln((1 - s0) / s0)
+  double initial_sparsity = 0.5;  // s0 in (0, 1): logits start at ln((1 - s0) / s0)
 };
 
 // A Gumbel-sigmoid mask. Training: a new sample each call; evaluation: 1[logit > 0]. Those of a model are its
@@ -30,13 +30,14 @@ struct MaskOptions {
 class GumbelMask : public Module {
  public:
   static constexpr bool is_part = true;
-  GumbelMask(Shape weight, DType dtype, MaskOptions options);
+  // Errors (ErrorKind::usage): an initial sparsity outside of (0, 1), a temperature that is not positive.
+  GumbelMask(Shape weight, DType dtype, MaskOptions options, Site where = Site::current());
   Tensor sample() const;                                            // the shape of the weight, values in [0, 1]
   Tensor penalty(double weight = 1e-5, double target = 0.3) const;  // weight |(1 - mean sigmoid(l)) - target|, a scalar
   double expected_sparsity() const;                                 // 1 - mean sigmoid(l); on the host
   double realised_sparsity() const;                                 // the fraction of zeros in evaluation; on the host
   const Param& logits() const;
-  void set_temperature(double temperature);
+  void set_temperature(double temperature, Site where = Site::current());
 
  private:
   Param logits_;
@@ -52,8 +53,9 @@ class WeightedModule : public Module {
  public:
   static constexpr bool is_part = true;
   const Param& weight() const;
-  const Param& bias() const;       // absent if there is none
-  void mask(MaskOptions options);  // from now on, for all copies of the layer
+  const Param& bias() const;  // absent if there is none
+  // From now on, for all copies of the layer. Errors (ErrorKind::usage): it has a mask already.
+  void mask(MaskOptions options, Site where = Site::current());
   const std::optional<GumbelMask>& mask() const { return *mask_; }
 
  protected:
@@ -109,13 +111,15 @@ class Embedding : public Layer<Embedding, WeightedModule> {
  public:
   Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options = {});
   Tensor forward(const Tensor& ids);
-  Tensor logits(Arg x) const;  // x (..., width) -> (..., vocab), x W^T: the head of a model that ties it to the embedding
+  // x (..., width) -> (..., vocab), x W^T: the head of a model that ties it to the embedding. A masked weight is two in a step
+  // then: the mask is drawn for each product, so forward and logits use different samples.
+  Tensor logits(Arg x) const;
 };
 
 // The layer with a mask on its weight.
 template <std::derived_from<WeightedModule> M>
-M masked(M layer, MaskOptions options = {}) {
-  layer.mask(std::move(options));
+M masked(M layer, MaskOptions options = {}, Site where = Site::current()) {
+  layer.mask(std::move(options), where);
   return layer;
 }
 

@@ -224,7 +224,9 @@ TEST_F(LanguageModels, CachesAndFormsBelongToTheirFamily) {
   };
   wrong(mamba, ngram), wrong(ngram, mamba);
   const auto cache = ngram.make_cache(2);
-  expect_error(ErrorKind::usage, {"ids must be (batch of the cache, at least one)", "ids (3, 1), cache batch 2"},
+  expect_error(ErrorKind::usage,
+               {"ids must be (batch of the cache, at least one)", "ids (3, 1), cache batch 2",
+                "test_language_model.cpp:", "make_cache(n)"},
                [&] { run([&] { return ngram.step(ids(3), *cache); }); });
   expect_error(ErrorKind::usage, {"no original form"}, [&] { ngram.save(folder_.path(), CheckpointNames::original); });
 }

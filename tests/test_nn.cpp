@@ -334,6 +334,17 @@ TEST(Layers, ConvolutionsTakeTheirOptionsInBraces) {
   });
 }
 
+TEST(Mask, MistakesAreNamedWithTheirLineAndAHint) {
+  Linear layer = masked(Linear(2, 3));
+  const auto at = [](int line) { return "test_nn.cpp:" + std::to_string(line); };
+  expect_error(ErrorKind::usage, {"the layer has a mask already", "weight (3, 2)", at(__LINE__ + 1), "mask it once"},
+               [&] { masked(layer); });
+  expect_error(ErrorKind::usage, {"both exclusive", "initial_sparsity 1", at(__LINE__ + 1), "hint: "},
+               [] { masked(Linear(2, 3), {.initial_sparsity = 1}); });
+  expect_error(ErrorKind::usage, {"temperature must be positive", "temperature 0", at(__LINE__ + 1), "hint: "},
+               [&] { GumbelMask(*layer.mask()).set_temperature(0); });
+}
+
 TEST(Mask, TrainingSamplesAnewAndGivesGradients) {
   Linear layer = masked(Linear(20, 30), {.noise = MaskNoise::logistic, .initial_sparsity = 0.3});
   EXPECT_NEAR(layer.mask()->expected_sparsity(), 0.3, 1e-6);
