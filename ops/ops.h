@@ -148,8 +148,8 @@ Tensor embedding(Arg weight, Arg ids);
 
 // ---- scatter (ops/scatter.cpp) ----------------------------------------------------------------------------------------------
 
-// out (n): out[e] is the sum of values[p] over the places p, of the same shape, with places[p] = e (integers), added in
-// ascending order of p: deterministic. A place outside of [0, n) adds to nothing and takes no gradient.
+// values real; out (n), of their type: out[e] is the sum of values[p] over the places p, of the same shape, with places[p] = e
+// (integers), added in ascending order of p: deterministic. A place outside of [0, n) adds to nothing and takes no gradient.
 Tensor scatter_sum(Arg values, Arg places, std::int64_t n);
 
 // ---- cross-entropy (ops/cross_entropy.cpp) ----------------------------------------------------------------------------------
