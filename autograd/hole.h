@@ -62,7 +62,7 @@ constexpr bool takes(std::index_sequence<I...>) {  // as many Exprs
   return std::is_invocable_v<F&, decltype((void(I), Expr()))...>;
 }
 template <class F, std::size_t... I>
-Expr call_with_inputs(F& f, std::span<const int> numbers, std::index_sequence<I...>) {
+Expr call_with_inputs(F& f, [[maybe_unused]] std::span<const int> numbers, std::index_sequence<I...>) {
   return f(expr::input(0), expr::input(1 + numbers[I])...);
 }
 [[noreturn]] void fail_hole_arity(std::size_t captured, Site where);
