@@ -98,6 +98,19 @@ TEST(Scatter, AnyShapeAndView) {
             }()));
 }
 
+// Long enough for sums that go on from chunk to chunk.
+TEST(Scatter, NarrowAndBroadcastPlaces) {
+  const std::vector<double> values = draw(700, 1);
+  const Places at = places_in(700, -1, 5, 2);
+  const Tensor x = Tensor::from(values, {700});
+  const auto expect = [&](const Tensor& places, const Places& same, std::int64_t n) {
+    const std::vector<double> found = scatter_sum(x, places, n).to_host<double>(), expected = sums(values, same, n);
+    for (std::size_t e = 0; e < found.size(); ++e) EXPECT_NEAR(found[e], expected[e], 1e-11) << e;
+  };
+  expect(cast(Tensor::from(at, {700}), DType::i32), at, 4);
+  expect(expand(Tensor::from(Places{1}, {1}), {700}), Places(700, 1), 3);
+}
+
 // dvalues[p] = g[places[p]], 0 outside.
 TEST(Scatter, GradientGathers) {
   const Places at{3, -1, 0, 7, 3, 2, 99, 6};

@@ -26,6 +26,14 @@ void add_convolutions(std::vector<OpRow>& rows) {
                   {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{2, 3, 6}}}},
                    {"short", {{{2, 2, 3}}, {{3, 4}}, {{2, 3, 3}}}},
                    {"one_step", {{{1, 1, 5}}, {{5, 3}}, {{1, 2, 5}}}}}});
+  rows.push_back({"conv1d_last",  // the last inputs alone are wanted
+                  [](auto& in) {
+                    Tensor last;
+                    conv1d(in[0], in[1], Tensor{}, {.initial = in[2], .last = &last});
+                    return last;
+                  },
+                  nullptr,
+                  {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{2, 3, 6}}}}, {"wide_kernel", {{{1, 7, 3}}, {{3, 20}}, {{1, 19, 3}}}}}});
   rows.push_back({"conv1d_out",
                   [](auto& in) {
                     const auto body = [](Expr v, Expr z, Expr s) { return v * silu(z) + s * tanh(v); };
