@@ -117,27 +117,36 @@ std::vector<Mistake> mistakes() {
        2,
        {"a subscript in a hole is outside of its tensor", "subscript 4 of axis 0, which has 4 places", "hint: "},
        [] {
-         const Tensor bias = tensor({4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, 4, 1}, {4});
-         run([&] { return scan_with([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); }); }).to_host<float>();
+         const Tensor bias = tensor({4});
+         for (const std::int64_t id : {2, 4}) {
+           const Tensor ids = Tensor::from(std::vector<std::int64_t>{0, 3, id, 1}, {4});
+           run([&] { return scan_with([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); }); }).to_host<float>();
+         }
        }},
       {"a subscript that leaves its tensor where only the gradient is wanted",
        2,
        {"a subscript in a hole is outside of its tensor", "subscript -1 of axis 1, which has 4 places", "hint: "},
        [] {
-         const Tensor bias = tensor({2, 4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, -1, 1}, {4});
-         run([&] {
-           const Tensor y = scan_with([&](Expr v, Index, Index t, Index i) { return v + bias(t, ids(i)); });
-           return grad(sum(y), {bias})[0];
-         }).to_host<float>();
+         const Tensor bias = tensor({2, 4});
+         for (const std::int64_t id : {2, -1}) {
+           const Tensor ids = Tensor::from(std::vector<std::int64_t>{0, 3, id, 1}, {4});
+           run([&] {
+             const Tensor y = scan_with([&](Expr v, Index, Index t, Index i) { return v + bias(t, ids(i)); });
+             return grad(sum(y), {bias})[0];
+           }).to_host<float>();
+         }
        }},
       {"the same in the hole for the result",
        2,
        {"a subscript in a hole is outside of its tensor", "subscript 4 of axis 0, which has 4 places", "hint: "},
        [] {
-         const Tensor bias = tensor({4}), ids = Tensor::from(std::vector<std::int64_t>{0, 3, 4, 1}, {4});
-         run([&] {
-           return grad(sum(scan_to([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); })), {bias})[0];
-         }).to_host<float>();
+         const Tensor bias = tensor({4});
+         for (const std::int64_t id : {2, 4}) {
+           const Tensor ids = Tensor::from(std::vector<std::int64_t>{0, 3, id, 1}, {4});
+           run([&] {
+             return grad(sum(scan_to([&](Expr v, Index, Index, Index i) { return v + bias(ids(i)); })), {bias})[0];
+           }).to_host<float>();
+         }
        }},
       {"a literal subscript that leaves its tensor",
        2,
