@@ -7,9 +7,10 @@
 #include "jit/order.h"
 
 namespace weft {
-namespace {
 
 using Op = ExprOp;
+
+namespace {
 
 Affine combine(const Affine& a, std::int64_t by, const Affine& b) {  // a + by * b
   Affine sum = a;

@@ -14,9 +14,11 @@
 #include "jit/op_facts.h"
 
 namespace weft {
-namespace {
 
 using Op = ExprOp;
+
+namespace {
+
 using enum ExprType;
 
 // ---- the pool of nodes ------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@
 #include <iterator>
 
 namespace weft {
-namespace {
 
 using Op = ExprOp;
+
+namespace {
 
 double sum_of(double a, double b) { return a + b; }
 double difference_of(double a, double b) { return a - b; }
