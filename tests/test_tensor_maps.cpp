@@ -87,7 +87,7 @@ TEST(TensorMaps, AreEncodedByTheDriver) {
   Operand o = operand({12, 64}, DType::bf16);
   o.offset = 64;
   const std::int64_t box[] = {6, 32};
-  std::byte memory[1];
+  std::byte memory[256];
   EXPECT_EQ(encode(driver, tma_map(o, box, 64), memory).opaque[15], 77u);
   EXPECT_EQ(encoded.type, cu::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
   EXPECT_EQ(encoded.rank, 2u);
