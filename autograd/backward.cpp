@@ -5,12 +5,17 @@
 #include <algorithm>
 #include <cstring>
 #include <list>
+#include <optional>
 
 #include "autograd/gradient_ops.h"
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 
 namespace weft {
+
+namespace {
+constexpr NodeId kOpenRange = ~NodeId(0);  // the end of a checkpointed range that is being recorded
+}
 
 // One reverse traversal. Contributions to a node's gradient are kept in a list until the node is reached.
 struct BackwardPass {
@@ -22,34 +27,51 @@ struct BackwardPass {
   };
 
   Tape& t;
-  std::vector<std::uint8_t>& wanted;  // nodes through which gradients flow
-  std::vector<std::int32_t>& head;    // newest contribution of each node, -1 if none
-  std::vector<Contribution>& contributions;
+  std::vector<std::uint8_t> wanted;  // nodes that lead to something whose gradient is wanted
+  std::vector<std::int32_t> head;    // newest contribution of each node, -1 if none
+  std::vector<Contribution> contributions;
   std::pair<NodeId, NodeId> range{0, 0};  // the checkpointed range being differentiated
   std::vector<NodeId> clones;             // its nodes, evaluated again
   NodeId first_new;                       // the nodes that this pass records begin here;
-  std::vector<NodeId>& sources;           // each belongs to this node
+  std::vector<NodeId> sources;            // each belongs to this node
+  std::int32_t frame;                     // that is open while the pass runs
 
-  // Buffers are kept from step to step.
+  // Buffers are kept from step to step; a pass inside of another begins with empty ones.
   explicit BackwardPass(Tape& tape)
       : t(tape),
-        wanted(buffer<std::uint8_t>()),
-        head(buffer<std::int32_t>()),
-        contributions(buffer<Contribution>()),
+        wanted(std::move(buffer<std::uint8_t>())),
+        head(std::move(buffer<std::int32_t>())),
+        contributions(std::move(buffer<Contribution>())),
         first_new(NodeId(tape.nodes.size())),
-        sources(buffer<NodeId>()) {
+        sources(std::move(buffer<NodeId>())),
+        frame(tape.frame) {
     sources.clear();
     wanted.assign(t.nodes.size(), 0);
     head.assign(t.nodes.size(), -1);
     contributions.clear();
+    ++tapes().hold;
   }
+  ~BackwardPass() {
+    --tapes().hold;
+    t.frame = frame;  // a rule may have thrown
+    buffer<std::uint8_t>() = std::move(wanted);
+    buffer<std::int32_t>() = std::move(head);
+    buffer<Contribution>() = std::move(contributions);
+    buffer<NodeId>() = std::move(sources);
+  }
+  BackwardPass(const BackwardPass&) = delete;
+  BackwardPass& operator=(const BackwardPass&) = delete;
   template <class T>
   static std::vector<T>& buffer() {
     thread_local std::vector<T> b;
     return b;
   }
 
-  void attribute(NodeId source) { sources.resize(t.nodes.size() - first_new, source); }
+  // What a rule recorded belongs to the node that it differentiates, and has the place where that was written.
+  void attribute(NodeId source) {
+    for (std::size_t id = first_new + sources.size(); id < t.nodes.size(); ++id) t.origins[id].where = t.origins[source].where;
+    sources.resize(t.nodes.size() - first_new, source);
+  }
 
   void contribute(NodeId to, Contribution c) {
     c.next = head[to];
@@ -60,7 +82,7 @@ struct BackwardPass {
   NodeId value(NodeId id) const { return id >= range.first && id < range.second ? clones[id - range.first] : id; }
 
   Tensor gradient(NodeId id);
-  void walk(NodeId from);
+  void walk(NodeId from, NodeId until = 0);
   void differentiate(NodeId id);
   void enter(std::pair<NodeId, NodeId> next);
   void collect_param(NodeId id);
@@ -144,7 +166,11 @@ void BackwardPass::enter(std::pair<NodeId, NodeId> next) {
       const auto ints = t.ints_of(id);
       const std::vector<std::int64_t> own_ints(ints.begin(), ints.end());
       const std::span<const double> constants(t.constants.data() + node.first_constant, node.constants);
+      std::optional<NoGrad> off;  // as the node was recorded
+      if (node.has(Node::stopped)) off.emplace();
+      t.frame = t.origins[id].frame;
       clone = t.record(t.op(id), inputs, outs, own_ints, constants, t.origins[id].where);
+      attribute(id);
     }
   }
   range = next;
@@ -163,16 +189,32 @@ void BackwardPass::collect_param(NodeId id) {
   impl->gradient_node = g.node();
 }
 
+namespace {
+[[noreturn]] void fail_without_rule(const Tape& t, NodeId id) {
+  constexpr std::string_view kBackward = "_backward";
+  std::string_view name = t.op(id).name;
+  const bool second = name.ends_with(kBackward);
+  if (second) name.remove_suffix(kBackward.size());
+  fail_at(t.origins[id].where,
+          fmt::format("{}: {} through this op", name, second ? "second derivatives do not go" : "no gradient goes"),
+          fmt::format("{} {}", t.name(id), to_string(t.shape(id))),
+          second ? "detach() its gradient where that is used again, or compute its value with other ops"
+                 : "detach() what it is given");
+}
+}  // namespace
+
 void BackwardPass::differentiate(NodeId id) {
   const Op& op = t.op(id);
   if (&op != &pointwise_op()) {
     Vjp vjp(*this, id);
-    op.vjp(vjp);
+    if (op.vjp) return op.vjp(vjp);
+    for (int i = 0; i < vjp.inputs(); ++i)
+      if (vjp.needs(i)) fail_without_rule(t, id);
     return;
   }
   const NodeId upstream = gradient(id).node();
   const int n = t.nodes[id].inputs;
-  Few<NodeId, 16> inputs;
+  Few<NodeId, kMostOperands> inputs;
   for (const NodeId input : t.inputs_of(id)) inputs.push_back(value(input));
   for (int k = 0; k < n; ++k) {
     const NodeId input = t.inputs_of(id)[k];
@@ -185,11 +227,9 @@ void BackwardPass::differentiate(NodeId id) {
   }
 }
 
-void BackwardPass::walk(NodeId from) {
-  ++tapes().hold;
-  const std::int32_t frame = t.frame;
+void BackwardPass::walk(NodeId from, NodeId until) {
   std::size_t ranges = t.checkpoints.size();
-  for (NodeId id = from + 1; id-- > 0;) {
+  for (NodeId id = from + 1; id-- > until;) {
     if (!wanted[id]) continue;
     bool any = false;
     for (NodeId k = 0; k < t.nodes[id].outputs; ++k) any |= head[id + k] >= 0;
@@ -197,18 +237,19 @@ void BackwardPass::walk(NodeId from) {
     const std::uint16_t op = t.nodes[id].op;
     if (op == state_op().id || op == input_op().id || op == output_op().id) continue;
     while (ranges > 0 && t.checkpoints[ranges - 1].first > id) --ranges;
-    const bool inside = ranges > 0 && id < t.checkpoints[ranges - 1].second;
-    t.frame = t.origins[id].frame;  // a gradient belongs to the module of its value
+    // What the range that is being recorded holds is evaluated again, gradients included, when that range is.
+    const bool inside = ranges > 0 && id < t.checkpoints[ranges - 1].second && t.checkpoints[ranges - 1].second != kOpenRange;
     if (inside && range != t.checkpoints[ranges - 1]) enter(t.checkpoints[ranges - 1]);
+    t.frame = t.origins[id].frame;  // a gradient belongs to the module of its value
     differentiate(id);
     attribute(id);
   }
   t.frame = frame;
-  --tapes().hold;
 }
 
 // ---- what a rule sees -------------------------------------------------------------------------------------------------------
 
+std::string_view Vjp::name() const { return pass_.t.op(node_).name; }
 int Vjp::inputs() const { return pass_.t.nodes[node_].inputs; }
 Tensor Vjp::input(int i) const {
   const NodeId id = pass_.t.inputs_of(node_)[i];
@@ -224,7 +265,7 @@ void Vjp::add(int i, const Tensor& gradient) {
   const Tape& t = pass_.t;
   const NodeId id = t.inputs_of(node_)[i], g = gradient.node();
   if (!same_shape(t.nodes[g], t.nodes[id]))
-    fail_at(where(), fmt::format("{}: its gradient rule gave input {} the wrong shape", pass_.t.op(node_).name, i),
+    fail_at(where(), fmt::format("{}: its gradient rule gave input {} the wrong shape", name(), i),
             fmt::format("{} for {}", to_string(gradient.shape()), to_string(pass_.t.shape(id))));
   pass_.contribute(id, {t.nodes[g].dtype == t.nodes[id].dtype ? g : convert(gradient, t.nodes[id].dtype, where()).node(), -1});
 }
@@ -240,6 +281,33 @@ std::span<const double> Vjp::constants() const {
 }
 Site Vjp::where() const { return pass_.t.origins[node_].where; }
 int Vjp::hole_input(int h, int k) const { return hole_of(pass_.t, node_, h).first_input + k; }
+
+void Vjp::differentiate(NodeId first, const std::vector<Tensor>& outputs) {
+  Tape& t = pass_.t;
+  BackwardPass pass(t);
+  const int n = inputs();
+  for (int i = 0; i < n; ++i)
+    if (needs(i)) pass.wanted[pass_.value(t.inputs_of(node_)[i])] = 1;
+  const auto last = NodeId(t.nodes.size() - 1);
+  for (NodeId id = first; id <= last; ++id)
+    for (const NodeId input : t.inputs_of(id))
+      if (input != Tape::kNone && pass.wanted[input]) pass.wanted[id] = 1;
+  for (std::size_t k = 0; k < outputs.size(); ++k) {
+    const Tensor g = grad(int(k)), y = outputs[k];
+    if (!g || !y) continue;
+    if (y.shape() != g.shape())
+      fail_at(where(), fmt::format("{}: its gradient rule gave output {} the wrong shape", name(), k),
+              fmt::format("{} for {}", to_string(y.shape()), to_string(g.shape())));
+    pass.contribute(y.node(), {convert(g, y.dtype(), where()).node(), -1});
+  }
+  pass.walk(last, first);
+  for (int i = 0; i < n; ++i) {
+    const auto before = t.inputs_of(node_).first(std::size_t(i));
+    const NodeId id = t.inputs_of(node_)[i];
+    if (!needs(i) || std::find(before.begin(), before.end(), id) != before.end()) continue;  // given twice
+    if (const Tensor g = pass.gradient(pass_.value(id))) add(i, g);
+  }
+}
 
 const HoleSpec& Vjp::hole_spec(int h) const { return pass_.t.op(node_).holes[std::size_t(h)]; }
 
@@ -278,7 +346,7 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
   std::vector<std::uint8_t> cut(t.nodes.size(), 0);  // depends on a target, but no gradient flows
   for (const NodeId x : targets) wanted[x] = 1;
   for (NodeId id = 0; id <= root; ++id) {
-    const bool flows = t.op(id).vjp && !t.nodes[id].has(Node::stopped);
+    const bool flows = !t.nodes[id].has(Node::stopped);
     for (const NodeId input : t.inputs_of(id)) {
       if (input == Tape::kNone) continue;
       if (wanted[input]) (flows ? wanted : cut)[id] = 1;
@@ -287,9 +355,8 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
   }
   if (cut[root] && !wanted[root])
     fail_at(where, "grad: no gradient flows from here",
-            t.name(root) + " depends on the tensors only through no_grad, detach or a gradient",
-            "second derivatives are not supported; differentiate a value recorded with gradients on");
-  const NoGrad off;
+            t.name(root) + " depends on the tensors only through no_grad, detach or a gradient that backward() recorded",
+            "differentiate a value recorded with gradients on; for second derivatives take the first with grad()");
   pass.contribute(root, {seed, -1});
   pass.walk(root);
   std::vector<Tensor> out;
@@ -448,14 +515,14 @@ Checkpoint::Checkpoint() : outer_(!tapes().checkpointing) {
   if (!outer_) return;  // the outermost range covers this one
   tapes().checkpointing = true;
   Tape& t = tape();
-  t.checkpoints.emplace_back(NodeId(t.nodes.size()), ~NodeId(0));
+  t.checkpoints.emplace_back(NodeId(t.nodes.size()), kOpenRange);
 }
 
 Checkpoint::~Checkpoint() {
   if (!outer_) return;
   tapes().checkpointing = false;
   Tape& t = tape();
-  if (!t.checkpoints.empty() && t.checkpoints.back().second == ~NodeId(0)) t.checkpoints.back().second = NodeId(t.nodes.size());
+  if (!t.checkpoints.empty() && t.checkpoints.back().second == kOpenRange) t.checkpoints.back().second = NodeId(t.nodes.size());
 }
 
 Tap tap(std::string_view path, Site where) {

@@ -19,12 +19,16 @@ namespace weft {
 void backward(Arg loss);
 
 // d(loss)/d(x) for each x, as tensors; zeros where loss does not depend on x. Params are passed by their read: grad(loss, {w}).
+// They can be differentiated again, by grad or backward and any number of times: a gradient penalty is
+// `backward(loss + sum(square(grad(loss, {x})[0])))`. Second derivatives go through every op but scan, whose line the error
+// then names, and through custom ops as far as their rules are made of ops. Inside no_grad a gradient is a constant, and so it
+// is after detach(): what a loop outside `run` carries on keeps its history otherwise.
 std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt);
 // With an upstream gradient instead of a loss of one element.
 std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt);
 
 // For optimizers: the gradient of `param`, of this recording and of earlier runs together, which the caller thereby consumes;
-// absent if there is none.
+// absent if there is none. It is a constant for later gradients.
 Tensor take_gradient(const Param& param);
 
 // Adds gradients that nobody consumed to the Params' gradient States; called when a recording ends.
@@ -76,6 +80,7 @@ Tap tap(std::string_view path, Site where = Site::current());
 // What a vjp sees: the node's operands as tensors, the gradients of its outputs, and where to put those of its inputs.
 class Vjp {
  public:
+  std::string_view name() const;  // of the op
   int inputs() const;
   Tensor input(int i) const;  // absent if the operand is
   Tensor output(int k = 0) const;
@@ -92,10 +97,18 @@ class Vjp {
   const HoleSpec& hole_spec(int h) const;
   int hole_input(int h, int k) const;  // which input captured tensor k of hole h is
   Site where() const;
+  // For an op that is itself a gradient: f() computes the outputs again with ops that have rules, and returns them (one that is
+  // zero may be absent); what it records is differentiated.
+  template <class F>
+  void compose(F f) {
+    const auto first = NodeId(tape().nodes.size());
+    differentiate(first, f());
+  }
 
  private:
   friend struct BackwardPass;
   Vjp(struct BackwardPass& pass, NodeId node) : pass_(pass), node_(node) {}
+  void differentiate(NodeId first, const std::vector<Tensor>& outputs);
   struct BackwardPass& pass_;
   NodeId node_;
 };

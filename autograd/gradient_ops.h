@@ -14,6 +14,8 @@ namespace weft {
 Tensor sum_to(const Tensor& t, const Shape& shape, Site where = Site::current());
 // Adds values[p] to element places[p] of n, those outside of [0, n) to nothing; ops/scatter.cpp.
 Tensor scatter_sum(Arg values, Arg places, std::int64_t n);
+// Rows of a table by id; ops/embedding.cpp.
+Tensor embedding(Arg weight, Arg ids);
 // The same elements in another shape; ops/view.cpp.
 Tensor reshape(Arg a, Shape shape);
 // Repeated along axes of size 1 and new ones on the left, without a copy; ops/view.cpp.

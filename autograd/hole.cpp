@@ -297,7 +297,10 @@ Recorder& Recorder::out(const Shape& shape, DType dtype) {
   return *this;
 }
 
-Tensor Recorder::record() { return handle(tape().record(op_, inputs_, outs_, ints_, constants_, where_)); }
+Tensor Recorder::record(std::span<const double> known) {
+  const bool same = std::ranges::equal(constants_, known);
+  return handle(tape().record(op_, inputs_, outs_, ints_, same ? known : std::span<const double>(constants_), where_));
+}
 
 // ---- holes of a recorded node -----------------------------------------------------------------------------------------------
 
@@ -469,7 +472,44 @@ Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& spa
   return reshape(Arg(elements, where), shape);
 }
 
+// What `load` reads, broadcast to the space.
+Tensor read_elements(const Hole& hole, Expr load, const Shape& space, Site where) {
+  const Tensor& from = hole.captured[std::size_t(load.index())];
+  const Shape shape = from.shape();
+  if (is_broadcast(load, shape, space)) return from;
+  const Tensor places = places_of(hole, load, shape, space, where);
+  const Tensor column = reshape(Arg(from, where), Shape{shape.numel(), 1});
+  return reshape(Arg(embedding(Arg(column, where), reshape(Arg(places, where), Shape{space.numel()})), where), space);
+}
+
 }  // namespace
+
+Tensor root_of(const Vjp& v, int h, int r, std::initializer_list<Tensor> values, const Shape& space, DType dtype) {
+  const Hole hole = v.hole(h);
+  const HoleSpec& spec = v.hole_spec(h);
+  const auto given = int(values.size());
+  std::vector<Expr> loads;  // load k is input `given + k` of the body
+  const Expr body = rewrite(hole.roots[std::size_t(r)], [&](Expr e, Expr) -> std::optional<Expr> {
+    if (e.op() != ExprOp::load) return std::nullopt;
+    loads.push_back(e);
+    return expr::input(given + int(loads.size()) - 1, e.type());
+  });
+  std::vector<Tensor> operands(values);
+  std::vector<std::optional<Expr>> numbers(values.size() + loads.size());
+  for (std::size_t k = 0; k < loads.size(); ++k) {
+    const Expr load = loads[k];
+    if (!uses_input(body, given + int(k))) continue;  // a subscript of another
+    const bool by_value = reads_value(load, given);
+    if (by_value ||
+        (load.type() != ExprType::real && !is_broadcast(load, hole.captured[std::size_t(load.index())].shape(), space)))
+      fail_at(v.where(), fmt::format("{}: second derivatives do not go through hole '{}'", v.name(), spec.name),
+              fmt::format("{} is {}", named(load, spec), by_value ? "found by the hole's own value" : "not real"),
+              "compute it before the op and capture the result");
+    numbers[std::size_t(given) + k] = expr::input(int(operands.size()), load.type());
+    operands.push_back(read_elements(hole, load, space, v.where()));
+  }
+  return record_body(name_id(spec.name), substitute(body, numbers), operands, hole.constants, space, dtype, v.where());
+}
 
 HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DType real, int first, Outs& outs) : space_(space) {
   if (!filled.filled()) return;

@@ -145,7 +145,8 @@ class Recorder {
   Recorder& integer(std::int64_t value);
   Recorder& constant(double value);
   Recorder& out(const Shape& shape, DType dtype);
-  Tensor record();
+  // `known`: constants of a node on the tape, which this one shares if its own are the same.
+  Tensor record(std::span<const double> known = {});
 
  private:
   const Op& op_;
@@ -194,5 +195,9 @@ struct HoleInVjp {
   Few<Load, kMostLoads> loads_;
   Shape space_;
 };
+
+// For a rule that is made of other ops: root r of hole h of the node as a tensor of the hole's shape `space`, from the values
+// that the kernel passes to the hole.
+Tensor root_of(const Vjp& v, int h, int r, std::initializer_list<Tensor> values, const Shape& space, DType dtype);
 
 }  // namespace weft

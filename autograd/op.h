@@ -25,7 +25,7 @@ class Lowering;
 
 struct Op {
   std::string_view name;
-  void (*vjp)(Vjp&) = nullptr;         // null: no gradient flows through
+  void (*vjp)(Vjp&) = nullptr;         // null: a gradient that is needed through it is an error
   void (*lower)(Lowering&) = nullptr;  // null: a pointwise op, a view or a leaf, which the scheduler handles itself
   void (*cuda)(Lowering&) = nullptr;   // the same for a GPU: emits CudaKernels and GemmCalls
   // View ops: the operand of the result in terms of the base's, or an absent operand if strides cannot express it (the

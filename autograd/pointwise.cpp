@@ -15,8 +15,6 @@
 namespace weft {
 namespace {
 
-void no_vjp(Vjp&) {}  // marks that gradients flow through; backward handles these ops itself
-
 struct Names {
   std::mutex mutex;
   std::deque<std::string> list;
@@ -55,10 +53,10 @@ Derivative compact(Expr body) {
 
 const Derivative& derivative(Expr body, int k, int inputs) {
   // By expression, then input.
-  thread_local std::vector<std::unique_ptr<std::array<std::unique_ptr<Derivative>, 16>>> cache;
+  thread_local std::vector<std::unique_ptr<std::array<std::unique_ptr<Derivative>, kMostOperands>>> cache;
   if (body.id() >= cache.size()) cache.resize(body.id() + 1);
   auto& of_body = cache[body.id()];
-  if (!of_body) of_body = std::make_unique<std::array<std::unique_ptr<Derivative>, 16>>();
+  if (!of_body) of_body = std::make_unique<std::array<std::unique_ptr<Derivative>, kMostOperands>>();
   std::unique_ptr<Derivative>& known = (*of_body)[std::size_t(k)];
   if (known && known->inputs == inputs) return *known;
   const Expr upstream = expr::input(inputs);
@@ -93,13 +91,13 @@ Expr conversion(DType from, DType to) {
 
 const Op& pointwise_op() {
   static const Op& op =
-      register_op({.name = "pointwise", .vjp = no_vjp, .identity = [](const Tape& t, NodeId id) {
+      register_op({.name = "pointwise", .identity = [](const Tape& t, NodeId id) {
                      return pointwise_body(t, id).hash() ^ std::hash<std::string_view>()(pointwise_name(t, id));
                    }});
   return op;
 }
 const Op& output_op() {
-  static const Op& op = register_op({.name = "output", .vjp = no_vjp});
+  static const Op& op = register_op({.name = "output"});
   return op;
 }
 const Op& input_op() {
@@ -158,7 +156,7 @@ NodeId pointwise_gradient(Tape& t, NodeId id, int k, std::span<const NodeId> inp
   const Derivative& d = derivative(pointwise_body(t, id), k, int(inputs.size()));
   if (d.zero) return Tape::kNone;
   if (d.identity) return convert(handle(upstream), dtype, t.origins[id].where).node();
-  Few<NodeId, 16> operands;
+  Few<NodeId, kMostOperands> operands;
   for (const int use : d.uses) {
     const auto u = std::size_t(use);
     operands.push_back(u < inputs.size() ? inputs[u] : u == inputs.size() ? upstream : output);

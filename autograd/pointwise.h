@@ -12,6 +12,9 @@
 
 namespace weft {
 
+// Of one node: a user's has up to 8, and each derivative of it two more.
+inline constexpr std::size_t kMostOperands = 32;
+
 const Op& pointwise_op();
 const Op& output_op();  // a further output of the node before
 const Op& input_op();   // a value from outside; ints: position in Tape::bound

@@ -41,7 +41,7 @@ NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span
   std::uint8_t flags = 0;
   if (!detail::gradients_on) {
     flags = Node::stopped;
-  } else if (op.vjp) {
+  } else {
     for (const NodeId input : node_inputs)
       if (input != kNone && nodes[input].has(Node::requires_grad)) flags = Node::requires_grad;
   }

@@ -100,9 +100,9 @@ struct Tape {
   std::vector<Rng*> draws;                             // generators that advance when the run commits
   std::vector<std::function<void()>> commits;          // host effects of recording, in order
 
-  // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does,
-  // gradients are on and the op has a vjp. Further outputs get the ids that follow. Constants that lie in the tape's own block
-  // (a gradient uses those of its node) are shared, not copied.
+  // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does and
+  // gradients are on; whether its op has a rule for it shows when a gradient arrives. Further outputs get the ids that follow.
+  // Constants that lie in the tape's own block (a gradient uses those of its node) are shared, not copied.
   NodeId record(const Op& op, std::span<const NodeId> inputs, std::span<const Out> outputs, std::span<const std::int64_t> ints,
                 std::span<const double> constants, Site where);
   void clear();               // forgets everything, keeps capacity, begins a new epoch

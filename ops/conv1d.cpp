@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "autograd/backward.h"
+#include "autograd/gradient_ops.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "ops/check.h"
@@ -291,14 +292,18 @@ void lower_conv1d_backward(Lowering& l) {
 }
 
 void conv1d_vjp(Vjp& v);
+void conv1d_backward_vjp(Vjp& v);
 
 constexpr HoleSpec kConvHoles[] = {{.name = "out", .coordinates = "b t d", .values = 1, .dense = true, .names = {"pre"}}};
 constexpr HoleSpec kConvBackwardHoles[] = {
     {.name = "out_grad", .coordinates = "b t d", .values = 2, .results = 0, .dense = true, .names = {"pre", "g"}}};
 const Op& conv1d_op =
     register_op({.name = "conv1d", .vjp = conv1d_vjp, .lower = lower_conv1d, .cuda = cuda_conv1d, .holes = kConvHoles});
-const Op& conv1d_backward_op = register_op(
-    {.name = "conv1d_backward", .lower = lower_conv1d_backward, .cuda = cuda_conv1d_backward, .holes = kConvBackwardHoles});
+const Op& conv1d_backward_op = register_op({.name = "conv1d_backward",
+                                            .vjp = conv1d_backward_vjp,
+                                            .lower = lower_conv1d_backward,
+                                            .cuda = cuda_conv1d_backward,
+                                            .holes = kConvBackwardHoles});
 
 void conv1d_vjp(Vjp& v) {
   const Tensor x = v.input(0), weight = v.input(1), bias = v.input(2), initial = v.input(3);
@@ -315,10 +320,42 @@ void conv1d_vjp(Vjp& v) {
   r.hole(0, out.gradient, sx);
   for (const int k : out.outputs) r.integer(k);
   for (const Out& o : outs) r.out(o.shape, o.dtype);
-  const Tensor dx = r.record();
+  const Tensor dx = r.record(v.constants());
   for (int i = 0; i < 4; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
   out.add(v, 0, dx);
+}
+
+// pre and the gradients as sums over the taps, each a slice of the inputs from time 1 - w on.
+void conv1d_backward_vjp(Vjp& v) {
+  v.compose([&] {
+    const Tensor x = real_input(v, 0), w = real_input(v, 1), initial = real_input(v, 3);
+    const Tensor dy = real_input(v, 4), d_last = real_input(v, 5);
+    const std::int64_t t = x.dim(1), d = x.dim(2), width = w.dim(1);
+    const Tensor parts[] = {initial, x};
+    const std::int64_t sizes[] = {width - 1, t};
+    const Tensor all = join(parts, sizes, 1, v.where());
+    const auto inputs_of = [&](std::int64_t j) { return slice(all, 1, j, j + t); };
+    const auto weight_of = [&](std::int64_t j) { return reshape(slice(w, 1, j, j + 1), Shape{d}); };
+    Tensor d_all = d_last ? pad(d_last, 1, t, 0) : Tensor{};
+    std::vector<Tensor> outputs(4);
+    if (dy) {
+      Tensor pre = real_input(v, 2);
+      for (std::int64_t j = 0; j < width; ++j) pre = pre ? pre + inputs_of(j) * weight_of(j) : inputs_of(j) * weight_of(j);
+      const Tensor e = compose_hole(v, pre, dy, 0, outputs);
+      std::vector<Arg> dw;
+      for (std::int64_t j = 0; j < width; ++j) {
+        dw.emplace_back(reshape(sum(e * inputs_of(j), {0, 1}), Shape{d, 1}));
+        const Tensor through = pad(e * weight_of(j), 1, j, width - 1 - j);
+        d_all = d_all ? d_all + through : through;
+      }
+      outputs[1] = concat(std::move(dw), 1);
+      outputs[2] = sum(e, {0, 1});
+    }
+    outputs[0] = slice(d_all, 1, width - 1, width - 1 + t);
+    outputs[3] = slice(d_all, 1, 0, width - 1);
+    return outputs;
+  });
 }
 
 }  // namespace

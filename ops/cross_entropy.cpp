@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "autograd/backward.h"
+#include "autograd/pointwise.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"
@@ -152,6 +153,7 @@ void lower_cross_entropy_backward(Lowering& l) {
 }
 
 void cross_entropy_vjp(Vjp& v);
+void cross_entropy_backward_vjp(Vjp& v);
 
 const Op& cross_entropy_op = register_op({.name = "cross_entropy",
                                           .vjp = cross_entropy_vjp,
@@ -160,6 +162,7 @@ const Op& cross_entropy_op = register_op({.name = "cross_entropy",
                                           .prologues = 0b1,
                                           .dense_outputs = true});
 const Op& cross_entropy_backward_op = register_op({.name = "cross_entropy_backward",
+                                                   .vjp = cross_entropy_backward_vjp,
                                                    .lower = lower_cross_entropy_backward,
                                                    .cuda = cuda_cross_entropy_backward,
                                                    .prologues = 0b1});
@@ -170,6 +173,23 @@ void cross_entropy_vjp(Vjp& v) {
   const std::int64_t ints[] = {v.integer(0), v.integer(1), v.integer(2)};
   v.add(0, record(cross_entropy_backward_op, {logits, v.input(1), g, v.output(1), v.output(2)},
                   {{logits.shape(), logits.dtype()}}, ints, v.constants(), v.where()));
+}
+
+void cross_entropy_backward_vjp(Vjp& v) {
+  v.compose([&] {
+    const Tensor logits = v.input(0), labels = v.input(1), upstream = v.input(2) * v.input(4);
+    Shape column = labels.shape();
+    column.push_back(1);
+    const int classes = logits.rank() - 1;
+    const std::int64_t ignore = v.integer(1);
+    const double e = v.integer(2) ? v.constant(0) : 0, even = e / double(logits.dim(classes));
+    const Tensor scale = Reduction(v.integer(0)) == Reduction::none ? reshape(upstream, column) : upstream;
+    const Tensor p = softmax(convert(logits, upstream.dtype(), v.where()));
+    return std::vector{pointwise("cross_entropy_grad", {p, reshape(labels, column), scale}, [&](Expr q, Expr label, Expr g) {
+      const Expr target = even + where(equal(label, expr::index(classes)), 1 - e, 0.0);
+      return where(equal(label, ignore), 0.0, g * (q - target));
+    })};
+  });
 }
 
 }  // namespace

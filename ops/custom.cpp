@@ -212,8 +212,18 @@ void lower_before_hole(Lowering& l) {
 
 constexpr HoleSpec kBeforeHole[] = {
     {.name = "gradient", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"v", "g"}}};
-const Op& before_hole_op =
-    register_op({.name = "before_hole", .lower = lower_before_hole, .cuda = lower_before_hole, .holes = kBeforeHole});
+void before_hole_vjp(Vjp& v) {
+  v.compose([&] {
+    std::vector<Tensor> outputs(1);
+    compose_hole(v, real_input(v, 0), real_input(v, 1), 0, outputs);
+    return outputs;
+  });
+}
+const Op& before_hole_op = register_op({.name = "before_hole",
+                                        .vjp = before_hole_vjp,
+                                        .lower = lower_before_hole,
+                                        .cuda = lower_before_hole,
+                                        .holes = kBeforeHole});
 
 }  // namespace
 
@@ -237,7 +247,7 @@ Tensor CustomGrad::before_hole(int h, const Tensor& value, const Tensor& upstrea
   r.input(value).input(upstream).hole(0, hole.gradient, value.shape());
   for (const int k : hole.outputs) r.integer(k);
   for (const Out& o : outs) r.out(o.shape, o.dtype);
-  const Tensor before = r.record();
+  const Tensor before = r.record(vjp_.constants());
   hole.add(vjp_, h, before);
   return before;
 }

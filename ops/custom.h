@@ -106,6 +106,7 @@ struct CustomOptions {
   std::function<CustomLaunch(const CustomCall&)> launch;
   std::function<void(CustomData&)> cpu = {};  // serial and in double: for tests, and for machines without a GPU
   // One tensor an input, of its shape; absent where no gradient flows. Without a rule a gradient that is needed is an error.
+  // What it records is differentiated for a second derivative.
   std::function<std::vector<Tensor>(const CustomGrad&)> gradient = {};
 };
 

@@ -48,17 +48,23 @@ void lower_embedding_backward(Lowering& l) {
 }
 
 void embedding_vjp(Vjp& v);
+void embedding_backward_vjp(Vjp& v);
 
 const Op& embedding_op =
     register_op({.name = "embedding", .vjp = embedding_vjp, .lower = lower_embedding, .cuda = cuda_embedding});
-const Op& embedding_backward_op =
-    register_op({.name = "embedding_backward", .lower = lower_embedding_backward, .cuda = cuda_embedding_backward});
+const Op& embedding_backward_op = register_op({.name = "embedding_backward",
+                                               .vjp = embedding_backward_vjp,
+                                               .lower = lower_embedding_backward,
+                                               .cuda = cuda_embedding_backward});
 
 void embedding_vjp(Vjp& v) {
   if (!v.needs(0)) return;
   const Tensor weight = v.input(0);
   v.add(0, record(embedding_backward_op, {v.input(1), v.grad()}, {{weight.shape(), weight.dtype()}}, {}, {}, v.where()));
 }
+
+// A sum of rows by id: each takes the gradient of the row that it was added to.
+void embedding_backward_vjp(Vjp& v) { v.add(1, embedding(Arg(v.grad(), v.where()), v.input(0))); }
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include "autograd/backward.h"
 #include "autograd/lowering.h"
 #include "autograd/op.h"
+#include "autograd/pointwise.h"
 
 namespace weft {
 
@@ -32,6 +33,28 @@ inline std::vector<Operand> root_outputs(Lowering& l, std::size_t roots, int fir
   for (std::size_t r = 0; r < roots; ++r)
     if (const std::int64_t k = l.integer(first + int(r)); k >= 0) outputs[r] = l.output(int(k));
   return outputs;
+}
+
+// What the rule of a backward op begins with that composes its outputs again: input i in the type of sums, and the gradient
+// before the hole, as in the kernel; the outputs of the hole's roots are put into `outputs`. The values are what went into the
+// hole, and the gradient of what came out.
+inline Tensor real_input(const Vjp& v, int i) {
+  const Tensor t = v.input(i);
+  return t ? convert(t, sum_dtype(v), v.where()) : t;
+}
+inline Tensor compose_hole(const Vjp& v, const Tensor& value, const Tensor& gradient, int first, std::vector<Tensor>& outputs) {
+  const auto roots = int(v.hole(0).roots.size());
+  if (roots == 0) return gradient;
+  Tensor before;
+  for (int r = 0; r < roots; ++r) {
+    const std::int64_t k = v.integer(first + r);
+    if (r > 0 && (k < 0 || !v.grad(int(k)))) continue;
+    const Tensor root = root_of(v, 0, r, {value, gradient}, value.shape(), sum_dtype(v));
+    if (r == 0) before = root;
+    if (k >= std::int64_t(outputs.size())) outputs.resize(std::size_t(k) + 1);
+    if (k >= 0) outputs[std::size_t(k)] = root;
+  }
+  return before;
 }
 
 }  // namespace weft

@@ -119,12 +119,13 @@ void lower_matmul(Lowering& l) {
 // ---- ops and gradients ------------------------------------------------------------------------------------------------------
 
 void linear_vjp(Vjp& v);
+void row_product_vjp(Vjp& v);
 void matmul_vjp(Vjp& v);
 
 const Op& linear_op =
     register_op({.name = "linear", .vjp = linear_vjp, .lower = lower_linear, .cuda = cuda_linear, .product = true});
-const Op& row_product_op =
-    register_op({.name = "row_product", .lower = lower_row_product, .cuda = cuda_row_product, .product = true});
+const Op& row_product_op = register_op(
+    {.name = "row_product", .vjp = row_product_vjp, .lower = lower_row_product, .cuda = cuda_row_product, .product = true});
 const Op& matmul_op =
     register_op({.name = "matmul", .vjp = matmul_vjp, .lower = lower_matmul, .cuda = cuda_matmul, .product = true});
 
@@ -161,6 +162,13 @@ void linear_vjp(Vjp& v) {
     v.add(1, transposed ? record_row_product(g, x, dtype, v.where()) : record_row_product(x, g, dtype, v.where()));
   }
   if (v.needs(2)) v.add(2, sum_to(g, v.input(2).shape(), v.where()));
+}
+
+// C = a^T b: da = b g^T, db = a g.
+void row_product_vjp(Vjp& v) {
+  const Tensor g = v.grad(), a = v.input(0), b = v.input(1);
+  if (v.needs(0)) v.add(0, record_linear(b, g, {}, true, a.dtype(), v.where()));
+  if (v.needs(1)) v.add(1, record_linear(a, g, {}, false, b.dtype(), v.where()));
 }
 
 // C = A B: dA = g B^T, dB = A^T g; each in the order in which the operand is stored.

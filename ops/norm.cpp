@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "autograd/backward.h"
+#include "autograd/gradient_ops.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "ops/check.h"
@@ -141,7 +142,8 @@ class HoleRows {
 };
 
 // Inputs x (..., n), dy (..., n), weight (n) and bias (n) or absent, statistics (rows, 2); hole out_grad(y, dy; the axes of x);
-// ints [centered, then the output of each of its roots, -1 for none]. Outputs dx, dw, db, then those of the roots.
+// ints [centered, then the output of each of its roots, -1 for none]; constants [eps], which the statistics know. Outputs dx,
+// dw, db, then those of the roots.
 template <class T>
 void lower_norm_backward(Lowering& l) {
   const Fused x_source = l.source(0), g_source = l.source(1), hole = l.hole(0, l.shape(0));
@@ -196,6 +198,7 @@ void lower_norm_backward(Lowering& l) {
 }
 
 void norm_vjp(Vjp& v);
+void norm_backward_vjp(Vjp& v);
 
 constexpr HoleSpec kNormHoles[] = {{.name = "out", .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"y"}}};
 constexpr HoleSpec kNormBackwardHoles[] = {
@@ -209,6 +212,7 @@ const Op& layer_norm_op = register_op({.name = "layer_norm",
                                        .holes = kNormHoles,
                                        .prologues = 0b1});
 const Op& norm_backward_op = register_op({.name = "norm_backward",
+                                          .vjp = norm_backward_vjp,
                                           .lower = lower_norm_backward,
                                           .cuda = cuda_norm_backward,
                                           .holes = kNormBackwardHoles,
@@ -223,13 +227,34 @@ void norm_vjp(Vjp& v) {
   const HoleInVjp out(v, 0, v.hole(0), x.shape(), real, -1, outs);
   Recorder r(norm_backward_op, v.where());
   r.input(x).input(g).input(weight).input(out.gradient.filled() ? bias : Tensor{}).input(v.output(1));
-  r.hole(0, out.gradient, x.shape()).integer(v.integer(0));
+  r.constant(v.constant(0)).hole(0, out.gradient, x.shape()).integer(v.integer(0));
   for (const int k : out.outputs) r.integer(k);
   for (const Out& o : outs) r.out(o.shape, o.dtype);
-  const Tensor dx = r.record();
+  const Tensor dx = r.record(v.constants());
   for (int i = 0; i < 3; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
   out.add(v, 0, dx);
+}
+
+// As backward_row, the statistics being functions of x.
+void norm_backward_vjp(Vjp& v) {
+  v.compose([&] {
+    const Tensor x = real_input(v, 0), dy = real_input(v, 1), w = real_input(v, 2), b = real_input(v, 3);
+    const bool centered = v.integer(0) != 0;
+    const Shape vector{x.dim(-1)};
+    const auto row_mean = [](const Tensor& t) { return mean(t, {-1}, true); };
+    const Tensor shifted = centered ? x - row_mean(x) : x;
+    const Tensor r = rsqrt(row_mean(square(shifted)) + v.constant(0)), xh = shifted * r;
+    Tensor y = w ? xh * w : xh;
+    if (b) y = y + b;
+    std::vector<Tensor> outputs(3);
+    const Tensor e = compose_hole(v, y, dy, 1, outputs), g = w ? e * w : e;
+    const Tensor rest = g - xh * row_mean(g * xh);
+    outputs[0] = r * (centered ? rest - row_mean(g) : rest);
+    outputs[1] = sum_to(e * xh, vector, v.where());
+    outputs[2] = sum_to(e, vector, v.where());
+    return outputs;
+  });
 }
 
 Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight, const Arg& bias, double eps,

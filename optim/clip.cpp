@@ -4,8 +4,11 @@
 #include <cmath>
 #include <vector>
 
+#include "autograd/backward.h"
 #include "autograd/op.h"
+#include "autograd/pointwise.h"
 #include "jit/parallel.h"
+#include "ops/ops.h"
 #include "optim/chunks.h"
 #include "optim/cuda.h"
 
@@ -57,7 +60,15 @@ void lower_global_norm(Lowering& l) {
   });
 }
 
-const Op& global_norm_op = register_op({.name = "global_norm", .lower = lower_global_norm, .cuda = cuda_global_norm});
+// d||g|| / dg = g / ||g||; 0 at 0, as of sqrt.
+void global_norm_vjp(Vjp& v) {
+  const Tensor norm = v.output(), zero = constant(0, Shape{}, norm.dtype(), v.where());
+  const Tensor scale = where(equal(norm, zero), zero, v.grad() / norm);
+  for (int i = 0; i < v.inputs(); ++i)
+    if (v.needs(i)) v.add(i, v.input(i) * scale);
+}
+const Op& global_norm_op =
+    register_op({.name = "global_norm", .vjp = global_norm_vjp, .lower = lower_global_norm, .cuda = cuda_global_norm});
 
 }  // namespace
 
