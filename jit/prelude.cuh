@@ -335,6 +335,20 @@ struct Max {  // keeps a NaN of either side
   DEVICE R operator()(R x, R y) const { return max_of(x, y); }
 };
 
+// A sum of many terms: `low` is what the roundings of `high` have lost (Neumaier's sum of 1974), so that the error does not grow
+// with their number. What is infinite or NaN stays so.
+template <class R>
+struct LongSum {
+  R high = R(0), low = R(0);
+
+  DEVICE void add(R x) {
+    const R sum = high + x, part = sum - high;
+    low += (high - (sum - part)) + (x - part);
+    high = sum;
+  }
+  DEVICE R value() const { return low - low == R(0) ? high + low : high; }
+};
+
 // Of WIDTH neighbouring lanes, known to all of them. Every lane of the warp must take part.
 template <int WIDTH = 32, class R, class Fold>
 DEVICE R warp_fold(R x, Fold fold) {

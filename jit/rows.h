@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -111,20 +112,71 @@ void run_hole(Runner<T>& hole, std::int64_t first, std::int64_t n, T* y) {
   }
 }
 
+// Long sums: a few terms are added in T, by loops that vectorise, and what they give in double, so that the error does not grow
+// with the number of terms.
+
+// The sum of f(i) over i < n.
+template <class T, class F>
+double long_sum(std::int64_t n, F&& f) {
+  constexpr std::int64_t kFew = 128;
+  double total = 0;
+  for (std::int64_t begin = 0; begin < n; begin += kFew) {
+    const std::int64_t end = std::min(n, begin + kFew);
+    T few = 0;
+#pragma omp simd reduction(+ : few)
+    for (std::int64_t i = begin; i < end; ++i) few += f(i);
+    total += double(few);
+  }
+  return total;
+}
+
+// Sums of `rows` by n values each, every one of many terms.
+template <class T>
+class LongSums {
+ public:
+  explicit LongSums(std::int64_t n, std::int64_t rows = 1) : n_(n), few_(std::size_t(n * rows)), total_(few_.size()) {}
+  // Where to add one term to each of the sums: (rows, n).
+  T* next() {
+    constexpr int kFew = 16;
+    if (terms_++ == kFew) {
+      for (std::size_t i = 0; i < few_.size(); ++i) total_[i] += double(few_[i]), few_[i] = 0;
+      terms_ = 1;
+    }
+    return few_.data();
+  }
+  // Stores the first n sums of each row, in rows that lie `stride` apart, and begins again from zero.
+  void move_to(T* to, std::int64_t n, std::int64_t stride = 0) {
+    for (std::size_t first = 0; first < few_.size(); first += std::size_t(n_), to += stride) {
+      T* few = few_.data() + first;
+      double* total = total_.data() + first;
+      for (std::int64_t i = 0; i < n; ++i) to[i] = T(total[i] + double(few[i])), total[i] = 0, few[i] = 0;
+    }
+    terms_ = 0;
+  }
+
+ private:
+  std::int64_t n_;
+  int terms_ = 0;  // in few_
+  std::vector<T> few_;
+  std::vector<double> total_;
+};
+
 // The gradient of a hole on rows: root 0, the derivative by the hole's value, goes back to the skeleton, the others are stored.
 template <class T>
 class GradientRows {
  public:
-  // `outputs[r]` receives root r, if it is present and r > 0; to sums[r] (a row), if not null, root r of every row is added.
-  // Rows of the space have `columns`; a call has at most `most` of them.
-  GradientRows(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::vector<T*> sums,
+  // `outputs[r]` receives root r, if it is present and r > 0. Where summed[r] is present, root r is also added up over the
+  // calls, which then are for the same columns. Rows of the space have `columns`; a call has at most `most` of them.
+  GradientRows(const Launch& launch, const Fused& fused, std::span<const Operand> outputs, std::span<const Operand> summed,
                std::int64_t columns, std::int64_t most)
       : runner_(launch, fused),
         columns_(columns),
-        sums_(std::move(sums)),
         lines_(outputs.size(), std::vector<T>(std::size_t(most))),
-        results_(outputs.size()) {
+        results_(outputs.size()),
+        sums_(outputs.size()) {
     for (const Operand& o : outputs) outputs_.emplace_back(launch, o);
+    for (std::size_t r = 0; r < summed.size(); ++r)
+      if (summed[r]) sums_[r].emplace(most);
   }
   // Columns [begin, begin + n) of row `row`; `first`, which may be `upstream` or `value`, receives root 0.
   void run(std::int64_t row, std::int64_t begin, std::int64_t n, const T* value, const T* upstream, T* first) {
@@ -135,18 +187,21 @@ class GradientRows {
     for (std::size_t r = 0; r < outputs_.size(); ++r) {
       const T* root = static_cast<const T*>(results_[r]);
       if (r > 0) outputs_[r].write(row, begin, n, root);
-      if (T* sum = sums_[r])
-        for (std::int64_t c = 0; c < n; ++c) sum[begin + c] += root[c];
+      if (!sums_[r]) continue;
+      T* sum = sums_[r]->next();
+      for (std::int64_t c = 0; c < n; ++c) sum[c] += root[c];
     }
   }
+  // The sum (most) of root r over the calls; r is one of those summed.
+  void store_sum(std::size_t r, T* to) { sums_[r]->move_to(to, std::int64_t(lines_[r].size())); }
 
  private:
   Runner<T> runner_;
   std::int64_t columns_;
   std::vector<Rows> outputs_;
-  std::vector<T*> sums_;
   std::vector<std::vector<T>> lines_;  // a row of each root that is not computed in place
   std::vector<void*> results_;
+  std::vector<std::optional<LongSums<T>>> sums_;
 };
 
 // Memory of this thread that lasts until the same thread asks for `Tag` again. Contents are arbitrary.
@@ -176,30 +231,30 @@ struct Range {
 };
 inline Range part_of(std::int64_t n, std::int64_t parts, std::int64_t p) { return {n * p / parts, n * (p + 1) / parts}; }
 
-// Folds `count` arrays of n elements, `stride` apart, into `total` (n), one after the other: results of parts are joined in
+// total (n) is folded with `count` arrays of n elements, `stride` apart, one after the other: results of parts are joined in
 // this order whoever computed them.
-template <class T, class Fold = std::plus<T>>
-void fold_parts(const T* parts, std::int64_t count, std::int64_t stride, std::int64_t n, T* total, Fold fold = {}) {
+template <class T, class To, class Fold = std::plus<To>>
+void fold_parts(const T* parts, std::int64_t count, std::int64_t stride, std::int64_t n, To* total, Fold fold = {}) {
   for (std::int64_t p = 0; p < count; ++p, parts += stride)
-    for (std::int64_t i = 0; i < n; ++i) total[i] = fold(total[i], parts[i]);
+    for (std::int64_t i = 0; i < n; ++i) total[i] = fold(total[i], To(parts[i]));
 }
 
-// `to`, if it is present, becomes `start` folded with `count` arrays of its size, `stride` apart.
-template <class T, class Fold = std::plus<T>>
-void fold_parts(const Launch& launch, const T* parts, std::int64_t count, std::int64_t stride, const Operand& to, T start = 0,
-                Fold fold = {}) {
+// `to`, if it is present, becomes `start` folded, in double, with `count` arrays of its size, `stride` apart.
+template <class T, class Fold = std::plus<double>>
+void fold_parts(const Launch& launch, const T* parts, std::int64_t count, std::int64_t stride, const Operand& to,
+                double start = 0, Fold fold = {}) {
   if (!to) return;
   const View view = launch.view(to);
   const std::int64_t blocks = ceil_div(to.numel(), kBlock);
   const std::int64_t tasks = part_count(blocks, std::max<std::int64_t>(1, 64 / std::max<std::int64_t>(count, 1)));
   parallel(tasks, [&](std::int64_t task) {
-    T total[kBlock];
+    double total[kBlock];
     const Range range = part_of(blocks, tasks, task);
     for (std::int64_t i = range.begin * kBlock; i < std::min(range.end * kBlock, to.numel()); i += kBlock) {
       const auto n = std::min<std::int64_t>(kBlock, to.numel() - i);
       std::fill_n(total, n, start);
       fold_parts(parts + i, count, stride, n, total, fold);
-      write_block<T>(view, ExprType::real, i, int(n), total);
+      write_block<double>(view, ExprType::real, i, int(n), total);
     }
   });
 }

@@ -162,9 +162,8 @@ void upstream(const ConvBackwardTask& task, const Launch& launch, const ConvPart
   std::optional<GradientRows<T>> own, behind;
   if (task.filled) {
     const std::vector<Operand> none(task.roots.size());
-    const std::vector<T*> no_sums(none.size());
-    own.emplace(launch, task.out_grad, task.roots, no_sums, task.grid.d, p.n);
-    behind.emplace(launch, task.out_grad, none, no_sums, task.grid.d, p.n);
+    own.emplace(launch, task.out_grad, task.roots, none, task.grid.d, p.n);
+    behind.emplace(launch, task.out_grad, none, none, task.grid.d, p.n);
   }
   const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
   for (std::int64_t t = p.begin; t < end; ++t, e += p.n) {
@@ -184,22 +183,22 @@ void upstream(const ConvBackwardTask& task, const Launch& launch, const ConvPart
   }
 }
 
-// dw (w, n; rows d apart) and db (n) of the part: the sums over its times.
+// dw (w, n; rows d apart) and behind them db (n) of the part: the sums over its times.
 template <class T>
 void weight_sums(const ConvGrid& g, const ConvPart& p, const Window<T>& window, const T* e, T* dw) {
-  T* db = dw + g.w * g.d;
-  for (std::int64_t j = 0; j <= g.w; ++j) std::fill_n(dw + j * g.d, p.n, T(0));
+  LongSums<T> sums(p.n, g.w + 1);
   for (std::int64_t t = p.begin; t < p.end; ++t, e += p.n) {
     const T* const* x = window.at(t - g.w + 1);
-    for (std::int64_t j = 0; j < g.w; ++j) {
+    T* to = sums.next();
+    for (std::int64_t j = 0; j < g.w; ++j, to += p.n) {
       const T* from = x[j];
-      T* to = dw + j * g.d;
 #pragma omp simd
       for (std::int64_t c = 0; c < p.n; ++c) to[c] += e[c] * from[c];
     }
 #pragma omp simd
-    for (std::int64_t c = 0; c < p.n; ++c) db[c] += e[c];
+    for (std::int64_t c = 0; c < p.n; ++c) to[c] += e[c];
   }
+  sums.move_to(dw, p.n, g.d);
 }
 
 // The gradient of the input at time s, s >= 1 - w: sum over j of w[j] e_{s + w - 1 - j}, plus what came through `last`.

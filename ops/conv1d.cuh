@@ -273,14 +273,14 @@ DEVICE void wide_partials(const Args& a) {
   const index length = index(a.length), begin = p.chunk * (WARPS * STEPS);
   const index end = begin + WARPS * STEPS < length ? begin + WARPS * STEPS : length;
   for (index j = index(threadIdx.y); j <= W; j += WARPS) {
-    real sum = 0;
+    LongSum<real> sum;
 #pragma unroll 1
     for (index t = begin; t < end; ++t) {
       real x[V] = {1};
       if (j < W) read_input(a, p.batch, t - (W - 1) + j, p.c, x);
-      sum += a.e[(p.batch * length + t) * index(a.d) + p.c] * x[0];
+      sum.add(a.e[(p.batch * length + t) * index(a.d) + p.c] * x[0]);
     }
-    a.partials[((p.batch * index(a.chunks) + p.chunk) * (W + 1) + j) * index(a.d) + p.c] = sum;
+    a.partials[((p.batch * index(a.chunks) + p.chunk) * (W + 1) + j) * index(a.d) + p.c] = sum.value();
   }
 }
 

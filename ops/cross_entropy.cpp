@@ -42,7 +42,7 @@ struct Task {
   double smooth(const Launch& launch) const { return smoothed ? launch.constants[smoothing] : 0; }
 };
 
-// log(sum(exp(x))) of a row x (v), as top + log_sum: the loss keeps its digits however large the logits are.
+// log(sum(exp(x))) of a row x (v), as top + log_sum: loss and gradient keep their digits however large the logits are.
 template <class T>
 struct LogSumExp {
   T top, log_sum;
@@ -53,23 +53,11 @@ LogSumExp<T> log_sum_exp(const T* x, std::int64_t v) {
 #pragma omp simd reduction(max : top)
   for (std::int64_t j = 0; j < v; ++j) top = x[j] > top ? x[j] : top;
   if (!(std::abs(top) < std::numeric_limits<T>::infinity())) top = 0;  // the sum is then 0, infinite or NaN, as it should be
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t j = 0; j < v; ++j) sum += vmath::exp(x[j] - top);
-  return {top, std::log(sum)};
+  return {top, std::log(T(long_sum<T>(v, [&](std::int64_t j) { return vmath::exp(x[j] - top); })))};
 }
 
-// sum(top - x) of a row x (v).
-template <class T>
-T distance_sum(const T* x, std::int64_t v, T top) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t j = 0; j < v; ++j) sum += top - x[j];
-  return sum;
-}
-
-// Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows); the factor of the
-// gradient (), 1 / valid labels for the mean.
+// Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows, 2) as a pair; the factor of
+// the gradient (), 1 / valid labels for the mean.
 template <class T>
 void lower_cross_entropy_forward(Lowering& l) {
   const Task task(l);
@@ -92,9 +80,10 @@ void lower_cross_entropy_forward(Lowering& l) {
           const T* x = logits.read(r);
           sum = log_sum_exp(x, task.v);
           loss[r] = sum.log_sum + (1 - e) * (sum.top - x[labels[r]]);
-          if (task.smoothed) loss[r] += e / T(task.v) * distance_sum(x, task.v, sum.top);
+          if (task.smoothed)
+            loss[r] += T(double(e) / double(task.v) * long_sum<T>(task.v, [&](std::int64_t j) { return sum.top - x[j]; }));
         }
-        if (lse) lse[r] = sum.top + sum.log_sum;
+        if (lse) lse[2 * r] = sum.top, lse[2 * r + 1] = sum.log_sum;
       }
     });
     std::int64_t valid = 0;
@@ -110,7 +99,7 @@ void lower_cross_entropy_forward(Lowering& l) {
   });
 }
 
-// Inputs logits, labels, upstream gradient () or one a row, log-sum-exp (rows), factor (). Output (..., v):
+// Inputs logits, labels, upstream gradient () or one a row, log-sum-exp (rows, 2), factor (). Output (..., v):
 // (softmax - (1 - e) onehot - e / v) times the row's upstream gradient, 0 where ignored.
 template <class T>
 void lower_cross_entropy_backward(Lowering& l) {
@@ -133,10 +122,10 @@ void lower_cross_entropy_backward(Lowering& l) {
           std::fill_n(dx, task.v, T(0));
         } else {
           const T* x = logits.read(r);
-          T a, b;
-          const T lse = *lses.read(0, r, 1, &a);
+          T a[2], b;
+          const T* lse = lses.read(r, 0, 2, a);
           const T g = scale * *ups.read(0, task.reduction == Reduction::none ? r : 0, 1, &b);
-          for (std::int64_t j = 0; j < task.v; ++j) dx[j] = g * (vmath::exp(x[j] - lse) - even);
+          for (std::int64_t j = 0; j < task.v; ++j) dx[j] = g * (vmath::exp(x[j] - lse[0] - lse[1]) - even);
           dx[labels[r]] -= g * (1 - e);
         }
         to.write(r, 0, task.v, dx);
@@ -208,9 +197,10 @@ Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options) {
   const DType real = compute_dtype(logits.tensor());
   const std::int64_t ints[] = {std::int64_t(options.reduction), options.ignore_index, options.label_smoothing != 0};
   const double constants[] = {options.label_smoothing};
-  return record(cross_entropy_op, {logits, labels},
-                {{options.reduction == Reduction::none ? rows : Shape{}, real}, {Shape{rows.numel()}, real}, {Shape{}, real}},
-                ints, constants, where);
+  return record(
+      cross_entropy_op, {logits, labels},
+      {{options.reduction == Reduction::none ? rows : Shape{}, real}, {Shape{rows.numel(), 2}, real}, {Shape{}, real}}, ints,
+      constants, where);
 }
 
 }  // namespace weft

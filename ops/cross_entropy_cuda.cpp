@@ -35,7 +35,8 @@ struct Task {
 
 }  // namespace
 
-// Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows); the factor of the gradient ().
+// Inputs logits, labels. Outputs loss () or, unreduced, the labels' shape; log-sum-exp (rows, 2); the factor of the gradient
+// ().
 void cuda_cross_entropy(Lowering& l) {
   const Task task(l);
   const Operand out = l.output(0), lse = l.output(1), factor = l.output(2);
@@ -60,7 +61,7 @@ void cuda_cross_entropy(Lowering& l) {
   l.emit(text.launch("ops/cross_entropy_mean.cuh", {1, 1, 1}, {kThreads, 1, 1}));
 }
 
-// Inputs logits, labels, upstream gradient () or one a row, log-sum-exp (rows), factor (). Output (..., v).
+// Inputs logits, labels, upstream gradient () or one a row, log-sum-exp (rows, 2), factor (). Output (..., v).
 void cuda_cross_entropy_backward(Lowering& l) {
   const Task task(l);
   const Operand out = l.output(), upstream = l.dense(2), lse = l.dense(3), factor = l.dense(4);

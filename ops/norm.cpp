@@ -41,16 +41,9 @@ struct Statistics {
 // Of one row x (n).
 template <class T>
 Statistics statistics(const T* x, std::int64_t n, double eps, bool centered) {
-  T sum = 0;
-  if (centered) {
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t j = 0; j < n; ++j) sum += x[j];
-  }
-  const T mean = centered ? sum / T(n) : T(0);
-  T square = 0;
-#pragma omp simd reduction(+ : square)
-  for (std::int64_t j = 0; j < n; ++j) square += (x[j] - mean) * (x[j] - mean);
-  return {double(mean), 1 / std::sqrt(double(square) / double(n) + eps)};
+  const T mean = centered ? T(long_sum<T>(n, [&](std::int64_t j) { return x[j]; }) / double(n)) : T(0);
+  const double square = long_sum<T>(n, [&](std::int64_t j) { return (x[j] - mean) * (x[j] - mean); });
+  return {double(mean), 1 / std::sqrt(square / double(n) + eps)};
 }
 
 // y (n) = (x - mean) r w + b of one row; w and b may be empty.
@@ -103,20 +96,15 @@ void lower_norm_forward(Lowering& l, std::string name) {
 // dw and dy to db (each n, null if not wanted). All rows are (n).
 template <class T>
 void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T r, bool centered, T* dx, T* dw, T* db) {
-  T sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
-  for (std::int64_t j = 0; j < n; ++j) {
-    const T g = w ? dy[j] * w[j] : dy[j];
-    sum += g;
-    dot += g * (x[j] - mean);
-  }
-  const T shift = centered ? sum / T(n) : T(0), slope = dot * r / T(n);
+  const auto g = [&](std::int64_t j) { return w ? dy[j] * w[j] : dy[j]; };
+  const T shift = centered ? T(long_sum<T>(n, g) / double(n)) : T(0);
+  const T slope = T(long_sum<T>(n, [&](std::int64_t j) { return g(j) * (x[j] - mean); }) * double(r) / double(n));
   if (dw)
     for (std::int64_t j = 0; j < n; ++j) dw[j] += dy[j] * (x[j] - mean) * r;
   if (db)
     for (std::int64_t j = 0; j < n; ++j) db[j] += dy[j];
   if (dx)  // last: it may be written over dy's buffer
-    for (std::int64_t j = 0; j < n; ++j) dx[j] = r * ((w ? dy[j] * w[j] : dy[j]) - shift - (x[j] - mean) * r * slope);
+    for (std::int64_t j = 0; j < n; ++j) dx[j] = r * (g(j) - shift - (x[j] - mean) * r * slope);
 }
 
 // The gradient before the hole of one row, from that of the result.
@@ -125,7 +113,7 @@ class HoleRows {
  public:
   HoleRows(const Launch& launch, const Fused& gradient, std::span<const Operand> roots, std::int64_t n)
       : first_(launch, roots[0]),
-        rows_(launch, gradient, roots, std::vector<T*>(roots.size()), n, std::min<std::int64_t>(n, kBlock)),
+        rows_(launch, gradient, roots, std::vector<Operand>(roots.size()), n, std::min<std::int64_t>(n, kBlock)),
         e_(n) {}
   // y, dy (n) -> dy before the hole, valid until the next call.
   const T* run(std::int64_t row, std::int64_t n, const T* y, const T* dy) {
@@ -164,10 +152,9 @@ void lower_norm_backward(Lowering& l) {
       std::vector<T> buffer(n), y(n);
       std::optional<HoleRows<T>> before;
       if (filled) before.emplace(launch, hole, roots, n);
-      T* dw_part = dw_parts ? launch.pointer<T>(dw_parts) + part * n : nullptr;
-      T* db_part = db_parts ? launch.pointer<T>(db_parts) + part * n : nullptr;
-      if (dw_part) std::fill_n(dw_part, n, T(0));
-      if (db_part) std::fill_n(db_part, n, T(0));
+      std::optional<LongSums<T>> dw_sums, db_sums;
+      if (dw_parts) dw_sums.emplace(n);
+      if (db_parts) db_sums.emplace(n);
       const Range range = part_of(rows, parts, part);
       for (std::int64_t row = range.begin; row < range.end; ++row) {
         T pair[2];
@@ -178,9 +165,12 @@ void lower_norm_backward(Lowering& l) {
           normalize(x, s[0], s[1], w, b, n, y.data());
           dy = before->run(row, n, y.data(), dy);
         }
-        backward_row(n, x, dy, w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_part, db_part);
+        backward_row(n, x, dy, w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_sums ? dw_sums->next() : nullptr,
+                     db_sums ? db_sums->next() : nullptr);
         to.write(row, 0, n, dx);
       }
+      if (dw_sums) dw_sums->move_to(launch.pointer<T>(dw_parts) + part * n, n);
+      if (db_sums) db_sums->move_to(launch.pointer<T>(db_parts) + part * n, n);
     });
     fold_parts(launch, launch.pointer<T>(dw_parts), parts, n, dw);
     fold_parts(launch, launch.pointer<T>(db_parts), parts, n, db);

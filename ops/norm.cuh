@@ -3,22 +3,23 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;
   Row x(n, [&](int, index col, real (&v)[V]) { source<V>(a, row, col, v); });
-  real mean = 0, square = 0;
+  real mean = 0;
+  RowSum square;
   if constexpr (CENTERED) {
-    real sum = 0;
+    RowSum sum;
     each_vector(n, [&](int k, index col) {
       const real(&v)[V] = x.at(k, col);
 #pragma unroll
-      for (int j = 0; j < V; ++j) sum += v[j];
+      for (int j = 0; j < V; ++j) sum.add(v[j]);
     });
-    mean = row_sum(sum) / real(n);
+    mean = row_sum(sum.value()) / real(n);
   }
   each_vector(n, [&](int k, index col) {
     const real(&v)[V] = x.at(k, col);
 #pragma unroll
-    for (int j = 0; j < V; ++j) square += (v[j] - mean) * (v[j] - mean);
+    for (int j = 0; j < V; ++j) square.add((v[j] - mean) * (v[j] - mean));
   });
-  const real r = rsqrt_of(row_sum(square) / real(n) + a.eps());
+  const real r = rsqrt_of(row_sum(square.value()) / real(n) + a.eps());
   if (at >= rows) return;
   if (has_stats && lane() == 0) {
     write_real(a.stats + row * index(a.stats_row), mean);

@@ -40,9 +40,9 @@ struct ColumnSums {
       __syncthreads();
       for (index col = threadIdx.x; col < n; col += BLOCK) {
         const int vector = int(col) / V;
-        real sum = 0;
-        for (int row = 0; row < ROWS; ++row) sum += all[row][vector / THREADS][int(col) % V][vector % THREADS];
-        write_real(result + col, sum);
+        LongSum<real> sum;
+        for (int row = 0; row < ROWS; ++row) sum.add(all[row][vector / THREADS][int(col) % V][vector % THREADS]);
+        write_real(result + col, sum.value());
       }
       __syncthreads();
     } else if constexpr (HELD > 0) {
@@ -80,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
     });
     real sum = 0, dot = 0;
     if constexpr (has_dx) {
+      RowSum sums, dots;
       each_vector(n, [&](int k, index col) {
         const real(&xs)[V] = x.at(k, col);
         const real(&gs)[V] = dy.at(k, col);
@@ -88,12 +89,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const real g = has_weight ? gs[j] * w[j] : gs[j];
-          sum += g;
-          dot += g * (xs[j] - mean);
+          sums.add(g);
+          dots.add(g * (xs[j] - mean));
         }
       });
-      sum = CENTERED ? row_sum(sum) : real(0);
-      dot = row_sum(dot);
+      sum = CENTERED ? row_sum(sums.value()) : real(0);
+      dot = row_sum(dots.value());
     }
     if (!live) continue;
     const real shift = sum * share, slope = dot * r * share;

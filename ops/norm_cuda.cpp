@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "jit/hole_text.h"
+#include "jit/parallel.h"
 #include "ops/cuda.h"
 #include "ops/holes.h"
 #include "ops/reduce.h"
@@ -11,11 +12,13 @@
 namespace weft {
 namespace {
 
-// Blocks of a gradient stride over the rows: as many as 132 multiprocessors hold at once, by the registers of a thread. A
-// constant, so that sums do not depend on the device.
-std::int64_t striding_blocks(const RowCut& cut, int sums) {
+// Blocks of a gradient stride over the rows: as many as 132 multiprocessors hold at once, by the registers of a thread, or a
+// multiple of that, so that a thread adds few rows. A constant, so that sums do not depend on the device.
+std::int64_t striding_blocks(const RowCut& cut, int sums, std::int64_t rows) {
+  constexpr std::int64_t kFew = 256;
   const int values = std::max(cut.held, 1) * cut.width, registers = 48 + (2 + sums) * values;
-  return 132 * std::max<std::int64_t>(1, 65536 / registers / std::int64_t(cut.threads * cut.rows));
+  const std::int64_t blocks = 132 * std::max<std::int64_t>(1, 65536 / registers / std::int64_t(cut.threads * cut.rows));
+  return blocks * ceil_div(rows, blocks * std::int64_t(cut.rows) * kFew);
 }
 
 struct Space {
@@ -57,7 +60,7 @@ void cuda_norm_backward(Lowering& l) {
   for (const Operand& to : roots) width = std::min(width, row_width(s.n, {}, {to}));
   const RowCut cut = cut_rows(s.n, width, l.in_double() ? 12 : 24, 256);
   const std::int64_t parts =
-      std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? striding_blocks(cut, bool(dw) + bool(db)) : s.rows);
+      std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? striding_blocks(cut, bool(dw) + bool(db), s.rows) : s.rows);
   const std::int64_t dims[] = {parts, s.n};
   const DType real = l.in_double() ? DType::f64 : DType::f32;
   const Operand dw_parts = dw ? l.scratch(real, dims) : Operand{}, db_parts = db ? l.scratch(real, dims) : Operand{};

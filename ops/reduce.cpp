@@ -14,6 +14,7 @@
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"
+#include "ops/check.h"
 #include "ops/cuda.h"
 #include "ops/ops.h"
 #include "ops/reduce.h"
@@ -48,34 +49,45 @@ Shape reduced_shape(const Shape& from, std::uint32_t mask, bool keep) {
 constexpr int kLanes = 16;  // partial sums kept apart, so that the loop vectorises; the order is fixed
 
 template <class T>
-T fold_block(ReduceKind kind, const T* x, int n) {
-  T lane[kLanes];
-  std::fill(lane, lane + kLanes, kind == kReduceSum ? T(0) : -std::numeric_limits<T>::infinity());
+T sum_block(const T* x, int n) {
+  T lane[kLanes] = {};
   int i = 0;
-  if (kind == kReduceSum) {
-    for (; i + kLanes <= n; i += kLanes)
-      for (int j = 0; j < kLanes; ++j) lane[j] += x[i + j];
-    for (; i < n; ++i) lane[i % kLanes] += x[i];
-    for (int w = kLanes / 2; w > 0; w /= 2)
-      for (int j = 0; j < w; ++j) lane[j] += lane[j + w];
-  } else {
-    for (; i < n; ++i) lane[i % kLanes] = x[i] > lane[i % kLanes] || x[i] != x[i] ? x[i] : lane[i % kLanes];
-    for (int j = 1; j < kLanes; ++j) lane[0] = lane[j] > lane[0] || lane[j] != lane[j] ? lane[j] : lane[0];
-  }
+  for (; i + kLanes <= n; i += kLanes)
+    for (int j = 0; j < kLanes; ++j) lane[j] += x[i + j];
+  for (; i < n; ++i) lane[i % kLanes] += x[i];
+  for (int w = kLanes / 2; w > 0; w /= 2)
+    for (int j = 0; j < w; ++j) lane[j] += lane[j + w];
   return lane[0];
 }
 
 template <class T>
-T combine(ReduceKind kind, T a, T b) {
-  return kind == kReduceSum ? a + b : (b > a || b != b ? b : a);
+T larger(T a, T b) {  // a NaN on either side stays
+  return b > a || b != b ? b : a;
 }
 
 template <class T>
-void fold_column(ReduceKind kind, T* total, const T* x, int n) {
-  if (kind == kReduceSum)
-    for (int i = 0; i < n; ++i) total[i] += x[i];
-  else
-    for (int i = 0; i < n; ++i) total[i] = combine(kind, total[i], x[i]);
+T max_block(const T* x, std::int64_t n) {
+  T lane[kLanes];
+  std::fill(lane, lane + kLanes, -std::numeric_limits<T>::infinity());
+  for (std::int64_t i = 0; i < n; ++i) lane[i % kLanes] = larger(lane[i % kLanes], x[i]);
+  for (int j = 1; j < kLanes; ++j) lane[0] = larger(lane[0], lane[j]);
+  return lane[0];
+}
+
+// The fold of elements [first, first + n).
+template <class T>
+T fold_row(ReduceKind kind, Runner<T>& source, std::int64_t first, std::int64_t n) {
+  double sum = 0;
+  T high = -std::numeric_limits<T>::infinity();
+  for (std::int64_t i = 0; i < n; i += kBlock) {
+    const int m = int(std::min<std::int64_t>(kBlock, n - i));
+    const T* x = source.read(first + i, m);
+    if (kind == kReduceSum)
+      sum += double(sum_block(x, m));
+    else
+      high = larger(high, max_block(x, m));
+  }
+  return kind == kReduceSum ? T(sum) : high;
 }
 
 // out[o, i] = fold over r of source[o, r, i]. Long reductions are cut into chunks whose partial results are folded in order.
@@ -92,23 +104,28 @@ void reduce_to(const Launch& launch, const Fused& source, ReduceKind kind, Reduc
   const std::int64_t batch = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, width * std::min(chunk, s.reduced)));
   parallel((tasks + batch - 1) / batch, [&](std::int64_t part) {
     Runner<T> runner(launch, source);
+    LongSums<T> sums(width);
     for (std::int64_t task = part * batch; task < std::min(tasks, (part + 1) * batch); ++task) {
       const std::int64_t c = task % chunks, column = task / chunks % columns, o = task / chunks / columns;
       const std::int64_t begin = c * chunk, end = std::min(s.reduced, begin + chunk), i = column * width;
       const int n = int(std::min(width, s.inner - i));
       T* total = partial.data() + (c * s.outer + o) * s.inner + i;
       if (s.inner == 1) {
-        for (std::int64_t r = begin; r < end; r += kBlock) {
-          const int m = int(std::min<std::int64_t>(kBlock, end - r));
-          *total = combine(kind, *total, fold_block(kind, runner.read(o * s.reduced + r, m), m));
-        }
-      } else {
-        for (std::int64_t r = begin; r < end; ++r)
-          fold_column(kind, total, runner.read((o * s.reduced + r) * s.inner + i, n), n);
+        *total = fold_row(kind, runner, o * s.reduced + begin, end - begin);
+        continue;
       }
+      for (std::int64_t r = begin; r < end; ++r) {
+        const T* x = runner.read((o * s.reduced + r) * s.inner + i, n);
+        if (T* sum = kind == kReduceSum ? sums.next() : nullptr)
+          for (int k = 0; k < n; ++k) sum[k] += x[k];
+        else
+          for (int k = 0; k < n; ++k) total[k] = larger(total[k], x[k]);
+      }
+      if (kind == kReduceSum) sums.move_to(total, n);
     }
   });
-  fold_parts(launch, partial.data(), chunks, s.outer * s.inner, out, start, [kind](T a, T b) { return combine(kind, a, b); });
+  fold_parts(launch, partial.data(), chunks, s.outer * s.inner, out, start,
+             [kind](double a, double b) { return kind == kReduceSum ? a + b : larger(a, b); });
 }
 
 // ints: kind, mask of the reduced axes.
@@ -123,6 +140,9 @@ void lower_reduce(Lowering& l) {
     wide ? reduce_to<double>(launch, source, kind, space, out) : reduce_to<float>(launch, source, kind, space, out);
   });
 }
+
+// bf16 as fp32: what a rule computes in several steps is rounded to bf16 once, at its end.
+Tensor widened(const Tensor& t, Site where) { return t.dtype() == DType::bf16 ? cast(Arg(t, where), DType::f32) : t; }
 
 // The gradient, given or seen with the reduced axes kept as size 1.
 Tensor with_axes(const Tensor& t, const Shape& from, std::uint32_t mask, Site where) {
@@ -139,12 +159,13 @@ void reduce_vjp(Vjp& v) {
     return;
   }
   // Ties share the gradient evenly.
+  const DType real = compute_dtype(x);
   const Tensor hit = equal(x, with_axes(v.output(), shape, mask, v.where()));
-  const Tensor weight = cast(hit, x.dtype());
+  const Tensor weight = cast(hit, real);
   std::vector<int> axes;
   for (int i = 0; i < shape.rank(); ++i)
     if (mask >> i & 1) axes.push_back(i);
-  v.add(0, where(hit, weight * (g / sum(weight, axes, true)), constant(0, Shape{}, x.dtype(), v.where())));
+  v.add(0, where(hit, weight * (widened(g, v.where()) / sum(weight, axes, true)), constant(0, Shape{}, real, v.where())));
 }
 
 const Op& reduce_op =
@@ -176,17 +197,18 @@ void softmax_rows(const Launch& launch, const Fused& source, RowKind kind, std::
     std::vector<T> x(static_cast<std::size_t>(n)), e(static_cast<std::size_t>(n));
     for (std::int64_t row = part * batch; row < std::min(rows, (part + 1) * batch); ++row) {
       runner.read(row * n, n, x.data());
-      T high = fold_block(kReduceMax, x.data(), int(n));
-      if (std::isinf(high)) high = high > 0 ? high : T(0);  // a row of -inf: exp gives 0, not NaN
+      T high = max_block(x.data(), n);
+      // A row of -inf: exp gives 0, not NaN. An infinite one makes the sum infinite, and of a distribution NaN.
+      if (std::isinf(high) && (high < 0 || kind == kLogsumexp)) high = 0;
       for (std::int64_t i = 0; i < n; ++i) e[std::size_t(i)] = vmath::exp(x[std::size_t(i)] - high);
-      const T total = fold_block(kReduceSum, e.data(), int(n));
-      const T lse = high + std::log(total);
+      const T total = T(long_sum<T>(n, [&](std::int64_t i) { return e[std::size_t(i)]; })), log_total = std::log(total);
       if (kind == kLogsumexp) {
+        const T lse = high + log_total;
         write_block<T>(view, ExprType::real, row, 1, &lse);
         continue;
       }
       for (std::int64_t i = 0; i < n; ++i)
-        e[std::size_t(i)] = kind == kSoftmax ? e[std::size_t(i)] / total : x[std::size_t(i)] - lse;
+        e[std::size_t(i)] = kind == kSoftmax ? e[std::size_t(i)] / total : x[std::size_t(i)] - high - log_total;
       for (std::int64_t i = 0; i < n; i += kBlock)
         write_block<T>(view, ExprType::real, row * n + i, int(std::min<std::int64_t>(kBlock, n - i)), e.data() + i);
     }
@@ -207,17 +229,20 @@ void lower_softmax(Lowering& l) {
   });
 }
 
+Tensor softmax_last(const Arg& a, RowKind kind);
+
 void softmax_vjp(Vjp& v) {
-  const Tensor y = v.output(), g = v.grad();
+  const Site where = v.where();
+  const Tensor y = widened(v.output(), where), g = widened(v.grad(), where);
   switch (RowKind(v.integer(0))) {
     case kSoftmax:
       return v.add(0, y * (g - sum(g * y, {-1}, true)));
     case kLogSoftmax:
       return v.add(0, g - exp(y) * sum(g, {-1}, true));
-    case kLogsumexp: {
-      Shape column = y.shape();
+    case kLogsumexp: {  // not exp(x - y): of large x, y has lost the digits of the logarithm
+      Shape column = g.shape();
       column.push_back(1);
-      return v.add(0, reshape(g, column) * exp(v.input(0) - reshape(y, column)));
+      return v.add(0, reshape(g, column) * softmax_last(Arg(widened(v.input(0), where), where), kSoftmax));
     }
   }
 }
@@ -295,7 +320,8 @@ Tensor sum(Arg a, std::vector<int> axes, bool keep) { return reduce(a, kReduceSu
 
 Tensor mean(Arg a, std::vector<int> axes, bool keep) {
   const std::uint32_t mask = axis_mask(a, axes, "mean");
-  return Arg(reduce(a, kReduceSum, mask, keep, "mean"), a.where()) / double(reduced_size(a.shape(), mask));
+  const Tensor total = reduce(Arg(widened(a.tensor(), a.where()), a.where()), kReduceSum, mask, keep, "mean");
+  return cast(Arg(Arg(total, a.where()) / double(reduced_size(a.shape(), mask)), a.where()), a.dtype());
 }
 
 Tensor max(Arg a, std::vector<int> axes, bool keep) {

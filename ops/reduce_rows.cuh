@@ -6,9 +6,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index row = task / index(a.parts), part = task - row * index(a.parts);
   const index begin = part * index(a.chunk), left = index(a.reduced) - begin;
   const index count = left < index(a.chunk) ? left : index(a.chunk);
-  real total[V];
-#pragma unroll
-  for (int j = 0; j < V; ++j) total[j] = nothing();
+  Folded share;
   each_vector(count, [&](int, index i) {
     real x[V];
     if constexpr (WHOLE) {
@@ -18,10 +16,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
       source<V>(a, r, element - r * index(a.columns), x);
     }
 #pragma unroll
-    for (int j = 0; j < V; ++j) total[j] = fold(total[j], x[j]);
+    for (int j = 1; j < V; ++j) x[0] = fold(x[0], x[j]);
+    share.add(x[0]);
   });
-#pragma unroll
-  for (int j = 1; j < V; ++j) total[0] = fold(total[0], total[j]);
-  total[0] = row_fold(total[0], nothing(), fold);
-  if (at < tasks && lane() == 0) write_real(a.out + out_at(a, task), total[0]);
+  const real total = row_fold(share.value(), nothing(), fold);
+  if (at < tasks && lane() == 0) write_real(a.out + out_at(a, task), total);
 }

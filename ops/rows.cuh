@@ -19,6 +19,16 @@ DEVICE real row_fold(real x, real nothing, Fold fold) {
 DEVICE real row_sum(real x) { return row_fold(x, real(0), Sum()); }
 DEVICE real row_max(real x) { return row_fold(x, -infinity(), Max()); }
 
+// A thread's share of a sum over a row: a long one where rows are streamed, which have any length.
+struct RowSum : LongSum<real> {
+  DEVICE void add(real x) {
+    if constexpr (HELD > 0)
+      high += x;
+    else
+      LongSum<real>::add(x);
+  }
+};
+
 // f(k, col) for each vector of this thread in a row of n columns; k is its place in registers.
 template <class F>
 DEVICE void each_vector(index n, F f) {
@@ -49,16 +59,19 @@ struct Row {
   }
 };
 
-// The sum of exp(x - shift) of a row in one pass. The shift is the largest x so far, or 0 before there is a finite one, so that
-// a row of -inf sums to 0; any NaN makes the sum NaN.
+// The sum of exp(x - shift) of a row in one pass. The shift is the largest x so far, or 0 where that is infinite, so that a row
+// of -inf sums to 0 and one with inf to inf; any NaN makes the sum NaN.
 struct ExpSum {
-  real top = -infinity(), sum = 0;
+  real top = -infinity(), sum = 0;  // sum: after join_row
+  RowSum share;
 
-  DEVICE real shift() const { return top == -infinity() ? real(0) : top; }
+  DEVICE real shift() const { return abs_of(top) < infinity() ? top : real(0); }
   DEVICE void raise_to(real high) {
     const real before = shift();
     top = high;
-    if (sum != real(0)) sum *= exp_of(before - shift());
+    if (share.high == real(0)) return;
+    const real factor = exp_of(before - shift());
+    share.high *= factor, share.low *= factor;
   }
   DEVICE void add(const real (&x)[V]) {
     real high = top;
@@ -66,11 +79,13 @@ struct ExpSum {
     for (int j = 0; j < V; ++j) high = x[j] > high ? x[j] : high;
     if (high > top) raise_to(high);
     const real s = shift();
+    real few = 0;
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum += exp_of(x[j] - s);
+    for (int j = 0; j < V; ++j) few += exp_of(x[j] - s);
+    share.add(few);
   }
   DEVICE void join_row() {  // the same in all threads of the row
     raise_to(row_max(top));
-    sum = row_sum(sum);
+    sum = row_sum(share.value());
   }
 };

@@ -135,11 +135,12 @@ std::vector<T> transposed(const Launch& launch, const Operand& a, const Part& p,
 
 // ---- inner loops: w channels, n states, matrices (n, w); U states at a time share the loads of a channel --------------------
 
-// exp for |x| < 1e12 in 15 instructions, against vmath's 21: clamped as an integer, 0 below e^-87.7 and infinite above
-// e^88.3.
+// exp in 15 instructions, against vmath's 21: 0 below e^-87.7 and infinite above e^88.3.
 inline float fast_exp(float x) {
   constexpr float kRound = 0x1.8p23f, kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f;  // as in vmath::exp
-  constexpr std::int32_t kZero = std::bit_cast<std::int32_t>(kRound);
+  constexpr std::uint32_t kZero = std::bit_cast<std::uint32_t>(kRound);
+  x = x < -88.0f ? -88.0f : x;  // the exponent lies in [-127, 128], the bits of 0 and of infinity; a NaN passes
+  x = x > 88.9f ? 88.9f : x;
   const float shifted = x * std::numbers::log2e_v<float> + kRound, n = shifted - kRound;
   const float r = x - n * kHigh - n * kLow;
   float p = 1.37805939e-3f;
@@ -149,8 +150,8 @@ inline float fast_exp(float x) {
   p = p * r + 4.99999851e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const std::int32_t exponent = std::clamp(std::bit_cast<std::int32_t>(shifted), kZero - 127, kZero + 128);
-  return p * std::bit_cast<float>((exponent - kZero + 127) << 23);
+  const std::uint32_t exponent = std::bit_cast<std::uint32_t>(shifted) - (kZero - 127);
+  return p * std::bit_cast<float>(exponent << 23);
 }
 inline double fast_exp(double x) { return vmath::exp(x); }
 
@@ -196,27 +197,26 @@ void advance_keeping(std::int64_t w, std::int64_t n, const T* delta, const T* du
 }
 
 // One step back. `carry` holds a_{t+1} Gamma_{t+1} and receives a_t Gamma_t. With Gamma = e C + carry and
-// kappa = h - Delta u B:  gb += Gamma B, gak += Gamma A kappa (w);  dA += Gamma Delta kappa (n, w);  dB = sum of
-// Gamma Delta u, dC = sum of e h over the channels (n).
+// kappa = a h_{t-1}, which h - Delta u B is too, but for its digits:  gb += Gamma B, gak += Gamma A kappa (w);
+// dA += Gamma Delta kappa (n, w);  dB = sum of Gamma Delta u, dC = sum of e h over the channels (n).
 template <class T, int U>
 void retreat(std::int64_t w, std::int64_t n, const T* delta, const T* du, const T* e, const T* B, const T* C, const T* A,
-             const T* decay, const T* h, T* carry, T* gb, T* gak, T* dA, T* dB, T* dC) {
+             const T* decay, const T* before, const T* h, T* carry, T* gb, T* gak, T* dA, T* dB, T* dC) {
   for (std::int64_t j = 0; j < n; j += U) {
-    const T *a = A + j * w, *b = B + j, *c = C + j, *x = h + j * w, *f = decay + j * w;
+    const T *a = A + j * w, *b = B + j, *c = C + j, *x = h + j * w, *y = before + j * w, *f = decay + j * w;
     T *g = carry + j * w, *da = dA + j * w;
     T db0 = 0, db1 = 0, db2 = 0, db3 = 0, dc0 = 0, dc1 = 0, dc2 = 0, dc3 = 0;
 #pragma omp simd reduction(+ : db0, db1, db2, db3, dc0, dc1, dc2, dc3)
     for (std::int64_t k = 0; k < w; ++k) {
       T sum_b = gb[k], sum_a = gak[k];
       const auto state = [&](int q, T& db, T& dc) {
-        const T gamma = e[k] * c[q] + g[q * w + k];
-        const T product = gamma * (x[q * w + k] - du[k] * b[q]);
+        const T gamma = e[k] * c[q] + g[q * w + k], next = f[q * w + k] * gamma, product = next * y[q * w + k];
         dc += e[k] * x[q * w + k];
         db += gamma * du[k];
         sum_b += gamma * b[q];
         sum_a += product * a[q * w + k];
         da[q * w + k] += product * delta[k];
-        g[q * w + k] = f[q * w + k] * gamma;
+        g[q * w + k] = next;
       };
       state(0, db0, dc0);
       if constexpr (U > 1) state(1, db1, dc1);
@@ -354,15 +354,15 @@ struct RootOutputs {
   std::vector<Operand> each, parts, sums;  // (b, t, i); (b, i); (i)
   Operand first() const { return each.empty() ? Operand{} : each[0]; }
 
-  // Zeros, to be added to: of the channels of p. Null where no sum is wanted.
+  // What computes them for the channels of p, and, after its last row, their sums.
   template <class T>
-  std::vector<T*> parts_of(const Launch& launch, const Part& p, std::int64_t channels) const {
-    std::vector<T*> out;
-    for (const Operand& o : parts) {
-      out.push_back(o ? launch.pointer<T>(o) + p.batch * channels : nullptr);
-      if (o) std::fill_n(out.back() + p.c, p.w, T(0));
-    }
-    return out;
+  std::unique_ptr<GradientRows<T>> rows(const Launch& launch, const Fused& hole, const Grid& g, const Part& p) const {
+    return std::make_unique<GradientRows<T>>(launch, hole, each, parts, g.i, p.w);
+  }
+  template <class T>
+  void store_sums(const Launch& launch, const Grid& g, const Part& p, GradientRows<T>& from) const {
+    for (std::size_t r = 0; r < parts.size(); ++r)
+      if (parts[r]) from.store_sum(r, launch.pointer<T>(parts[r]) + p.batch * g.i + p.c);
   }
 };
 
@@ -382,8 +382,9 @@ struct BackwardScratch {
   struct States;
   T *decay, *states;             // (kTime, n, w)
   std::vector<T> A, first;       // (n, w)
-  std::vector<T> s, e, gb, gak;  // (kTime, w); gb, gak (w)
-  std::vector<T> carry, dA, dD;  // (n, w); (w)
+  std::vector<T> s, e, gb, gak;  // (kTime, w)
+  std::vector<T> carry;          // (n, w)
+  LongSums<T> dA, dD;            // (n, w); (w)
   BackwardScratch(const Grid& g, const Part& p)
       : decay(thread_scratch<T, Decay>(std::size_t(kTime * g.n * p.w))),
         states(thread_scratch<T, States>(std::size_t(kTime * g.n * p.w))),
@@ -393,8 +394,8 @@ struct BackwardScratch {
         gb(s.size()),
         gak(s.size()),
         carry(first.size()),
-        dA(first.size()),
-        dD(std::size_t(p.w)) {}
+        dA(p.w, g.n),
+        dD(p.w) {}
 };
 
 // The states and decays of the chunk, s without and then with D u, and from it e = d loss / d s.
@@ -447,18 +448,18 @@ void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Par
     for (std::int64_t k = chunk.steps() - 1; k >= 0; --k) {
       const std::int64_t at = k * p.w;
       retreat<T, U>(p.w, g.n, chunk.delta.data() + at, chunk.du.data() + at, x.e.data() + at, chunk.B[k], chunk.C[k],
-                    x.A.data(), x.decay + k * size, x.states + k * size, x.carry.data(), x.gb.data() + at, x.gak.data() + at,
-                    x.dA.data(), dB + k * step, dC + k * step);
+                    x.A.data(), x.decay + k * size, k ? x.states + (k - 1) * size : x.first.data(), x.states + k * size,
+                    x.carry.data(), x.gb.data() + at, x.gak.data() + at, x.dA.next(), dB + k * step, dC + k * step);
     }
   });
   for (std::int64_t k = 0; k < chunk.steps(); ++k) {
     const std::int64_t row = p.batch * g.t + chunk.begin + k;
     const T *u = chunk.u[std::size_t(k)], *e = x.e.data() + k * p.w, *delta = chunk.delta.data() + k * p.w;
-    T *gb = x.gb.data() + k * p.w, *gak = x.gak.data() + k * p.w;  // become du and dDelta
+    T *gb = x.gb.data() + k * p.w, *gak = x.gak.data() + k * p.w, *dD = x.dD.next();  // gb, gak become du, dDelta
     for (std::int64_t c = 0; c < p.w; ++c) {
       gak[c] += u[c] * gb[c];
       gb[c] = delta[c] * gb[c] + (D ? D[c] * e[c] : T(0));
-      x.dD[std::size_t(c)] += e[c] * u[c];
+      dD[c] += e[c] * u[c];
     }
     du.write(row, p.c, p.w, gb);
     if (delta_grad) delta_grad->run(row, p.c, p.w, chunk.raw[std::size_t(k)], gak, gak);
@@ -477,11 +478,8 @@ void backward_part(const ScanBackwardTask& task, const Launch& launch, std::int6
   std::unique_ptr<Runner<T>> delta;
   std::unique_ptr<GradientRows<T>> delta_grad, out_grad;
   if (task.has_delta) delta = std::make_unique<Runner<T>>(launch, task.delta);
-  const auto gradient_rows = [&](const Fused& hole, const RootOutputs& to) {
-    return std::make_unique<GradientRows<T>>(launch, hole, to.each, to.parts_of<T>(launch, p, g.i), g.i, p.w);
-  };
-  if (task.has_delta_grad) delta_grad = gradient_rows(task.delta_grad, task.delta_roots);
-  if (task.has_out_grad) out_grad = gradient_rows(task.out_grad, task.out_roots);
+  if (task.has_delta_grad) delta_grad = task.delta_roots.rows<T>(launch, task.delta_grad, g, p);
+  if (task.has_out_grad) out_grad = task.out_roots.rows<T>(launch, task.out_grad, g, p);
   load_state(Rows(launch, task.g_last), g, p, x.carry.data());
   Chunk<T> chunk(g);
   for (std::int64_t q = g.chunks() - 1; q >= 0; --q) {
@@ -490,11 +488,14 @@ void backward_part(const ScanBackwardTask& task, const Launch& launch, std::int6
     recompute(task, launch, p, q, chunk, D, out_grad.get(), x);
     retreat_chunk(task, launch, p, chunk, D, delta_grad.get(), x);
   }
+  if (delta_grad) task.delta_roots.store_sums(launch, g, p, *delta_grad);
+  if (out_grad) task.out_roots.store_sums(launch, g, p, *out_grad);
   store_state(Rows(launch, task.d_initial), g, p, x.carry.data());
   T* dA = launch.pointer<T>(task.dA) + (p.batch * g.i + p.c) * g.n;
+  x.dA.move_to(x.first.data(), p.w, p.w);
   for (std::int64_t c = 0; c < p.w; ++c)
-    for (std::int64_t j = 0; j < g.n; ++j) dA[c * g.n + j] = x.dA[std::size_t(j * p.w + c)];
-  std::copy_n(x.dD.data(), p.w, launch.pointer<T>(task.dD) + p.batch * g.i + p.c);
+    for (std::int64_t j = 0; j < g.n; ++j) dA[c * g.n + j] = x.first[std::size_t(j * p.w + c)];
+  x.dD.move_to(launch.pointer<T>(task.dD) + p.batch * g.i + p.c, p.w);
 }
 
 template <class T>

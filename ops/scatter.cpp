@@ -40,13 +40,19 @@ void scatter_rows(const Launch& launch, const RowScatter& s, const Sorted& sorte
   const Rows from(launch, s.values), to(launch, s.out);
   const std::int64_t parts = part_count(v, std::max<std::int64_t>(1, kPartElements / std::max<std::int64_t>(d, 1)), 1024);
   parallel(parts, [&](std::int64_t part) {
-    std::vector<T> buffer(static_cast<std::size_t>(d)), sum(static_cast<std::size_t>(d));
+    std::vector<T> buffer(static_cast<std::size_t>(d)), line(static_cast<std::size_t>(d));
+    LongSums<T> sums(d);
     const Range range = part_of(v, parts, part);
     for (std::int64_t id = range.begin; id < range.end; ++id) {
-      T* total = to.template target<T>(id, 0, sum.data());
+      const std::int64_t begin = sorted.begin[std::size_t(id)], end = sorted.begin[std::size_t(id + 1)];
+      T* total = to.template target<T>(id, 0, line.data());
       std::fill_n(total, d, T(0));
-      for (std::int64_t i = sorted.begin[std::size_t(id)]; i < sorted.begin[std::size_t(id + 1)]; ++i)
-        fold_parts(from.read(sorted.order[std::size_t(i)], 0, d, buffer.data()), 1, 0, d, total);
+      for (std::int64_t i = begin; i < end; ++i) {
+        const T* row = from.read(sorted.order[std::size_t(i)], 0, d, buffer.data());
+        T* sum = sums.next();
+        for (std::int64_t c = 0; c < d; ++c) sum[c] += row[c];
+      }
+      if (begin < end) sums.move_to(total, d);
       to.write(id, 0, d, total);
     }
   });

@@ -4,33 +4,41 @@
 // which such an id begins adds its tail and the heads that follow.
 DEVICE i64 id_at(const Args& a, index i) { return a.ids[ids_at(a, index(a.sorted[i]))]; }
 
+template <class T>
+DEVICE void store_sums(T* to, const LongSum<real> (&sums)[V]) {
+  real x[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) x[j] = sums[j].value();
+  store_real<V>(to, x);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
   const index chunk = index(blockIdx.x), begin = chunk * index(a.chunk), count = index(a.count);
   const index end = begin + index(a.chunk) < count ? begin + index(a.chunk) : count;
   const index d = index(a.d), col = (index(blockIdx.y) * THREADS + threadIdx.x) * V;
   if (col >= d) return;
-  real sum[V];
+  LongSum<real> sums[V];
   auto put = [&](i64 id) {
-    if (id >= 0 && id < a.v) store_real<V>(a.out + (index(id) * index(a.out_row) + col), sum);
+    if (id >= 0 && id < a.v) store_sums(a.out + (index(id) * index(a.out_row) + col), sums);
   };
 
   if constexpr (JOIN) {
     const i64 id = id_at(a, end - 1);
     const bool begins = begin == 0 || id_at(a, begin - 1) != id || id_at(a, begin) != id;
     if (end == count || !begins || id_at(a, end) != id) return;
-    load_real<V>(a.tails + (chunk * d + col), sum);
+    real x[V];
+    load_real<V>(a.tails + (chunk * d + col), x);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sums[j].add(x[j]);
     for (index next = chunk + 1, at = end; at < count && id_at(a, at) == id; ++next, at += index(a.chunk)) {
-      real x[V];
       load_real<V>(a.heads + (next * d + col), x);
 #pragma unroll
-      for (int j = 0; j < V; ++j) sum[j] += x[j];
+      for (int j = 0; j < V; ++j) sums[j].add(x[j]);
     }
     put(id);
   } else {
     bool before = begin > 0 && id_at(a, begin - 1) == id_at(a, begin);  // the running id began before the chunk
     i64 id = id_at(a, begin);
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] = 0;
     constexpr int AHEAD = 4;  // rows in flight
     for (index i = begin; i < end; i += AHEAD) {
       real x[AHEAD][V];
@@ -45,18 +53,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
       for (int k = 0; k < AHEAD; ++k) {
         if (i + k >= end) break;
         if (ids[k] != id) {
-          if (before) store_real<V>(a.heads + (chunk * d + col), sum);
+          if (before) store_sums(a.heads + (chunk * d + col), sums);
           else put(id);
           before = false, id = ids[k];
 #pragma unroll
-          for (int j = 0; j < V; ++j) sum[j] = 0;
+          for (int j = 0; j < V; ++j) sums[j] = {};
         }
 #pragma unroll
-        for (int j = 0; j < V; ++j) sum[j] += x[k][j];
+        for (int j = 0; j < V; ++j) sums[j].add(x[k][j]);
       }
     }
-    if (before) store_real<V>(a.heads + (chunk * d + col), sum);
-    else if (end < count && id_at(a, end) == id) store_real<V>(a.tails + (chunk * d + col), sum);
+    if (before) store_sums(a.heads + (chunk * d + col), sums);
+    else if (end < count && id_at(a, end) == id) store_sums(a.tails + (chunk * d + col), sums);
     else put(id);
   }
 }

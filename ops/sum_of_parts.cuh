@@ -11,16 +11,19 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
   const int lane = threadIdx.x % LANES, strip = threadIdx.x / LANES;
   const index i = (index(blockIdx.x) * LANES + lane) * V;
   const bool live = i < index(a.count);
-  real sum[V] = {};
+  LongSum<real> share[V];
   if (live) {
 #pragma unroll 4
     for (index part = strip; part < index(a.parts); part += STRIPS) {
       real x[V];
       load<V>(a.from + (part * index(a.stride) + i), x);
 #pragma unroll
-      for (int j = 0; j < V; ++j) sum[j] += x[j];
+      for (int j = 0; j < V; ++j) share[j].add(x[j]);
     }
   }
+  real sum[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) sum[j] = share[j].value();
   if constexpr (STRIPS > 1) {
     __shared__ real sums[STRIPS][V][LANES];
     // In each round strips [begin, end) are added to strip 0, or each of them to the one `begin` before it.

@@ -255,6 +255,61 @@ TEST(Scan, SameBitsForAnyThreads) {
   }
 }
 
+// One channel with one state and constant operands: the value of the last step and the gradients of all steps by A and Delta.
+struct Decays {
+  double y, dA;
+  Values ddelta;
+};
+Decays decays_of(float A, float delta, std::int64_t t, bool right) {
+  const float u = 0.37f, B = 0.3f, C = 0.7f;
+  if (!right) {
+    const auto line = [&](float x) { return Tensor::from(std::vector<float>(std::size_t(t), x), {1, t, 1}); };
+    const Tensor deltas = line(delta), a = Tensor::from(std::vector<float>{A}, {1, 1});
+    const Tensor y = scan(line(u), deltas, a, line(B), line(C));
+    const std::vector<Tensor> d = grad(sum(slice(y, 1, t - 1, t)), {a, deltas});
+    return {y.to_host<double>().back(), d[0].item(), d[1].to_host<double>()};
+  }
+  // y = sum over k of C exp(A Delta (t - 1 - k)) Delta B u, each Delta by itself.
+  const double decay = std::exp(double(A) * double(delta)), in = double(delta) * double(B) * double(u);
+  Decays out{0, 0, Values(std::size_t(t))};
+  double power = 1;  // decay^(t - 1 - k)
+  Values h(std::size_t(t + 1));
+  for (std::int64_t k = 0; k < t; ++k) h[std::size_t(k + 1)] = decay * h[std::size_t(k)] + in;
+  out.y = double(C) * h[std::size_t(t)];
+  for (std::int64_t k = t - 1; k >= 0; --k, power *= decay) {
+    const double through = double(C) * power * decay * h[std::size_t(k)];
+    out.dA += double(delta) * through;
+    out.ddelta[std::size_t(k)] = double(C) * power * double(B) * double(u) + double(A) * through;
+  }
+  return out;
+}
+
+// Of states that decay within a step almost nothing is left, and of that the gradients are made.
+TEST(Scan, GradientsOfDecaysThatLeaveAlmostNothing) {
+  for (const auto& [A, delta] : {std::pair{-16.0f, 2.0f}, {-30.0f, 1.0f}, {-1.0f, 30.0f}, {-7.5f, 2.0f}, {-0.5f, 0.1f}}) {
+    SCOPED_TRACE(testing::Message() << "A " << A << ", Delta " << delta);
+    const Decays got = decays_of(A, delta, 8, false), right = decays_of(A, delta, 8, true);
+    EXPECT_NEAR(got.y, right.y, 1e-6 * right.y);
+    EXPECT_NEAR(got.dA, right.dA, 2e-5 * right.dA);  // an exponent of -32 is rounded by 2^-20
+    for (std::size_t k = 0; k < 8; ++k)
+      EXPECT_NEAR(got.ddelta[k], right.ddelta[k], 2e-5 * std::abs(right.ddelta[k]) + 1e-37) << k;
+  }
+}
+
+TEST(Scan, DecaysOfAnySize) {
+  for (const float A : {-1e15f, -1e20f, -1e38f}) {
+    SCOPED_TRACE(A);
+    const Decays got = decays_of(A, 2, 8, false);
+    EXPECT_NEAR(got.y, 0.1554, 1e-6);
+    EXPECT_EQ(got.dA, 0);
+    for (std::size_t k = 0; k < 8; ++k) EXPECT_NEAR(got.ddelta[k], k == 7 ? 0.0777 : 0, 1e-6) << k;
+  }
+  const Decays got = decays_of(-16, 1e15f, 8, false);
+  EXPECT_NEAR(got.y, 0.0777e15, 1e9);
+  EXPECT_EQ(got.dA, 0);
+  EXPECT_NEAR(got.ddelta[7], 0.0777, 1e-6);
+}
+
 // Operands that are slices of a projection give the same values as dense ones, as in a model.
 TEST(Scan, StridedOperands) {
   const std::int64_t b = 2, t = 37, i = 24, n = 16;
