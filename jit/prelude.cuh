@@ -335,7 +335,7 @@ struct Max {  // keeps a NaN of either side
   DEVICE R operator()(R x, R y) const { return max_of(x, y); }
 };
 
-// A sum of many terms: `low` is what the roundings of `high` have lost (Neumaier's sum of 1974), so that the error does not grow
+// A sum of many terms: `low` is what the roundings of `high` have lost (Neumaier's sum, 1974), so that the error does not grow
 // with their number. What is infinite or NaN stays so.
 template <class R>
 struct LongSum {

@@ -1,5 +1,5 @@
-// Loss and log-sum-exp, as shift and logarithm, of rows of logits (v), each read once. A row with the ignored label has loss 0. SMOOTHED: the target is
-// 1 - e at the label plus e / v everywhere.
+// Loss and log-sum-exp, as a shift and a logarithm, of rows of logits (v), each read once. A row with the ignored label has
+// loss 0. SMOOTHED: the target is 1 - e at the label plus e / v everywhere.
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index v = index(a.v), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;

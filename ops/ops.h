@@ -143,13 +143,13 @@ Tensor linear(Arg x, Arg weight, Arg bias = Tensor{});
 
 // ---- embedding (ops/embedding.cpp) ------------------------------------------------------------------------------------------
 
-// weight (v, d), ids (...) i32 or i64 in [0, v) -> (..., d). The gradient sums rows in id order: deterministic.
+// weight (v, d), ids (...) i32 or i64 in [0, v) -> (..., d). The gradient sums rows in a fixed order: deterministic.
 Tensor embedding(Arg weight, Arg ids);
 
 // ---- scatter (ops/scatter.cpp) ----------------------------------------------------------------------------------------------
 
 // values real; out (n), of their type: out[e] is the sum of values[p] over the places p, of the same shape, with places[p] = e
-// (integers), added in ascending order of p: deterministic. A place outside of [0, n) adds to nothing and takes no gradient.
+// (integers), added in a fixed order: deterministic. A place outside of [0, n) adds to nothing and takes no gradient.
 Tensor scatter_sum(Arg values, Arg places, std::int64_t n);
 
 // ---- cross-entropy (ops/cross_entropy.cpp) ----------------------------------------------------------------------------------

@@ -6,11 +6,13 @@
 //      gradient of the state, runs back through them (retreat),
 //   4. what is elementwise is finished: du, and the delta hole's gradient (finish_chunk).
 // Facts besides those of scan.cuh: SUB; NEEDS_S; SUMS: dB or dC is wanted; STEPS: du, dD or a gradient of Delta is;
-// DELTA_SUMS, OUT_SUMS: how many roots of the holes' gradients are summed over time; SHARED: bytes of shared memory.
+// DELTA_SUMS, OUT_SUMS: how many roots of the holes' gradients are summed over time, as the gradients of A and D are: in parts
+// of STRETCH steps; SHARED: bytes of shared memory.
 
 // Sums over time of the roots of the holes' gradients.
 struct DeltaSums : ColumnSums<DELTA_SUMS, V, THREADS> {};
 struct OutSums : ColumnSums<OUT_SUMS, V, THREADS> {};
+static_assert(STRETCH % CHUNK == 0, "parts of sums end with a chunk");
 static_assert(THREADS % (CHANNELS / V) == 0, "a thread comes with the same channels at every step");
 
 struct alignas(16) Shared : ChannelSums::Memory, DeltaSums, OutSums {
@@ -158,6 +160,32 @@ DEVICE void finish_chunk(const Args& a, const Place& p, index begin, Shared& sha
   });
 }
 
+// The sums over stretch `part` of the block's time, which ends here; they begin again from zero.
+DEVICE void store_sums(const Args& a, const Place& p, const Owner& o, index part, Carried& x, Shared& shared) {
+  const index row = (p.batch * index(a.stretches) + part) * index(a.channels) + o.column;
+  if constexpr (has_dA_part) store_owned(o, a.dA_part + row * N, 1, x.dA);
+#pragma unroll
+  for (int j = 0; j < S; ++j) x.dA[j] = 0;
+  if constexpr (has_dD_part || DELTA_SUMS + OUT_SUMS > 0) {
+    __syncthreads();
+    if (o.slice == 0 && o.channel < p.width) {
+      if constexpr (DELTA_SUMS + OUT_SUMS > 0) {
+        delta_store_sums<CHANNELS>(a, static_cast<const DeltaSums&>(shared), o.channel, row);
+        out_store_sums<CHANNELS>(a, static_cast<const OutSums&>(shared), o.channel, row);
+      }
+      if constexpr (has_dD_part) {
+        real sum = 0;
+#pragma unroll
+        for (int slice = 0; slice < SLICES; ++slice) sum += shared.dD[slice * CHANNELS + o.channel];
+        a.dD_part[row] = sum;
+      }
+    }
+    __syncthreads();
+    shared.dD[threadIdx.x] = 0;
+    shared.DeltaSums::clear(), shared.OutSums::clear();
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
@@ -208,23 +236,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
       }
     }
     if constexpr (STEPS) finish_chunk(a, p, begin, shared);
+    if (begin % STRETCH == 0) store_sums(a, p, o, begin / STRETCH, x, shared);
   }
   if constexpr (has_d_initial) store_owned(o, a.d_initial + state_row * index(a.d_initial_row), 1, x.carry);
-  if constexpr (has_dA_part) store_owned(o, a.dA_part + state_row * N, 1, x.dA);
   if constexpr (has_delta_sum)
     if (o.slice == 0 && o.channel < p.width) a.delta_sum[state_row] = delta_sum;
-  if constexpr (DELTA_SUMS + OUT_SUMS > 0) {
-    __syncthreads();
-    if (o.slice == 0 && o.channel < p.width) {
-      delta_store_sums<CHANNELS>(a, static_cast<const DeltaSums&>(shared), o.channel, state_row);
-      out_store_sums<CHANNELS>(a, static_cast<const OutSums&>(shared), o.channel, state_row);
-    }
-  }
-  if constexpr (has_dD_part) {
-    __syncthreads();
-    real sum = 0;
-#pragma unroll
-    for (int slice = 0; slice < SLICES; ++slice) sum += shared.dD[slice * CHANNELS + o.channel];
-    if (o.slice == 0 && o.channel < p.width) a.dD_part[state_row] = sum;
-  }
 }

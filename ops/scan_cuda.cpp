@@ -17,8 +17,9 @@ namespace {
 
 using namespace scan_layout;
 
-constexpr int kHeld = 4;     // steps whose states backward holds in registers
-constexpr int kPadding = 4;  // elements between rows of shared memory, as in scan.cuh
+constexpr int kHeld = 4;                // steps whose states backward holds in registers
+constexpr std::int64_t kStretch = 256;  // steps that backward adds up one after the other, so that long sums keep their digits
+constexpr int kPadding = 4;             // elements between rows of shared memory, as in scan.cuh
 
 // How a block divides channels and states among its threads, and time into rounds: by the state size and the type alone.
 struct BlockShape {
@@ -190,8 +191,8 @@ namespace {
 // What a launch of the backward kernel reads from the right and what it leaves; an absent one is not computed.
 struct BackwardLaunch {
   Operand g_last{}, d_initial{}, delta_sum{}, du{}, dA_part{}, dB_part{}, dC_part{}, dD_part{};
-  // Of the roots of the holes' gradients, over the space and as parts of sums (b, segments, i); the first of out_to is e, which
-  // stays inside.
+  // Of the roots of the holes' gradients, over the space and as parts of sums (b, segments, stretches, i); the first of out_to
+  // is e, which stays inside.
   std::vector<Operand> delta_to, out_to, delta_sums, out_sums;
 };
 
@@ -220,7 +221,8 @@ void cuda_scan_backward(Lowering& l) {
     all.dB_part = scratch(true, {scan.parts(), space[0], space[1], scan.groups, scan.n});
     all.dC_part = scratch(true, {scan.parts(), space[0], space[1], scan.groups, scan.n});
   }
-  all.dA_part = scratch(bool(dA), {scan.batch(), space[2], scan.n}), all.dD_part = scratch(bool(dD), {scan.batch(), space[2]});
+  const std::int64_t stretches = ceil_div(scan.length(), kStretch), parts = scan.batch() * stretches;  // of a sum
+  all.dA_part = scratch(bool(dA), {parts, space[2], scan.n}), all.dD_part = scratch(bool(dD), {parts, space[2]});
 
   // The outputs of the roots; the first of delta_grad is draw, with or without a hole.
   std::vector<std::pair<Operand, Operand>> totals;  // parts, sum
@@ -229,7 +231,7 @@ void cuda_scan_backward(Lowering& l) {
     for (int r = 0, roots = int(each.size()); r < roots; ++r) {
       each[std::size_t(r)] = output(first + r);
       const Operand sum = output(first + roots + r);
-      sums[std::size_t(r)] = scratch(bool(sum), {scan.batch(), space[2]});
+      sums[std::size_t(r)] = scratch(bool(sum), {parts, space[2]});
       totals.emplace_back(sums[std::size_t(r)], sum);
     }
   };
@@ -250,6 +252,7 @@ void cuda_scan_backward(Lowering& l) {
     scan.describe(text, block.backward_blocks(), block.backward_round(), width);
     text.define("SUB", kHeld).define("NEEDS_S", reads_value(out_grad, to.out_to, to.out_sums)).define("SUMS", bool(to.dB_part));
     text.define("STEPS", steps).define("SHARED", shared).define("DELTA_SUMS", delta_sums).define("OUT_SUMS", out_sums);
+    text.define("STRETCH", kStretch).integer("stretches", stretches);
     text.rows("kept", kept).rows("g", g).rows("g_last", to.g_last).rows("du", to.du).rows("d_initial", to.d_initial);
     text.pointer("delta_sum", to.delta_sum).pointer("dA_part", to.dA_part).pointer("dD_part", to.dD_part);
     text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
@@ -277,7 +280,7 @@ void cuda_scan_backward(Lowering& l) {
   emit_sum_of_parts(l, "scan_sum", all.dB_part, kInOrder, dB);
   emit_sum_of_parts(l, "scan_sum", all.dC_part, kInOrder, dC);
   emit_sum_of_parts(l, "scan_sum", all.dD_part, kInOrder, dD);
-  for (const auto& [parts, sum] : totals) emit_sum_of_parts(l, "scan_sum", parts, kInOrder, sum);
+  for (const auto& [from, sum] : totals) emit_sum_of_parts(l, "scan_sum", from, kInOrder, sum);
 }
 
 }  // namespace weft

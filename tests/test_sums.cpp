@@ -164,7 +164,7 @@ TEST_P(LongSums, OfAScan) {
     carry = a * gamma;
   }
   expect_sums(grads[0], {dA}, {dA}, "A", 8);  // of exp(-1), which is rounded, in every term
-  expect_sums(grads[1], {dD}, {dD}, "D");
+  expect_sums(grads[1], {dD}, {dD}, "D", 8);
   expect_sums(grads[2], {ddelta}, {2 * dA}, "bias", 8);
 }
 
