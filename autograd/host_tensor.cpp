@@ -16,7 +16,7 @@ namespace {
 template <class To, class From>
 To convert(From value) {
   if constexpr (std::is_same_v<To, bf16>) {
-    return bf16(float(value));
+    return bf16(double(value));
   } else if constexpr (std::is_integral_v<To> && !std::is_same_v<From, To>) {
     // Bounds as reals are exact: -2^(bits-1) and 2^(bits-1).
     constexpr double low = double(std::numeric_limits<To>::min());

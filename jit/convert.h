@@ -12,16 +12,14 @@
 namespace weft {
 
 // An integer for a real: truncates; saturates, and takes NaN to the smallest, as the GPU's cvt.rzi.s64 does.
-template <class T>
-std::int64_t truncated(T x) {
-  constexpr T kLimit = T(0x1p63);
-  return x >= kLimit    ? std::numeric_limits<std::int64_t>::max()
-         : x >= -kLimit ? std::int64_t(x)
-                        : std::numeric_limits<std::int64_t>::min();
+template <class Integer = std::int64_t, class T>
+Integer truncated(T x) {
+  constexpr auto kLeast = std::numeric_limits<Integer>::min(), kLargest = std::numeric_limits<Integer>::max();
+  return x >= -T(kLeast) ? kLargest : x >= T(kLeast) ? Integer(x) : kLeast;
 }
 
-// A value of one storage or register type as another: reals are rounded, or truncated to 64 bits; integers wrap; what is not
-// zero is true.
+// A value of one storage or register type as another: reals are rounded once; to integers they are truncated and saturate;
+// integers wrap; what is not zero is true.
 template <class To, class From>
 To value_as(From from) {
   if constexpr (std::is_same_v<To, From>) {
@@ -29,11 +27,11 @@ To value_as(From from) {
   } else if constexpr (std::is_same_v<From, bf16>) {
     return value_as<To>(float(from));
   } else if constexpr (std::is_same_v<To, bf16>) {
-    return bf16(float(from));
+    return bf16(std::conditional_t<std::is_same_v<From, float>, float, double>(from));
   } else if constexpr (std::is_same_v<To, std::uint8_t>) {
     return from != From(0);
   } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
-    return To(truncated(from));
+    return truncated<To>(from);
   } else {
     return To(from);
   }

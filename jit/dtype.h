@@ -1,8 +1,9 @@
 // Storage types of values. Inside a kernel reals are computed in fp32 (fp64 when an operand is f64); rounding happens at
-// stores.
+// stores, and where a program casts.
 #pragma once
 
 #include <bit>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -62,7 +63,20 @@ struct bf16 {
     bits = (u & 0x7fffffffu) > 0x7f800000u ? std::uint16_t((u >> 16) | 0x40u)
                                            : std::uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
   }
+  // Rounded once: first to the fp32 next to zero, whose last bit is set where something was cut off ("round to odd": Boldo and
+  // Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE Trans. Computers 57, 2008).
+  template <std::same_as<double> T>
+  explicit bf16(T x) : bf16(to_odd(x)) {}
   operator float() const { return std::bit_cast<float>(std::uint32_t(bits) << 16); }
+
+ private:
+  static float to_odd(double x) {
+    const auto nearest = float(x);
+    if (double(nearest) == x || x != x) return nearest;
+    const auto u = std::bit_cast<std::uint32_t>(nearest);
+    const bool away = x < 0 ? double(nearest) < x : double(nearest) > x;
+    return std::bit_cast<float>((away ? u - 1 : u) | 1u);
+  }
 };
 
 // Calls f(T{}) with the C++ type of `dtype` (boolean is std::uint8_t).

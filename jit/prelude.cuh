@@ -37,6 +37,13 @@ DEVICE u32 pack_bf16(float low, float high) {
   return out;
 }
 DEVICE bf16 to_bf16(float x) { return bf16{u16(pack_bf16(x, 0.0f))}; }
+// Towards zero, and the last bit is set if something was cut off, so that rounding it again to bf16 rounds once.
+DEVICE float to_odd(float x) { return x; }
+DEVICE float to_odd(double x) {
+  const float cut = __double2float_rz(x);
+  return double(cut) == x || x != x ? cut : as_float(__float_as_uint(cut) | 1u);
+}
+DEVICE bf16 to_bf16(double x) { return to_bf16(to_odd(x)); }
 
 // ---- loads and stores of V neighbouring elements; V > 1 needs an address aligned to min(16 bytes, V elements)
 
@@ -132,11 +139,11 @@ DEVICE void store_real(bf16* to, const R (&x)[V]) {
   if constexpr (V % 2 == 0) {
     u32 t[V / 2];
 #pragma unroll
-    for (int j = 0; j < V / 2; ++j) t[j] = pack_bf16(float(x[2 * j]), float(x[2 * j + 1]));
+    for (int j = 0; j < V / 2; ++j) t[j] = pack_bf16(to_odd(x[2 * j]), to_odd(x[2 * j + 1]));
     store<V / 2>(reinterpret_cast<u32*>(to), t);
   } else {
 #pragma unroll
-    for (int j = 0; j < V; ++j) to[j] = to_bf16(float(x[j]));
+    for (int j = 0; j < V; ++j) to[j] = to_bf16(x[j]);
   }
 }
 // One element as a type that expressions compute with.
@@ -154,7 +161,7 @@ DEVICE void write_real(double* p, double x) { *p = x; }
 DEVICE void write_real(float* p, float x) { *p = x; }
 DEVICE void write_real(double* p, float x) { *p = x; }
 DEVICE void write_real(bf16* p, float x) { *p = to_bf16(x); }
-DEVICE void write_real(bf16* p, double x) { *p = to_bf16(float(x)); }
+DEVICE void write_real(bf16* p, double x) { *p = to_bf16(x); }
 
 // As the types that expressions compute with: real, i64, bool.
 template <int V, class T, class R>

@@ -263,6 +263,12 @@ TEST(Emulator, Conversions) {
       "short)(r >> 16);",
       std::vector(x.begin(), x.end() - 4), "double", "unsigned short",
       [](double v) { return std::isnan(v) ? std::uint16_t{0x7fff} : bf16(float(v)).bits; });
+  auto large = x;
+  large.insert(large.end(), {1e300, -1e300});
+  check_map<double, float>("y = __double2float_rz(x);", large, "double", "float", [](double v) {
+    const auto f = float(v);
+    return std::isfinite(v) && std::abs(double(f)) > std::abs(v) ? std::nextafter(f, 0.0f) : f;
+  });
   // Half precision there and back is exact for what a half holds.
   std::vector<std::uint32_t> halves(65536);
   std::iota(halves.begin(), halves.end(), 0u);

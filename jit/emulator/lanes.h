@@ -51,23 +51,33 @@ double round_to(double x, int digits, double step) {
   return whole * unit;
 }
 
+// What a finite number of the sign of x becomes that is too large: the largest number where the rounding is towards zero.
+template <Rounding mode>
+bool stays_finite(double x) {
+  return std::isfinite(x) && (mode == Rounding::zero || (mode == Rounding::down && x > 0) || (mode == Rounding::up && x < 0));
+}
+
 template <class To, Rounding mode = Rounding::nearest>
 To round_as(double x) {
   if constexpr (std::is_same_v<To, double>) {
     return x;
   } else if constexpr (std::is_same_v<To, float>) {
+    constexpr double kLargest = std::numeric_limits<float>::max();
+    if (std::abs(x) > kLargest && stays_finite<mode>(x)) return float(std::copysign(kLargest, x));
     return float(mode == Rounding::nearest ? x : round_to<mode>(x, 24, 0x1p-149));
   } else if constexpr (std::is_same_v<To, Brain>) {
     if (std::isnan(x)) return {0x7fff};
-    return {std::uint16_t(std::bit_cast<std::uint32_t>(float(round_to<mode>(x, 8, 0x1p-133))) >> 16)};
+    constexpr double kLargest = 0x1.fep127;
+    const double r =
+        std::abs(x) > kLargest && stays_finite<mode>(x) ? std::copysign(kLargest, x) : round_to<mode>(x, 8, 0x1p-133);
+    return {std::uint16_t(std::bit_cast<std::uint32_t>(float(r)) >> 16)};
   } else {
     static_assert(std::is_same_v<To, Half>);
     if (std::isnan(x)) return {0x7fff};
     const double r = round_to<mode>(x, 11, 0x1p-24), size = std::abs(r);
     const auto sign = std::uint16_t(std::signbit(x) ? 0x8000 : 0);
     if (size > 65504.0) {
-      const bool finite = mode == Rounding::zero || (mode == Rounding::down && r > 0) || (mode == Rounding::up && r < 0);
-      return {std::uint16_t(sign | (finite && std::isfinite(x) ? 0x7bff : 0x7c00))};
+      return {std::uint16_t(sign | (stays_finite<mode>(x) ? 0x7bff : 0x7c00))};
     }
     if (size < 0x1p-14) return {std::uint16_t(sign | std::uint16_t(size * 0x1p24))};
     const int exponent = std::ilogb(size);
