@@ -85,7 +85,7 @@ Fused Lowering::source(int i) {
   Scheduler& s = scheduler_;
   const NodeId input = s.t_.inputs_of(node_)[std::size_t(i)];
   const bool inlined = s.is_pointwise(input) && !s.stored_[input];
-  const Expr e = inlined ? s.expr_[input] : expr::input(int(input), expr_type(s.t_.nodes[input].dtype));
+  const Expr e = inlined ? s.narrowed(input, s.expr_[input]) : expr::input(int(input), expr_type(s.t_.nodes[input].dtype));
   return s.fused_over({is_real(s.t_.nodes[input].dtype) ? to_real(e) : e}, s.t_.shape(input));
 }
 

@@ -24,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 
 std::uint8_t switches() {
   const Settings& s = settings();
-  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2 | s.fuse_products << 3);
+  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2 | s.fuse_products << 3 | contraction() << 4);
 }
 
 template <class T>

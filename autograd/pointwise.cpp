@@ -4,11 +4,13 @@
 #include <array>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
 
 #include "autograd/tensor.h"
+#include "jit/convert.h"
 #include "jit/diff.h"
 #include "jit/few.h"
 
@@ -51,6 +53,36 @@ Derivative compact(Expr body) {
   return d;
 }
 
+// A gradient that a pointwise op passes on is unless_zero(g, x) of the gradient g that arrived, of which x is a multiple: 0 is
+// passed on as 0, whatever the slope is, so an arm that is not taken has the gradient 0 through any kernels. Not needed where x
+// has no slope that could be inf or NaN.
+bool keeps_zero(Expr x, Expr g) {
+  switch (x.op()) {
+    case ExprOp::neg:
+    case ExprOp::narrow:
+      return keeps_zero(x.arg(0), g);
+    case ExprOp::add:
+    case ExprOp::sub:
+      return keeps_zero(x.arg(0), g) && keeps_zero(x.arg(1), g);
+    case ExprOp::select:
+    case ExprOp::mul: {
+      const Expr a = x.arg(x.arity() - 2), b = x.arg(x.arity() - 1);
+      const bool product = x.op() == ExprOp::mul;
+      return (keeps_zero(a, g) || (product && a.op() == ExprOp::literal)) &&
+             (keeps_zero(b, g) || (product && b.op() == ExprOp::literal));
+    }
+    default:
+      return same(x, g) || is_zero(x);
+  }
+}
+
+// That of the gradient unless_zero(g, x) is a multiple of g too, unless it is the derivative by g.
+Expr derivative(Expr body, Expr leaf, Expr upstream) {
+  if (body.op() != ExprOp::unless_zero) return diff(body, upstream, std::span(&leaf, 1))[0];
+  const Expr d = derivative(body.arg(1), leaf, upstream);
+  return same(body.arg(0), leaf) ? d : unless_zero(body.arg(0), d);
+}
+
 const Derivative& derivative(Expr body, int k, int inputs) {
   // By expression, then input.
   thread_local std::vector<std::unique_ptr<std::array<std::unique_ptr<Derivative>, kMostOperands>>> cache;
@@ -61,7 +93,8 @@ const Derivative& derivative(Expr body, int k, int inputs) {
   if (known && known->inputs == inputs) return *known;
   const Expr upstream = expr::input(inputs);
   const Expr leaf = expr::input(k);
-  Expr g = diff(body, upstream, std::span(&leaf, 1))[0];
+  Expr g = derivative(body, leaf, upstream);
+  if (!keeps_zero(g, upstream)) g = unless_zero(upstream, g);
   // A function of the node's own value reads that value; the scheduler decides whether to store or recompute it.
   if (body.arity() > 0) g = replace(g, body, expr::input(inputs + 1));
   known = std::make_unique<Derivative>(compact(g));
@@ -79,15 +112,21 @@ std::int64_t gradient_name(std::int64_t name) {
   return cache[std::size_t(name)];
 }
 
-Expr conversion(DType from, DType to) {
-  const Expr x = expr::input(0, expr_type(from));
-  if (expr_type(from) == expr_type(to)) return x;
-  if (is_real(to)) return to_real(x);
-  if (is_integer(to)) return to_integer(x);
-  return not_equal(x, is_real(from) ? expr::literal(0) : Expr(0));
+Tensor record_cast(const Tensor& a, Expr body, DType dtype, Site where) {
+  static const std::int64_t name = name_id("cast");
+  return record_body(name, body, {&a, 1}, {}, a.shape(), dtype, where);
 }
 
 }  // namespace
+
+Expr stored_as(DType to, Expr x) {
+  if (is_real(to)) return to_real(x);
+  if (to == DType::boolean) return narrow(x, to);
+  const Expr whole = to_integer(x);
+  if (to == DType::i64 || x.type() != ExprType::real) return whole;
+  using Limits = std::numeric_limits<std::int32_t>;
+  return clamp(whole, Expr(Limits::min()), Expr(Limits::max()));
+}
 
 const Op& pointwise_op() {
   static const Op& op =
@@ -137,16 +176,22 @@ Tensor add(const Tensor& a, const Tensor& b, Site where) {
 Tensor convert(const Tensor& a, DType dtype, Site where) { return a.dtype() == dtype ? a : copy(a, dtype, where); }
 
 Tensor copy(const Tensor& a, DType dtype, Site where) {
-  static const std::int64_t name = name_id("cast");
-  return record_body(name, conversion(a.dtype(), dtype), {&a, 1}, {}, a.shape(), dtype, where);
+  return record_cast(a, stored_as(dtype, expr::input(0, expr_type(a.dtype()))), dtype, where);
+}
+
+Tensor cast(const Tensor& a, DType dtype, Site where) {
+  if (a.dtype() == dtype) return a;
+  const Expr body = stored_as(dtype, expr::input(0, expr_type(a.dtype())));
+  return record_cast(a, dtype == DType::bf16 ? narrow(body, dtype) : body, dtype, where);  // others: Scheduler::narrowed
 }
 
 Tensor constant(double value, const Shape& shape, DType dtype, Site where) {
   static const std::int64_t name = name_id("constant");
-  Expr body = expr::slot(0);
+  // A slot of the type of the result: 2^24 + 1 is a number of fp64, not of fp32.
+  if (dtype == DType::i32) value = value_as<std::int32_t>(value);
+  Expr body = expr::slot(0, is_integer(dtype) ? ExprType::integer : ExprType::real);
   for (const double exact : {0.0, 1.0}) body = value == exact ? expr::literal(exact) : body;
-  if (is_integer(dtype)) body = to_integer(body);
-  if (dtype == DType::boolean) body = not_equal(body, expr::literal(0));
+  body = stored_as(dtype, body);
   return record_body(name, body, {}, std::span(&value, body.op() == ExprOp::literal ? 0 : 1), shape, dtype, where);
 }
 
@@ -155,7 +200,13 @@ NodeId pointwise_gradient(Tape& t, NodeId id, int k, std::span<const NodeId> inp
   if (!is_real(dtype)) return Tape::kNone;
   const Derivative& d = derivative(pointwise_body(t, id), k, int(inputs.size()));
   if (d.zero) return Tape::kNone;
-  if (d.identity) return convert(handle(upstream), dtype, t.origins[id].where).node();
+  if (d.identity) {  // that of a cast is the cast back
+    const ExprOp op = pointwise_body(t, id).op();
+    const bool of_cast = op == ExprOp::input || op == ExprOp::narrow;
+    const Tensor g = handle(upstream);
+    const Site where = t.origins[id].where;
+    return (of_cast ? cast(g, dtype, where) : convert(g, dtype, where)).node();
+  }
   Few<NodeId, kMostOperands> operands;
   for (const int use : d.uses) {
     const auto u = std::size_t(use);

@@ -23,6 +23,9 @@ const Op& state_op();   // reads a State; ints: position in Tape::states
 Expr pointwise_body(const Tape& tape, NodeId id);
 std::string_view pointwise_name(const Tape& tape, NodeId id);
 
+// `x` in the kind of a tensor of this type, but not yet narrowed to it: reals are truncated to integers and saturate.
+Expr stored_as(DType to, Expr x);
+
 // Names are kept for the life of the process; a node holds the number.
 std::int64_t name_id(std::string_view name);
 
@@ -32,8 +35,10 @@ Tensor record_body(std::int64_t name, Expr body, std::span<const Tensor> inputs,
 
 // What several parts of the engine need before ops/ exists.
 Tensor add(const Tensor& a, const Tensor& b, Site where);  // equal shapes
+// A conversion is rounded where it is stored, not in a kernel that computes with it; a cast is always rounded.
 Tensor convert(const Tensor& a, DType dtype, Site where);  // a itself if it has the dtype
 Tensor copy(const Tensor& a, DType dtype, Site where);     // a node of its own: results and assigns are written by it
+Tensor cast(const Tensor& a, DType dtype, Site where);     // a itself if it has the dtype
 Tensor constant(double value, const Shape& shape, DType dtype, Site where);
 
 // The gradient of the pointwise node `id` by its k-th input, given the nodes of its inputs, its value and its upstream

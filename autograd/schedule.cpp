@@ -222,17 +222,22 @@ int Scheduler::result_of(NodeId id) const {
   return it == results_.end() ? -1 : int(it - results_.begin());
 }
 
+// What a kernel that computes the value of `id` itself goes on with. Only the store of bf16 is not made there: kernels compute
+// in fp32, which loses less and costs less. A cast to bf16 rounds by its own expression.
+Expr Scheduler::narrowed(NodeId id, Expr value) const {
+  const DType dtype = t_.nodes[id].dtype;
+  return dtype == DType::i32 || (dtype == DType::f32 && in_double(id)) ? narrow(value, dtype) : value;
+}
+
 // Inputs of a pointwise node become leaves, or, where inlined, their own expressions.
 Expr Scheduler::fused_expr(NodeId id) const {
   const auto inputs = t_.inputs_of(id);
   const Node& node = t_.nodes[id];
   auto leaf = [&](NodeId input) {
-    return is_pointwise(input) && !stored_[input] ? expr_[input] : expr::input(int(input), expr_type(t_.nodes[input].dtype));
+    return is_pointwise(input) && !stored_[input] ? narrowed(input, expr_[input])
+                                                  : expr::input(int(input), expr_type(t_.nodes[input].dtype));
   };
-  if (&t_.op(id) == &assign_op()) {
-    const Expr value = leaf(inputs[0]);
-    return is_real(node.dtype) ? to_real(value) : is_integer(node.dtype) ? to_integer(value) : value;
-  }
+  if (&t_.op(id) == &assign_op()) return stored_as(node.dtype, leaf(inputs[0]));
   std::vector<std::optional<Expr>> map(inputs.size());
   for (std::size_t k = 0; k < inputs.size(); ++k) map[k] = leaf(inputs[k]);
   std::vector<int> slots(node.constants);
@@ -618,8 +623,9 @@ void Scheduler::emit_group(const Group& group) {
   std::vector<std::optional<Expr>> registers(last + 1);
   for (const NodeId id : group.members) {
     const Expr root = substitute(expr_[id], registers);
-    registers[id] = root;
-    roots.push_back(root);
+    registers[id] = narrowed(id, root);
+    const bool stored_narrow = root.op() == ExprOp::narrow && DType(root.index()) == t_.nodes[id].dtype;
+    roots.push_back(stored_narrow ? root.arg(0) : root);
     outputs.push_back(operand_[id]);
     const std::string name(&t_.op(id) == &assign_op() ? "assign" : pointwise_name(t_, id));
     if (names.find(name) == std::string::npos && names.size() < 40) names += "_" + name;

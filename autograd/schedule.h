@@ -61,6 +61,7 @@ class Scheduler {
   void decide(NodeId id);
   bool must_store(NodeId id, std::string* why) const;
   Expr fused_expr(NodeId id) const;
+  Expr narrowed(NodeId id, Expr value) const;
   void find_readers();
   void group();
   bool can_join(const Group& group, NodeId id) const;

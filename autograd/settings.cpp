@@ -6,6 +6,7 @@
 
 #include "jit/compiler.h"
 #include "jit/error.h"
+#include "jit/expr.h"
 #include "jit/gemm_cuda.h"
 #include "jit/memory.h"
 
@@ -36,6 +37,11 @@ Settings read_settings() {
   Settings s;
   each_word("WEFT_FUSE", {"0", "1"}, [&](const std::string& w) {
     s.fuse = w != "0";
+    return w == "0" || w == "1";
+  });
+  contraction() = true;
+  each_word("WEFT_FMA", {"0", "1"}, [](const std::string& w) {
+    contraction() = w != "0";
     return w == "0" || w == "1";
   });
   each_word("WEFT_DEVICE", {"cpu", "cuda", "emu"}, [&](const std::string& w) {

@@ -1,6 +1,7 @@
 // Switches read from the environment once, and changed by tests.
 //   WEFT_DEVICE=cpu,cuda,emu   where what a program does not say runs
 //   WEFT_FUSE=0           every op its own kernel
+//   WEFT_FMA=0            no x*y + z with one rounding: with WEFT_FUSE=0 and without it the same bits (jit/expr.h: contraction)
 //   WEFT_GRAPH=0          on a GPU every kernel is launched by itself, every time
 //   WEFT_ARENA=split      every value its own allocation, freed when its life ends
 //   WEFT_TUNE=1           products take the fastest of cuBLASLt's first proposals, by timing, instead of the first

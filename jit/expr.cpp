@@ -10,6 +10,7 @@
 #include <numbers>
 #include <utility>
 
+#include "jit/convert.h"
 #include "jit/error.h"
 #include "jit/op_facts.h"
 
@@ -153,16 +154,19 @@ Expr boolean_literal(bool value) { return intern(Op::literal, boolean, value); }
 bool is_literal(Expr e) { return e.op() == Op::literal; }
 bool is_literal(Expr e, double value) { return is_literal(e) && e.value() == value; }  // 0 matches -0
 
+// The same number in fp32 and in fp64, so that what is computed with it here is what a kernel would compute.
+bool is_exact(double value) { return double(float(value)) == value && std::isfinite(value); }
+bool is_exact(Expr e) { return is_literal(e) && is_exact(e.value()); }
+
 // Converts to `type`; every conversion is explicit in the DAG.
 Expr coerce(Expr e, ExprType type) {
   if (e.type() == type) return e;
   switch (type) {
     case real:
-      return is_literal(e) ? real_literal(e.value()) : intern(Op::to_real, real, 0, e);
+      return is_exact(e) ? real_literal(e.value()) : intern(Op::to_real, real, 0, e);
     case integer:
       if (is_literal(e) && e.type() == boolean) return integer_literal(e.index());
-      if (is_literal(e) && std::abs(e.value()) < 0x1p62) return integer_literal(std::int64_t(e.value()));
-      return intern(Op::to_integer, integer, 0, e);
+      return is_exact(e) ? integer_literal(truncated(e.value())) : intern(Op::to_integer, integer, 0, e);
     case boolean:
       return not_equal(e, e.type() == real ? Expr() : Expr(0));
   }
@@ -203,16 +207,17 @@ bool fold_comparison(Op op, T a, T b) {
   return op == Op::eq ? a == b : op == Op::ne ? a != b : op == Op::lt ? a < b : a <= b;
 }
 
-// The operation on literals; a non-finite result stays an operation, so that texts hold finite constants only.
+// The operation on literals, where the result is the same in every precision. A non-finite result stays an operation, so that
+// texts hold finite constants only.
 std::optional<Expr> fold(Op op, ExprType type, Expr a, Expr b = {}) {
   if (type == integer) return integer_literal(fold_integer(op, a.index(), b.index()));
   const auto of_reals = facts_of(op).fold;
-  if (!of_reals || std::isnan(a.value()) || std::isnan(b.value())) return std::nullopt;
+  if (!of_reals || !is_exact(a) || !is_exact(b)) return std::nullopt;
   double value = of_reals(a.value(), b.value());
-  return std::isfinite(value) ? std::optional(real_literal(value)) : std::nullopt;
+  return is_exact(value) ? std::optional(real_literal(value)) : std::nullopt;
 }
 
-// ---- simplification: every rule is exact in IEEE arithmetic, but for the sign of a zero and selects with a zero arm ---------
+// ---- simplification: every rule is exact in IEEE arithmetic, the sign of a zero included, as 1/x tells it -------------------
 
 // An order of nodes by structure (smaller first), in which arguments of commutative operations are kept.
 bool before(Expr a, Expr b) {
@@ -229,30 +234,19 @@ Expr commutative(Op op, ExprType type, Expr a, Expr b) {
   return intern(op, type, 0, a, b);
 }
 
-bool is_masked(Expr e) {  // a real select with a zero arm
-  return e.op() == Op::select && e.type() == real && (is_zero(e.arg(1)) || is_zero(e.arg(2)));
-}
-
-// f of the other arm; the zero arm stays what it is.
-template <class F>
-Expr map_masked(Expr e, F f) {
-  return is_zero(e.arg(2)) ? where(e.arg(0), f(e.arg(1)), Expr()) : where(e.arg(0), Expr(), f(e.arg(2)));
-}
+// Adding it changes no number: any integer zero, but only -0 among reals, as -0 + 0 is 0.
+bool adds_nothing(Expr e) { return is_zero(e) && (e.type() == integer || std::signbit(e.value())); }
 
 Expr make_add(ExprType type, Expr a, Expr b) {
-  if (is_zero(b)) return a;
-  if (is_zero(a)) return b;
+  if (adds_nothing(b)) return a;
+  if (adds_nothing(a)) return b;
   if (b.op() == Op::neg) return a - b.arg(0);
   if (a.op() == Op::neg) return b - a.arg(0);
-  // select(c, x, 0) + select(c, 0, y) is select(c, x, y): no more additions than before, one select less.
-  if (is_masked(a) && is_masked(b) && same(a.arg(0), b.arg(0))) {
-    return where(a.arg(0), a.arg(1) + b.arg(1), a.arg(2) + b.arg(2));
-  }
   return commutative(Op::add, type, a, b);
 }
 
 Expr make_sub(ExprType type, Expr a, Expr b) {
-  if (is_zero(b)) return a;
+  if (is_zero(b) && (type == integer || !std::signbit(b.value()))) return a;
   if (b.op() == Op::neg) return a + b.arg(0);
   if (type == integer && same(a, b)) return Expr(0);
   if (type == integer && is_zero(a)) return -b;
@@ -266,8 +260,6 @@ Expr make_mul(ExprType type, Expr a, Expr b) {
   if (type == integer && is_zero(b)) return b;
   if (a.op() == Op::neg) return -(a.arg(0) * b);
   if (b.op() == Op::neg) return -(a * b.arg(0));
-  if (is_masked(a)) return map_masked(a, [&](Expr x) { return x * b; });
-  if (is_masked(b)) return map_masked(b, [&](Expr x) { return a * x; });
   return commutative(Op::mul, type, a, b);
 }
 
@@ -277,7 +269,6 @@ Expr make_div(ExprType type, Expr a, Expr b) {
     if (is_literal(b, -1)) return -a;
     if (a.op() == Op::neg) return -(a.arg(0) / b);
     if (b.op() == Op::neg) return -(a / b.arg(0));
-    if (is_masked(a)) return map_masked(a, [&](Expr x) { return x / b; });
     // Division by a power of two is a product, exactly.
     if (int exponent; is_literal(b) && std::abs(std::frexp(b.value(), &exponent)) == 0.5 && std::abs(exponent) < 100) {
       return a * real_literal(1 / b.value());
@@ -297,7 +288,7 @@ Expr make_pow(Expr a, Expr b) {
 Expr make_comparison(Op op, Expr a, Expr b) {
   ExprType type = a.type() == real || b.type() == real ? real : integer;
   a = coerce(a, type), b = coerce(b, type);
-  if (is_literal(a) && is_literal(b)) {
+  if (is_literal(a) && is_literal(b) && (type == integer || (is_exact(a) && is_exact(b)))) {
     return boolean_literal(type == real ? fold_comparison(op, a.value(), b.value())
                                         : fold_comparison(op, a.index(), b.index()));
   }
@@ -335,14 +326,19 @@ Expr make_select(Expr c, Expr a, Expr b) {
   if (b.op() == Op::select && same(b.arg(0), c)) b = b.arg(2);
   if (same(a, b)) return a;
   if (type == boolean && is_literal(a) && is_literal(b)) return is_zero(b) ? c : !c;
-  if (is_zero(b) && a.op() == Op::select && is_zero(a.arg(2))) return where(c && a.arg(0), a.arg(1), b);
+  if (is_zero(b) && a.op() == Op::select && same(a.arg(2), b)) return where(c && a.arg(0), a.arg(1), b);
   return intern(Op::select, type, 0, c, a, b);
 }
 
 Expr make_neg(ExprType type, Expr a) {
   if (a.op() == Op::neg) return a.arg(0);
-  if (is_masked(a)) return map_masked(a, [](Expr x) { return -x; });
   return intern(Op::neg, type, 0, a);
+}
+
+Expr make_unless_zero(Expr g, Expr a) {
+  if (is_literal(g)) return is_zero(g) ? Expr() : a;
+  if (is_zero(a) || (a.op() == Op::unless_zero && same(a.arg(0), g))) return a;
+  return intern(Op::unless_zero, real, 0, g, a);
 }
 
 [[noreturn]] void wrong_arity(Op op, int given) {
@@ -420,7 +416,7 @@ Expr load(int k, ExprType type, std::span<const Expr> subscripts) {
 }
 
 Expr make(Op op, Expr a) {
-  if (arity_of(op) != 1 || op == Op::uniform) wrong_arity(op, 1);
+  if (arity_of(op) != 1 || op == Op::uniform || op == Op::narrow) wrong_arity(op, 1);
   if (op == Op::logical_not) return make_not(a);
   if (op == Op::to_real) return coerce(a, real);
   if (op == Op::to_integer) return coerce(a, integer);
@@ -440,8 +436,11 @@ Expr make(Op op, Expr a, Expr b) {
   if (arity_of(op) != 2) wrong_arity(op, 2);
   if (op == Op::logical_and || op == Op::logical_or) return make_logical(op, a, b);
   if (op == Op::eq || op == Op::ne || op == Op::lt || op == Op::le) return make_comparison(op, a, b);
-  ExprType type = a.type() == integer && b.type() == integer && op != Op::pow ? integer : real;
+  // A boolean beside an integer is one; two booleans are reals.
+  const bool whole = a.type() != real && b.type() != real && (a.type() == integer || b.type() == integer);
+  ExprType type = whole && op != Op::pow && op != Op::unless_zero ? integer : real;
   a = coerce(a, type), b = coerce(b, type);
+  if (op == Op::unless_zero) return make_unless_zero(a, b);
   if (is_literal(a) && is_literal(b)) {
     if (auto folded = fold(op, type, a, b)) return *folded;
   }
@@ -467,6 +466,11 @@ Expr make(Op op, Expr a, Expr b, Expr c) {
 }
 
 }  // namespace expr
+
+bool& contraction() {
+  static bool on = true;
+  return on;
+}
 
 using expr::make;
 
@@ -505,6 +509,20 @@ Expr sin(Expr a) { return make(Op::sin, a); }
 Expr cos(Expr a) { return make(Op::cos, a); }
 Expr to_real(Expr a) { return make(Op::to_real, a); }
 Expr to_integer(Expr a) { return make(Op::to_integer, a); }
+
+Expr narrow(Expr a, DType to) {
+  if (to == DType::boolean) return coerce(a, boolean);
+  a = coerce(a, is_real(to) ? real : integer);
+  if (to == DType::f64 || to == DType::i64) return a;
+  if (a.op() == Op::narrow && size_of(DType(a.index())) <= size_of(to)) return a;
+  if (is_literal(a) && a.type() == integer) return integer_literal(std::int32_t(a.index()));
+  if (is_exact(a)) {
+    const double value = to == DType::bf16 ? double(bf16(a.value())) : a.value();
+    if (std::isfinite(value)) return real_literal(value);
+  }
+  return intern(Op::narrow, a.type(), std::int64_t(to), a);
+}
+Expr unless_zero(Expr g, Expr a) { return make(Op::unless_zero, g, a); }
 
 Expr square(Expr a) { return a * a; }
 Expr silu(Expr a) { return a * sigmoid(a); }

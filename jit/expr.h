@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "jit/dtype.h"
+
 namespace weft {
 
 inline constexpr int kMostCoordinates = 6;  // of a hole's space, and subscripts of a tensor
@@ -65,6 +67,10 @@ enum class ExprOp : std::uint8_t {
   // conversions; to_integer truncates and saturates, NaN becomes the smallest integer (as cvt.rzi.s64 does)
   to_real,
   to_integer,
+  // what is left of it in a tensor of the type DType(index): a real is rounded to bf16 or f32, an integer wraps to i32
+  narrow,
+  // unless_zero(g, x): x, or 0 where g is 0. What a pointwise op passes on of a gradient g, of which x is a multiple
+  unless_zero,
   // Philox uniform in (0, 1): uniform(slot k, element): the raw bits of slots k, k+1, k+2 hold seed, tick and site
   uniform,
   element,  // a leaf: the number of the element in the result of a pointwise kernel, row-major (integer)
@@ -87,7 +93,7 @@ class Expr {
   ExprType type() const;
   Expr arg(int i) const;  // i in [0, arity())
   int arity() const;
-  std::int64_t index() const;  // of input, slot, index, uniform, load; the exact value of an integer or boolean literal
+  std::int64_t index() const;  // of input, slot, index, uniform, load, narrow; the value of an integer or boolean literal
   double value() const;        // of literal
   int coordinates() const;     // 1 + the highest index that it reads, 0 if none
   std::uint32_t id() const { return id_; }
@@ -173,12 +179,18 @@ Expr sin(Expr a);
 Expr cos(Expr a);
 Expr to_real(Expr a);
 Expr to_integer(Expr a);
+Expr narrow(Expr a, DType to);  // f64, i64 and boolean hold any value of their kind
+Expr unless_zero(Expr g, Expr a);
 Expr square(Expr a);
 Expr silu(Expr a);       // a sigmoid(a)
 Expr relu(Expr a);       // max(a, 0), with derivative 0 at 0
 Expr gelu(Expr a);       // a Phi(a), by erf
 Expr gelu_tanh(Expr a);  // the tanh approximation
 Expr clamp(Expr a, Expr low, Expr high);
+
+// Whether a kernel may compute x*y + z with one rounding, an FMA (WEFT_FMA=0: it may not). It is the one rewrite that changes
+// results: the last bits, and where a product alone overflows or cancels.
+bool& contraction();
 
 // What an evaluation costs, in scalar operations: `simple` (one FMA-class instruction) and `special` (exp, log, ...).
 struct ExprCost {

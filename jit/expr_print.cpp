@@ -48,6 +48,7 @@ Text node_text(Expr e, std::span<const Text* const> args) {
   if (!sign.empty() && e.arity() == 1) return {sign + operand(0, facts.binding), facts.binding};
   if (!sign.empty()) return {operand(0, facts.binding) + sign + operand(1, facts.binding + 1), facts.binding};
   std::string text = e.op() == ExprOp::load ? fmt::format("z{}", e.index()) : std::string(facts.name);
+  if (e.op() == ExprOp::narrow) text = name_of(DType(e.index()));
   text += "(";
   if (e.op() == ExprOp::uniform) text += fmt::format("c{}, ", e.index());
   for (int i = 0; i < e.arity(); ++i) text.append(i ? ", " : "").append(args[i]->text);

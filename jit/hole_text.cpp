@@ -39,7 +39,9 @@ std::string literal_text(Expr e) {
 std::string operation_text(Expr e, std::span<const std::string> args) {
   const OpFacts& facts = facts_of(e.op());
   if (e.op() == ExprOp::select) return fmt::format("{} ? {} : {}", args[0], args[1], args[2]);
+  if (e.op() == ExprOp::narrow) return fmt::format("narrow_{}({})", name_of(DType(e.index())), args[0]);
   const bool whole = e.arg(0).type() != ExprType::real;
+  if (e.op() == ExprOp::mul && !whole && !contraction()) return fmt::format("product({}, {})", args[0], args[1]);
   const std::string_view f = whole && !facts.cuda_integer.empty() ? facts.cuda_integer : facts.cuda;
   if (!facts.sign.empty() && f == facts.cuda) {
     const bool wraps = whole && e.type() == ExprType::integer;

@@ -75,7 +75,7 @@ class Program::Compiler {
       if (e.type() == ExprType::real && (e.op() == Op::add || e.op() == Op::sub)) {
         for (int i = 0; i < 2 && fused_[at] < 0; ++i) {
           int from = argument(at, i);
-          if (node(from).op() == Op::mul && users[from] == 1 && output_[from] < 0) fuse(at, from);
+          if (contraction() && node(from).op() == Op::mul && users[from] == 1 && output_[from] < 0) fuse(at, from);
         }
       } else if (e.op() == Op::select) {
         int from = argument(at, 0);
@@ -290,6 +290,10 @@ class Machine {
       case Op::to_integer:
         if (i.type == ExprType::real) return map<Int, T>(i, [](T a) { return truncated(a); });
         return convert<Int, Bool>(i);
+      case Op::narrow:
+        return narrow(i);
+      case Op::unless_zero:
+        return map<T, T, T>(i, [](T g, T x) { return g == 0 ? T(0) : x; });
       case Op::uniform:
         return uniform(i);
       case Op::load:
@@ -447,6 +451,12 @@ class Machine {
     bool large = false;
     for (int j = 0; j < n_; ++j) large |= std::abs(a[j]) > T(vmath::kMaxAngle);
     large ? real(i, exact) : real(i, fast);
+  }
+
+  void narrow(const Program::Instruction& i) const {
+    if (i.type == ExprType::integer) return map<Int, Int>(i, [](Int a) { return Int(std::int32_t(a)); });
+    if (DType(i.index) == DType::f32) return real(i, [](T a) { return T(float(a)); });
+    real(i, [](T a) { return T(float(bf16(a))); });
   }
 
   void uniform(const Program::Instruction& i) const {

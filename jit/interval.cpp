@@ -96,13 +96,15 @@ Interval binary(Op op, ExprType operands, Interval a, Interval b) {
       return {std::min(a.low, b.low), std::min(a.high, b.high)};
     case Op::logical_or:
       return {std::max(a.low, b.low), std::max(a.high, b.high)};
+    case Op::unless_zero:
+      return hull(b, {0, 0});
     default:
       return kUnbounded;  // pow
   }
 }
 
 // An increasing function of its argument, or a known range.
-Interval unary(Op op, Interval a) {
+Interval unary(Op op, ExprType type, Interval a) {
   auto increasing = [a](auto f) { return Interval{f(a.low), f(a.high)}; };
   auto nonnegative = [a] { return a.low >= 0; };
   switch (op) {
@@ -141,6 +143,9 @@ Interval unary(Op op, Interval a) {
       return {-1, 1};
     case Op::to_real:
       return a;
+    case Op::narrow:
+      if (type == ExprType::integer) return a.low >= -0x1p31 && a.high < 0x1p31 ? a : kUnbounded;
+      return {a.low - std::abs(a.low) * 0x1p-8, a.high + std::abs(a.high) * 0x1p-8};
     case Op::logical_not:
       return invert(a);
     case Op::uniform:
@@ -177,7 +182,7 @@ Interval interval_of(Expr root, std::span<const Interval> indices, std::span<con
     if (e.op() == Op::select) {
       result = args[0].always_true() ? args[1] : args[0].always_false() ? args[2] : hull(args[1], args[2]);
     } else if (e.arity() > 0 && e.op() != Op::load) {
-      result = e.arity() == 2 ? binary(e.op(), e.arg(0).type(), args[0], args[1]) : unary(e.op(), args[0]);
+      result = e.arity() == 2 ? binary(e.op(), e.arg(0).type(), args[0], args[1]) : unary(e.op(), e.type(), args[0]);
       result = rounded(e.op(), e.type(), result);
       if (nan && e.op() == Op::to_integer) result = kUnbounded;
       if (nan && e.op() == Op::ne) result.high = 1;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <iterator>
 
+#include "jit/vmath.h"
+
 namespace weft {
 
 using Op = ExprOp;
@@ -14,14 +16,14 @@ double sum_of(double a, double b) { return a + b; }
 double difference_of(double a, double b) { return a - b; }
 double product_of(double a, double b) { return a * b; }
 double quotient_of(double a, double b) { return a / b; }
-double min_of(double a, double b) { return std::min(a, b); }
-double max_of(double a, double b) { return std::max(a, b); }
+double min_of(double a, double b) { return vmath::min(a, b); }
+double max_of(double a, double b) { return vmath::max(a, b); }
 double pow_of(double a, double b) { return std::pow(a, b); }
 double negative_of(double a) { return -a; }
 double rsqrt_of(double a) { return 1 / std::sqrt(a); }
 double sigmoid_of(double a) { return 1 / (1 + std::exp(-a)); }
 double softplus_of(double a) { return std::max(a, 0.0) + std::log1p(std::exp(-std::abs(a))); }
-double sign_of(double a) { return (a > 0) - (a < 0); }
+double sign_of(double a) { return vmath::sign(a); }
 
 template <double (*f)(double)>
 double of(double a, double) {
@@ -73,6 +75,8 @@ constexpr OpFacts kFacts[] = {
     {Op::cos,         1, "cos",         kTwo,     false, "",     0, "cos_of",    "",         of<::cos>},
     {Op::to_real,     1, "to_real",     kSimple,  false, "",     0, "real",      "",         nullptr},
     {Op::to_integer,  1, "to_integer",  kSimple,  false, "",     0, "integer_of", "i64",     nullptr},
+    {Op::narrow,      1, "narrow",      kSimple,  false, "",     0, "",          "",         nullptr},
+    {Op::unless_zero, 2, "unless_zero", {2, 0},   true,  "",     0, "unless_zero", "",       nullptr},
     {Op::uniform,     1, "uniform",     kDraw,    true,  "",     0, "",          "",         nullptr},
     {Op::element,     0, "element",     kFree,    false, "",     0, "",          "",         nullptr},
     {Op::load,       -1, "load",        kAddress, true,  "",     0, "",          "",         nullptr},

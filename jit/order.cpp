@@ -58,7 +58,9 @@ Expr remake(Expr e, std::span<const Expr> args) {
   if (e.op() == Op::load) return expr::load(int(e.index()), e.type(), args);
   switch (args.size()) {
     case 1:
-      return e.op() == Op::uniform ? expr::uniform(int(e.index()), args[0]) : expr::make(e.op(), args[0]);
+      return e.op() == Op::uniform  ? expr::uniform(int(e.index()), args[0])
+             : e.op() == Op::narrow ? narrow(args[0], DType(e.index()))
+                                    : expr::make(e.op(), args[0]);
     case 2:
       return expr::make(e.op(), args[0], args[1]);
     case 3:

@@ -197,7 +197,7 @@ DEVICE void store_values(boolean* to, const bool (&x)[V]) {
   for (int j = 0; j < V; ++j) to[j] = x[j];
 }
 
-// ---- scalar functions of expressions, for float and double; min and max keep a NaN of either side ---------------------------
+// ---- scalar functions of expressions, for float and double; min and max keep a NaN of either side, and -0 is less than 0 ----
 
 DEVICE float min_of(float a, float b) {
   float r;
@@ -209,10 +209,13 @@ DEVICE float max_of(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
   return r;
 }
-DEVICE double min_of(double a, double b) { return a != a ? a : b != b ? b : a < b ? a : b; }
-DEVICE double max_of(double a, double b) { return a != a ? a : b != b ? b : a > b ? a : b; }
+DEVICE bool is_negative(double x) { return __double_as_longlong(x) < 0; }
+DEVICE double min_of(double a, double b) { return a < b || a != a || (a == b && is_negative(a)) ? a : b; }
+DEVICE double max_of(double a, double b) { return a > b || a != a || (a == b && !is_negative(a)) ? a : b; }
 DEVICE i64 min_of(i64 a, i64 b) { return a < b ? a : b; }
 DEVICE i64 max_of(i64 a, i64 b) { return a > b ? a : b; }
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // never part of an FMA
+DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
 DEVICE i64 quotient(i64 a, i64 b) { return b == 0 ? 0 : b == -1 ? i64(0 - u64(a)) : a / b; }
 
 DEVICE float exp_of(float x) { return expf(x); }
@@ -278,6 +281,15 @@ DEVICE i64 integer_of(R x) {
   if (x <= R(-9223372036854775808.0)) return i64(0x8000000000000000ull);
   return i64(x);
 }
+
+// What is left in a tensor of the type.
+template <class R>
+DEVICE R narrow_bf16(R x) { return R(float_of(to_bf16(x))); }
+template <class R>
+DEVICE R narrow_f32(R x) { return R(float(x)); }
+DEVICE i64 narrow_i32(i64 x) { return i32(x); }
+template <class R>
+DEVICE R unless_zero(R g, R x) { return g == R(0) ? R(0) : x; }
 
 // ---- Philox-4x32-10 (jit/philox.h), the same bits on every device -----------------------------------------------------------
 

@@ -66,10 +66,15 @@ inline float log1p_finite(float x) {
 
 }  // namespace detail
 
-inline float min(float a, float b) { return a < b || a != a ? a : b; }  // a NaN on either side stays
-inline float max(float a, float b) { return a > b || a != a ? a : b; }
-inline double min(double a, double b) { return a < b || a != a ? a : b; }
-inline double max(double a, double b) { return a > b || a != a ? a : b; }
+// A NaN on either side stays, and -0 is less than 0.
+template <class T>
+T min(T a, T b) {
+  return a < b || a != a || (a == b && std::signbit(a)) ? a : b;
+}
+template <class T>
+T max(T a, T b) {
+  return a > b || a != a || (a == b && !std::signbit(a)) ? a : b;
+}
 
 inline float exp(float x) {
   x = x < -104.0f ? -104.0f : x;  // exp(-104) is 0, exp(89) infinite; a NaN passes
@@ -132,7 +137,10 @@ inline float tanh(float x) {
   return std::copysign(t < 0.55f ? p : q, x);
 }
 
-inline float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+inline float sigmoid(float x) {
+  const float y = 1.0f / (1.0f + exp(-x));
+  return y < std::numeric_limits<float>::min() ? 0.0f : y;  // no subnormal number, as on a GPU
+}
 
 inline float softplus(float x) { return (x <= 0.0f ? 0.0f : x) + detail::log1p_finite(exp(-std::abs(x))); }
 

@@ -39,9 +39,11 @@ Tensor less(Arg a, double b);
 Tensor less_equal(Arg a, double b);
 Tensor greater(Arg a, double b);
 Tensor greater_equal(Arg a, double b);
-Tensor where(Arg condition, Arg a, Arg b);  // a where the condition holds, else b; the arm not taken may be inf or NaN
+// a where the condition holds, else b. The arm that is not taken may be inf or NaN and has the gradient 0, as has what it was
+// computed from by pointwise ops.
+Tensor where(Arg condition, Arg a, Arg b);
 
-Tensor min(Arg a, Arg b);  // a tie splits the gradient in halves
+Tensor min(Arg a, Arg b);  // a tie splits the gradient in halves; beside a NaN both have all of it
 Tensor max(Arg a, Arg b);
 Tensor pow(Arg a, Arg b);
 Tensor pow(Arg a, double b);
@@ -66,8 +68,10 @@ Tensor floor(Arg a);
 Tensor sin(Arg a);
 Tensor cos(Arg a);
 Tensor clamp(Arg a, double low, double high);
-Tensor cast(Arg a, DType dtype);  // reals round to nearest even, to integers truncate
-Tensor detach(Arg a);             // the same value; no gradient flows back
+// Reals round to nearest even, in a kernel that computes on with the result too; to integers they truncate and saturate, NaN to
+// the smallest; integers wrap.
+Tensor cast(Arg a, DType dtype);
+Tensor detach(Arg a);  // the same value; no gradient flows back
 
 Tensor zeros(Shape shape, DType dtype = DType::f32, Site where = Site::current());
 Tensor ones(Shape shape, DType dtype = DType::f32, Site where = Site::current());

@@ -207,7 +207,7 @@ Tensor clamp(Arg a, double low, double high) {
   return apply(name, body, {a}, bounds);
 }
 
-Tensor cast(Arg a, DType dtype) { return convert(a.tensor(), dtype, a.where()); }
+Tensor cast(Arg a, DType dtype) { return cast(a.tensor(), dtype, a.where()); }
 
 Tensor detach(Arg a) {
   const NoGrad off;
@@ -219,11 +219,11 @@ Tensor ones(Shape shape, DType dtype, Site where) { return constant(1, shape, dt
 Tensor full(Shape shape, double value, DType dtype, Site where) { return constant(value, shape, dtype, where); }
 
 Tensor uniform(Shape shape, DType dtype, Site where) {
-  static const Expr body = expr::uniform(0, expr::element());
+  static const Expr draw = expr::uniform(0, expr::element()), in_bf16 = min(draw, expr::literal(1 - 0x1p-8));
   static const std::int64_t name = name_id("uniform");
   if (!is_real(dtype)) fail_at(where, "uniform: the dtype is not real", std::string(name_of(dtype)));
-  const Draw draw = next_draw();
-  return record_body(name, body, {}, draw.constants, shape, dtype, where);
+  // The last fp32 below 1 would be rounded to 1.
+  return record_body(name, dtype == DType::bf16 ? in_bf16 : draw, {}, next_draw().constants, shape, dtype, where);
 }
 
 // Box-Muller: sqrt(-2 ln u1) cos(2 pi u2).

@@ -290,6 +290,23 @@ TEST(Interp, FusedPairs) {
   check(to_real(a < b) + where(a < b, c, b), [](double x, double y, double z) { return (x < y) + (x < y ? z : y); });
 }
 
+TEST(Interp, NarrowsAndKeepsZeros) {
+  const Expr x = expr::input(0), y = expr::input(1);
+  using Floats = std::vector<float>;
+  using Doubles = std::vector<double>;
+  const float inf = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(evaluate<float>(narrow(x, DType::bf16), {Floats{1.00390625f, 1.01171875f, -3.4e38f, 1e-40f}}),
+            (Floats{1, 1.015625f, -inf, float(bf16(1e-40f))}));
+  EXPECT_EQ(evaluate<double>(narrow(x, DType::bf16), {Doubles{1 + 0x1p-8, 1 + 0x1p-8 + 0x1p-40, 1e300}}),
+            (Doubles{1, 1 + 0x1p-7, double(inf)}));
+  EXPECT_EQ(evaluate<double>(narrow(x, DType::f32), {Doubles{0.1, 1e300}}), (Doubles{double(0.1f), double(inf)}));
+  EXPECT_EQ(evaluate<double>(to_real(narrow(to_integer(x), DType::i32)), {Doubles{4294967301.0, 2147483648.0, -1}}),
+            (Doubles{5, -2147483648.0, -1}));
+  EXPECT_EQ(evaluate<float>(unless_zero(x, y), {Floats{0, -0.0f, 2}, Floats{inf, std::nanf(""), inf}}), (Floats{0, 0, inf}));
+  for (const Expr e : {min(x, y), min(y, x)}) EXPECT_TRUE(std::signbit(evaluate<float>(e, {Floats{0}, Floats{-0.0f}})[0]));
+  for (const Expr e : {max(x, y), max(y, x)}) EXPECT_FALSE(std::signbit(evaluate<float>(e, {Floats{0}, Floats{-0.0f}})[0]));
+}
+
 TEST(Interp, IntegerDivision) {
   constexpr Int kMin = std::numeric_limits<Int>::min(), kMax = std::numeric_limits<Int>::max();
   Expr quotient = expr::input(0, ExprType::integer) / expr::input(1, ExprType::integer);
