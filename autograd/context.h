@@ -2,6 +2,9 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "autograd/plan.h"
 #include "autograd/run.h"
@@ -13,11 +16,18 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+struct Watched {
+  std::weak_ptr<const Look> look;
+  Device device;
+  std::uint64_t seen;  // Gpu::notices() when it was looked at last
+};
+
 struct Context {
   Device device = settings().device;
   PlanCache plans;
   const Plan* last_plan = nullptr;  // owned by `plans`, where it is the most recent
   RunStats stats;
+  std::vector<Watched> watched;
 };
 
 inline Context& context() {  // of this thread

@@ -66,6 +66,7 @@ Recording::Recording(Site where) {
   if (recording())
     fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
   flush();
+  look_at_watched();
   Tapes& t = tapes();
   t.step.clear();
   t.use(t.step);
@@ -101,6 +102,7 @@ void Recording::finish(std::vector<Tensor*>& results) {
   t.clear();
   tapes().use(tapes().pending);
   open_ = false;
+  look_at_watched();
 }
 
 std::unique_ptr<Plan> Recording::plan(const Target& target, std::vector<Tensor*>& results) {
@@ -156,6 +158,27 @@ void flush() {
     t.retained = true;
   else
     t.clear();
+}
+
+namespace {
+
+std::uint64_t notices(Device device) { return is_gpu(device) ? Gpu::of(device).notices() : 0; }
+
+}  // namespace
+
+void watch(const std::shared_ptr<const Look>& look) {
+  Context& c = context();
+  std::erase_if(c.watched, [](const Watched& w) { return w.look.expired(); });
+  if (std::ranges::none_of(c.watched, [&](const Watched& w) { return w.look.lock() == look; }))
+    c.watched.push_back({look, c.device, notices(c.device)});
+}
+
+void look_at_watched() {
+  for (Watched& w : context().watched) {
+    const std::uint64_t now = notices(w.device);
+    if (is_gpu(w.device) && std::exchange(w.seen, now) == now) continue;
+    if (const auto look = w.look.lock()) (*look)();
+  }
 }
 
 const RunStats& last_run() { return context().stats; }

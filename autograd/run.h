@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -96,6 +97,14 @@ std::unique_ptr<Plan> plan_for(const Target& target, Step&& step, Site where = S
 
 // Runs what is pending outside `run`, keeping the values of live handles. An error inside `run`.
 void flush();
+
+// What the host is to be told of when it can be known without waiting, such as a bad step of an optimizer. `look` runs on this
+// thread at the begin and the end of each run and when a value has been fetched: on the CPU always, on a GPU once a kernel has
+// called `notify` (jit/prelude.cuh). What it throws comes from there. Forgotten when the last owner of `look` goes; watching it
+// again changes nothing.
+using Look = std::function<void()>;
+void watch(const std::shared_ptr<const Look>& look);
+void look_at_watched();
 
 // What the last run did and what the runtime holds: for tests, `weft bench` and `weft inspect`.
 struct RunStats {

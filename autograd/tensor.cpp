@@ -114,7 +114,9 @@ const std::byte* Tensor::bytes(Site where) const {
     flush();
   }
   if (!value_->memory) fail_dead(where);
-  return value_->memory->host() + value_->offset;
+  const std::byte* const fetched = value_->memory->host() + value_->offset;
+  look_at_watched();
+  return fetched;
 }
 
 template <class T>

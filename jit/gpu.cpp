@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -114,10 +115,10 @@ Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emula
   cuda_check(driver_, driver_.cuMemGetAllocationGranularity(&granularity_, &properties, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
              "cuMemGetAllocationGranularity");
   void* status = nullptr;  // pinned host memory: kernels write it when something is wrong, the host reads it for nothing
-  cuda_check(driver_, driver_.cuMemHostAlloc(&status, kStatusWords * sizeof(std::uint64_t), CU_MEMHOSTALLOC_PORTABLE),
+  cuda_check(driver_, driver_.cuMemHostAlloc(&status, (kNotices + 1) * sizeof(std::uint64_t), CU_MEMHOSTALLOC_PORTABLE),
              "cuMemHostAlloc");
   status_ = static_cast<std::uint64_t*>(status);
-  std::fill_n(status_, kStatusWords, std::uint64_t(0));
+  std::fill_n(status_, kNotices + 1, std::uint64_t(0));
 }
 
 Gpu::~Gpu() = default;
@@ -250,6 +251,8 @@ void Gpu::synchronize() {
   std::fill_n(status_, kStatusWords, std::uint64_t(0));
   throw_device_error(DeviceError(raised[0]), raised[1], raised[2], raised[3]);
 }
+
+std::uint64_t Gpu::notices() const { return std::atomic_ref(status_[kNotices]).load(std::memory_order_relaxed); }
 
 // ---- kernels ----------------------------------------------------------------------------------------------------------------
 

@@ -109,6 +109,7 @@ class Gpu {
   void launch(const Graph& graph);
 
   std::uint64_t* status() const { return status_; }  // of the first error a kernel raised: jit/device_errors.h
+  std::uint64_t notices() const;                     // how often kernels have called `notify`, as far as it has come home
   // Time of what was launched between two marks, in seconds.
   double timed(const std::function<void()>& f);
 

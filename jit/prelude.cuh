@@ -398,6 +398,12 @@ DEVICE R block_sum(R x, R* shared) { return block_fold<T>(x, R(0), Sum(), shared
 DEVICE void raise(u64* status, u64 code, i64 value, i64 limit, i64 position) {
   if (atomicCAS(status, 0ull, code) == 0ull) status[1] = u64(value), status[2] = u64(limit), status[3] = u64(position);
 }
+// A kernel has left something for the host to look at, which is no error of the device: the host, which never waits for it,
+// sees that a count has grown (watch in autograd/run.h). For one thread of a kernel.
+DEVICE void notify(u64* status) {
+  volatile u64* const notices = status + 4;
+  *notices = *notices + 1;
+}
 constexpr u64 BAD_SUBSCRIPT = 3;
 // How far a subscript leads along an axis. Outside of the tensor, which is an error, it stays at the start.
 DEVICE i64 step_to(u64* status, i64 subscript, i64 size, i64 stride, int axis) {
