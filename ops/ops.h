@@ -1,5 +1,12 @@
 // Every op, with its formula. Ops check shapes and dtypes at the call (errors are ErrorKind::usage), record a node and return
 // at once. Shapes: b batch, t time, d width, i inner width, n state size, w conv width, v vocabulary; "..." any leading axes.
+//
+// Equal inputs give equal bits on all devices (but for which NaN, and which zero min and max give) in: integers and booleans;
+// casts, comparisons, where, min, max, clamp, relu, abs, sign, floor, views, concat, pad, embedding, max over axes; +, -, *, /,
+// sqrt and square of reals where one of them is a kernel of its own, for within a kernel a GPU contracts a b + c to one
+// operation; uniform, and dropout, which it decides; and, from equal gradients, global_norm and all that AdamW decides and
+// updates (optim/). Anything else agrees within rounding: what is summed in another order, matmul, exp and its kin, and so
+// normal and gumbel_sigmoid's noise.
 #pragma once
 
 #include <optional>

@@ -22,13 +22,14 @@ namespace weft {
 // ---- the op -----------------------------------------------------------------------------------------------------------------
 
 adamw::Operands adamw::operands(Lowering& l) {
-  Operands o{l.dense(0), l.state(l.integer(0)), {}, {}};
+  Operands o{l.dense(0), l.state(l.integer(0)), l.state(l.integer(2)), {}, {}};
   Operand m = l.state(l.integer(1)), v = m;
   const std::int64_t all = m.dims[1];
-  for (int i = 1, at = 2; i < l.inputs(); ++i, at += int(kRowInts)) {
+  for (int i = 1, at = int(kStates); i < l.inputs(); ++i, at += int(kRowInts)) {
     m.offset = l.integer(at + 1);
     v.offset = all + m.offset;
-    o.segments.push_back({l.dense(i), l.state(l.integer(at)), m, v, l.twin(l.integer(at)), l.integer(at + 2) != 0});
+    o.segments.push_back(
+        {l.dense(i), l.state(l.integer(at)), m, v, l.twin(l.integer(at)), l.integer(at + 2) != 0, l.integer(at + 3)});
     o.sizes.push_back(o.segments.back().param.numel());
   }
   return o;
@@ -38,18 +39,20 @@ namespace {
 
 using namespace adamw;
 
+// This file is compiled without contraction to FMA, and the GPU's kernels say so of each operation: on all devices it is the
+// same operations, each rounded.
 template <class T>
 struct Factors {
   T keep, beta1, rest1, beta2, rest2, rate, scale, eps, clip;
 
-  Factors(const double* c, double norm, bool decay)
+  Factors(const double* c, double norm, bool decay, const double* powers)
       : keep(T(decay ? 1 - c[kLr] * c[kDecay] : 1)),
         beta1(T(c[kBeta1])),
         rest1(T(1 - c[kBeta1])),
         beta2(T(c[kBeta2])),
         rest2(T(1 - c[kBeta2])),
-        rate(T(c[kLr] / c[kCorrection1])),
-        scale(T(1 / std::sqrt(c[kCorrection2]))),
+        rate(T(c[kLr] / (1 - powers[0]))),
+        scale(T(1 / std::sqrt(1 - powers[1]))),
         eps(T(c[kEps])),
         clip(T(c[kClip] > 0 ? std::min(1.0, c[kClip] / (norm + 1e-6)) : 1)) {}
 };
@@ -66,10 +69,12 @@ void update(const Factors<T> f, const T* __restrict g, T* __restrict p, T* __res
 }
 
 template <class T>
-void update_chunk(const Launch& launch, const Segment& s, const Chunk& chunk, const double* constants, double norm) {
+void update_chunk(const Launch& launch, const Operands& o, const Chunk& chunk, const double* constants, double norm) {
+  const Segment& s = o.segments[std::size_t(chunk.segment)];
   const std::int64_t at = chunk.begin;
   T* const p = launch.pointer<T>(s.param);
-  update<T>({constants, norm, s.decay}, launch.pointer<T>(s.gradient) + at, p + at, launch.pointer<T>(s.m) + at,
+  const double* const powers = launch.pointer<double>(o.powers) + 2 * s.powers;
+  update<T>({constants, norm, s.decay, powers}, launch.pointer<T>(s.gradient) + at, p + at, launch.pointer<T>(s.m) + at,
             launch.pointer<T>(s.v) + at, chunk.end - at);
   if (!s.twin) return;
   bf16* const twin = launch.pointer<bf16>(s.twin);
@@ -86,12 +91,13 @@ void lower_adamw(Lowering& l) {
     std::int64_t& bad = *launch.pointer<std::int64_t>(o.flag);
     if (bad == 0 && !std::isfinite(n)) bad = std::int64_t(constants[kStep]);
     if (bad != 0) return;
+    for (const Segment& s : o.segments)
+      for (const int k : {0, 1}) launch.pointer<double>(o.powers)[2 * s.powers + k] *= constants[k == 0 ? kBeta1 : kBeta2];
     parallel(std::int64_t(chunks.size()), [&](std::int64_t c) {
-      const Segment& s = o.segments[chunks[c].segment];
-      if (s.param.dtype == DType::f64) {
-        update_chunk<double>(launch, s, chunks[c], constants, n);
+      if (o.segments[0].param.dtype == DType::f64) {
+        update_chunk<double>(launch, o, chunks[c], constants, n);
       } else {
-        update_chunk<float>(launch, s, chunks[c], constants, n);
+        update_chunk<float>(launch, o, chunks[c], constants, n);
       }
     });
   });
@@ -99,8 +105,8 @@ void lower_adamw(Lowering& l) {
 
 void adamw_writes(const Tape& tape, NodeId id, std::vector<std::int32_t>& positions) {
   const auto ints = tape.ints_of(id);
-  positions.insert(positions.end(), {std::int32_t(ints[0]), std::int32_t(ints[1])});
-  for (std::size_t at = 2; at < ints.size(); at += kRowInts) positions.push_back(std::int32_t(ints[at]));
+  for (std::size_t k = 0; k < kStates; ++k) positions.push_back(std::int32_t(ints[k]));
+  for (std::size_t at = kStates; at < ints.size(); at += kRowInts) positions.push_back(std::int32_t(ints[at]));
 }
 
 const Op& adamw_op = register_op({.name = "adamw", .lower = lower_adamw, .cuda = cuda_adamw, .writes = adamw_writes});
@@ -118,7 +124,9 @@ void check_options(const AdamWOptions& o, Site where) {
 // ---- the optimizer ----------------------------------------------------------------------------------------------------------
 
 AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
-    : options_(options), bad_step_(Shape{}, DType::i64, "AdamW bad_step") {
+    : options_(options),
+      progress_(std::make_shared<Progress>(Progress{options.on_bad_step, State(Shape{}, DType::i64, "AdamW bad_step")})),
+      look_(std::make_shared<const Look>([progress = progress_] { progress->look(); })) {
   check_options(options_, where);
   std::unordered_set<const StateImpl*> seen;
   for (Param& p : params) {
@@ -134,13 +142,16 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
     size_ += (p.shape().numel() + 3) / 4 * 4;  // moments begin at multiples of 16 bytes, which a GPU moves at once
   }
   moments_ = State({2, size_}, rows_.empty() ? DType::f32 : rows_[0].param.dtype(), "AdamW moments");
+  powers_ = State({std::int64_t(rows_.size()), 2}, DType::f64, "AdamW powers");
+  powers_.impl()->memory.write(std::vector<double>(2 * rows_.size(), 1).data());
 }
 
 void AdamW::step(Site where) {
+  look_at_watched();
   std::vector<Tensor> inputs(1);
   inputs.reserve(rows_.size() + 1);
-  std::vector<std::int64_t> ints = {state_position(bad_step_), state_position(moments_)};
-  ints.reserve(2 + kRowInts * rows_.size());
+  std::vector<std::int64_t> ints = {state_position(progress_->bad_step), state_position(moments_), state_position(powers_)};
+  ints.reserve(kStates + kRowInts * rows_.size());
   std::vector<const Row*> updated;
   updated.reserve(rows_.size());
   for (const Row& row : rows_) {
@@ -148,7 +159,8 @@ void AdamW::step(Site where) {
     if (!gradient) continue;
     inputs.push_back(std::move(gradient));
     updated.push_back(&row);
-    for (const std::int64_t k : {std::int64_t(state_position(row.param)), row.offset, std::int64_t(row.param.decay())})
+    for (const std::int64_t k : {std::int64_t(state_position(row.param)), row.offset, std::int64_t(row.param.decay()),
+                                 std::int64_t(&row - rows_.data())})
       ints.push_back(k);
   }
   if (inputs.size() == 1)
@@ -156,89 +168,134 @@ void AdamW::step(Site where) {
             "call backward(loss) before step(), on a loss that depends on trainable parameters");
   inputs[0] = grad_norm_ = global_norm(std::span(inputs).subspan(1), where);
 
-  const double t = double(*steps_ + 1);
   double constants[kConstants];
   constants[kLr] = options_.lr;
   constants[kBeta1] = options_.betas[0];
   constants[kBeta2] = options_.betas[1];
   constants[kEps] = options_.eps;
   constants[kDecay] = options_.weight_decay;
-  constants[kCorrection1] = 1 - std::pow(options_.betas[0], t);
-  constants[kCorrection2] = 1 - std::pow(options_.betas[1], t);
   constants[kClip] = options_.clip_norm;
-  constants[kStep] = t;
+  constants[kStep] = double(progress_->steps + 1);
   const Out none{Shape{0}, DType::f32};  // an effect has no value
   record(adamw_op, inputs, std::span(&none, 1), ints, constants, where);
-  mark_assigned(bad_step_, where);
-  mark_assigned(moments_, where);
+  for (const State* state : {&progress_->bad_step, &moments_, &powers_}) mark_assigned(*state, where);
   for (const Row* row : updated) mark_assigned(row->param, where);
-  on_commit([steps = steps_] { ++*steps; });
-  if (!recording()) flush();
+  on_commit([progress = progress_] { ++progress->steps; });
+  progress_->where = where;
+  if (options_.on_bad_step != OnBadStep::poll) watch(look_);
+  if (recording()) return;
+  flush();
+  look_at_watched();
+}
+
+// Tells of a bad step, once.
+void AdamW::Progress::look() {
+  std::int64_t bad = 0;
+  if (!told) bad_step.impl()->memory.read(&bad);
+  if (bad == 0) return;
+  told = true;
+  const ErrorParts parts{
+      fmt::format("AdamW: the gradient norm of step {} is not finite, so this step and all later ones change nothing", bad),
+      fmt::format("the parameters are those after step {}; {} steps have been run", bad - 1, steps), tape().where(where, -1),
+      "WEFT_CHECK=nan names the op that makes the first such value; clear_bad_step() leaves the step out and goes on, "
+      "OnBadStep::poll lets the program decide"};
+  if (on_bad_step == OnBadStep::fail) throw Error(ErrorKind::training, parts);
+  fmt::print(stderr, "weft: {}\n", Error(ErrorKind::training, parts).what());
 }
 
 void AdamW::zero_grad() {
   for (Row& row : rows_) row.param.zero_grad();
 }
 
-std::int64_t AdamW::bad_step() const { return bad_step_.to_host<std::int64_t>()[0]; }
-void AdamW::clear_bad_step() { bad_step_.set<std::int64_t>({0}); }
+std::int64_t AdamW::bad_step() const {
+  const std::int64_t bad = progress_->bad_step.to_host<std::int64_t>()[0];
+  progress_->told = bad != 0;
+  return bad;
+}
+void AdamW::clear_bad_step() {
+  progress_->bad_step.set<std::int64_t>({0});
+  progress_->told = false;
+}
 
 // ---- checkpoints ------------------------------------------------------------------------------------------------------------
 
 namespace {
 
+constexpr const char* kPowers = "powers.";
+
 HostTensor host_integer(std::int64_t value) { return HostTensor::from<std::int64_t>(DType::i64, {}, std::span(&value, 1)); }
+
+// Of a state that was saved without powers: as if every step had updated every parameter.
+std::array<double, 2> powers_after(std::int64_t steps, const std::array<double, 2>& betas) {
+  std::array<double, 2> powers = {1, 1};
+  for (const int k : {0, 1})
+    for (std::int64_t s = 0; s < steps && powers[k] > 0; ++s) powers[k] *= betas[k];
+  return powers;
+}
 
 }  // namespace
 
+std::array<AdamW::Saved, 3> AdamW::saved(const Row& row) const {
+  const auto dims = row.param.shape().dims();
+  const std::vector<std::int64_t> shape(dims.begin(), dims.end());
+  return {{{"m." + row.param.name(), &moments_, row.offset, row.param.shape().numel(), shape},
+           {"v." + row.param.name(), &moments_, size_ + row.offset, row.param.shape().numel(), shape},
+           {kPowers + row.param.name(), &powers_, 2 * (&row - rows_.data()), 2, {2}}}};
+}
+
 TensorMap AdamW::state_dict() const {
   TensorMap tensors;
-  const std::vector<std::byte> all = moments_.bytes();
-  const auto width = std::int64_t(size_of(moments_.dtype()));
+  const std::vector<std::byte> moments = moments_.bytes(), powers = powers_.bytes();
   for (const Row& row : rows_)
-    for (const int moment : {0, 1}) {
-      const auto dims = row.param.shape().dims();
-      const auto begin = all.begin() + (moment * size_ + row.offset) * width;
-      HostTensor t{moments_.dtype(), {dims.begin(), dims.end()}, {begin, begin + row.param.shape().numel() * width}};
-      if (!tensors.emplace((moment ? "v." : "m.") + row.param.name(), std::move(t)).second)
+    for (const Saved& s : saved(row)) {
+      const auto width = std::int64_t(size_of(s.state->dtype()));
+      const auto begin = (s.state == &moments_ ? moments : powers).begin() + s.first * width;
+      HostTensor t{s.state->dtype(), s.shape, {begin, begin + s.count * width}};
+      if (!tensors.emplace(s.name, std::move(t)).second)
         fail(ErrorKind::usage, "AdamW: two parameters have one name", "'" + row.param.name() + "'",
              "register them in one module under different names");
     }
-  tensors["step"] = host_integer(*steps_);
-  tensors["bad_step"] = host_integer(bad_step());
+  tensors["step"] = host_integer(progress_->steps);
+  tensors["bad_step"] = host_integer(progress_->bad_step.to_host<std::int64_t>()[0]);
   return tensors;
 }
 
 void AdamW::load_state_dict(const TensorMap& tensors) {
   std::unordered_set<std::string> known = {"step", "bad_step"};
   std::string problems;
-  std::vector<std::byte> all = moments_.bytes();
-  const auto width = std::int64_t(size_of(moments_.dtype()));
-  for (const Row& row : rows_)
-    for (const int moment : {0, 1}) {
-      const std::string name = (moment ? "v." : "m.") + row.param.name();
-      known.insert(name);
-      const auto found = tensors.find(name);
-      if (found == tensors.end()) {
-        problems += "\n  missing: " + name;
-      } else if (found->second.dtype != moments_.dtype() ||
-                 !std::ranges::equal(found->second.shape, row.param.shape().dims())) {
-        problems += "\n  shape or type of " + name;
-      } else {
-        std::ranges::copy(found->second.bytes, all.begin() + (moment * size_ + row.offset) * width);
-      }
-    }
+  std::vector<std::byte> moments = moments_.bytes(), powers = powers_.bytes();
   const auto bad = tensors.find("bad_step");
   if (bad == tensors.end() || bad->second.dtype != DType::i64 || bad->second.numel() != 1) problems += "\n  missing: bad_step";
   const auto step = tensors.find("step");
   if (step == tensors.end() || step->second.numel() != 1) problems += "\n  missing: step";
+  const std::int64_t steps = problems.empty() ? step->second.values<std::int64_t>()[0] : 0;
+  const bool counted = std::ranges::any_of(tensors, [](const auto& t) { return t.first.starts_with(kPowers); });
+  const auto common = powers_after(counted ? 0 : steps, options_.betas);
+  for (const Row& row : rows_)
+    for (const Saved& s : saved(row)) {
+      const auto to = (s.state == &moments_ ? moments : powers).begin() + s.first * std::int64_t(size_of(s.state->dtype()));
+      if (s.state == &powers_ && !counted) {
+        std::ranges::copy(std::as_bytes(std::span(common)), to);
+        continue;
+      }
+      known.insert(s.name);
+      const auto found = tensors.find(s.name);
+      if (found == tensors.end())
+        problems += "\n  missing: " + s.name;
+      else if (found->second.dtype != s.state->dtype() || found->second.shape != s.shape)
+        problems += "\n  shape or type of " + s.name;
+      else
+        std::ranges::copy(found->second.bytes, to);
+    }
   for (const auto& [name, tensor] : tensors)
     if (!known.contains(name)) problems += "\n  unexpected: " + name;
   if (!problems.empty())
     fail(ErrorKind::io, "AdamW: the saved state does not fit the parameters", problems, "nothing was loaded");
-  moments_.set_bytes(all.data());
-  bad_step_.set_bytes(bad->second.bytes.data());
-  *steps_ = step->second.values<std::int64_t>()[0];
+  moments_.set_bytes(moments.data());
+  powers_.set_bytes(powers.data());
+  progress_->bad_step.set_bytes(bad->second.bytes.data());
+  progress_->told = false;
+  progress_->steps = steps;
 }
 
 }  // namespace weft

@@ -2,12 +2,18 @@
 // parameter a block. Blocks and segments as in chunks_cuda.h; a segment is {gradient, param, m, v, p's bf16 twin or null,
 // elements, decays}, all but the twin of the type Param.
 
+// Sums and products that are not contracted to FMA, so that the bits are those of the CPU.
+DEVICE float plus(float x, float y) { return __fadd_rn(x, y); }
+DEVICE double plus(double x, double y) { return __dadd_rn(x, y); }
+DEVICE float times(float x, float y) { return __fmul_rn(x, y); }
+DEVICE double times(double x, double y) { return __dmul_rn(x, y); }
+
 struct Factors {
   real keep, first, first_rest, second, second_rest, rate, scale, eps, clip;
 
-  DEVICE Factors(const double* f, bool decays)
+  DEVICE Factors(const double* f, const double* own, bool decays)
       : keep(decays ? real(f[KEEP]) : real(1)), first(real(f[FIRST])), first_rest(real(f[FIRST_REST])), second(real(f[SECOND])),
-        second_rest(real(f[SECOND_REST])), rate(real(f[RATE])), scale(real(f[SCALE])), eps(real(f[EPSILON])),
+        second_rest(real(f[SECOND_REST])), rate(real(own[0])), scale(real(own[1])), eps(real(f[EPSILON])),
         clip(real(f[CLIP_FACTOR])) {}
 };
 
@@ -21,10 +27,10 @@ DEVICE void update(const Factors& f, const Param* g, Param* p, Param* m, Param* 
   load_real<V>(v + i, vi);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    const real x = gi[j] * f.clip;
-    mi[j] = f.first * mi[j] + f.first_rest * x;
-    vi[j] = f.second * vi[j] + f.second_rest * x * x;
-    pi[j] = pi[j] * f.keep - f.rate * mi[j] / (sqrt_of(vi[j]) * f.scale + f.eps);
+    const real x = times(gi[j], f.clip);
+    mi[j] = plus(times(f.first, mi[j]), times(f.first_rest, x));
+    vi[j] = plus(times(f.second, vi[j]), times(times(f.second_rest, x), x));
+    pi[j] = plus(times(pi[j], f.keep), -(times(f.rate, mi[j]) / plus(times(sqrt_of(vi[j]), f.scale), f.eps)));
   }
   store_real<V>(p + i, pi);
   if (twin) store_real<V>(twin + i, pi);
@@ -44,11 +50,13 @@ DEVICE void update_chunk(const Factors& f, const Param* g, Param* p, Param* m, P
 extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {
   if (a.factors[ACTIVE] == 0.0) return;
   const u64 block = u64(a.blocks[blockIdx.x]);
+  const double* own = a.factors + COMMON + 2 * (block >> 32);
   const i64* segment = a.segments + 7 * (block >> 32);
   const i64 begin = i64(u32(block)) * CHUNK, n = min_of(segment[5] - begin, i64(CHUNK));
   Param* p = reinterpret_cast<Param*>(segment[1]) + begin;
   Param* m = reinterpret_cast<Param*>(segment[2]) + begin;
   Param* v = reinterpret_cast<Param*>(segment[3]) + begin;
   bf16* twin = segment[4] ? reinterpret_cast<bf16*>(segment[4]) + begin : nullptr;
-  update_chunk(Factors(a.factors, segment[6] != 0), reinterpret_cast<const Param*>(segment[0]) + begin, p, m, v, twin, n);
+  const Factors factors(a.factors, own, segment[6] != 0);
+  update_chunk(factors, reinterpret_cast<const Param*>(segment[0]) + begin, p, m, v, twin, n);
 }

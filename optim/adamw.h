@@ -3,13 +3,23 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "autograd/host_tensor.h"
 #include "autograd/state.h"
 
 namespace weft {
+
+// What happens after a step whose gradient norm is not finite, which is left out as all later ones are. The host knows of it as
+// soon as the step has run: on the CPU at once, on a GPU some steps later or when a value is fetched; it never waits for it.
+enum class OnBadStep {
+  fail,  // the step(), run or item() that knows of it first throws an Error (ErrorKind::training), once
+  warn,  // it prints a line instead
+  poll,  // nothing: the program asks bad_step()
+};
 
 // The defaults are those that Mamba was trained with (arXiv:2312.00752, appendix E.2).
 struct AdamWOptions {
@@ -18,35 +28,40 @@ struct AdamWOptions {
   double eps = 1e-8;
   double weight_decay = 0.1;  // of parameters with Param::decay()
   double clip_norm = 1.0;     // of the gradients' global norm; 0: no clipping
+  OnBadStep on_bad_step = OnBadStep::fail;
 };
 
-// With g the gradient, scaled by min(1, clip_norm / (norm + 1e-6)), and t the step from 1 on:
+// With g the gradient, scaled by min(1, clip_norm / (norm + 1e-6)), and t the number of the parameter's updates, this one
+// included (a step without a gradient for it, or one that is left out, is none):
 //   p <- p (1 - lr wd),  m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2
 //   p <- p - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
-// Parameters are all f32 or all f64; the moments of all of them lie in one State.
+// Equal gradients give equal bits on all devices. Parameters are all f32 or all f64; the moments of all of them lie in one
+// State.
 class AdamW {
  public:
   explicit AdamW(std::vector<Param> params, AdamWOptions options = {}, Site where = Site::current());
 
   // Records the update with the gradients of this step's backward and of earlier, pending ones; params without a
-  // gradient are left as they are. Outside `run` it is executed at once. Errors: no param has a gradient.
+  // gradient are left as they are. Outside `run` it is executed at once. Errors: no param has a gradient; an earlier step was
+  // bad (OnBadStep::fail).
   void step(Site where = Site::current());
   void zero_grad();  // forgets pending gradients
 
   double lr() const { return options_.lr; }
-  void set_lr(double lr) { options_.lr = lr; }         // from the next step() on; costs nothing
-  std::int64_t step_count() const { return *steps_; }  // steps executed
+  void set_lr(double lr) { options_.lr = lr; }                  // from the next step() on; costs nothing
+  std::int64_t step_count() const { return progress_->steps; }  // steps executed, those that were left out too
 
   // The global norm of the gradients before clipping, a scalar: that of the last step() recorded, so return it from the step
   // function.
   Tensor grad_norm() const { return grad_norm_; }
 
   // The first step (from 1) whose gradient norm was not finite; 0: none. From that step on nothing is updated until it
-  // is cleared. Read it between steps.
+  // is cleared. Read it between steps; it waits for the last one.
   std::int64_t bad_step() const;
   void clear_bad_step();
 
-  // "m.NAME" and "v.NAME" of each parameter, "step", "bad_step". Loading is exact and strict.
+  // "m.NAME", "v.NAME" and "powers.NAME" (b1^t, b2^t in f64) of each parameter, "step", "bad_step". Loading is exact and
+  // strict, but for a state without any powers, as it was once saved: there t is "step" for every parameter.
   TensorMap state_dict() const;
   void load_state_dict(const TensorMap& tensors);
 
@@ -55,12 +70,28 @@ class AdamW {
     Param param;
     std::int64_t offset;  // of its moments
   };
+  struct Saved {  // a tensor of a row in a checkpoint: elements [first, first + count) of a State
+    std::string name;
+    const State* state;
+    std::int64_t first, count;
+    std::vector<std::int64_t> shape;
+  };
+  std::array<Saved, 3> saved(const Row& row) const;
+  struct Progress {  // shared by copies
+    OnBadStep on_bad_step;
+    State bad_step;  // i64 scalar, written by the update
+    std::int64_t steps = 0;
+    bool told = false;  // somebody knows of the bad step
+    Site where = {};    // of the last step()
+    void look();
+  };
   std::vector<Row> rows_;
   std::int64_t size_ = 0;  // elements of all parameters, each rounded up to 4
   State moments_;          // (2, size_): m, then v
+  State powers_;           // (rows, 2): b1^t and b2^t of each parameter, f64, multiplied on by the update
   AdamWOptions options_;
-  State bad_step_;  // i64 scalar, written by the update
-  std::shared_ptr<std::int64_t> steps_ = std::make_shared<std::int64_t>(0);
+  std::shared_ptr<Progress> progress_;
+  std::shared_ptr<const std::function<void()>> look_;  // at progress_, see watch
   Tensor grad_norm_;
 };
 

@@ -12,8 +12,9 @@ using namespace adamw;
 
 namespace {
 
-// What the first kernel leaves for the second, in fp64.
-enum Factor { kActive, kKeep, kFirst, kFirstRest, kSecond, kSecondRest, kRate, kScale, kEpsilon, kClipFactor, kFactors };
+// What the first kernel leaves for the second, in fp64: what all segments have in common, then of each its rate and scale.
+enum Factor { kActive, kKeep, kFirst, kFirstRest, kSecond, kSecondRest, kEpsilon, kClipFactor, kCommon };
+constexpr std::int64_t kOwn = 2;
 
 CudaText& define_factors(CudaText& text) {
   return text.define("ACTIVE", kActive)
@@ -22,26 +23,27 @@ CudaText& define_factors(CudaText& text) {
       .define("FIRST_REST", kFirstRest)
       .define("SECOND", kSecond)
       .define("SECOND_REST", kSecondRest)
-      .define("RATE", kRate)
-      .define("SCALE", kScale)
       .define("EPSILON", kEpsilon)
-      .define("CLIP_FACTOR", kClipFactor);
+      .define("CLIP_FACTOR", kClipFactor)
+      .define("COMMON", kCommon);
 }
 
 CudaKernel factors_kernel(Lowering& l, const Operands& o, const Operand& factors) {
   CudaText text("adamw_factors", true);
   define_factors(text)
+      .define("T", kChunkThreads)
       .define("LR", kLr)
       .define("BETA1", kBeta1)
       .define("BETA2", kBeta2)
       .define("EPS", kEps)
       .define("DECAY", kDecay)
-      .define("CORRECTION1", kCorrection1)
-      .define("CORRECTION2", kCorrection2)
       .define("CLIP", kClip)
       .define("STEP", kStep);
-  text.pointer("norm", o.norm).pointer("bad_step", o.flag).pointer("factors", factors).integer("first", l.constant(0));
-  return text.launch("optim/adamw_factors.cuh", {1, 1, 1}, {1, 1, 1});
+  std::vector<CudaArg> rows;
+  for (const Segment& segment : o.segments) rows.push_back(integer_word(segment.powers));
+  text.pointer("norm", o.norm).pointer("bad_step", o.flag).pointer("factors", factors).pointer("powers", o.powers);
+  text.integer("first", l.constant(0)).integer("segments", std::int64_t(rows.size())).table("rows", std::move(rows));
+  return text.launch("optim/adamw_factors.cuh", {1, 1, 1}, {kChunkThreads, 1, 1});
 }
 
 CudaKernel update_kernel(const Operands& o, const Operand& factors) {
@@ -71,7 +73,7 @@ CudaKernel update_kernel(const Operands& o, const Operand& factors) {
 
 void cuda_adamw(Lowering& l) {
   const Operands o = operands(l);
-  const std::int64_t count = kFactors;
+  const std::int64_t count = kCommon + kOwn * std::int64_t(o.segments.size());
   const Operand factors = l.scratch(DType::f64, std::span(&count, 1));
   l.emit(factors_kernel(l, o, factors));
   if (std::any_of(o.sizes.begin(), o.sizes.end(), [](std::int64_t n) { return n > 0; })) l.emit(update_kernel(o, factors));

@@ -11,9 +11,6 @@
 
 namespace weft {
 
-inline constexpr std::int64_t kCudaChunk = 8192;  // elements; a power of two, so a chunk of an aligned tensor is aligned
-inline constexpr unsigned kChunkThreads = 256;
-
 // The address of an operand's first element.
 inline CudaArg address_word(const Operand& o) { return {CudaArg::pointer, o.slot, o.offset * std::int64_t(size_of(o.dtype))}; }
 inline CudaArg integer_word(std::int64_t value) { return {CudaArg::integer, -1, value}; }
@@ -21,15 +18,15 @@ inline CudaArg integer_word(std::int64_t value) { return {CudaArg::integer, -1, 
 // A word a block: segment << 32 | chunk, which are elements [chunk * CHUNK, (chunk + 1) * CHUNK) as far as there are.
 inline std::vector<CudaArg> block_words(std::span<const std::int64_t> sizes) {
   std::vector<CudaArg> words;
-  for (const Chunk& chunk : cut_into_chunks(sizes, kCudaChunk))
-    words.push_back(integer_word(std::int64_t(chunk.segment) << 32 | chunk.begin / kCudaChunk));
+  for (const Chunk& chunk : cut_into_chunks(sizes))
+    words.push_back(integer_word(std::int64_t(chunk.segment) << 32 | chunk.begin / kChunk));
   return words;
 }
 
 // The facts of such a kernel.
 inline CudaText& define_chunks(CudaText& text) {
   return text.define("T", kChunkThreads)
-      .define("CHUNK", kCudaChunk)
+      .define("CHUNK", kChunk)
       .define("F32", std::int64_t(DType::f32))
       .define("BF16", std::int64_t(DType::bf16));
 }

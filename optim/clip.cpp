@@ -15,18 +15,31 @@
 namespace weft {
 namespace {
 
-constexpr int kLanes = 8;  // partial sums, so that the loop vectorises in a fixed order
+// The sums of a GPU's block, in its order: a thread has four, of every fourth element of its vectors, and then the block folds
+// those of its threads, warp by warp (block_sum of jit/prelude.cuh).
+double fold(double* x) {  // of a warp
+  for (int d = 16; d > 0; d /= 2)
+    for (int i = 0; i < d; ++i) x[i] += x[i + d];
+  return x[0];
+}
+double block_sum(std::span<double> threads) {
+  double warps[32] = {};
+  for (std::size_t w = 0; 32 * w < threads.size(); ++w) warps[w] = fold(&threads[32 * w]);
+  return fold(warps);
+}
 
 template <class T>
 double sum_of_squares(const T* x, std::int64_t n) {
-  double lanes[kLanes] = {};
-  std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int k = 0; k < kLanes; ++k) lanes[k] += double(x[i + k]) * double(x[i + k]);
-  double total = 0;
-  for (; i < n; ++i) total += double(x[i]) * double(x[i]);
-  for (double lane : lanes) total += lane;
-  return total;
+  constexpr std::int64_t kWidth = 4 * kChunkThreads;
+  double sums[kWidth] = {};
+  for (std::int64_t i = 0; i < n; i += kWidth) {
+    const std::int64_t count = std::min(kWidth, n - i);
+#pragma omp simd
+    for (std::int64_t j = 0; j < count; ++j) sums[j] += double(x[i + j]) * double(x[i + j]);
+  }
+  for (std::size_t t = 0; t < kChunkThreads; ++t)
+    sums[t] = (sums[4 * t] + sums[4 * t + 1]) + (sums[4 * t + 2] + sums[4 * t + 3]);
+  return block_sum(std::span(sums).first(kChunkThreads));
 }
 
 void lower_global_norm(Lowering& l) {
@@ -50,8 +63,9 @@ void lower_global_norm(Lowering& l) {
           sums[c] = sum_of_squares(launch.pointer<T>(g) + chunk.begin, chunk.end - chunk.begin);
       });
     });
-    double total = 0;
-    for (std::size_t c = 0; c < chunks.size(); ++c) total += sums[c];
+    double threads[kTotalThreads] = {};
+    for (std::size_t c = 0; c < chunks.size(); ++c) threads[c % kTotalThreads] += sums[c];
+    const double total = block_sum(threads);
     if (out.dtype == DType::f64) {
       *launch.pointer<double>(out) = std::sqrt(total);
     } else {

@@ -1,24 +1,27 @@
 // Sums of squares, in fp64: of each chunk of each gradient one, added by clip_total.cuh. Blocks and segments as in
-// chunks_cuda.h; a segment is {gradient, elements, dtype}.
+// chunks_cuda.h; a segment is {gradient, elements, dtype}. The order depends on places in the tensor alone, not on whether they
+// can be loaded as vectors, and is the CPU's too (clip.cpp).
 
 template <class G>
 DEVICE double sum_of_squares(const G* x, i64 n) {
-  double sum = 0;
-  i64 done = 0;
-  if (u64(x) % (4 * sizeof(G)) == 0) {
-    done = n / 4 * 4;
-    for (i64 i = 4 * threadIdx.x; i < done; i += 4 * T) {
-      double v[4];
+  const bool vectors = u64(x) % (4 * sizeof(G)) == 0;
+  double sums[4] = {};
+  for (i64 i = 4 * threadIdx.x; i < n; i += 4 * T) {
+    double v[4];
+    if (vectors && i + 4 <= n) {
       load_real<4>(x + i, v);
+    } else {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sum += v[j] * v[j];
+      for (int j = 0; j < 4; ++j) v[j] = i + j < n ? double(read_real(x + i + j)) : 0.0;
     }
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if constexpr (sizeof(G) == 8)
+        sums[j] = __dadd_rn(sums[j], __dmul_rn(v[j], v[j]));
+      else
+        sums[j] += v[j] * v[j];  // the product is exact, fused or not
   }
-  for (i64 i = done + threadIdx.x; i < n; i += T) {
-    const double v = read_real(x + i);
-    sum += v * v;
-  }
-  return sum;
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {

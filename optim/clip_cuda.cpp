@@ -16,10 +16,9 @@ CudaKernel partial_kernel(std::vector<CudaArg> segments, std::vector<CudaArg> bl
 }
 
 CudaKernel total_kernel(const Operand& partial, std::int64_t count, const Operand& norm) {
-  constexpr unsigned kThreads = 1024;
   CudaText text("global_norm_total", true);
-  text.define("T", kThreads).pointer("partial", partial).integer("count", count).pointer("norm", norm);
-  return text.launch("optim/clip_total.cuh", {1, 1, 1}, {kThreads, 1, 1});
+  text.define("T", kTotalThreads).pointer("partial", partial).integer("count", count).pointer("norm", norm);
+  return text.launch("optim/clip_total.cuh", {1, 1, 1}, {kTotalThreads, 1, 1});
 }
 
 }  // namespace

@@ -150,7 +150,7 @@ TEST(AdamW, ClipsByTheGlobalNorm) {
 
 TEST(AdamW, ANonFiniteGradientStopsUpdatesUntilCleared) {
   Param p = make_param({1, 2}, DType::f32);
-  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0, .on_bad_step = OnBadStep::poll});
   const double inf = std::numeric_limits<double>::infinity();
   step_with(opt, p, {1, 1});
   const auto good = p.to_host<float>();
@@ -171,6 +171,166 @@ TEST(AdamW, ANonFiniteGradientStopsUpdatesUntilCleared) {
   EXPECT_NE(p.to_host<float>(), good);
   EXPECT_EQ(opt.bad_step(), 0);
   EXPECT_EQ(opt.step_count(), 5);
+}
+
+// ---- bad steps in a program that does not ask for them: every public call that can know of one ------------------------------
+
+struct BadSteps : testing::Test {
+  Param p = make_param({1, 2}, DType::f32);
+  std::vector<float> good;  // before the bad step
+
+  Tensor loss(float slope) { return sum(p.read() * Tensor::from(std::vector<float>{slope, 1}, {2})); }
+  Tensor step(AdamW& opt, float slope) {
+    return run([&] {
+      Tensor l = loss(slope);
+      backward(l);
+      opt.step();
+      return l;
+    });
+  }
+  // Steps until it is told of, on a GPU some later.
+  void bad_step(AdamW& opt, float value) {
+    step(opt, 1).item();
+    good = p.to_host<float>();
+    step(opt, value);
+    for (int i = 0; i < 100; ++i) step(opt, 1).item();
+  }
+  const std::vector<std::string> words = {"AdamW",
+                                          "gradient norm of step 2 is not finite",
+                                          "the parameters are those after step 1",
+                                          "test_optim.cpp",
+                                          "WEFT_CHECK=nan",
+                                          "clear_bad_step()"};
+};
+
+TEST_F(BadSteps, AreThrownByTheFirstRunThatKnows) {
+  for (const float value : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+    expect_error(ErrorKind::training, words, [&] { bad_step(opt, value); });
+    EXPECT_EQ(p.to_host<float>(), good) << "the weights are those before the bad step";
+    step(opt, 1).item();  // said once
+    EXPECT_EQ(p.to_host<float>(), good);
+    EXPECT_EQ(opt.bad_step(), 2);
+    opt.clear_bad_step();
+    step(opt, 1).item();
+    EXPECT_NE(p.to_host<float>(), good);
+    const std::int64_t next = opt.step_count() + 1;
+    expect_error(ErrorKind::training, {fmt::format("gradient norm of step {}", next)}, [&] {
+      step(opt, value);
+      for (int i = 0; i < 100; ++i) step(opt, 1).item();
+    });
+  }
+}
+
+TEST_F(BadSteps, AreThrownByAFetchedValue) {
+  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+  Tensor later;
+  step(opt, 1).item();
+  expect_error(ErrorKind::training, {"step 2 is not finite"}, [&] { (later = step(opt, std::nanf(""))).item(); });
+}
+
+TEST_F(BadSteps, AreThrownOutsideRun) {
+  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+  const auto eager = [&](float slope) {
+    backward(loss(slope));
+    opt.step();
+  };
+  eager(1);
+  expect_error(ErrorKind::training, words, [&] {
+    eager(std::nanf(""));
+    for (int i = 0; i < 100; ++i) eager(1), p.to_host<float>();
+  });
+}
+
+TEST_F(BadSteps, OfTwoOptimizersEachIsTold) {
+  Param q = make_param({3}, DType::f32);
+  AdamW a({p}, {.lr = 0.1, .weight_decay = 0}), b({q}, {.lr = 0.1, .weight_decay = 0});
+  const auto both = [&](float slope) {
+    return run([&] {
+      Tensor l = loss(slope) + sum(q.read() * slope);
+      backward(l);
+      a.step(), b.step();
+      return l;
+    });
+  };
+  int told = 0;
+  both(1).item();
+  for (const float slope : {std::nanf(""), 1.f, 1.f, 1.f, 1.f}) {
+    try {
+      both(slope).item();
+    } catch (const Error& e) {
+      EXPECT_EQ(int(e.kind()), int(ErrorKind::training));
+      ++told;
+    }
+  }
+  EXPECT_EQ(told, 2);
+}
+
+TEST_F(BadSteps, AreALineOrNothingOnDemand) {
+  testing::internal::CaptureStderr();
+  AdamW warns({p}, {.lr = 0.1, .weight_decay = 0, .on_bad_step = OnBadStep::warn});
+  bad_step(warns, std::nanf(""));
+  const std::string text = testing::internal::GetCapturedStderr();
+  for (const std::string& word : words) EXPECT_NE(text.find(word), std::string::npos) << text;
+  EXPECT_EQ(text.find("AdamW"), text.rfind("AdamW")) << "once";
+  testing::internal::CaptureStderr();
+  AdamW polled({p}, {.lr = 0.1, .weight_decay = 0, .on_bad_step = OnBadStep::poll});
+  bad_step(polled, std::nanf(""));
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  EXPECT_EQ(polled.bad_step(), 2);
+}
+
+TEST_F(BadSteps, OfACheckpointAreTold) {
+  AdamW polled({p}, {.lr = 0.1, .weight_decay = 0, .on_bad_step = OnBadStep::poll}), opt({p}, {.lr = 0.1, .weight_decay = 0});
+  bad_step(polled, std::nanf(""));
+  opt.load_state_dict(polled.state_dict());
+  expect_error(ErrorKind::training, {"step 2 is not finite"}, [&] {
+    for (int i = 0; i < 100; ++i) step(opt, 1).item();
+  });
+}
+
+TEST_F(BadSteps, OfAnOptimizerThatHasGoneAreForgotten) {
+  {
+    AdamW gone({p}, {.lr = 0.1, .weight_decay = 0});
+    try {
+      run([&] { backward(loss(std::nanf(""))), gone.step(); });
+    } catch (const Error&) {  // on the CPU at once
+    }
+  }
+  AdamW opt({p}, {.lr = 0.1, .weight_decay = 0});
+  EXPECT_NO_THROW(for (int i = 0; i < 3; ++i) step(opt, 1).item());
+}
+
+// ---- the number of updates is the parameter's own ---------------------------------------------------------------------------
+
+// The first update of a parameter moves it by lr g / (|g| + eps), whatever the others have done and whatever was left out.
+TEST(AdamW, CountsTheUpdatesOfEachParameter) {
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    Param always = make_param({1}, dtype), late = make_param({1}, dtype), after = make_param({1}, dtype);
+    AdamW opt({always, late, after}, {.lr = 0.01, .weight_decay = 0, .clip_norm = 0, .on_bad_step = OnBadStep::poll});
+    const auto update = [&](std::initializer_list<Param> params, double slope) {
+      run([&] {
+        Tensor loss;
+        for (const Param& p : params) {
+          const Tensor part = sum(p.read() * cast(Tensor::from(std::vector<double>{slope}, {1}), dtype));
+          loss = loss ? loss + part : part;
+        }
+        backward(loss);
+        opt.step();
+      });
+    };
+    update({always}, 1);
+    update({always, late}, 1);
+    const double tolerance = dtype == DType::f32 ? 1e-7 : 1e-9;
+    EXPECT_NEAR(late.to_host<double>()[0], 0.99, tolerance) << "its first gradient comes at step 2";
+    update({always, late, after}, std::nan(""));
+    opt.clear_bad_step();
+    update({always, late, after}, 1);
+    EXPECT_NEAR(always.to_host<double>()[0], 0.97, 3 * tolerance);
+    EXPECT_NEAR(late.to_host<double>()[0], 0.98, 2 * tolerance) << "a step that is left out does not count";
+    EXPECT_NEAR(after.to_host<double>()[0], 0.99, tolerance) << "nor before the first update";
+    EXPECT_EQ(opt.step_count(), 4);
+  }
 }
 
 TEST(AdamW, GradientsAccumulateOverRunsAndWithinOne) {
@@ -255,6 +415,7 @@ TEST(AdamW, CheckpointsGoOnExactly) {
     for (int i = 0; i < steps; ++i) run([&] { backward(pair.loss()), opt.step(); });
   };
   Pair whole, first, second;
+  first.load_state_dict(whole.state_dict());
   AdamW a(whole.parameters()), b(first.parameters()), c(second.parameters());
   train(whole, a, 6);
   train(first, b, 3);
@@ -264,9 +425,56 @@ TEST(AdamW, CheckpointsGoOnExactly) {
   train(second, c, 3);
   EXPECT_EQ(whole.state_dict().at("w").bytes, second.state_dict().at("w").bytes);
   EXPECT_EQ(a.state_dict().at("v.w").bytes, c.state_dict().at("v.w").bytes);
-  TensorMap damaged = b.state_dict();
-  damaged.erase("m.w");
-  EXPECT_THROW(c.load_state_dict(damaged), Error);
+  for (const char* name : {"m.w", "powers.w", "step", "bad_step"}) {
+    TensorMap damaged = b.state_dict();
+    damaged.erase(name);
+    expect_error(ErrorKind::io, {"AdamW: the saved state does not fit", std::string("missing: ") + name},
+                 [&] { c.load_state_dict(damaged); });
+  }
+}
+
+// One `step` for all parameters, as states were once saved.
+TEST(AdamW, LoadsAStateWithoutPowers) {
+  Pair whole, second;
+  AdamW a(whole.parameters()), b(second.parameters());
+  const auto train = [](Pair& pair, AdamW& opt) { run([&] { backward(pair.loss()), opt.step(); }); };
+  for (int i = 0; i < 3; ++i) train(whole, a);
+  TensorMap state = a.state_dict();
+  EXPECT_EQ(std::erase_if(state, [](const auto& t) { return t.first.starts_with("powers."); }), 2u);
+  second.load_state_dict(whole.state_dict());
+  b.load_state_dict(state);
+  EXPECT_EQ(b.step_count(), 3);
+  train(whole, a), train(second, b);
+  EXPECT_EQ(whole.state_dict().at("w").bytes, second.state_dict().at("w").bytes);
+  EXPECT_EQ(a.state_dict().at("powers.b").bytes, b.state_dict().at("powers.b").bytes);
+}
+
+// Checkpoints of parameters that have been updated unequally often, and after a step that was left out.
+TEST(AdamW, CheckpointsKeepTheNumbersOfUpdates) {
+  const auto train = [](Pair& pair, AdamW& opt, int first, int last) {
+    for (int i = first; i < last; ++i) {
+      run([&] {
+        backward(i % 2 == 0 ? sum(square(pair.w.read())) : i == 3 ? pair.loss() * std::nan("") : pair.loss());
+        opt.step();
+      });
+      opt.clear_bad_step();
+    }
+  };
+  const AdamWOptions options = {.on_bad_step = OnBadStep::poll};
+  Pair whole, first, second;
+  first.load_state_dict(whole.state_dict());
+  AdamW a(whole.parameters(), options), b(first.parameters(), options), c(second.parameters(), options);
+  train(whole, a, 0, 8);
+  train(first, b, 0, 4);
+  second.load_state_dict(first.state_dict());
+  c.load_state_dict(b.state_dict());
+  train(second, c, 4, 8);
+  EXPECT_EQ(c.step_count(), 8);
+  for (const auto& [name, tensor] : a.state_dict()) EXPECT_EQ(tensor.bytes, c.state_dict().at(name).bytes) << name;
+  EXPECT_EQ(whole.state_dict().at("b").bytes, second.state_dict().at("b").bytes);
+  const auto powers = a.state_dict().at("powers.b").values<double>();
+  EXPECT_DOUBLE_EQ(powers[0], std::pow(0.9, 3));
+  EXPECT_DOUBLE_EQ(powers[1], std::pow(0.95, 3));
 }
 
 TEST(AdamW, ThreadsDoNotChangeABit) {

@@ -40,7 +40,7 @@ bool is_fresh(const State& state) { return state.impl()->twin && !state.impl()->
 // A layer y = x W^T + b with bf16 activations.
 struct Model {
   Param w{{kOut, kIn}, DType::f32, "w"}, b{{kOut}, DType::f32, "b"};
-  AdamW opt{{w, b}, {.lr = 1e-2, .weight_decay = 0.1, .clip_norm = 1}};
+  AdamW opt{{w, b}, {.lr = 1e-2, .weight_decay = 0.1, .clip_norm = 1, .on_bad_step = OnBadStep::poll}};
   Tensor x = Tensor::from(wave(kRows * kIn, 0.7), {kRows, kIn});
 
   Model() {

@@ -72,8 +72,10 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
       rng_(std::make_unique<Rng>(options_.seed)),
       data_(std::move(data)),
       model_(initialised(make, compute_options(options_), *rng_)),
-      optimizer_(model_->parameters(), {.lr = options_.lr, .weight_decay = options_.weight_decay, .clip_norm = options_.clip}) {
-}
+      optimizer_(model_->parameters(), {.lr = options_.lr,
+                                        .weight_decay = options_.weight_decay,
+                                        .clip_norm = options_.clip,
+                                        .on_bad_step = OnBadStep::poll}) {}
 
 // Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients.
 std::pair<double, double> Trainer::compute() {
