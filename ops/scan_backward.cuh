@@ -15,7 +15,7 @@ struct OutSums : ColumnSums<OUT_SUMS, V, THREADS> {};
 static_assert(STRETCH % CHUNK == 0, "parts of sums end with a chunk");
 static_assert(THREADS % (CHANNELS / V) == 0, "a thread comes with the same channels at every step");
 
-struct alignas(16) Shared : ChannelSums::Memory, DeltaSums, OutSums {
+struct alignas(16) Shared : DeltaSums, OutSums {
   Steps steps;            // Delta becomes its gradient
   real e[CHUNK][ROW];     // s, then e, then du
   real B[ROUND][PADDED], C[ROUND][PADDED];
@@ -69,9 +69,7 @@ DEVICE void advance_chunk(const Args& a, const Place& p, const Owner& o, index b
 DEVICE void stage_e(const Args& a, const Place& p, index begin, Shared& shared) {
   each<CHUNK * (CHANNELS / V)>([&](int i) {
     const int k = i / (CHANNELS / V), c = i % (CHANNELS / V) * V;
-    real e[V] = {}, delta[V], du[V];
-    load<V>(&shared.steps.delta[k][c], delta);
-    load<V>(&shared.steps.u[k][c], du);
+    real e[V] = {};
     if (begin + k < index(a.length) && c < p.width) {
       const index row = p.batch * index(a.length) + begin + k, column = p.channel + c;
       real s[V] = {}, upstream[V] = {};
@@ -79,10 +77,7 @@ DEVICE void stage_e(const Args& a, const Place& p, index begin, Shared& shared) 
       if constexpr (has_g) load_real<V>(a.g + (row * index(a.g_row) + column), upstream);
       out_gradients<V>(a, p.b, p.t + begin + k, column, s, upstream, e, static_cast<OutSums&>(shared));
     }
-#pragma unroll
-    for (int j = 0; j < V; ++j) du[j] *= delta[j];
     store<V>(&shared.e[k][c], e);
-    ChannelSums::stage(shared, k, c, e, du);
   });
 }
 
@@ -128,7 +123,7 @@ DEVICE void retreat(const Owner& o, index begin, index length, int first, real (
       sums.add(now, now < length, k, e, delta * u, h[k], gamma);
     }
   }
-  if constexpr (SUMS) sums.flush(begin + first, length - begin - first, first);
+  if constexpr (SUMS) sums.flush(begin + first, length - begin - first);
 }
 
 // du and the gradient of Delta of those steps, in place.
@@ -202,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   // Partial sums (parts, b, t, groups, n) of the blocks of a group.
   const index row = ((p.part * index(a.batch) + p.batch) * length * index(a.groups) + p.group) * N;
   real *const dB = reinterpret_cast<real*>(a.dB_part) + row, *const dC = reinterpret_cast<real*>(a.dC_part) + row;
-  ChannelSums sums(o, dB, dC, index(a.groups) * N, shared);
+  ChannelSums sums(o, dB, dC, index(a.groups) * N);
   real delta_sum = 0;
   shared.dD[threadIdx.x] = 0;
   shared.DeltaSums::clear(), shared.OutSums::clear();

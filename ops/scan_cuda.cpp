@@ -53,9 +53,9 @@ struct BlockShape {
   }
   int backward_round() const { return kTime * states_bytes() <= 16 * 1024 ? int(kTime) : kHeld; }
   // sizeof(Shared) of scan_backward.cuh.
-  int backward_bytes(bool tensor, int column_sums, int width) const {
+  int backward_bytes(int column_sums, int width) const {
     const int steps = kTime * 3 * channels_bytes(), saved = (kTime / kHeld - 1) * states * threads() * value;  // Delta, u, e
-    const int sums = (tensor ? kTime * channels_bytes() + threads() * kHeld * 16 : 0) + column_sums * threads() * width * value;
+    const int sums = column_sums * threads() * width * value;
     const int all = steps + backward_round() * states_bytes() + saved + 2 * kHeld * part_bytes() + threads() * value + sums;
     return (all + 15) / 16 * 16;
   }
@@ -245,9 +245,9 @@ void cuda_scan_backward(Lowering& l) {
     const int delta_sums = summed(to.delta_sums), out_sums = summed(to.out_sums);
     const bool steps = to.du || to.dD_part || delta_sums > 0 || summed(to.delta_to) > 0;
     const int width = scan.vector(std::move(stored), {&delta_grad, &out_grad});
-    // Where activations are bf16, what is summed over channels is rounded to it too, and summed on tensor cores.
-    const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32 && width > 1;
-    const int shared = block.backward_bytes(tensor, delta_sums + out_sums, width);
+    // Sums of products cut to TF32, which is far finer than activations in bf16.
+    const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32;
+    const int shared = block.backward_bytes(delta_sums + out_sums, width);
     CudaText text = l.text(name);
     scan.describe(text, block.backward_blocks(), block.backward_round(), width);
     text.define("SUB", kHeld).define("NEEDS_S", reads_value(out_grad, to.out_to, to.out_sums)).define("SUMS", bool(to.dB_part));
@@ -258,8 +258,8 @@ void cuda_scan_backward(Lowering& l) {
     text.pointer("dB_part", to.dB_part).pointer("dC_part", to.dC_part);
     gradients_text(text, "delta", delta_grad, to.delta_to, to.delta_sums);
     gradients_text(text, "out", out_grad, to.out_to, to.out_sums);
-    const std::string body = joined_texts(
-        {"jit/hole.cuh", "ops/scan.cuh", tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh", "ops/scan_backward.cuh"});
+    const std::string body = joined_texts({"jit/hole.cuh", "ops/scan.cuh", "ops/sum_lanes.cuh",
+                                           tensor ? "ops/scan_sums_tensor.cuh" : "ops/scan_sums.cuh", "ops/scan_backward.cuh"});
     l.emit(text.launch_text(body, line(scan.blocks()), {unsigned(block.threads()), 1, 1}, unsigned(shared)));
   };
   if (scan.blocks() > 0) {

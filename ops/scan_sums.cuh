@@ -1,37 +1,14 @@
 // dB and dC of the selective scan are sums over channels, of Gamma Delta u and of e h: over those of a block here, by shuffles
 // in the compute type; over the blocks of a group by ops/sum_of_parts.cuh.
 
-// Leaves in x[0 .. max(COUNT / LANES, 1)) of lane l the sums over LANES neighbouring lanes of x[l COUNT / LANES ...].
-template <int COUNT, int LANES>
-DEVICE void sum_lanes(real (&x)[COUNT]) {
-  int count = COUNT;
-#pragma unroll
-  for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
-    if (count == 1) {
-      x[0] += __shfl_xor_sync(FULL_WARP, x[0], lanes);
-      continue;
-    }
-    count /= 2;
-    const bool upper = threadIdx.x & lanes;
-#pragma unroll
-    for (int k = 0; k < COUNT / 2; ++k) {
-      if (k >= count) break;
-      const real give = upper ? x[k] : x[k + count], keep = upper ? x[k + count] : x[k];
-      x[k] = keep + __shfl_xor_sync(FULL_WARP, give, lanes);
-    }
-  }
-}
-
 class ChannelSums {
  public:
-  struct Memory {};
   // dB, dC: rows of N of the first step; the next ones follow `stride` apart.
-  DEVICE ChannelSums(const Owner& o, real* dB, real* dC, index stride, Memory&) : stride_(stride) {
+  DEVICE ChannelSums(const Owner& o, real* dB, real* dC, index stride) : stride_(stride) {
     const int value = o.channel * VALUES / CHANNELS, state = o.state + value % S;
     to_ = (value < S ? dB : dC) + state;
     mine_ = o.channel % SHARE != 0 ? 0 : N - state < HELD ? N - state : HELD;
   }
-  static DEVICE void stage(Memory&, int, int, const real (&)[V], const real (&)[V]) {}
   // Step `step` of the sequence, if it exists.
   DEVICE void add(index step, bool exists, int, real e, real du, const real (&h)[S], const real (&gamma)[S]) {
     real x[VALUES];
@@ -42,7 +19,7 @@ class ChannelSums {
     for (int k = 0; k < HELD; ++k)
       if (exists && k < mine_) to_[step * stride_ + k] = x[k];
   }
-  DEVICE void flush(index, index, int) {}
+  DEVICE void flush(index, index) {}
 
  private:
   static constexpr int VALUES = 2 * S;  // dB of S states, then dC

@@ -58,6 +58,7 @@ struct Case {
 // Everything the op computes, with gradients of the loss sum(g out) + sum(gh h_T).
 struct Results {
   Values out, last, du, ddelta, dA, dB, dC, dD, dbias, dz, dinitial;
+  Values dB_terms, dC_terms;  // of the reference: what is summed over channels, without signs
 };
 
 struct Problem {
@@ -91,6 +92,7 @@ Results naive(const Problem& p) {
   r.out.resize(p.u.size()), r.du.resize(p.u.size()), r.ddelta.resize(p.u.size()), r.dz.resize(p.u.size());
   r.dA.resize(p.A.size()), r.dB.resize(p.B.size()), r.dC.resize(p.B.size()), r.dD.resize(p.D.size()),
       r.dbias.resize(p.D.size());
+  r.dB_terms.resize(p.B.size()), r.dC_terms.resize(p.B.size());
   r.last.resize(p.initial.size()), r.dinitial.resize(p.initial.size());
   for (std::int64_t b = 0; b < c.b; ++b)
     for (std::int64_t i = 0; i < I; ++i) {
@@ -126,6 +128,8 @@ Results naive(const Problem& p) {
           r.dA[i * N + n] += gamma * delta[t] * a * h[t * N + n];
           r.dC[bc(t, n)] += e[t] * h[(t + 1) * N + n];
           r.dB[bc(t, n)] += gamma * delta[t] * p.u[at(t)];
+          r.dC_terms[bc(t, n)] += std::abs(e[t] * h[(t + 1) * N + n]);
+          r.dB_terms[bc(t, n)] += std::abs(gamma * delta[t] * p.u[at(t)]);
           carry[n] = a * gamma;
         }
         r.du[at(t)] = (c.skip ? p.D[i] * e[t] : 0) + delta[t] * gb;
@@ -168,8 +172,8 @@ Results weft_results(const Problem& p) {
   if (c.last_gradient) loss = loss + sum(last * gh);
   const std::vector<Tensor> d = grad(loss, {u, delta, A, B, C, D, bias, z, initial});
   const auto host = [](const Tensor& t) { return t.to_host<double>(); };
-  return {host(out),  host(last), host(d[0]), host(d[1]), host(d[2]), host(d[3]),
-          host(d[4]), host(d[5]), host(d[6]), host(d[7]), host(d[8])};
+  return {host(out),  host(last), host(d[0]), host(d[1]), host(d[2]), host(d[3]), host(d[4]),
+          host(d[5]), host(d[6]), host(d[7]), host(d[8]), {},         {}};
 }
 
 void compare(const Results& got, const Results& expected, const Case& c, double tolerance) {
@@ -354,6 +358,80 @@ void check_bf16(std::int64_t n) {
 }
 TEST(Scan, Bf16Storage) {
   for (const std::int64_t n : {16, 14}) check_bf16(n);
+}
+
+// A problem as mamba_ssm's tests/ops/test_selective_scan.py draws it, with values that have the types of the operands.
+Problem mamba_problem(const Case& c) {
+  Problem p(c);
+  std::mt19937 random(11);
+  std::uniform_real_distribution<double> half(0, 0.5);
+  for (double& x : p.delta) x = half(random);
+  for (double& x : p.bias) x = half(random);
+  for (double& x : p.A) x = -half(random);
+  for (Values* v : {&p.u, &p.delta, &p.B, &p.C, &p.z, &p.g})
+    for (double& x : *v) x = double(float(bf16(float(x))));
+  for (Values* v : {&p.A, &p.D, &p.bias})
+    for (double& x : *v) x = double(float(x));
+  return p;
+}
+
+// The scan of mamba_problem, in bf16 but for B and C of type `states`: out, then the gradients of u, delta, A, B, C, D, bias,
+// z.
+std::vector<Tensor> mamba_results(const Problem& p, DType states) {
+  const Case& c = p.c;
+  const auto as = [](DType type, const Values& v, Shape s) { return cast(Tensor::from(v, s), type); };
+  const Shape rows{c.b, c.t, c.i}, bc = c.groups > 1 ? Shape{c.b, c.t, c.groups, c.n} : Shape{c.b, c.t, c.n};
+  const Tensor u = as(DType::bf16, p.u, rows), delta = as(DType::bf16, p.delta, rows), z = as(DType::bf16, p.z, rows),
+               B = as(states, p.B, bc), C = as(states, p.C, bc), A = as(DType::f32, p.A, {c.i, c.n}),
+               D = as(DType::f32, p.D, {c.i}), bias = as(DType::f32, p.bias, {c.i});
+  const Tensor out = scan(u, delta, A, B, C, {.D = D, .delta = softplus_bias(bias), .out = gate(z)});
+  std::vector<Tensor> all = grad(out, as(out.dtype(), p.g, rows), {u, delta, A, B, C, D, bias, z});
+  all.insert(all.begin(), out);
+  return all;
+}
+
+const Case kMambaCases[] = {
+    {2, 128, 4, 8, 1, true, true, true, true, false, false},    {2, 256, 4, 8, 2, true, true, true, true, false, false},
+    {1, 257, 128, 16, 1, true, true, true, true, false, false}, {1, 64, 130, 16, 2, true, true, true, true, false, false},
+    {1, 70, 96, 13, 1, true, true, true, true, false, false},   {1, 33, 37, 4, 1, true, true, true, true, false, false},
+};
+
+// mamba_ssm allows atol + rtol |x| with 5e-2 and 3e-2 in bf16, and the weights' gradients the same where there is a gate.
+TEST(Scan, Bf16GradientsAreWithinTheToleranceOfMamba) {
+  for (const Case& c : kMambaCases) {
+    SCOPED_TRACE(testing::Message() << "b " << c.b << " t " << c.t << " i " << c.i << " n " << c.n << " groups " << c.groups);
+    const Problem p = mamba_problem(c);
+    const Results want = naive(p);
+    const std::vector<Tensor> got = mamba_results(p, DType::bf16);
+    const Values* wanted[] = {&want.out, &want.du, &want.ddelta, &want.dA, &want.dB, &want.dC, &want.dD, &want.dbias, &want.dz};
+    const char* names[] = {"out", "du", "ddelta", "dA", "dB", "dC", "dD", "dbias", "dz"};
+    for (std::size_t k = 0; k < got.size(); ++k) {
+      const Values x = got[k].to_host<double>();
+      double worst = 0;
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const double y = float(bf16(float((*wanted[k])[i])));
+        worst = std::max(worst, std::abs(x[i] - y) / (5e-2 + 3e-2 * std::abs(y) + std::ldexp(std::abs(y), -7)));
+      }
+      EXPECT_LE(worst, 1) << names[k] << ", as a share of what is allowed";
+    }
+  }
+}
+
+// What is summed over channels is exact to 2^-10 of each product, as ops.h says, also on tensor cores.
+TEST(Scan, Bf16SumsOverChannelsCutProductsToTf32AtMost) {
+  for (const Case& c : kMambaCases) {
+    SCOPED_TRACE(testing::Message() << "b " << c.b << " t " << c.t << " i " << c.i << " n " << c.n << " groups " << c.groups);
+    const Problem p = mamba_problem(c);
+    const Results want = naive(p);
+    const std::vector<Tensor> got = mamba_results(p, DType::f32);
+    for (const auto& [name, k, exact, terms] :
+         {std::tuple("dB", 4, &want.dB, &want.dB_terms), std::tuple("dC", 5, &want.dC, &want.dC_terms)}) {
+      ASSERT_EQ(got[std::size_t(k)].dtype(), DType::f32);
+      const Values x = got[std::size_t(k)].to_host<double>();
+      for (std::size_t i = 0; i < x.size(); ++i)
+        ASSERT_NEAR(x[i], (*exact)[i], (0x1p-10 + 1e-5) * (*terms)[i]) << name << " at " << i;
+    }
+  }
 }
 
 // A hole of the user's own, whose captured tensors have gradients of several shapes.
