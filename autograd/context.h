@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "autograd/plan.h"
@@ -23,7 +24,7 @@ struct Watched {
 };
 
 struct Context {
-  Device device = settings().device;
+  std::optional<Device> device;  // its own; without one, that of the process
   PlanCache plans;
   const Plan* last_plan = nullptr;  // owned by `plans`, where it is the most recent
   RunStats stats;

@@ -331,14 +331,14 @@ void log_plan(const Plan& plan) {
 // One execution, and when all that it needs was there.
 std::vector<Tensor> launch(Plan& plan, const Tape& tape, Context& c, Clock::time_point& bound) {
   std::vector<Tensor> values;
-  if (!is_gpu(c.device)) {
+  if (!is_gpu(device())) {
     for (const Out& out : plan.results) values.push_back(make_result(out));
     bind_slots(plan, tape, values, c.plans.arena());
     bound = Clock::now();
     launch_all(plan, tape);
     return values;
   }
-  if (!plan.gpu) plan.gpu = std::make_unique<GpuPlan>(plan, tape, c.device);
+  if (!plan.gpu) plan.gpu = std::make_unique<GpuPlan>(plan, tape, device());
   bound = Clock::now();
   try {
     return plan.gpu->run(plan, tape, c.plans.arena(), c.plans.io());
@@ -381,7 +381,7 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
     log_plan(*plan);
   }
   c.last_plan = plan;
-  check_devices(tape, c.device);
+  check_devices(tape, device());
   refresh_twins(*plan, tape, c);
   Clock::time_point bound;
   const std::vector<Tensor> values = launch(*plan, tape, c, bound);

@@ -1,28 +1,74 @@
 #include "autograd/random.h"
 
-#include <algorithm>
-#include <bit>
-
 #include <xxhash.h>
 
+#include <algorithm>
+#include <atomic>
+#include <bit>
+
+#include "autograd/settings.h"
 #include "autograd/tape.h"
 
 namespace weft {
 namespace {
 
-Rng*& in_use() {
-  thread_local Rng own;
-  thread_local Rng* rng = &own;
-  return rng;
+// The seed of the process.
+struct ProcessSeed {
+  std::mutex mutex;
+  std::uint64_t seed = 0;
+  std::uint64_t threads = 0;            // that have a number
+  std::atomic<std::uint64_t> calls{1};  // of seed() on the main thread
+};
+ProcessSeed& process_seed() {
+  static ProcessSeed s;
+  return s;
+}
+
+struct Generators {
+  Rng own;
+  Rng* in_use = &own;
+  std::uint64_t call = 0;  // of ProcessSeed::calls, which `own` follows; kOwnSeed: none
+};
+constexpr std::uint64_t kOwnSeed = ~std::uint64_t(0);
+
+Generators& generators() {
+  thread_local Generators g;
+  return g;
+}
+
+void follow_process(Generators& g) {
+  ProcessSeed& process = process_seed();
+  const std::lock_guard lock(process.mutex);
+  const std::uint64_t number = on_main_thread() ? 0 : ++process.threads;
+  g.own.set(number == 0 ? process.seed : XXH3_64bits_withSeed(&number, sizeof number, process.seed), 0);
+  g.call = process.calls;
 }
 
 }  // namespace
 
-Rng& rng() { return *in_use(); }
-void seed(std::uint64_t value) { rng().set(value, 0); }
+Rng& rng() {
+  Generators& g = generators();
+  if (g.in_use == &g.own && g.call != kOwnSeed && g.call != process_seed().calls.load(std::memory_order_relaxed)) [[unlikely]]
+    follow_process(g);
+  return *g.in_use;
+}
 
-UseRng::UseRng(Rng& r) : before_(&rng()) { in_use() = &r; }
-UseRng::~UseRng() { in_use() = before_; }
+void seed(std::uint64_t value) {
+  Generators& g = generators();
+  if (g.in_use == &g.own && on_main_thread()) {
+    ProcessSeed& process = process_seed();
+    const std::lock_guard lock(process.mutex);
+    process.seed = value;
+    process.threads = 0;
+    ++process.calls;
+    return;
+  }
+  g.in_use->set(value, 0);
+  if (g.in_use == &g.own) g.call = kOwnSeed;
+}
+
+UseRng::UseRng(Rng& r) : before_(&rng()) { generators().in_use = &r; }
+UseRng::~UseRng() { generators().in_use = before_; }
 
 Draw next_draw() {
   Tape& t = tape();

@@ -4,26 +4,57 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
 
 #include "autograd/tape.h"
 
 namespace weft {
 
+// Counts the parameters of each full name that are given values under one seed: the first has number 0.
+class NameCounts {
+ public:
+  std::uint64_t next(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    return counts_[name]++;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<std::string, std::uint64_t> counts_;
+};
+
 // A generator: a seed, and a tick that advances once per run that draws. Training and generation have one each.
 class Rng {
  public:
-  explicit Rng(std::uint64_t seed = 0) : seed_(seed) {}
+  explicit Rng(std::uint64_t seed = 0) { set(seed, 0); }
+  Rng(const Rng&) = default;
+  Rng& operator=(const Rng&) = default;
   std::uint64_t seed() const { return seed_; }
   std::uint64_t tick() const { return tick_; }
-  void set(std::uint64_t seed, std::uint64_t tick) { seed_ = seed, tick_ = tick; }
+  void set(std::uint64_t seed, std::uint64_t tick) {
+    seed_ = seed, tick_ = tick;
+    names_ = std::make_shared<NameCounts>();
+  }
+  void advance() { ++tick_; }
+  // Of the parameters made from now until the next set(); they keep it.
+  const std::shared_ptr<NameCounts>& names() const { return names_; }
 
  private:
-  std::uint64_t seed_, tick_ = 0;
+  std::uint64_t seed_ = 0, tick_ = 0;
+  std::shared_ptr<NameCounts> names_;
 };
 
-// The generator in use on this thread; the default one has seed 0.
+// The generator in use on this thread. Unless the program says otherwise it is the thread's own, whose seed is that of the
+// process, at first 0, on the main thread, and one that follows from it and the thread's number on the others: threads draw
+// different numbers. They are numbered by their first draw or parameter since the process has its seed; a thread that must
+// draw the same again, whatever the others do first, calls seed() or has an Rng.
 Rng& rng();
-void seed(std::uint64_t value);  // of the generator in use; its tick returns to 0
+// Of the generator in use, whose tick returns to 0 and whose parameters count from 0. On the main thread, with no UseRng, it is
+// the seed of the process, which reaches all threads that have not called it; on another thread it is that thread's alone.
+void seed(std::uint64_t value);
 
 // While alive, `rng` is the generator in use.
 class UseRng {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <unordered_map>
 
@@ -36,9 +37,14 @@ struct Results {
 
 void commit(Tape& t) {
   for (const auto& f : t.commits) f();
-  for (Rng* r : t.draws) r->set(r->seed(), r->tick() + 1);
+  for (Rng* r : t.draws) r->advance();
   t.commits.clear();
   t.draws.clear();
+}
+
+std::atomic<Device>& process_device() {
+  static std::atomic<Device> device = settings().device;
+  return device;
 }
 
 bool has_effects(const Tape& t) {
@@ -213,10 +219,13 @@ void use_device(std::string_view name, Site where) {
   }
   if (is_gpu(chosen)) Gpu::of(chosen);  // says what is missing
   flush();
-  context().device = chosen;
+  if (on_main_thread())
+    process_device() = chosen;
+  else
+    context().device = chosen;
 }
 
-Device device() { return context().device; }
+Device device() { return context().device.value_or(process_device()); }
 Target target() { return is_gpu(device()) ? Gpu::of(device()).target() : Target{}; }
 
 }  // namespace weft

@@ -1,5 +1,7 @@
 #include "autograd/settings.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -78,6 +80,11 @@ Settings read_settings() {
 Settings& settings() {
   static Settings s = read_settings();
   return s;
+}
+
+bool on_main_thread() {
+  thread_local const bool main = ::gettid() == ::getpid();
+  return main;
 }
 
 }  // namespace weft

@@ -31,4 +31,7 @@ struct Settings {
 Settings& settings();
 Settings read_settings();  // from the environment, afresh
 
+// What is said there with seed() and use_device() holds for all threads that do not say otherwise.
+bool on_main_thread();
+
 }  // namespace weft

@@ -13,7 +13,8 @@
 
 namespace weft {
 
-Draws::Draws(std::uint64_t seed, std::string_view name) : seed_(seed), key_(XXH3_64bits(name.data(), name.size())) {}
+Draws::Draws(std::uint64_t seed, std::string_view name, std::uint64_t number)
+    : seed_(seed), key_(XXH3_64bits_withSeed(name.data(), name.size(), number)) {}
 
 double Draws::uniform(std::int64_t element) const {
   return (double(philox(seed_, key_, 0, std::uint64_t(element))) + 0.5) * 0x1p-32;
@@ -57,11 +58,11 @@ double dt_bias_value(double rho, double low, double high, double floor) {
   return inverse_softplus(std::max(step, floor));
 }
 
-void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name) {
+void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name, std::uint64_t number) {
   if (!is_real(state.dtype()))
     fail(ErrorKind::usage, "initialise: only real parameters have random initial values", state.name());
   constexpr std::int64_t kChunk = 1 << 14;
-  const Draws draws(seed, name);
+  const Draws draws(seed, name, number);
   const std::int64_t n = state.shape().numel();
   visit_dtype(state.dtype(), [&]<class T>(T) {
     std::vector<T> staged;  // on the CPU the state's own memory serves

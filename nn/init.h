@@ -1,5 +1,6 @@
 // Initial values. An initialiser is a function of the element and of random numbers with the key (seed, full name of the
-// parameter), so a value depends neither on the order of construction nor on threads.
+// parameter, how many of that name came before it), so a value depends neither on the order in which other parameters are made
+// nor on the threads that compute it.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,10 @@
 
 namespace weft {
 
-// The random numbers of one parameter, by element.
+// The random numbers of one parameter, by element; `number` tells those of one name apart.
 class Draws {
  public:
-  Draws(std::uint64_t seed, std::string_view name);
+  Draws(std::uint64_t seed, std::string_view name, std::uint64_t number = 0);
   double uniform(std::int64_t element) const;  // in (0, 1)
   double normal(std::int64_t element) const;   // Box-Muller; do not mix with `uniform` of the same parameter
 
@@ -38,6 +39,7 @@ double inverse_softplus(double y);                                        // x w
 double dt_bias_value(double rho, double low, double high, double floor);  // of the draw rho in [0, 1]
 
 // Sets every element of `state` (a real type). Allowed while a step is recorded, as long as no step has used the state.
-void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name);
+void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name,
+                std::uint64_t number = 0);
 
 }  // namespace weft

@@ -29,6 +29,7 @@ struct Module::Data {
     std::shared_ptr<const Module> part = {};  // of a child that parts() finds
     Initialiser init = {};                    // of a param that has no values yet
     std::uint64_t seed = 0;
+    std::shared_ptr<NameCounts> names = {};  // of that seed
     std::optional<Shape> file_shape = {};
   };
   std::vector<Entry> entries;  // in registration order
@@ -91,7 +92,8 @@ void Module::Data::initialise() {
     if (auto* child = std::get_if<std::shared_ptr<Data>>(&e.what)) {
       (*child)->initialise();
     } else if (e.init) {
-      weft::initialise(std::get<Param>(e.what), e.init, e.seed, join(*path, e.name));
+      const std::string name = join(*path, e.name);
+      weft::initialise(std::get<Param>(e.what), e.init, e.seed, name, e.names->next(name));
       e.init = {};
     }
   }
@@ -114,7 +116,8 @@ void Module::add(std::string name, Param& param, Initialiser init, std::optional
   });
   if (!named) param.impl()->name = join(*data_->path, name);
   if (init) data_->initialised = false;
-  data_->entries.push_back({std::move(name), param, {}, std::move(init), rng().seed(), file_shape});
+  Rng& drawn_by = rng();
+  data_->entries.push_back({std::move(name), param, {}, std::move(init), drawn_by.seed(), drawn_by.names(), file_shape});
 }
 
 void Module::add(std::string name, State& state) {
@@ -268,7 +271,11 @@ void Module::load_state_dict(const TensorMap& tensors) {
     if (!slots.contains(name)) problems.push_back("unexpected: " + name + " " + shape_text(tensor.shape));
   if (!problems.empty()) fail_load(problems);
   for (auto& [name, slot] : slots) set_value(slot, tensors.at(name));
-  data_->visit([](const std::string&, Data::Entry& e) { e.init = {}; });  // loaded values are not drawn over
+  data_->visit([](const std::string& name, Data::Entry& e) {
+    if (!e.init) return;
+    e.names->next(name);  // its place in the count stays: what is drawn after it does not depend on whether it was loaded
+    e.init = {};          // nor is it drawn over
+  });
 }
 
 // -----------------------------------------------------------------------------------------------------------------------------

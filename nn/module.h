@@ -53,8 +53,10 @@ class Module {
   void train(bool on = true);       // dropout, masks; this module and those below
   const std::string& path() const;  // "layers.3.mixer"; "" for a root
 
-  // Draws the parameters that have an initialiser and no values yet, by their full names. Listing the parameters and calling
-  // the module do it first, so it need not be called: by then the modules around are complete and names are final.
+  // Draws the parameters that have an initialiser and no values yet, by the seed that was in use when they were added, their
+  // full names, and how many of that name have had values under that seed: two models of one structure start differently.
+  // Listing the parameters and calling the module do it first, so it need not be called: by then the modules around are
+  // complete and names are final.
   void initialise() const;
 
   // The modules of type M below this one, depth first, in registration order, each once: `parts<GumbelMask>()`,

@@ -171,8 +171,11 @@ TEST(Init, DtBiasHasTheCheckValues) {
 
 TEST(Init, DependsOnSeedAndNameAlone) {
   seed(5);
-  Net first(2), other(3);
-  const auto a = first.named_parameters(), b = other.named_parameters();
+  Net first(2);
+  const auto a = first.named_parameters();
+  seed(5);
+  Net other(3);
+  const auto b = other.named_parameters();
   EXPECT_EQ(a[4].param.to_host<float>(), b[4].param.to_host<float>());  // layers.1.up.weight of both
   EXPECT_NE(a[0].param.to_host<float>(), a[4].param.to_host<float>());
   seed(6);
