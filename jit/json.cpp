@@ -184,6 +184,11 @@ json parse_json(std::string_view text, std::string_view name, std::size_t line) 
 
 json read_json(const std::filesystem::path& file) { return parse_json(read_text(file, kMaxJsonBytes), file.string()); }
 
+std::string text_of(const json& value) {
+  if (!value.is_number_float() || std::isfinite(value.get<double>())) return value.dump();
+  return std::isnan(value.get<double>()) ? "NaN" : value.get<double>() > 0 ? "Infinity" : "-Infinity";
+}
+
 template <std::integral T>
 T integer_at(const json& object, const char* key, std::string_view file) {
   const json& value = object.at(key);
@@ -191,7 +196,7 @@ T integer_at(const json& object, const char* key, std::string_view file) {
                                  : value.is_number_integer() && std::in_range<T>(value.get<std::int64_t>()))
     return value.get<T>();
   fail(ErrorKind::io, fmt::format("{}: \"{}\" is not a whole number, or beyond its range", file, key),
-       value.dump().substr(0, 200));
+       text_of(value).substr(0, 200));
 }
 template std::int64_t integer_at(const json&, const char*, std::string_view);
 template std::uint64_t integer_at(const json&, const char*, std::string_view);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "jit/error.h"
+#include "jit/json.h"
 
 namespace weft {
 
@@ -29,22 +30,22 @@ const json* ConfigReader::find(const std::string& key) {
 void ConfigReader::read(const std::string& key, std::int64_t& size) {
   const json* j = find(key);
   if (!j) return;
-  if (!j->is_number_integer()) return problem("an integer is expected", key + " = " + j->dump());
-  if (std::abs(j->get<double>()) > kLargestSize) return problem("no size is so large", key + " = " + j->dump());
+  if (!j->is_number_integer()) return problem("an integer is expected", key + " = " + text_of(*j));
+  if (std::abs(j->get<double>()) > kLargestSize) return problem("no size is so large", key + " = " + text_of(*j));
   size = j->get<std::int64_t>();
 }
 
 void ConfigReader::read(const std::string& key, double& number) {
   const json* j = find(key);
   if (!j) return;
-  if (!j->is_number()) return problem("a number is expected", key + " = " + j->dump());
+  if (!j->is_number() || std::isnan(j->get<double>())) return problem("a number is expected", key + " = " + text_of(*j));
   number = j->get<double>();
 }
 
 void ConfigReader::read(const std::string& key, bool& flag) {
   const json* j = find(key);
   if (!j) return;
-  if (!j->is_boolean()) return problem("true or false is expected", key + " = " + j->dump());
+  if (!j->is_boolean()) return problem("true or false is expected", key + " = " + text_of(*j));
   flag = j->get<bool>();
 }
 
@@ -52,14 +53,14 @@ void ConfigReader::read(const std::string& key, std::optional<std::int64_t>& tok
   const json* j = find(key);
   if (j && j->is_array() && !j->empty()) j = &j->front();  // several tokens may end a text
   if (!j) return;
-  if (!j->is_number_integer()) return problem("a token's id is expected", key + " = " + j->dump());
+  if (!j->is_number_integer()) return problem("a token's id is expected", key + " = " + text_of(*j));
   if (const auto id = j->get<std::int64_t>(); id >= 0) token = id;
 }
 
 void ConfigReader::require(const std::string& key, const json& value) {
   const json* j = find(key);
   if (j && *j != value)
-    problem("this model has no such feature", fmt::format("{} = {}; only {} is supported", key, j->dump(), value.dump()));
+    problem("this model has no such feature", fmt::format("{} = {}; only {} is supported", key, text_of(*j), text_of(value)));
 }
 
 void ConfigReader::same(const std::string& key, std::int64_t value) {

@@ -21,6 +21,6 @@ struct GenerateOptions {
 // The prompt (at least one id) and what the model appends to it. Equal seeds give equal texts. `on_token` is given each new
 // token at once; if it returns false the text ends there.
 std::vector<std::int64_t> generate(LanguageModel& model, const std::vector<std::int64_t>& prompt, GenerateOptions options = {},
-                                   const std::function<bool(std::int64_t)>& on_token = {});
+                                   const std::function<bool(std::int64_t)>& on_token = {}, Site where = Site::current());
 
 }  // namespace weft

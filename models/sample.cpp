@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "autograd/op.h"
 #include "jit/error.h"
 
 namespace weft {
@@ -29,15 +30,29 @@ std::vector<std::int64_t> largest(std::span<const float> logits, std::size_t k) 
 
 }  // namespace
 
-std::int64_t sample(std::span<const float> logits, double temperature, std::int64_t top_k, double top_p, double u) {
-  if (logits.empty()) fail(ErrorKind::usage, "sample: there are no logits");
-  if (temperature < 0 || top_k < 0 || !(top_p > 0))
-    fail(ErrorKind::usage, "sample: temperature and top-k may not be negative, top-p must be positive",
-         fmt::format("temperature {}, top-k {}, top-p {}", temperature, top_k, top_p));
+void check_sampling(double temperature, std::int64_t top_k, double top_p, Site where) {
+  if (!(temperature >= 0 && std::isfinite(temperature)))
+    fail_at(where, "sample: the temperature must be a number of 0 or more", fmt::format("temperature {}", temperature),
+            "0 takes the most probable token, 1 the model's own distribution");
+  if (top_k < 0)
+    fail_at(where, "sample: top-k may not be negative", fmt::format("top-k {}", top_k), "0 samples among all tokens");
+  if (!(top_p > 0 && top_p <= 1))
+    fail_at(where, "sample: top-p must lie in (0, 1]", fmt::format("top-p {}", top_p), "1 samples among all tokens");
+}
+
+std::int64_t sample(std::span<const float> logits, double temperature, std::int64_t top_k, double top_p, double u, Site where) {
+  if (logits.empty()) fail_at(where, "sample: there are no logits");
+  check_sampling(temperature, top_k, top_p, where);
+  if (!(u > 0 && u < 1))
+    fail_at(where, "sample: the number that decides must lie in (0, 1)", fmt::format("u {}", u), "draw it uniformly");
   const auto highest = std::max_element(logits.begin(), logits.end());
-  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return x < INFINITY; }) || !std::isfinite(*highest))
-    fail(ErrorKind::training, "sample: the model's logits are not finite", {},
-         "the weights may be damaged; see `WEFT_CHECK=nan`");
+  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < INFINITY); });
+  if (bad != logits.end() || !std::isfinite(*highest)) {
+    const auto shown = bad != logits.end() ? bad : highest;
+    throw Error(ErrorKind::training, {"sample: the model's logits are not finite",
+                                      fmt::format("that of token {} is {}", shown - logits.begin(), *shown),
+                                      tape().where(where, -1), "the weights may be damaged; see `WEFT_CHECK=nan`"});
+  }
   if (temperature == 0) return highest - logits.begin();
   const bool some = (top_k > 0 && std::size_t(top_k) < logits.size()) || top_p < 1;
   std::vector<std::int64_t> order;  // without a choice to be made, the indices as they are

@@ -4,11 +4,18 @@
 #include <cstdint>
 #include <span>
 
+#include "autograd/tensor.h"
+
 namespace weft {
 
 // An index of `logits`: the largest if temperature is 0 (the first of equals), else drawn from softmax(logits /
 // temperature) over the top_k largest and what equals the last of them (all if 0), and of these the most probable ones
-// that make up the share top_p (all if 1). `u` in (0, 1) decides. Errors (ErrorKind::training): logits that are not finite.
-std::int64_t sample(std::span<const float> logits, double temperature, std::int64_t top_k, double top_p, double u);
+// that make up the share top_p (all if 1). `u` in (0, 1) decides. Errors: those of check_sampling, and (ErrorKind::training)
+// logits that are NaN or inf; -inf rules a token out.
+std::int64_t sample(std::span<const float> logits, double temperature, std::int64_t top_k, double top_p, double u,
+                    Site where = Site::current());
+
+// Errors (ErrorKind::usage): a temperature that is negative or no number, a negative top_k, a top_p that is not in (0, 1].
+void check_sampling(double temperature, std::int64_t top_k, double top_p, Site where = Site::current());
 
 }  // namespace weft

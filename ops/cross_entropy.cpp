@@ -192,7 +192,7 @@ Tensor cross_entropy(Arg logits, Arg labels, CrossEntropyOptions options) {
     fail_at(where, "cross_entropy: labels do not fit the logits",
             fmt::format("logits {}, labels {}", to_string(shape), to_string(rows)),
             "labels have the shape of the logits without the last axis");
-  if (options.label_smoothing < 0 || options.label_smoothing >= 1)
+  if (!(options.label_smoothing >= 0 && options.label_smoothing < 1))
     fail_at(where, "cross_entropy: label smoothing is not in [0, 1)", fmt::format("{}", options.label_smoothing));
   const DType real = compute_dtype(logits.tensor());
   const std::int64_t ints[] = {std::int64_t(options.reduction), options.ignore_index, options.label_smoothing != 0};

@@ -42,7 +42,8 @@ Tensor gumbel_sigmoid(Arg logits, GumbelOptions options) {
   if (!is_real(dtype)) fail_at(where, "gumbel_sigmoid: the logits are not real", std::string(name_of(dtype)));
   if (!options.training) return record_body(mask_name, decided, {&logits.tensor(), 1}, {}, shape, dtype, where);
   const double tau = options.temperature_scalar ? options.temperature_scalar->value() : options.temperature;
-  if (!(tau > 0)) fail_at(where, "gumbel_sigmoid: the temperature is not positive", fmt::format("{}", tau));
+  if (!(tau > 0 && std::isfinite(tau)))
+    fail_at(where, "gumbel_sigmoid: the temperature is not positive", fmt::format("{}", tau));
   const Tensor noise = uniform(shape, dtype == DType::f64 ? DType::f64 : DType::f32, where);
   std::vector<Tensor> inputs = {logits.tensor(), noise};
   std::vector<double> constants = {1e-8, 1 - 1e-8};

@@ -60,6 +60,13 @@ TEST(Sample, RefusesWhatMakesNoSense) {
   expect_error(ErrorKind::usage, {"temperature -1"}, [&] { sample(logits, -1, 0, 1, 0.5); });
   expect_error(ErrorKind::usage, {"top-k -1"}, [&] { sample(logits, 1, -1, 1, 0.5); });
   expect_error(ErrorKind::usage, {"top-p 0"}, [&] { sample(logits, 1, 0, 0, 0.5); });
+  const double nan = std::nan("");
+  for (const double bad : {nan, double(INFINITY)})
+    expect_error(ErrorKind::usage, {"temperature", "at test_generate.cpp:"}, [&] { sample(logits, bad, 0, 1, 0.5); });
+  for (const double bad : {nan, -0.5, 1.5, double(INFINITY)})
+    expect_error(ErrorKind::usage, {"top-p", "at test_generate.cpp:"}, [&] { sample(logits, 1, 0, bad, 0.5); });
+  for (const double bad : {nan, 0.0, 1.0, -1.0})
+    expect_error(ErrorKind::usage, {"must lie in (0, 1)", "at test_generate.cpp:"}, [&] { sample(logits, 1, 0, 1, bad); });
   for (float bad : {std::nanf(""), INFINITY})
     for (double temperature : {0.0, 1.0})
       expect_error(ErrorKind::training, {"not finite"}, [&] { sample(std::vector<float>{0, bad, 1}, temperature, 0, 1, 0.5); });

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -52,6 +53,7 @@ CLI::Validator at_least(double least) {
     if (!CLI::detail::lexical_cast(text, number)) return fmt::format("'{}' is no number", text);
     if (std::from_chars(text.data(), text.data() + text.size(), integer).ec == std::errc::result_out_of_range)
       return fmt::format("{} is beyond 64 bits", text);
+    if (!std::isfinite(number)) return fmt::format("'{}' is no finite number", text);
     return number >= least ? std::string() : fmt::format("{} is below {}", text, least);
   };
   return CLI::Validator(check, "");

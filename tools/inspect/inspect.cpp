@@ -40,7 +40,7 @@ double bytes_of(const GemmCall& g) {
 
 // A run's own, or usual ones; what is given on the command line goes before them.
 TrainOptions step_options(const fs::path& path, const InspectOptions& given) {
-  const fs::path folder = model_folder(path);
+  const fs::path folder = config_file(path).parent_path();
   TrainOptions o =
       fs::exists(folder / "state.json") ? read_state(folder).options : TrainOptions{.length = 256, .precision = "bf16"};
   o.batch = given.batch.value_or(o.batch), o.length = given.length.value_or(o.length);

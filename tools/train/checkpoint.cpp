@@ -100,7 +100,12 @@ void Checkpoints::rewind(std::int64_t step) const {
     if (name.filename().string().ends_with(kUnfinished)) remove_tree(name);
 }
 
-fs::path model_folder(const fs::path& path) { return Checkpoints(path).newest().value_or(path); }
+fs::path model_folder(const fs::path& path) {
+  if (fs::exists(path) && !fs::is_directory(path))
+    fail(ErrorKind::io, path.string() + ": not a folder", {},
+         "give the folder that `weft train --out` wrote, or one with a config.json and a model.safetensors");
+  return Checkpoints(path).newest().value_or(path);
+}
 
 std::optional<fs::path> run_of(const fs::path& path) {
   std::error_code error;

@@ -37,7 +37,8 @@ class Checkpoints {
   std::filesystem::path run_;
 };
 
-// The folder with the model that `path` refers to: a run's newest checkpoint, else `path` itself.
+// The folder with the model that `path` refers to: a run's newest checkpoint, else `path` itself. Errors (ErrorKind::io): it is
+// no folder.
 std::filesystem::path model_folder(const std::filesystem::path& path);
 // The run that a checkpoint belongs to, or `path` itself if it is a run; nothing otherwise.
 std::optional<std::filesystem::path> run_of(const std::filesystem::path& path);

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "jit/error.h"
+#include "jit/json.h"
 
 namespace weft {
 namespace {
@@ -38,7 +39,7 @@ std::string parse(const std::string& text, std::int64_t& value) { return parse_n
 std::string parse(const std::string& text, std::uint64_t& value) {
   return parse_number(text, value) ? "" : "a whole number from 0";
 }
-std::string parse(const std::string& text, double& value) { return parse_number(text, value) ? "" : "a number"; }
+std::string parse(const std::string& text, double& value) { return parse_number(text, value) ? "" : "a finite number"; }
 std::string parse(const std::string& text, bool& value) {
   value = text == "true" || text == "1" || text == "on";
   return value || text == "false" || text == "0" || text == "off" ? "" : "true or false";
@@ -99,9 +100,10 @@ void TrainOptions::check() const {
   std::string problems;
   each_option(*this, [&](const OptionInfo& info, const auto& value) {
     if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(value)>>)
-      if (double(value) < 0) problems += fmt::format("{}{} {}", problems.empty() ? "" : ", ", flag_of(info.name), value);
+      if (!(double(value) >= 0 && std::isfinite(double(value))))
+        problems += fmt::format("{}{} {}", problems.empty() ? "" : ", ", flag_of(info.name), value);
   });
-  if (!problems.empty()) fail(ErrorKind::usage, "train: may not be negative", problems);
+  if (!problems.empty()) fail(ErrorKind::usage, "train: must be finite and may not be negative", problems);
   if (steps < 1) fail(ErrorKind::usage, "train: at least one step is needed", fmt::format("steps {}", steps));
   if (accumulate < 1) fail(ErrorKind::usage, "train: a step has at least one batch", fmt::format("accumulate {}", accumulate));
   if (!(lr > 0)) fail(ErrorKind::usage, "train: lr must be positive", fmt::format("lr {}", lr));
@@ -213,7 +215,7 @@ std::vector<OptionSetting> settings_from_json(const json& object, const std::str
   std::vector<OptionSetting> settings;
   TrainOptions scratch;
   const auto read = [&](const std::string& key, const json& value) {
-    settings.emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
+    settings.emplace_back(key, value.is_string() ? value.get<std::string>() : text_of(value));
     try {
       if (value.is_structured() || value.is_null())
         fail(ErrorKind::usage, fmt::format("train: {} must be a number, a text, true or false", key),
