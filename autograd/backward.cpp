@@ -445,7 +445,7 @@ void record_backward(Tape& t, const Arg& loss, NodeId root) {
 void backward(Arg loss) {
   check_loss(loss, "backward");
   Tape& t = tape();
-  t.check_states();
+  t.check_states(loss.where());
   const NodeId root = loss.tensor().node(loss.where());
   if (!t.nodes[root].has(Node::requires_grad))
     fail_at(loss.where(), "backward: the loss does not depend on a trainable parameter", t.name(root),

@@ -212,7 +212,7 @@ std::vector<Tensor> GpuPlan::results(const Plan& plan, const Arena& io) const {
   }
   for (std::size_t r = 0; r < plan.results.size(); ++r) {
     auto* v = new Value;
-    out.emplace_back(v);
+    out.push_back(Tensor::of_value(v));
     v->dtype = plan.results[r].dtype;
     v->shape = plan.results[r].shape;
     const std::size_t bytes = bytes_of(plan.results[r].shape, plan.results[r].dtype);

@@ -43,11 +43,21 @@ Tensor record(const Op& op, std::initializer_list<Tensor> inputs, std::initializ
                 where);
 }
 
-Tensor output_of(const Tensor& first, int k) { return handle(first.node() + NodeId(k)); }
+Tensor output_of(const Tensor& first, int k, Site where) {
+  const NodeId id = first.node(where);
+  if (const int outputs = tape().nodes[id].outputs; k < 0 || k >= outputs)
+    fail_at(where, "output_of: the op has no such output", fmt::format("output {} of {}", k, outputs), "outputs count from 0");
+  return handle(id + NodeId(k));
+}
 
 void fail_at(Site where, std::string what, std::string numbers, std::string hint) {
   const Tape& t = tape();
   throw Error(ErrorKind::usage, {std::move(what), std::move(numbers), t.where(where, t.frame), std::move(hint)});
+}
+
+void check_shape(const Shape& shape, Site where) {
+  if (const char* fault = shape.fault())
+    fail_at(where, fmt::format("shape: {}", fault), to_string(shape), "give sizes of 0 or more, at most 2^59 elements in all");
 }
 
 }  // namespace weft

@@ -60,9 +60,13 @@ Tensor record(const Op& op, std::initializer_list<Tensor> inputs, std::initializ
               std::span<const std::int64_t> ints, std::span<const double> constants, Site where);
 Tensor record(const Op& op, std::span<const Tensor> inputs, std::span<const Out> outputs, std::span<const std::int64_t> ints,
               std::span<const double> constants, Site where);
-Tensor output_of(const Tensor& first, int k);
+Tensor output_of(const Tensor& first, int k, Site where = Site::current());
 
 // Raises a usage error at `where` with the frames of the active tape.
 [[noreturn]] void fail_at(Site where, std::string what, std::string numbers = {}, std::string hint = {});
+
+// An error unless it is the shape of a tensor: no negative size, and no more elements than can be counted. Recorded outputs
+// are checked.
+void check_shape(const Shape& shape, Site where);
 
 }  // namespace weft

@@ -174,7 +174,7 @@ Tensor make_result(const Out& out) {
   v->dtype = out.dtype;
   v->shape = out.shape;
   v->memory = std::make_shared<Memory>(Device::cpu, bytes_of(out.shape, out.dtype), "a result");
-  return Tensor(v);
+  return Tensor::of_value(v);
 }
 
 // The values that are alive where most bytes are, largest first: what a person can do something about.
@@ -311,9 +311,10 @@ void launch_all(Plan& plan, const Tape& tape) {
 void check_devices(const Tape& tape, Device device) {
   for (const StateImpl* s : tape.states)
     if (s->memory.device() != device)
-      fail(ErrorKind::usage, fmt::format("state '{}' lives on another device than the step", s->name),
-           fmt::format("{} against {}", name_of(s->memory.device()), name_of(device)),
-           "call use_device before models, parameters and caches are made");
+      throw Error(ErrorKind::usage, {fmt::format("state '{}' lives on another device than the step", s->name),
+                                     fmt::format("{} against {}", name_of(s->memory.device()), name_of(device)),
+                                     s->read_epoch == tape.epoch ? tape.where(s->read_node) : "",
+                                     "call use_device before models, parameters and caches are made"});
 }
 
 void log_plan(const Plan& plan) {

@@ -27,8 +27,8 @@ struct Results {
   std::vector<NodeId> nodes;
   std::unordered_map<NodeId, std::size_t> of;
 
-  std::size_t add(const Tensor& value) {
-    const NodeId id = value.node();
+  std::size_t add(const Tensor& value, Site where) {
+    const NodeId id = value.node(where);
     const auto [it, fresh] = of.try_emplace(id, nodes.size());
     if (fresh) nodes.push_back(copy(value, value.dtype(), tape().origins[id].where).node());
     return it->second;
@@ -68,7 +68,7 @@ bool gpu_is_usable() {
 
 namespace detail {
 
-Recording::Recording(Site where) {
+Recording::Recording(Site where) : where_(where) {
   if (recording())
     fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
   flush();
@@ -92,14 +92,15 @@ Recording::~Recording() {
 
 void Recording::finish(std::vector<Tensor*>& results) {
   Tape& t = tapes().step;
-  t.check_states();
+  t.check_states(where_);
   keep_gradients();
   Results copies;
   std::vector<std::pair<Tensor*, std::size_t>> wanted;
   {
     const NoGrad off;
     for (Tensor* r : results)
-      if (*r && !(r->value() && r->value()->memory && r->value()->epoch != t.epoch)) wanted.emplace_back(r, copies.add(*r));
+      if (*r && !(r->value() && r->value()->memory && r->value()->epoch != t.epoch))
+        wanted.emplace_back(r, copies.add(*r, where_));
   }
   context().stats.record_seconds = seconds_since(record_start);
   const std::vector<Tensor> values = execute(t, copies.nodes);
@@ -117,14 +118,14 @@ std::unique_ptr<Plan> Recording::plan(const Target& target, std::vector<Tensor*>
   Results copies;
   const NoGrad off;
   for (Tensor* r : results)
-    if (*r) copies.add(*r);
+    if (*r) copies.add(*r, where_);
   return schedule(t, copies.nodes, target);
 }
 
 }  // namespace detail
 
-void flush() {
-  if (recording()) fail_at(Site::current(), "flush: called inside run", "the step is only being recorded");
+void flush(Site where) {
+  if (recording()) fail_at(where, "flush: called inside run", "the step is only being recorded");
   Tape& t = tapes().pending;
   if (t.nodes.empty()) return;
   record_start = Clock::now();
@@ -138,7 +139,7 @@ void flush() {
     for (NodeId id = 0; id < live; ++id) {
       const Tensor value = t.kept[id];
       if (value && value.value()->references.load() > 2 && !value.value()->memory)
-        wanted.emplace_back(value, copies.add(value));
+        wanted.emplace_back(value, copies.add(value, Site()));
     }
     --tapes().hold;
   }
@@ -176,7 +177,7 @@ void watch(const std::shared_ptr<const Look>& look) {
   Context& c = context();
   std::erase_if(c.watched, [](const Watched& w) { return w.look.expired(); });
   if (std::ranges::none_of(c.watched, [&](const Watched& w) { return w.look.lock() == look; }))
-    c.watched.push_back({look, c.device, notices(c.device)});
+    c.watched.push_back({look, device(), notices(device())});
 }
 
 void look_at_watched() {

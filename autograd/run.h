@@ -57,6 +57,7 @@ class Recording {
   std::unique_ptr<Plan> plan(const Target& target, std::vector<Tensor*>& results);  // instead of finish: nothing runs
 
  private:
+  Site where_;  // of the call of run
   bool open_ = true;
 };
 }  // namespace detail
@@ -79,10 +80,30 @@ auto run(Step&& step, Site where = Site::current()) {
     return result;
   }
 }
-// run(step, args...) of step(args...); its errors have no line.
-template <class Step, class First, class... Rest>
-requires(!std::is_same_v<std::remove_cvref_t<First>, Site>) auto run(Step&& step, First&& first, Rest&&... rest) {
-  return run([&] { return step(std::forward<First>(first), std::forward<Rest>(rest)...); }, Site());
+// run(step, args...) of step(args...). (A parameter pack takes no default argument after it; of a step of more than three
+// arguments errors of `run` itself have no line.)
+template <class T>
+concept StepArgument = !std::is_same_v<std::remove_cvref_t<T>, Site>;
+template <class Step, StepArgument A>
+auto run(Step&& step, A&& a, Site where = Site::current()) {
+  return run([&] { return step(std::forward<A>(a)); }, where);
+}
+template <class Step, StepArgument A, StepArgument B>
+auto run(Step&& step, A&& a, B&& b, Site where = Site::current()) {
+  return run([&] { return step(std::forward<A>(a), std::forward<B>(b)); }, where);
+}
+template <class Step, StepArgument A, StepArgument B, StepArgument C>
+auto run(Step&& step, A&& a, B&& b, C&& c, Site where = Site::current()) {
+  return run([&] { return step(std::forward<A>(a), std::forward<B>(b), std::forward<C>(c)); }, where);
+}
+template <class Step, StepArgument A, StepArgument B, StepArgument C, StepArgument D, StepArgument... More>
+auto run(Step&& step, A&& a, B&& b, C&& c, D&& d, More&&... more) {
+  return run(
+      [&] {
+        return step(std::forward<A>(a), std::forward<B>(b), std::forward<C>(c), std::forward<D>(d),
+                    std::forward<More>(more)...);
+      },
+      Site());
 }
 
 // The plan of a step for a target, which need not be there: records and schedules, runs nothing and leaves no trace. Its
@@ -97,7 +118,7 @@ std::unique_ptr<Plan> plan_for(const Target& target, Step&& step, Site where = S
 }
 
 // Runs what is pending outside `run`, keeping the values of live handles. An error inside `run`.
-void flush();
+void flush(Site where = Site::current());
 
 // What the host is to be told of when it can be known without waiting, such as a bad step of an optimizer. `look` runs on this
 // thread at the begin and the end of each run and when a value has been fetched: on the CPU always, on a GPU once a kernel has

@@ -9,6 +9,13 @@ void Shape::fail_rank(std::size_t rank) {
        "merge axes with reshape");
 }
 
+void Shape::fail_axis(int i) const {
+  fail(ErrorKind::usage, "shape: no such axis", "axis " + std::to_string(i) + " of " + to_string(*this),
+       "axes count from 0, or from the end with -1");
+}
+
+void Shape::fail_numel() const { fail(ErrorKind::usage, "shape: more elements than 64 bits can count", to_string(*this)); }
+
 void Shape::push_back(std::int64_t dim) {
   if (rank_ == kMaxRank) fail_rank(kMaxRank + 1);
   dims_[rank_++] = dim;

@@ -14,11 +14,6 @@
 namespace weft {
 namespace {
 
-std::uint64_t next_id() {
-  static std::atomic<std::uint64_t> counter{0};
-  return ++counter;
-}
-
 // Host access happens between steps: what is pending runs first.
 void settle(const StateImpl& s, Site where) {
   if (recording())
@@ -84,6 +79,11 @@ const Op& assign_at_op =
 
 }  // namespace
 
+std::uint64_t next_serial() {
+  static std::atomic<std::uint64_t> counter{0};
+  return ++counter;
+}
+
 // The scheduler writes the value into the State's memory itself, so that the kernel that makes the value can do it.
 const Op& assign_op() {
   static const Op& op = register_op({.name = "assign", .writes = writes_first_int});
@@ -91,7 +91,7 @@ const Op& assign_op() {
 }
 
 StateImpl::StateImpl(Shape s, DType d, std::string n)
-    : id(next_id()),
+    : id(next_serial()),
       dtype(d),
       shape(s),
       memory(device(), bytes_of(s, d), "state '" + n + "' " + to_string(s)),
@@ -110,29 +110,40 @@ StateImpl::~StateImpl() {
   if (position_epoch != 0) state_dies(*this);
 }
 
-State::State(Shape shape, DType dtype, std::string name) : impl_(std::make_shared<StateImpl>(shape, dtype, std::move(name))) {}
+State::State(Shape shape, DType dtype, std::string name, Site where) {
+  check_shape(shape, where);
+  impl_ = std::make_shared<StateImpl>(shape, dtype, std::move(name));
+}
+
+void State::fail_absent(Site where) {
+  fail_at(where, "state: an absent State or Param was used", {},
+          "make it with a shape, as Param w({2, 3}); what may be absent is asked first: if (layer.bias())");
+}
 
 Tensor State::read(Site where) const {
-  if (!impl_) fail_at(where, "state: an absent state was read");
+  there(where);
   before_record();
   Tape& t = tape();
+  const bool differentiated = impl_->parameter && impl_->trainable && detail::gradients_on;
   if (impl_->read_epoch != t.epoch) {
     const std::int64_t position = state_position(*this);
     const Out out{impl_->shape, impl_->dtype};
     const NodeId id = t.record(state_op(), {}, {&out, 1}, {&position, 1}, {}, where);
-    if (impl_->parameter && impl_->trainable && detail::gradients_on) t.nodes[id].flags |= Node::requires_grad;
+    if (differentiated) t.nodes[id].flags |= Node::requires_grad;
     impl_->read_epoch = t.epoch;
     impl_->read_node = id;
-  } else if (impl_->parameter && impl_->trainable && detail::gradients_on) {
+  } else if (differentiated) {
     // Read before under NoGrad: the leaf may be shared, its users decide by their own flags.
     t.nodes[impl_->read_node].flags = Node::requires_grad;
   }
+  if (differentiated && !impl_->placed) [[unlikely]]
+    t.read_first(*impl_);
   return handle(impl_->read_node);
 }
 
 template <class T>
 std::vector<T> State::to_host(Site where) const {
-  settle(*impl_, where);
+  settle(there(where), where);
   std::vector<T> out(std::size_t(impl_->shape.numel()));
   visit_dtype(impl_->dtype, [&](auto from) {
     std::vector<decltype(from)> data(out.size());
@@ -144,7 +155,7 @@ std::vector<T> State::to_host(Site where) const {
 
 template <class T>
 void State::set(const std::vector<T>& values, Site where) {
-  settle(*impl_, where);
+  settle(there(where), where);
   if (std::int64_t(values.size()) != impl_->shape.numel())
     fail_at(where, fmt::format("state '{}': the number of values is not that of the shape", impl_->name),
             fmt::format("{} values, shape {}", values.size(), weft::to_string(impl_->shape)));
@@ -164,14 +175,14 @@ template void State::set(const std::vector<double>&, Site);
 template void State::set(const std::vector<std::int64_t>&, Site);
 
 std::vector<std::byte> State::bytes(Site where) const {
-  settle(*impl_, where);
+  settle(there(where), where);
   std::vector<std::byte> out(impl_->memory.size());
   impl_->memory.read(out.data());
   return out;
 }
 
 void State::set_bytes(const void* bytes, Site where) {
-  settle(*impl_, where);
+  settle(there(where), where);
   if (impl_->dtype == DType::boolean) {
     const auto* from = static_cast<const std::byte*>(bytes);
     std::vector<std::byte> copy(from, from + impl_->memory.size());
@@ -183,22 +194,22 @@ void State::set_bytes(const void* bytes, Site where) {
   impl_->written();
 }
 
-Param::Param(Shape shape, DType dtype, std::string name) : State(shape, dtype, std::move(name)) {
+Param::Param(Shape shape, DType dtype, std::string name, Site where) : State(shape, dtype, std::move(name), where) {
   impl_->parameter = true;
   impl_->decay = shape.rank() >= 2;
 }
 
 template <class T>
 std::vector<T> Param::gradient(Site where) const {
-  settle(*impl_, where);
+  settle(there(where), where);
   if (!impl_->pending) return std::vector<T>(std::size_t(impl_->shape.numel()));
   return State(impl_->gradient).to_host<T>(where);
 }
 template std::vector<float> Param::gradient(Site) const;
 template std::vector<double> Param::gradient(Site) const;
 
-void Param::zero_grad() {
-  impl_->gradient_epoch = 0;
+void Param::zero_grad(Site where) {
+  there(where).gradient_epoch = 0;
   impl_->zeroed_epoch = tape().epoch;
   on_commit([impl = impl_] { impl->pending = false; });
   if (!recording() && tape().nodes.empty()) {  // nothing to wait for
@@ -208,7 +219,7 @@ void Param::zero_grad() {
 }
 
 void assign(const State& state, Arg value, Site where) {
-  const Shape& shape = state.shape();
+  const Shape& shape = state.shape(where);
   if (!broadcasts_to(value.shape(), shape))
     fail_at(where, fmt::format("assign: the value does not fit state '{}'", state.name()),
             fmt::format("value {}, state {}", to_string(value.shape()), to_string(shape)));
@@ -219,7 +230,7 @@ void assign(const State& state, Arg value, Site where) {
 }
 
 void assign_at(const State& state, const Scalar& position, Arg value, Site where) {
-  const Shape& shape = state.shape();
+  const Shape& shape = state.shape(where);
   const bool fits = shape.rank() > 0 && value.shape().rank() == shape.rank() && value.shape()[0] <= shape[0] &&
                     value.shape().last(shape.rank() - 1) == shape.last(shape.rank() - 1);
   if (!fits)

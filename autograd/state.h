@@ -16,9 +16,12 @@ namespace weft {
 
 struct Op;
 
+// Numbers of States and modules, in the order in which they are made; unique in the process.
+std::uint64_t next_serial();
+
 struct StateImpl {
   // What recording touches comes first, in one cache line: caches of the recording that the epoch names.
-  std::uint64_t id = 0;  // unique in the process; part of plan keys
+  std::uint64_t id = 0;  // its serial number; part of plan keys
   std::uint64_t read_epoch = 0, assigned_epoch = 0, position_epoch = 0, gradient_epoch = 0, zeroed_epoch = 0;
   NodeId read_node = 0;        // reads this State
   std::int32_t position = -1;  // in Tape::states
@@ -27,6 +30,8 @@ struct StateImpl {
   bool trainable = true;  // a frozen parameter takes no gradient
   bool decay = true;      // takes part in weight decay
   bool pending = false;   // `gradient` holds a gradient of earlier runs that no optimizer has consumed
+  bool placed = false;    // of a parameter: a recording has read it, and the modules that were being called have it
+  bool listed = false;    // of a parameter: an optimizer has it, or somebody asked a module for it
 
   DType dtype = DType::f32;
   Shape shape;
@@ -50,17 +55,21 @@ struct StateImpl {
   }
 };
 
+// Handles are copied, to be moved too: what was moved from is the same State. Of an absent one everything but bool() is an
+// error.
 class State {
  public:
   State() = default;  // absent
   // Zeros. `name` appears in errors.
-  explicit State(Shape shape, DType dtype = DType::f32, std::string name = "state");
+  explicit State(Shape shape, DType dtype = DType::f32, std::string name = "state", Site where = Site::current());
   explicit State(std::shared_ptr<StateImpl> impl) : impl_(std::move(impl)) {}
+  State(const State&) = default;
+  State& operator=(const State&) = default;
 
   explicit operator bool() const { return bool(impl_); }
-  const Shape& shape() const { return impl_->shape; }
-  DType dtype() const { return impl_->dtype; }
-  const std::string& name() const { return impl_->name; }
+  const Shape& shape(Site where = Site::current()) const { return there(where).shape; }
+  DType dtype(Site where = Site::current()) const { return there(where).dtype; }
+  const std::string& name(Site where = Site::current()) const { return there(where).name; }
   Tensor read(Site where = Site::current()) const;  // as of the assigns recorded so far
   // Inside the function that fills a hole (see Tensor).
   Expr operator()(Subscript a = {}, Subscript b = {}, Subscript c = {}, Subscript d = {}, Subscript e = {},
@@ -80,21 +89,31 @@ class State {
   const std::shared_ptr<StateImpl>& impl() const { return impl_; }
 
  protected:
+  StateImpl& there(Site where) const {
+    if (!impl_) [[unlikely]]
+      fail_absent(where);
+    return *impl_;
+  }
+
   std::shared_ptr<StateImpl> impl_;
+
+ private:
+  [[noreturn]] static void fail_absent(Site where);
 };
 
 class Param : public State {
  public:
   Param() = default;
-  explicit Param(Shape shape, DType dtype = DType::f32, std::string name = "param");
-  bool trainable() const { return impl_->trainable; }
-  void set_trainable(bool on) { impl_->trainable = on; }
-  bool decay() const { return impl_->decay; }
-  void set_decay(bool on) { impl_->decay = on; }
-  bool has_gradient() const { return impl_->pending; }  // a gradient accumulated over runs and not yet consumed
+  explicit Param(Shape shape, DType dtype = DType::f32, std::string name = "param", Site where = Site::current());
+  bool trainable(Site where = Site::current()) const { return there(where).trainable; }
+  void set_trainable(bool on, Site where = Site::current()) { there(where).trainable = on; }
+  bool decay(Site where = Site::current()) const { return there(where).decay; }
+  void set_decay(bool on, Site where = Site::current()) { there(where).decay = on; }
+  // A gradient accumulated over runs and not yet consumed.
+  bool has_gradient(Site where = Site::current()) const { return there(where).pending; }
   template <class T>
   std::vector<T> gradient(Site where = Site::current()) const;  // its values, zeros if there is none
-  void zero_grad();
+  void zero_grad(Site where = Site::current());
 };
 
 const Op& assign_op();  // writes input 0 to the State at position ints[0] of Tape::states

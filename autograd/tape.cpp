@@ -37,6 +37,7 @@ std::string line_of(Site site) { return fmt::format("{}:{}", file_name(site.file
 
 NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span<const Out> outputs,
                     std::span<const std::int64_t> node_ints, std::span<const double> node_constants, Site where) {
+  for (const Out& out : outputs) check_shape(out.shape, where);
   const auto id = NodeId(nodes.size());
   std::uint8_t flags = 0;
   if (!detail::gradients_on) {
@@ -74,6 +75,19 @@ NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span
   return id;
 }
 
+void Tape::read_first(StateImpl& parameter) {
+  if (frame < 0)
+    parameter.placed = true;  // by the program itself
+  else if (std::find(first_reads.begin(), first_reads.end(), parameter.position) == first_reads.end())
+    first_reads.push_back(parameter.position);
+}
+
+void Tape::place_first_reads() {
+  for (const std::int32_t position : first_reads)
+    if (StateImpl* p = states[std::size_t(position)]) p->placed = true;
+  first_reads.clear();
+}
+
 void Tape::clear() {
   nodes.clear();
   inputs.clear();
@@ -89,6 +103,7 @@ void Tape::clear() {
   first_gradient = kNone;
   states.clear();
   state_ids.clear();
+  first_reads.clear();
   gradients.clear();
   checkpoints.clear();
   draws.clear();
@@ -114,10 +129,10 @@ std::string Tape::name(NodeId id) const {
   return f < 0 || frames[f].path->empty() ? what : *frames[f].path + ": " + what;
 }
 
-void Tape::check_states() const {
+void Tape::check_states(Site where) const {
   if (std::find(states.begin(), states.end(), nullptr) != states.end())
-    fail(ErrorKind::usage, "run: a state was destroyed while the step that uses it was being recorded", {},
-         "keep models, parameters and caches alive until run returns");
+    fail_at(where, "run: a state was destroyed while the step that uses it was being recorded", {},
+            "keep models, parameters and caches alive until run returns");
 }
 
 // ---- the tapes of a thread --------------------------------------------------------------------------------------------------
@@ -163,7 +178,7 @@ Tensor detail::kept_handle(Tape& t, NodeId id) {
     v->shape = t.nodes[id].shape();
     v->epoch = t.epoch;
     v->node = id;
-    t.kept[id] = Tensor(v);
+    t.kept[id] = Tensor::of_value(v);
   }
   return t.kept[id];
 }

@@ -44,7 +44,7 @@ struct Node {
   std::uint32_t first_constant = 0;
   std::int64_t dims[kMaxRank] = {};
 
-  Shape shape() const { return Shape(dims, rank); }
+  Shape shape() const { return Shape::from_padded(dims, rank); }
   void set(const Out& out) {
     dtype = out.dtype;
     rank = std::uint8_t(out.shape.rank());
@@ -89,13 +89,14 @@ struct Tape {
   std::uint32_t root_draws = 0;   // random draws made outside any module
   NodeId first_gradient = kNone;  // where the first backward began, for people who look at kernels
 
-  std::vector<Tensor> bound;             // values that `input` nodes stand for
-  std::vector<Tensor> kept;              // outside run: handles of every node, to know which are held elsewhere
-  bool eager = false;                    // the tape outside run
-  bool retained = false;                 // outside run: executed, but kept because a live value may still be differentiated
-  std::vector<StateImpl*> states;        // that nodes name by their position here; see ~StateImpl
-  std::vector<std::uint64_t> state_ids;  // of each, part of the key
-  std::vector<StateImpl*> gradients;     // Params with a gradient of this recording not yet consumed
+  std::vector<Tensor> bound;              // values that `input` nodes stand for
+  std::vector<Tensor> kept;               // outside run: handles of every node, to know which are held elsewhere
+  bool eager = false;                     // the tape outside run
+  bool retained = false;                  // outside run: executed, but kept because a live value may still be differentiated
+  std::vector<StateImpl*> states;         // that nodes name by their position here; see ~StateImpl
+  std::vector<std::uint64_t> state_ids;   // of each, part of the key
+  std::vector<std::int32_t> first_reads;  // positions of the Params that the open frames read for the first time ever
+  std::vector<StateImpl*> gradients;      // Params with a gradient of this recording not yet consumed
   std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
   std::vector<Rng*> draws;                             // generators that advance when the run commits
   std::vector<std::function<void()>> commits;          // host effects of recording, in order
@@ -105,8 +106,10 @@ struct Tape {
   // Constants that lie in the tape's own block (a gradient uses those of its node) are shared, not copied.
   NodeId record(const Op& op, std::span<const NodeId> inputs, std::span<const Out> outputs, std::span<const std::int64_t> ints,
                 std::span<const double> constants, Site where);
-  void clear();               // forgets everything, keeps capacity, begins a new epoch
-  void check_states() const;  // an error if a State that the recording names has died since
+  void read_first(StateImpl& parameter);  // its first read with a gradient: see first_reads
+  void place_first_reads();               // those of first_reads are where they should be
+  void clear();                           // forgets everything, keeps capacity, begins a new epoch
+  void check_states(Site where) const;    // an error if a State that the recording names has died since
 
   const Op& op(NodeId id) const { return *detail::op_table[nodes[id].op]; }
   std::span<const NodeId> inputs_of(NodeId id) const { return {inputs.data() + nodes[id].first_input, nodes[id].inputs}; }
@@ -153,7 +156,7 @@ inline void before_record() {
 // A handle of node `id` of the active tape; outside `run` one whose value is kept when the tape is flushed.
 inline Tensor handle(NodeId id) {
   Tape& t = tape();
-  return t.eager ? detail::kept_handle(t, id) : Tensor(t.epoch, id);
+  return t.eager ? detail::kept_handle(t, id) : Tensor::of_node(t.epoch, id);
 }
 
 // A module call: opened with its path (a pointer that stays valid) and first tensor argument, closed with its result.

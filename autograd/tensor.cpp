@@ -54,18 +54,32 @@ constexpr DType element_dtype() {
 
 }  // namespace
 
-Tensor::Tensor(Value* value) : value_(value) { retain(); }
+Tensor Tensor::of_value(Value* value) {
+  Tensor t;
+  t.value_ = value;
+  t.retain();
+  return t;
+}
 
-Shape Tensor::shape() const { return value_ ? value_->shape : tape().nodes[node()].shape(); }
-DType Tensor::dtype() const { return value_ ? value_->dtype : tape().nodes[node()].dtype; }
+Shape Tensor::shape(Site where) const { return value_ ? value_->shape : tape().nodes[node(where)].shape(); }
+DType Tensor::dtype(Site where) const { return value_ ? value_->dtype : tape().nodes[node(where)].dtype; }
+
+std::int64_t Tensor::dim(int i, Site where) const {
+  const Shape s = shape(where);
+  if (i < -s.rank() || i >= s.rank())
+    fail_at(where, "dim: no such axis", fmt::format("axis {} of {}", i, to_string(s)),
+            "axes count from 0, or from the end with -1");
+  return s[i];
+}
 
 void Tensor::release() {
   if (value_->references.fetch_sub(1, std::memory_order_acq_rel) == 1) delete value_;
 }
 
-Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape) {
+Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape, Site where) {
+  check_shape(shape, where);
   auto* v = new Value;
-  Tensor t(v);
+  const Tensor t = of_value(v);
   v->dtype = dtype;
   v->shape = shape;
   const std::size_t size = bytes_of(shape, dtype);
@@ -77,10 +91,11 @@ Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape) {
 
 template <class T>
 Tensor Tensor::from(const std::vector<T>& values, Shape shape, Site where) {
+  check_shape(shape, where);
   if (std::int64_t(values.size()) != shape.numel())
     fail_at(where, "Tensor::from: the number of values is not that of the shape",
             fmt::format("{} values, shape {} holds {}", values.size(), to_string(shape), shape.numel()));
-  return from_bytes(values.data(), element_dtype<T>(), shape);
+  return from_bytes(values.data(), element_dtype<T>(), shape, where);
 }
 template Tensor Tensor::from(const std::vector<float>&, Shape, Site);
 template Tensor Tensor::from(const std::vector<double>&, Shape, Site);
@@ -100,9 +115,9 @@ NodeId Tensor::resolve(Site where) const {
   fail_dead(where);
 }
 
-bool Tensor::requires_grad() const {
+bool Tensor::requires_grad(Site where) const {
   if (value_ && value_->epoch != tape().epoch) return false;
-  return tape().nodes[node()].has(Node::requires_grad);
+  return tape().nodes[node(where)].has(Node::requires_grad);
 }
 
 const std::byte* Tensor::bytes(Site where) const {
@@ -113,7 +128,7 @@ const std::byte* Tensor::bytes(Site where) const {
     if (!value_) node(where);  // dead or absent: raises
     flush();
   }
-  if (!value_->memory) fail_dead(where);
+  if (!value_ || !value_->memory) fail_dead(where);
   const std::byte* const fetched = value_->memory->host() + value_->offset;
   look_at_watched();
   return fetched;
@@ -122,8 +137,8 @@ const std::byte* Tensor::bytes(Site where) const {
 template <class T>
 std::vector<T> Tensor::to_host(Site where) const {
   const std::byte* data = bytes(where);
-  std::vector<T> out(static_cast<std::size_t>(numel()));
-  visit_dtype(dtype(), [&](auto from) { convert_all<T, decltype(from)>(data, numel(), out.data()); });
+  std::vector<T> out(static_cast<std::size_t>(numel(where)));
+  visit_dtype(dtype(where), [&](auto from) { convert_all<T, decltype(from)>(data, numel(where), out.data()); });
   return out;
 }
 template std::vector<float> Tensor::to_host(Site) const;
@@ -132,7 +147,7 @@ template std::vector<std::int64_t> Tensor::to_host(Site) const;
 
 double Tensor::item(Site where) const {
   if (dead()) fail_dead(where);
-  if (const Shape s = shape(); s.numel() != 1)
+  if (const Shape s = shape(where); s.numel() != 1)
     fail_at(where, "item: the tensor has not one element", to_string(s), "reduce it first, or use to_host()");
   return to_host<double>(where)[0];
 }

@@ -57,9 +57,13 @@ struct Value {
 
 class Tensor {
  public:
-  Tensor() = default;  // absent: the argument of an optional operand
-  Tensor(std::uint64_t epoch, NodeId node) : epoch_(epoch), node_(node) {}
-  explicit Tensor(Value* value);
+  Tensor() = default;  // absent: the argument of an optional operand; its value, shape or type is an error
+  static Tensor of_node(std::uint64_t epoch, NodeId node) {
+    Tensor t;
+    t.epoch_ = epoch, t.node_ = node;
+    return t;
+  }
+  static Tensor of_value(Value* value);
   Tensor(const Tensor& other) : epoch_(other.epoch_), node_(other.node_), value_(other.value_) { retain(); }
   Tensor(Tensor&& other) noexcept : epoch_(other.epoch_), node_(other.node_), value_(other.value_) {
     other.value_ = nullptr;
@@ -79,15 +83,15 @@ class Tensor {
   // booleans, of which every value but 0 is true.
   template <class T>
   static Tensor from(const std::vector<T>& values, Shape shape, Site where = Site::current());
-  static Tensor from_bytes(const void* bytes, DType dtype, Shape shape);
+  static Tensor from_bytes(const void* bytes, DType dtype, Shape shape, Site where = Site::current());
 
   explicit operator bool() const { return epoch_ != 0 || value_ != nullptr; }
-  Shape shape() const;
-  std::int64_t dim(int i) const { return shape()[i]; }
-  int rank() const { return shape().rank(); }
-  std::int64_t numel() const { return shape().numel(); }
-  DType dtype() const;
-  bool requires_grad() const;
+  Shape shape(Site where = Site::current()) const;
+  std::int64_t dim(int i, Site where = Site::current()) const;
+  int rank(Site where = Site::current()) const { return shape(where).rank(); }
+  std::int64_t numel(Site where = Site::current()) const { return shape(where).numel(); }
+  DType dtype(Site where = Site::current()) const;
+  bool requires_grad(Site where = Site::current()) const;
 
   // Inside the function that fills a hole: the element at these subscripts, one for each axis, as an expression of the tensor's
   // type. `bias(h, i - j)`
@@ -141,8 +145,8 @@ class Arg {
   const Tensor& tensor() const { return tensor_; }
   operator const Tensor&() const { return tensor_; }
   Site where() const { return where_; }
-  Shape shape() const { return tensor_.shape(); }
-  DType dtype() const { return tensor_.dtype(); }
+  Shape shape() const { return tensor_.shape(where_); }
+  DType dtype() const { return tensor_.dtype(where_); }
   Expr operator()(Subscript a = {}, Subscript b = {}, Subscript c = {}, Subscript d = {}, Subscript e = {},
                   Subscript f = {}) const {
     return tensor_.at({a, b, c, d, e, f});
@@ -164,6 +168,8 @@ class Arg {
 class Scalar {
  public:
   explicit Scalar(double value = 0) : value_(std::make_shared<double>(value)) {}
+  Scalar(const Scalar&) = default;  // a handle, to be moved too: what was moved from is the same number
+  Scalar& operator=(const Scalar&) = default;
   void set(double value) { *value_ = value; }
   double value() const { return *value_; }
   explicit operator Expr() const { return expr::constant_slot(value(), ExprType::real); }

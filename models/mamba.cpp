@@ -126,6 +126,13 @@ Mamba::Mamba(MambaConfig config)
   add("lm_head", *lm_head_);
 }
 
+MambaBlock& Mamba::block(std::int64_t layer, Site where) {
+  if (layer < 0 || layer >= config_.layers)
+    fail_at(where, "Mamba: there is no such layer", fmt::format("layer {}, the model has {}", layer, config_.layers),
+            "layers count from 0");
+  return blocks_[std::size_t(layer)];
+}
+
 Tensor Mamba::embed(const Tensor& ids) {
   const Tensor x = embeddings_(ids);
   return config_.residual_in_fp32 || x.dtype() == config_.compute() ? x : cast(x, config_.compute());

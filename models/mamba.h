@@ -64,12 +64,13 @@ class Mamba : public LanguageModel {
  public:
   using Config = MambaConfig;
   explicit Mamba(MambaConfig config);
+  Mamba(const Mamba&) = default;  // a handle, to be moved too: what was moved from keeps its blocks
 
   Tensor forward(const Tensor& ids) override;
   std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
 
   const MambaConfig& config() const { return config_; }
-  MambaBlock& block(std::int64_t layer) { return blocks_.at(std::size_t(layer)); }
+  MambaBlock& block(std::int64_t layer, Site where = Site::current());
 
   std::int64_t vocab() const override { return config_.vocab; }
   SpecialTokens special_tokens() const override { return {config_.bos, config_.eos, config_.pad}; }

@@ -7,6 +7,7 @@
 #include <numbers>
 #include <utility>
 
+#include "autograd/op.h"
 #include "jit/convert.h"
 #include "jit/interp.h"
 #include "jit/parallel.h"
@@ -46,6 +47,7 @@ Initialiser dt_bias(double low, double high, double floor) {
 }
 
 Initialiser s4d_real(std::int64_t state) {
+  if (state < 1) fail(ErrorKind::usage, "init::s4d_real: the state size must be positive", std::to_string(state));
   return [state](const Draws&, std::int64_t i) { return std::log(double(i % state + 1)); };
 }
 
@@ -58,9 +60,10 @@ double dt_bias_value(double rho, double low, double high, double floor) {
   return inverse_softplus(std::max(step, floor));
 }
 
-void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name, std::uint64_t number) {
-  if (!is_real(state.dtype()))
-    fail(ErrorKind::usage, "initialise: only real parameters have random initial values", state.name());
+void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name, std::uint64_t number,
+                Site where) {
+  if (!is_real(state.dtype(where))) fail_at(where, "initialise: only real parameters have random initial values", state.name());
+  if (!init) fail_at(where, "initialise: there is no initialiser", state.name(), "init::normal(0.02) is one");
   constexpr std::int64_t kChunk = 1 << 14;
   const Draws draws(seed, name, number);
   const std::int64_t n = state.shape().numel();

@@ -40,6 +40,6 @@ double dt_bias_value(double rho, double low, double high, double floor);  // of 
 
 // Sets every element of `state` (a real type). Allowed while a step is recorded, as long as no step has used the state.
 void initialise(const State& state, const Initialiser& init, std::uint64_t seed, std::string_view name,
-                std::uint64_t number = 0);
+                std::uint64_t number = 0, Site where = Site::current());
 
 }  // namespace weft

@@ -9,15 +9,15 @@
 namespace weft {
 namespace {
 
-void check_sizes(const char* layer, std::initializer_list<std::int64_t> sizes) {
+void check_sizes(const char* layer, std::initializer_list<std::int64_t> sizes, Site where) {
   std::string text;
   bool good = true;
   for (std::int64_t n : sizes) text += (text.empty() ? "" : ", ") + std::to_string(n), good &= n > 0;
-  if (!good) fail(ErrorKind::usage, std::string(layer) + ": sizes must be positive", text);
+  if (!good) fail_at(where, std::string(layer) + ": sizes must be positive", text);
 }
 
-Param parameter(Shape shape, DType dtype, bool decay) {
-  Param p(shape, dtype);
+Param parameter(Shape shape, DType dtype, bool decay, Site where) {
+  Param p(shape, dtype, "param", where);
   p.set_decay(decay);
   return p;
 }
@@ -27,7 +27,7 @@ Param parameter(Shape shape, DType dtype, bool decay) {
 // ---- masks ------------------------------------------------------------------------------------------------------------------
 
 GumbelMask::GumbelMask(Shape weight, DType dtype, MaskOptions options, Site where)
-    : logits_(parameter(weight, dtype, false)), options_(std::make_shared<MaskOptions>(std::move(options))) {
+    : logits_(parameter(weight, dtype, false, where)), options_(std::make_shared<MaskOptions>(std::move(options))) {
   const double s0 = options_->initial_sparsity;
   if (!(s0 > 0 && s0 < 1))
     fail_at(where, "mask: initial_sparsity must lie between 0 and 1, both exclusive", fmt::format("initial_sparsity {}", s0),
@@ -37,7 +37,7 @@ GumbelMask::GumbelMask(Shape weight, DType dtype, MaskOptions options, Site wher
 }
 
 void GumbelMask::set_temperature(double temperature, Site where) {
-  if (!(temperature > 0))
+  if (!(temperature > 0 && std::isfinite(temperature)))
     fail_at(where, "mask: the temperature must be positive", fmt::format("temperature {}", temperature),
             "for a mask of zeros and ones, set .hard");
   options_->temperature = temperature;
@@ -45,16 +45,16 @@ void GumbelMask::set_temperature(double temperature, Site where) {
 
 const Param& GumbelMask::logits() const { return initialise(), logits_; }
 
-Tensor GumbelMask::sample() const {
-  return gumbel_sigmoid(logits(), {.temperature = options_->temperature,
-                                   .temperature_scalar = options_->temperature_scalar,
-                                   .hard = options_->hard,
-                                   .noise = options_->noise,
-                                   .training = training()});
+Tensor GumbelMask::sample(Site where) const {
+  return gumbel_sigmoid(Arg(logits(), where), {.temperature = options_->temperature,
+                                               .temperature_scalar = options_->temperature_scalar,
+                                               .hard = options_->hard,
+                                               .noise = options_->noise,
+                                               .training = training()});
 }
 
-Tensor GumbelMask::penalty(double weight, double target) const {
-  return abs((1.0 - target) - mean(sigmoid(logits()))) * weight;
+Tensor GumbelMask::penalty(double weight, double target, Site where) const {
+  return abs((1.0 - target) - mean(sigmoid(Arg(logits(), where)))) * weight;
 }
 
 double GumbelMask::expected_sparsity() const {
@@ -94,15 +94,15 @@ void WeightedModule::mask(MaskOptions options, Site where) {
             "copies of a layer share its mask: mask it once; mask() is the one that it has");
   GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options), where);
   add("mask", fresh);
-  *mask_ = fresh;
+  mask_->emplace(fresh);
 }
 
-Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options) {
-  check_sizes("Linear", {in, out});
-  weight_ = parameter({out, in}, options.dtype, true);
+Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options, Site where) {
+  check_sizes("Linear", {in, out}, where);
+  weight_ = parameter({out, in}, options.dtype, true, where);
   add("weight", weight_, options.weight_init ? options.weight_init : init::kaiming_uniform(in));
   if (!options.bias) return;
-  bias_ = parameter({out}, options.dtype, false);
+  bias_ = parameter({out}, options.dtype, false, where);
   add("bias", bias_, options.bias_init ? options.bias_init : init::kaiming_uniform(in));
 }
 
@@ -110,12 +110,12 @@ Tensor Linear::forward(const Tensor& x) { return linear(x, masked_weight(), shif
 Tensor Linear::product(Arg x) const { return initialise(), linear(x, masked_weight()); }
 Tensor Linear::shift() const { return bias_ ? bias().read() : Tensor{}; }
 
-Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options) {
-  check_sizes("Conv1d", {channels, width});
-  weight_ = parameter({channels, width}, options.dtype, true);
+Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options, Site where) {
+  check_sizes("Conv1d", {channels, width}, where);
+  weight_ = parameter({channels, width}, options.dtype, true, where);
   add("weight", weight_, init::kaiming_uniform(width), Shape{channels, 1, width});
   if (!options.bias) return;
-  bias_ = parameter({channels}, options.dtype, false);
+  bias_ = parameter({channels}, options.dtype, false, where);
   add("bias", bias_, init::kaiming_uniform(width));
 }
 
@@ -123,9 +123,9 @@ Tensor Conv1d::forward(const Tensor& x, Conv1dOptions options) {
   return conv1d(x, masked_weight(), bias_ ? bias_.read() : Tensor{}, std::move(options));
 }
 
-Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options) {
-  check_sizes("Embedding", {vocab, width});
-  weight_ = parameter({vocab, width}, options.dtype, true);
+Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options, Site where) {
+  check_sizes("Embedding", {vocab, width}, where);
+  weight_ = parameter({vocab, width}, options.dtype, true, where);
   add("weight", weight_, init::normal(options.deviation));
 }
 
@@ -134,26 +134,26 @@ Tensor Embedding::logits(Arg x) const { return initialise(), linear(x, masked_we
 
 // ---- the others -------------------------------------------------------------------------------------------------------------
 
-RMSNorm::RMSNorm(std::int64_t width, NormOptions options) : eps_(options.eps), output_(options.output) {
-  check_sizes("RMSNorm", {width});
-  weight_ = parameter({width}, options.dtype, false);
+RMSNorm::RMSNorm(std::int64_t width, NormOptions options, Site where) : eps_(options.eps), output_(options.output) {
+  check_sizes("RMSNorm", {width}, where);
+  weight_ = parameter({width}, options.dtype, false, where);
   add("weight", weight_, init::constant(1));
 }
 
 Tensor RMSNorm::forward(const Tensor& x) { return rms_norm(x, weight_, eps_, output_); }
 
-LayerNorm::LayerNorm(std::int64_t width, NormOptions options) : eps_(options.eps), output_(options.output) {
-  check_sizes("LayerNorm", {width});
-  weight_ = parameter({width}, options.dtype, false);
-  bias_ = parameter({width}, options.dtype, false);
+LayerNorm::LayerNorm(std::int64_t width, NormOptions options, Site where) : eps_(options.eps), output_(options.output) {
+  check_sizes("LayerNorm", {width}, where);
+  weight_ = parameter({width}, options.dtype, false, where);
+  bias_ = parameter({width}, options.dtype, false, where);
   add("weight", weight_, init::constant(1));
   add("bias", bias_, init::constant(0));
 }
 
 Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight_, bias_, eps_, output_); }
 
-Dropout::Dropout(double p) : p_(p) {
-  if (!(p >= 0 && p < 1)) fail(ErrorKind::usage, "Dropout: p must lie in [0, 1)", std::to_string(p));
+Dropout::Dropout(double p, Site where) : p_(p) {
+  if (!(p >= 0 && p < 1)) fail_at(where, "Dropout: p must lie in [0, 1)", fmt::format("p {}", p));
 }
 
 Tensor Dropout::forward(const Tensor& x) { return dropout(x, p_, training()); }

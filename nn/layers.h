@@ -32,10 +32,12 @@ class GumbelMask : public Module {
   static constexpr bool is_part = true;
   // Errors (ErrorKind::usage): an initial sparsity outside of (0, 1), a temperature that is not positive.
   GumbelMask(Shape weight, DType dtype, MaskOptions options, Site where = Site::current());
-  Tensor sample() const;                                            // the shape of the weight, values in [0, 1]
-  Tensor penalty(double weight = 1e-5, double target = 0.3) const;  // weight |(1 - mean sigmoid(l)) - target|, a scalar
-  double expected_sparsity() const;                                 // 1 - mean sigmoid(l); on the host
-  double realised_sparsity() const;                                 // the fraction of zeros in evaluation; on the host
+  GumbelMask(const GumbelMask&) = default;
+  Tensor sample(Site where = Site::current()) const;  // the shape of the weight, values in [0, 1]
+  // weight |(1 - mean sigmoid(l)) - target|, a scalar
+  Tensor penalty(double weight = 1e-5, double target = 0.3, Site where = Site::current()) const;
+  double expected_sparsity() const;  // 1 - mean sigmoid(l); on the host
+  double realised_sparsity() const;  // the fraction of zeros in evaluation; on the host
   const Param& logits() const;
   void set_temperature(double temperature, Site where = Site::current());
 
@@ -52,6 +54,8 @@ Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight = 1e-5, 
 class WeightedModule : public Module {
  public:
   static constexpr bool is_part = true;
+  WeightedModule() = default;
+  WeightedModule(const WeightedModule&) = default;
   const Param& weight() const;
   const Param& bias() const;  // absent if there is none
   // From now on, for all copies of the layer. Errors (ErrorKind::usage): it has a mask already.
@@ -77,7 +81,7 @@ struct LinearOptions {
 // y = x W^T + bias; weight (out, in), bias (out).
 class Linear : public Layer<Linear, WeightedModule> {
  public:
-  Linear(std::int64_t in, std::int64_t out, LinearOptions options = {});
+  Linear(std::int64_t in, std::int64_t out, LinearOptions options = {}, Site where = Site::current());
   // (..., in) -> (..., out), in x's dtype: product(x) + shift().
   Tensor forward(const Tensor& x);
   // The two for a caller that adds the bias elsewhere, as a scan does: product(x) is x W^T; shift() (out), absent if there is
@@ -94,7 +98,7 @@ struct Conv1dLayerOptions {
 // Causal depthwise convolution over time: weight (d, w), in files (d, 1, w); bias (d).
 class Conv1d : public Layer<Conv1d, WeightedModule> {
  public:
-  Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options = {});
+  Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options = {}, Site where = Site::current());
   Tensor forward(const Tensor& x, Conv1dOptions options = {});  // (b, t, d) -> (b, t, d)
   using Layer::operator();
   // conv(x, {.silu = true}): braces alone have no type.
@@ -109,7 +113,7 @@ struct EmbeddingOptions {
 // weight (vocab, width); ids (...) in [0, vocab) -> (..., width).
 class Embedding : public Layer<Embedding, WeightedModule> {
  public:
-  Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options = {});
+  Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options = {}, Site where = Site::current());
   Tensor forward(const Tensor& ids);
   // x (..., width) -> (..., vocab), x W^T: the head of a model that ties it to the embedding. A masked weight is two in a step
   // then: the mask is drawn for each product, so forward and logits use different samples.
@@ -132,7 +136,7 @@ struct NormOptions {
 // x rsqrt(mean(x^2) + eps) w over the last axis; weight (width) starts at 1.
 class RMSNorm : public Layer<RMSNorm> {
  public:
-  explicit RMSNorm(std::int64_t width, NormOptions options = {});
+  explicit RMSNorm(std::int64_t width, NormOptions options = {}, Site where = Site::current());
   Tensor forward(const Tensor& x);  // (..., width) -> (..., width)
   const Param& weight() const { return weight_; }
 
@@ -145,7 +149,7 @@ class RMSNorm : public Layer<RMSNorm> {
 // (x - mean) rsqrt(var + eps) w + bias over the last axis; weight, bias (width) start at 1 and 0.
 class LayerNorm : public Layer<LayerNorm> {
  public:
-  explicit LayerNorm(std::int64_t width, NormOptions options = {});
+  explicit LayerNorm(std::int64_t width, NormOptions options = {}, Site where = Site::current());
   Tensor forward(const Tensor& x);
 
  private:
@@ -157,7 +161,7 @@ class LayerNorm : public Layer<LayerNorm> {
 // x / (1 - p) with probability 1 - p, else 0, in training; x in evaluation.
 class Dropout : public Layer<Dropout> {
  public:
-  explicit Dropout(double p);
+  explicit Dropout(double p, Site where = Site::current());
   Tensor forward(const Tensor& x);
 
  private:

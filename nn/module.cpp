@@ -5,6 +5,7 @@
 #include <unordered_set>
 #include <variant>
 
+#include "autograd/op.h"
 #include "autograd/random.h"
 
 namespace weft {
@@ -32,12 +33,13 @@ struct Module::Data {
     std::shared_ptr<NameCounts> names = {};  // of that seed
     std::optional<Shape> file_shape = {};
   };
+  const std::uint64_t serial = next_serial();
   std::vector<Entry> entries;  // in registration order
   const std::string* path = intern("");
   bool training = true;
   bool initialised = true;  // all entries of this module and those below; may be false though they are
 
-  void check_new(const std::string& name) const;
+  void check_new(const std::string& name, Site where) const;
   void set_path(const std::string& new_path);
   void train(bool on);
   void initialise();
@@ -46,13 +48,13 @@ struct Module::Data {
   void visit(F&& f);
 };
 
-void Module::Data::check_new(const std::string& name) const {
+void Module::Data::check_new(const std::string& name, Site where) const {
   if (name.empty() || name.front() == '.' || name.back() == '.')
-    fail(ErrorKind::usage, "module: a name may not be empty or begin or end with a dot", "'" + name + "' in '" + *path + "'");
+    fail_at(where, "module: a name may not be empty or begin or end with a dot", "'" + name + "' in '" + *path + "'");
   for (const Entry& e : entries)
     if (e.name == name)
-      fail(ErrorKind::usage, "module: a name is registered twice", "'" + name + "' in module '" + *path + "'",
-           "every parameter, buffer and child of a module needs its own name");
+      fail_at(where, "module: a name is registered twice", "'" + name + "' in module '" + *path + "'",
+              "every parameter, buffer and child of a module needs its own name");
 }
 
 // Names from the last entry to the first, so that a tied param keeps its first name.
@@ -104,12 +106,12 @@ void Module::Data::initialise() {
 
 Module::Module() : data_(std::make_shared<Data>()) {}
 
-void Module::add(std::string name, Param& param, Initialiser init, std::optional<Shape> file_shape) {
-  data_->check_new(name);
-  if (!param) fail(ErrorKind::usage, "module: an absent parameter cannot be registered", "'" + name + "'");
+void Module::add(std::string name, Param& param, Initialiser init, std::optional<Shape> file_shape, Site where) {
+  data_->check_new(name, where);
+  if (!param) fail_at(where, "module: an absent parameter cannot be registered", "'" + name + "'");
   if (file_shape && file_shape->numel() != param.shape().numel())
-    fail(ErrorKind::usage, "module: the shape in files has another number of elements",
-         "'" + name + "' " + to_string(param.shape()) + ", in files " + to_string(*file_shape));
+    fail_at(where, "module: the shape in files has another number of elements",
+            "'" + name + "' " + to_string(param.shape()) + ", in files " + to_string(*file_shape));
   bool named = false;  // a tied param keeps its first name
   data_->visit([&](const std::string&, Data::Entry& e) {
     if (auto* other = std::get_if<Param>(&e.what)) named |= other->impl() == param.impl();
@@ -120,15 +122,16 @@ void Module::add(std::string name, Param& param, Initialiser init, std::optional
   data_->entries.push_back({std::move(name), param, {}, std::move(init), drawn_by.seed(), drawn_by.names(), file_shape});
 }
 
-void Module::add(std::string name, State& state) {
-  data_->check_new(name);
+void Module::add(std::string name, State& state, Site where) {
+  data_->check_new(name, where);
+  if (!state) fail_at(where, "module: an absent state cannot be registered", "'" + name + "'");
   state.impl()->name = join(*data_->path, name);
   data_->entries.push_back({std::move(name), state});
 }
 
-void Module::add_child(std::string name, Module& child, std::shared_ptr<const Module> part) {
-  data_->check_new(name);
-  if (child.data_ == data_) fail(ErrorKind::usage, "module: a module cannot be its own child", "'" + name + "'");
+void Module::add_child(std::string name, Module& child, std::shared_ptr<const Module> part, Site where) {
+  data_->check_new(name, where);
+  if (child.data_ == data_) fail_at(where, "module: a module cannot be its own child", "'" + name + "'");
   data_->initialised &= child.data_->initialised;
   if (!data_->training) child.train(false);
   data_->entries.push_back({std::move(name), child.data_, std::move(part)});
@@ -140,8 +143,10 @@ std::vector<NamedParam> Module::named_parameters() const {
   std::vector<NamedParam> result;
   std::unordered_set<const StateImpl*> seen;
   data_->visit([&](const std::string& name, Data::Entry& e) {
-    if (auto* param = std::get_if<Param>(&e.what); param && seen.insert(param->impl().get()).second)
+    if (auto* param = std::get_if<Param>(&e.what); param && seen.insert(param->impl().get()).second) {
+      param->impl()->listed = true;
       result.push_back({name, *param});
+    }
   });
   return result;
 }
@@ -272,6 +277,7 @@ void Module::load_state_dict(const TensorMap& tensors) {
   if (!problems.empty()) fail_load(problems);
   for (auto& [name, slot] : slots) set_value(slot, tensors.at(name));
   data_->visit([](const std::string& name, Data::Entry& e) {
+    if (auto* param = std::get_if<Param>(&e.what)) param->impl()->listed = true;
     if (!e.init) return;
     e.names->next(name);  // its place in the count stays: what is drawn after it does not depend on whether it was loaded
     e.init = {};          // nor is it drawn over
@@ -280,16 +286,56 @@ void Module::load_state_dict(const TensorMap& tensors) {
 
 // -----------------------------------------------------------------------------------------------------------------------------
 
-CallFrame::CallFrame(const Module& module, Site where, const Tensor& input) {
+namespace {
+
+// Of the parameters that the frame of `module` read for the first time, one that was made in the module but is not below it.
+const StateImpl* never_added(const Tape& t, std::size_t reads_then, std::uint64_t serial,
+                             const std::unordered_set<const StateImpl*>& below) {
+  for (std::size_t i = reads_then; i < t.first_reads.size(); ++i) {
+    const StateImpl* p = t.states[std::size_t(t.first_reads[i])];
+    if (p && p->id > serial && !p->listed && !below.contains(p)) return p;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+void Module::check_parts(std::size_t reads_then) const {
+  std::unordered_set<const StateImpl*> below;
+  data_->visit([&](const std::string&, Data::Entry& e) {
+    if (auto* param = std::get_if<Param>(&e.what)) below.insert(param->impl().get());
+  });
+  Tape& t = tape();
+  const StateImpl* p = never_added(t, reads_then, data_->serial, below);
+  if (!p) return;
+  throw Error(
+      ErrorKind::usage,
+      {"module: a parameter is used that was never added to it", "'" + p->name + "' " + to_string(p->shape),
+       t.where(p->read_node),
+       "add(\"name\", layer) in the constructor of the module that owns it, or an optimizer will not find it; of one that "
+       "belongs elsewhere ask for the parameters() first, or call it under no_grad"});
+}
+
+CallFrame::CallFrame(const Module& module, Site where, const Tensor& input) : module_(module) {
   if (!module.data_->initialised) [[unlikely]]
     module.initialise();
+  reads_then_ = tape().first_reads.size();
   frame_ = open_frame(module.data_->path, where, input);
 }
 
-void CallFrame::output(const Tensor& t) { close_frame(std::exchange(frame_, -1), t); }
+void CallFrame::close(const Tensor& result) {
+  Tape& t = tape();
+  if (t.first_reads.size() > reads_then_) [[unlikely]]
+    module_.check_parts(reads_then_);
+  close_frame(std::exchange(frame_, -1), result);
+  if (t.frame < 0) t.place_first_reads();
+}
 
 CallFrame::~CallFrame() {
-  if (frame_ >= 0) close_frame(frame_, Tensor());
+  if (frame_ < 0) return;
+  Tape& t = tape();
+  t.first_reads.resize(std::min(t.first_reads.size(), reads_then_));
+  close_frame(frame_, Tensor());
 }
 
 }  // namespace weft

@@ -7,7 +7,12 @@
 //     Tensor forward(const Tensor& x) { return down(gelu(up(x))); }
 //   };
 //
-// Modules are handles: a copy shares parameters and registry with the original.
+// Modules are handles: a copy shares parameters and registry with the original, and so does what was moved from. They are not
+// assigned: the module that a layer was added to would keep the old one. To replace the values of a layer load them; one that
+// is chosen late is a std::optional<Linear>, filled by emplace() and then added.
+//
+// A parameter that a module reads when it is called, and that was made in it, must be added to it: forgetting add() is an
+// error of the first call that records gradients. (Made in it: after it, and asked for through no other module.)
 #pragma once
 
 #include <concepts>
@@ -42,6 +47,8 @@ class Module {
  public:
   Module();
   virtual ~Module() = default;
+  Module(const Module&) = default;
+  Module& operator=(const Module&) = delete;
 
   // Parameters in registration order, depth first. A Param registered twice (tied weights) is listed once, at its first name.
   std::vector<NamedParam> named_parameters() const;
@@ -79,20 +86,22 @@ class Module {
  protected:
   // Names the param. A second name for a tied param is allowed; give it no initialiser. `file_shape` is the shape in files,
   // if it differs.
-  void add(std::string name, Param& param, Initialiser init = {}, std::optional<Shape> file_shape = {});
-  void add(std::string name, State& state);
+  void add(std::string name, Param& param, Initialiser init = {}, std::optional<Shape> file_shape = {},
+           Site where = Site::current());
+  void add(std::string name, State& state, Site where = Site::current());
   template <std::derived_from<Module> M>
-  void add(std::string name, M& child) {  // `name` may have dots: "layers.3"
+  void add(std::string name, M& child, Site where = Site::current()) {  // `name` may have dots: "layers.3"
     std::shared_ptr<const Module> part;
     if constexpr (M::is_part) part = std::make_shared<const M>(child);  // a handle, as every copy of a module is
-    add_child(std::move(name), child, std::move(part));
+    add_child(std::move(name), child, std::move(part), where);
   }
   struct Data;  // shared with the parent, so that modules can be moved
   std::shared_ptr<Data> data_;
 
  private:
-  void add_child(std::string name, Module& child, std::shared_ptr<const Module> part);
+  void add_child(std::string name, Module& child, std::shared_ptr<const Module> part, Site where);
   void each_part(const std::function<void(const Module&)>& f) const;
+  void check_parts(std::size_t reads_then) const;  // of the parameters in Tape::first_reads from there on
 
   friend class CallFrame;
 };
@@ -114,13 +123,15 @@ class Evaluating {
 class CallFrame {
  public:
   CallFrame(const Module& module, Site where, const Tensor& input);
-  ~CallFrame();
+  ~CallFrame();  // of a call that ends with an exception
   CallFrame(const CallFrame&) = delete;
   CallFrame& operator=(const CallFrame&) = delete;
-  void output(const Tensor& t);
+  void close(const Tensor& result);  // absent if the call gives no tensor
 
  private:
-  std::int32_t frame_;  // -1 once closed
+  const Module& module_;
+  std::int32_t frame_;      // -1 once closed
+  std::size_t reads_then_;  // parameters in Tape::first_reads when it was opened
 };
 
 // CRTP: gives `Self` a call operator that opens a frame and calls Self::forward(first, rest...).
@@ -131,7 +142,10 @@ class Layer : public Base {
   auto operator()(Arg x, Rest&&... rest) {
     CallFrame frame(*this, x.where(), x.tensor());
     auto result = static_cast<Self*>(this)->forward(x.tensor(), std::forward<Rest>(rest)...);
-    if constexpr (std::is_same_v<decltype(result), Tensor>) frame.output(result);
+    if constexpr (std::is_same_v<decltype(result), Tensor>)
+      frame.close(result);
+    else
+      frame.close({});
     return result;
   }
 };

@@ -1,6 +1,7 @@
 // Pieces of the shape and dtype checks that every structured op makes when it is called.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -37,6 +38,24 @@ inline void require_shape(Site where, std::string_view op, std::string_view name
     fail_at(where, fmt::format("{}: {} does not fit {}", op, name, against_name),
             fmt::format("{} {}, {} {}", name, to_string(t.shape()), against_name, to_string(against.shape())),
             fmt::format("{} must be {}", name, to_string(shape)));
+}
+
+struct NamedOperand {
+  std::string_view name;
+  const Tensor& tensor;  // may be absent
+};
+
+// f64 goes with f64 only: that an f64 tensor meets f32 weights is a mistake more often than it is meant. bf16 goes with f32.
+inline void require_one_precision(Site where, std::string_view op, std::initializer_list<NamedOperand> operands) {
+  int wide = 0, present = 0;
+  for (const NamedOperand& o : operands)
+    if (o.tensor) ++present, wide += o.tensor.dtype() == DType::f64;
+  if (wide == 0 || wide == present) return;
+  std::string text;
+  for (const NamedOperand& o : operands)
+    if (o.tensor) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", o.name, describe(o.tensor));
+  fail_at(where, fmt::format("{}: some operands are f64 and some are not", op), text,
+          "cast() the tensor to f32, or make the layer with .dtype = DType::f64");
 }
 
 // The dtype of statistics, states and losses: fp64 where any operand is f64, else fp32.

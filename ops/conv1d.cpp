@@ -375,6 +375,7 @@ Tensor conv1d(Arg x, Arg weight, Arg bias, Conv1dOptions options) {
   if (bias) require_shape(where, "conv1d", "bias", bias, Shape{sx[2]}, "weight", weight);
   const Shape state{sx[0], sw[1] - 1, sx[2]};
   if (options.initial) require_shape(where, "conv1d", "initial", options.initial, state, "x", x);
+  require_one_precision(where, "conv1d", {{"x", x}, {"weight", weight}, {"bias", bias}, {"initial", options.initial}});
   if (options.silu && options.out.filled())
     fail_at(where, "conv1d: SiLU and a function for the result", "silu is what .out = silu_hole() says",
             "give one of them; the function may call silu()");

@@ -40,7 +40,7 @@ bool is_identifier(const std::string& name) {
          std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; });
 }
 
-void check_options(const CustomOptions& o) {
+void check_options(const CustomOptions& o, Site where) {
   std::vector<std::string> names = {o.name};
   for (const CustomInput& i : o.inputs) names.push_back(i.name);
   for (const auto* list : {&o.outputs, &o.facts, &o.integers, &o.constants})
@@ -48,19 +48,17 @@ void check_options(const CustomOptions& o) {
   for (const CustomHole& h : o.holes) {
     names.push_back(h.name);
     if (h.output < 0 || h.output >= int(o.outputs.size()))
-      fail(ErrorKind::usage, fmt::format("{}: hole '{}' has no space", o.name, h.name),
-           fmt::format("output {} of {}", h.output, o.outputs.size()), "its space is that of an output");
+      fail_at(where, fmt::format("{}: hole '{}' has no space", o.name, h.name),
+              fmt::format("output {} of {}", h.output, o.outputs.size()), "its space is that of an output");
   }
   if (o.holes.size() > kMostHoles)
-    fail(ErrorKind::usage, fmt::format("{}: too many holes", o.name),
-         fmt::format("{} of at most {}", o.holes.size(), kMostHoles));
+    fail_at(where, fmt::format("{}: too many holes", o.name), fmt::format("{} of at most {}", o.holes.size(), kMostHoles));
   for (const std::string& name : names)
     if (!is_identifier(name))
-      fail(ErrorKind::usage, fmt::format("custom: '{}' cannot be a name in a kernel", name), o.name,
-           "use letters, digits and _");
-  if (o.outputs.empty()) fail(ErrorKind::usage, fmt::format("{}: the op has no output", o.name));
+      fail_at(where, fmt::format("custom: '{}' cannot be a name in a kernel", name), o.name, "use letters, digits and _");
+  if (o.outputs.empty()) fail_at(where, fmt::format("{}: the op has no output", o.name));
   if (o.cuda.empty() || !o.launch)
-    fail(ErrorKind::usage, fmt::format("{}: the op has no kernel", o.name), {}, "give it .cuda and .launch");
+    fail_at(where, fmt::format("{}: the op has no kernel", o.name), {}, "give it .cuda and .launch");
 }
 
 void check_count(const CustomOptions& o, Site where, std::string_view what, std::size_t given, std::size_t wanted) {
@@ -295,8 +293,8 @@ const Op& CustomOp::op() {
   return op;
 }
 
-CustomOp::CustomOp(CustomOptions options) {
-  check_options(options);
+CustomOp::CustomOp(CustomOptions options, Site where) {
+  check_options(options, where);
   op();
   Registry& r = registry();
   const std::lock_guard lock(r.mutex);

@@ -113,7 +113,7 @@ struct CustomOptions {
 class CustomOp {
  public:
   // Usage errors: names that are no identifiers, no text, no launch, too many holes or a hole of no output.
-  explicit CustomOp(CustomOptions options);
+  explicit CustomOp(CustomOptions options, Site where = Site::current());
 
  private:
   friend Tensor custom(const CustomOp&, std::initializer_list<Arg>, std::vector<Out>, CustomValues, Site);

@@ -196,6 +196,7 @@ std::string both(std::string_view a_name, const Shape& a, std::string_view b_nam
 Tensor matmul(Arg a, Arg b) {
   require_real(a.where(), "matmul", "a", a);
   require_real(a.where(), "matmul", "b", b);
+  require_one_precision(a.where(), "matmul", {{"a", a}, {"b", b}});
   const Shape sa = a.shape(), sb = b.shape();
   if (sa.rank() < 2 || sb.rank() < 2)
     fail_at(a.where(), "matmul: operands need at least two axes", both("a", sa, "b", sb),
@@ -224,6 +225,7 @@ Tensor linear(Arg x, Arg weight, Arg bias) {
             fmt::format("{}: {} against {}", both("x", sx, "weight", sw), sx.rank() ? sx[-1] : 1, sw[1]),
             sx.rank() && sx[-1] == sw[0] ? "the weight is (out, in): transpose it, or use matmul" : "check the layer's width");
   if (bias) require_shape(x.where(), "linear", "bias", bias, Shape{sw[0]}, "weight", weight);
+  require_one_precision(x.where(), "linear", {{"x", x}, {"weight", weight}, {"bias", bias}});
   return record_linear(x, weight, bias, true, x.dtype(), x.where());
 }
 

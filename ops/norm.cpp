@@ -258,6 +258,7 @@ Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight,
   const Shape vector{shape[-1]};
   if (weight) require_shape(where, op.name, "weight", weight, vector, "x", x);
   if (bias) require_shape(where, op.name, "bias", bias, vector, "x", x);
+  require_one_precision(where, op.name, {{"x", x}, {"weight", weight}, {"bias", bias}});
   const Shape stats{shape.first(shape.rank() - 1).numel(), 2};
   DType real = compute_dtype(x.tensor(), weight.tensor(), bias.tensor());
   for (const Tensor& c : out.captured) real = widest(real, compute_dtype(c));

@@ -124,7 +124,7 @@ Tensor permute(Arg a, std::vector<int> axes);
 Tensor transpose(Arg a, int axis0 = -1, int axis1 = -2);
 Tensor slice(Arg a, int axis, std::int64_t begin, std::int64_t end);
 Tensor expand(Arg a, Shape shape);
-Tensor concat(std::vector<Arg> parts, int axis);
+Tensor concat(std::vector<Arg> parts, int axis, Site where = Site::current());
 Tensor pad(Arg a, int axis, std::int64_t before, std::int64_t after, double value = 0);
 std::vector<Tensor> split(Arg a, std::vector<std::int64_t> sizes, int axis);
 

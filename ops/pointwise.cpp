@@ -121,8 +121,6 @@ void fail_pointwise_arity(std::size_t tensors, Site where) {
 ExprType input_type(const Arg& a) { return expr_type(a.dtype()); }
 
 Tensor record_pointwise(std::string_view name, std::span<const Arg> args, Expr body, std::span<const double> constants) {
-  if (args.empty())
-    fail(ErrorKind::usage, fmt::format("{}: a pointwise op needs a tensor", name), {}, "use full() for a constant");
   const Shape shape = broadcast_all(name, args);
   if (body.coordinates() > shape.rank())
     fail_at(args[0].where(), fmt::format("{}: index {} does not exist", name, body.coordinates() - 1),

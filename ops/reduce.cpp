@@ -28,8 +28,13 @@ std::uint32_t axis_mask(const Arg& a, const std::vector<int>& axes, std::string_
   std::uint32_t mask = 0;
   for (int axis : axes) {
     if (axis < -rank || axis >= rank)
-      fail_at(a.where(), fmt::format("{}: no such axis", op), fmt::format("axis {} of {}", axis, to_string(a.shape())));
-    mask |= 1u << (axis < 0 ? axis + rank : axis);
+      fail_at(a.where(), fmt::format("{}: no such axis", op), fmt::format("axis {} of {}", axis, to_string(a.shape())),
+              "axes count from 0, or from the end with -1");
+    const std::uint32_t bit = 1u << (axis < 0 ? axis + rank : axis);
+    if (mask & bit)
+      fail_at(a.where(), fmt::format("{}: an axis is named twice", op),
+              fmt::format("axis {} of {}", axis, to_string(a.shape())), "name every axis once; none means all of them");
+    mask |= bit;
   }
   return axes.empty() ? (1u << rank) - 1 : mask;
 }

@@ -625,6 +625,8 @@ void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const 
   require_shape(where, "scan", "C", C, sb, "B", B);
   if (o.D) require_shape(where, "scan", "D", o.D, Shape{su[2]}, "u", u);
   if (o.initial) require_shape(where, "scan", "initial", o.initial, Shape{su[0], su[2], sa[1]}, "u", u);
+  require_one_precision(where, "scan",
+                        {{"u", u}, {"delta", delta}, {"A", A}, {"B", B}, {"C", C}, {"D", o.D}, {"initial", o.initial}});
 }
 
 }  // namespace

@@ -250,8 +250,8 @@ Tensor expand(Arg a, Shape shape) {
   return a.shape() == shape ? a.tensor() : record_view(expand_op, a, shape, {});
 }
 
-Tensor concat(std::vector<Arg> parts, int axis) {
-  if (parts.empty()) fail(ErrorKind::usage, "concat: no parts", {}, "give at least one tensor");
+Tensor concat(std::vector<Arg> parts, int axis, Site where) {
+  if (parts.empty()) fail_at(where, "concat: no parts", {}, "give at least one tensor");
   axis = checked_axis(parts[0], axis, "concat");
   std::vector<Tensor> tensors;
   std::vector<std::int64_t> sizes;

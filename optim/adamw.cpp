@@ -130,7 +130,7 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
   check_options(options_, where);
   std::unordered_set<const StateImpl*> seen;
   for (Param& p : params) {
-    if (p.dtype() != DType::f32 && p.dtype() != DType::f64)
+    if (p.dtype(where) != DType::f32 && p.dtype() != DType::f64)
       fail_at(where, "AdamW: parameters must be f32 or f64", fmt::format("'{}' is {}", p.name(), name_of(p.dtype())));
     if (!seen.insert(p.impl().get()).second) continue;  // tied
     if (!rows_.empty() && p.dtype() != rows_[0].param.dtype())
@@ -138,6 +138,7 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
               fmt::format("'{}' is {}, '{}' is {}", rows_[0].param.name(), name_of(rows_[0].param.dtype()), p.name(),
                           name_of(p.dtype())),
               "use an optimizer for each type");
+    p.impl()->listed = true;
     rows_.push_back({p, size_});
     size_ += (p.shape().numel() + 3) / 4 * 4;  // moments begin at multiples of 16 bytes, which a GPU moves at once
   }

@@ -40,6 +40,8 @@ struct AdamWOptions {
 class AdamW {
  public:
   explicit AdamW(std::vector<Param> params, AdamWOptions options = {}, Site where = Site::current());
+  AdamW(const AdamW&) = default;  // shares moments and steps; so does what was moved from
+  AdamW& operator=(const AdamW&) = default;
 
   // Records the update with the gradients of this step's backward and of earlier, pending ones; params without a
   // gradient are left as they are. Outside `run` it is executed at once. Errors: no param has a gradient; an earlier step was

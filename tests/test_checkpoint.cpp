@@ -118,7 +118,7 @@ TEST(TrainOptionsTable, MistakesAreNamed) {
   expect_error(ErrorKind::usage, {"unknown option 'stepz'; did you mean 'steps'?"}, from({{"stepz", "1"}}));
   expect_error(ErrorKind::usage, {"--steps must be a whole number", "'1.5'"}, from({{"steps", "1.5"}}));
   expect_error(ErrorKind::usage, {"--steps must be a whole number"}, from({{"steps", "99999999999999999999"}}));
-  expect_error(ErrorKind::usage, {"--lr must be a number", "'nan'"}, from({{"lr", "nan"}}));
+  expect_error(ErrorKind::usage, {"--lr must be a finite number", "'nan'"}, from({{"lr", "nan"}}));
   expect_error(ErrorKind::usage, {"--tf32 must be true or false"}, from({{"tf32", "maybe"}}));
   expect_error(ErrorKind::usage, {"--precision", "'fp23'; did you mean 'fp32'?"}, from({{"precision", "fp23"}}));
   expect_error(ErrorKind::usage, {"may not be negative", "--batch -1", "--lr -1"}, from({{"batch", "-1"}, {"lr", "-1"}}));

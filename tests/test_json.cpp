@@ -116,10 +116,12 @@ TEST(Json, IntegersAreNotConverted) {
   EXPECT_EQ(integer_at<std::uint64_t>(object, "c", "t"), std::uint64_t(INT64_MAX));
   EXPECT_EQ(integer_at<std::int64_t>(object, "k", "t"), INT64_MIN);
   for (const char* key : {"b", "d", "e", "f", "g", "h", "i", "j"})
-    expect_error(ErrorKind::io, {"state.json", key, object[key].dump()},
+    expect_error(ErrorKind::io, {"state.json", key, text_of(object[key])},
                  [&] { integer_at<std::int64_t>(object, key, "state.json"); });
   for (const char* key : {"a", "d", "e", "k"})
     expect_error(ErrorKind::io, {"state.json", key}, [&] { integer_at<std::uint64_t>(object, key, "state.json"); });
+  EXPECT_EQ(text_of(object["f"]), "NaN");
+  EXPECT_EQ(text_of(parse_json("[-Infinity]", "t")[0]), "-Infinity");
   EXPECT_THROW(integer_at<std::int64_t>(object, "missing", "t"), json::out_of_range);
 }
 

@@ -1,6 +1,7 @@
 // Mistakes and what is said about them: message and exit code, by the library and by the program.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -9,6 +10,7 @@
 
 #include "autograd/settings.h"
 #include "jit/driver.h"
+#include "jit/file.h"
 #include "jit/json.h"
 #include "tests/expect_error.h"
 #include "tests/program.h"
@@ -303,8 +305,52 @@ std::vector<Mistake> mistakes() {
        }},
       {"run inside run, of a step that takes arguments",
        2,
-       {"run: called inside run: a step is one recording\n  hint: "},
+       {"run: called inside run", "at test_mistakes.cpp:"},
        [] { run([] { run([](int) {}, 3); }); }},
+      {"a dead tensor is returned",
+       2,
+       {"tensor: this handle is dead", "at test_mistakes.cpp:"},
+       [] {
+         Tensor dead;
+         run([&] { dead = tensor({4}) * 2.0; });
+         run([&] { return dead; });
+       }},
+      {"a state that is gone before its step runs",
+       2,
+       {"a state was destroyed", "at test_mistakes.cpp:"},
+       [] { run([] { return Param({2}).read() + 1.0; }); }},
+      {"a label smoothing that is no number",
+       2,
+       {"label smoothing is not in [0, 1)", "nan", "at test_mistakes.cpp:"},
+       [] {
+         cross_entropy(tensor({2, 3}), zeros({2}, DType::i64), {.label_smoothing = std::nan("")});
+       }},
+      {"a probability of dropout that is none",
+       2,
+       {"dropout: p is not a probability", "nan", "at test_mistakes.cpp:"},
+       [] { dropout(tensor({2}), std::nan("")); }},
+      {"a layer of dropout of everything", 2, {"Dropout: p must lie in [0, 1)", "at test_mistakes.cpp:"}, [] { Dropout(1); }},
+      {"a temperature of a mask that is no number",
+       2,
+       {"the temperature is not positive", "nan", "at test_mistakes.cpp:"},
+       [] { gumbel_sigmoid(tensor({2}), {.temperature = std::nan("")}); }},
+      {"a pointwise op of nothing",
+       2,
+       {"does not take one Expr for each tensor", "0 tensors", "at test_mistakes.cpp:"},
+       [] { pointwise("lonely", {}, [](Expr) { return Expr(1.0); }); }},
+      {"a concat of nothing", 2, {"concat: no parts", "at test_mistakes.cpp:"}, [] { concat({}, 0); }},
+      {"an output that an op has not",
+       2,
+       {"output_of: the op has no such output", "output 1 of 1", "at test_mistakes.cpp:"},
+       [] { output_of(tensor({2}), 1); }},
+      {"a name for two parts of a module",
+       2,
+       {"a name is registered twice", "'up'", "at test_mistakes.cpp:"},
+       [] {
+         struct Twice : Mlp {
+           Twice() { add("up", up); }
+         } twice;
+       }},
       {"a State read on the host inside run",
        2,
        {"state 'counter' was accessed from the host inside run"},
@@ -409,6 +455,8 @@ TEST(Mistakes, OfTheLibrary) {
     } catch (const Error& e) {
       const std::string text = e.what();
       EXPECT_EQ(exit_code(e.kind()), mistake.code) << text;
+      if (e.kind() == ErrorKind::usage && !e.parts().where.empty())
+        EXPECT_NE(e.parts().where.find("test_mistakes.cpp:"), std::string::npos) << "no line of the user's: " << text;
       for (const std::string& word : mistake.words)
         EXPECT_NE(text.find(word), std::string::npos) << "no \"" << word << "\" in: " << text;
     }
@@ -430,6 +478,7 @@ void prepare(const TempFolder& folder) {
     change(j);
     std::ofstream(file) << j;
   };
+  folder.write("nanoption.json", "{\"batch\": 4, \"lr\": NaN}"), folder.write("infoption.json", "{\"clip\": -Infinity}");
   folder.write("badoption.json", "{\"batchs\": 3}"), folder.write("short.txt", "too short"), folder.write("empty.txt", "");
   std::string text;
   for (int i = 0; i < 100; ++i) text += "line " + std::to_string(i) + "\n";
@@ -445,7 +494,7 @@ void prepare(const TempFolder& folder) {
   TensorMap reference{{"input_ids", HostTensor::from<std::int64_t>(DType::i64, {1, 2}, std::vector<std::int64_t>{3, 4})}};
   write_safetensors(copy("nologits") / "reference.safetensors", reference);
   reference["logits"] = HostTensor::from<float>(DType::f32, {1, 2, 16}, std::vector<float>(32, 1));
-  for (const char* name : {"wrong", "cut", "llama", "typo", "sizes", "nojson", "shapes", "huge", "nan"})
+  for (const char* name : {"wrong", "cut", "llama", "typo", "sizes", "nojson", "shapes", "huge", "nan", "barenan"})
     write_safetensors(copy(name) / "reference.safetensors", reference);
   fs::resize_file(folder / "cut/model.safetensors", 100);
   change_json(folder / "llama/config.json", [](auto& j) { j["model_type"] = "llama"; });
@@ -455,6 +504,11 @@ void prepare(const TempFolder& folder) {
   change_json(folder / "shapes/config.json", [](auto& j) { j["state_size"] = 3, j["use_bias"] = true; });
   change_json(folder / "huge/config.json", [](auto& j) { j["vocab_size"] = 1 << 29; });
   change_json(folder / "nan/config.json", [](auto& j) { j["layer_norm_epsilon"] = "NaN"; });
+  change_json(folder / "barenan/config.json",
+              [](auto& j) { j["layer_norm_epsilon"] = std::nan(""); });  // it is written as null
+  std::string bare = read_text(folder / "barenan/config.json");
+  bare.replace(bare.find("null", bare.find("layer_norm_epsilon")), 4, "NaN");
+  std::ofstream(folder / "barenan/config.json") << bare;
 
   for (const char* name : {"pickle", "noshard", "badstate", "nomodel"}) fs::create_directory(folder / name);
   for (const char* name : {"pickle", "noshard", "nomodel"}) {
@@ -543,6 +597,7 @@ TEST_F(Program, Mistakes) {
       {"misspelt key", "weft verify typo", 4, {"unknown key", "'hidden_sise'; did you mean 'hidden_size'?"}},
       {"missing keys", "weft verify sizes", 4, {"size keys are missing: num_hidden_layers, state_size"}},
       {"comma too many", "weft verify nojson", 4, {"nojson/config.json: not valid JSON", "line 2, column 1"}},
+      {"number that is none", "weft verify barenan", 4, {"a number is expected", "layer_norm_epsilon = NaN"}},
       {"number in quotes", "weft verify nan", 4, {"a number is expected", "layer_norm_epsilon = \"NaN\""}},
       {"wrong shapes, all listed",
        "weft verify shapes",
@@ -576,11 +631,26 @@ TEST_F(Program, Mistakes) {
       {"preset misspelt", "weft train --preset tinny", 2, {"--preset: unknown word 'tinny'; did you mean 'tiny'?"}},
       {"key misspelt in --set", "weft train --set lerning_rate=1", 2, {"lerning_rate"}},
       {"key misspelt in --config", "weft train --config badoption.json", 4, {"badoption.json", "batchs", "did you mean"}},
+      {"NaN in --config", "weft train --config nanoption.json", 4, {"nanoption.json", "--lr must be a finite number", "'NaN'"}},
+      {"infinity in --config", "weft train --config infoption.json", 4, {"--clip must be a finite number", "'-Infinity'"}},
       {"missing --config", "weft train --config none.json", 4, {"none.json", "No such file"}},
       {"plot of nothing", "weft plot none", 4, {"none"}},
       // generation, evaluation, shards
       {"generate from nothing", "weft generate --tokens 3", 2, {"--from is required", "weft generate --help"}},
       {"generate from nowhere", "weft generate --from none", 4, {"none"}},
+      {"generate from a file", "weft generate --from text.txt", 4, {"text.txt: not a folder", "weft train --out"}},
+      {"generate from a weights file",
+       "weft generate --from bytes/model.safetensors",
+       4,
+       {"bytes/model.safetensors: not a folder", "give the folder"}},
+      {"generate from a pipe", "mkfifo pipe; weft generate --from pipe", 4, {"pipe: not a folder"}},
+      {"evaluate a pipe", "weft eval --from pipe --data text.txt", 4, {"pipe: not a folder"}},
+      {"resume from a pipe", "weft train --resume pipe", 4, {"pipe: not a folder"}},
+      {"temperature nan", "weft generate --from bytes --temperature nan", 2, {"--temperature: 'nan' is no finite number"}},
+      {"temperature inf", "weft generate --from bytes --temperature inf", 2, {"--temperature: 'inf' is no finite number"}},
+      {"top-p nan", "weft generate --from bytes --top-p nan", 2, {"--top-p: 'nan' is no finite number"}},
+      {"top-p above 1", "weft generate --from bytes --top-p 1.5", 2, {"top-p must lie in (0, 1]", "top-p 1.5"}},
+      {"temperature of a run nan", "weft train $tiny --temperature nan", 2, {"--temperature must be a finite number", "'nan'"}},
       {"negative top-p", "weft generate --from model --top-p -1", 2, {"--top-p: -1 is below 0"}},
       {"tokens beyond 64 bits",
        "weft generate --from model --tokens 999999999999999999999",

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
+#include <type_traits>
 
 #include "jit/parallel.h"
 #include "tests/expect_error.h"
@@ -167,6 +169,106 @@ TEST(Init, DtBiasHasTheCheckValues) {
     EXPECT_GE(step, 1e-3 * (1 - 1e-12));
     EXPECT_LE(step, 0.1 * (1 + 1e-12));
   }
+}
+
+// ---- what was never added ---------------------------------------------------------------------------------------------------
+
+struct Forgot : Layer<Forgot> {  // a layer
+  Linear in{4, 4}, out{4, 4};
+  Forgot() { add("in", in); }
+  Tensor forward(const Tensor& x) { return out(in(x)); }
+};
+struct ForgotList : Layer<ForgotList> {
+  std::vector<Linear> layers;
+  ForgotList() {
+    for (int i = 0; i < 3; ++i) layers.emplace_back(4, 4);
+  }
+  Tensor forward(const Tensor& x) {
+    Tensor y = x;
+    for (Linear& layer : layers) y = layer(y);
+    return y;
+  }
+};
+struct ForgotParam : Layer<ForgotParam> {
+  Param scale{Shape{4}};
+  Tensor forward(const Tensor& x) { return x * scale; }
+};
+struct ForgotOptional : Layer<ForgotOptional> {
+  std::optional<Linear> out;
+  ForgotOptional() { out.emplace(4, 4); }
+  Tensor forward(const Tensor& x) { return out->product(x); }  // not by a call
+};
+struct ForgotBelow : Layer<ForgotBelow> {
+  Forgot inner;
+  ForgotBelow() { add("inner", inner); }
+  Tensor forward(const Tensor& x) { return inner(x); }
+};
+struct ReplacedParam : Layer<ReplacedParam> {
+  Param scale{Shape{4}};
+  ReplacedParam() { add("scale", scale); }
+  Tensor forward(const Tensor& x) { return x * scale; }
+};
+
+template <class M>
+void expect_never_added(M module, const std::string& parameter) {
+  const Tensor x = Tensor::from(ramp(8), {2, 4});
+  const std::vector<std::string> words = {"a parameter is used that was never added", parameter,
+                                          "called at test_nn.cpp:", "hint: add("};
+  EXPECT_NO_THROW(run([&] { return no_grad([&] { return module(x); }); })) << "nothing would be trained";
+  expect_error(ErrorKind::usage, words, [&] { run([&] { return module(x); }); });
+  expect_error(ErrorKind::usage, words, [&] { module(x); });  // outside of run
+  expect_error(ErrorKind::usage, words, [&] { run([&] { return module(x); }); });
+}
+
+TEST(NeverAdded, PartsOfAModuleAreReportedAtItsFirstCall) {
+  expect_never_added(Forgot(), "'weight' (4, 4)");
+  expect_never_added(ForgotList(), "'weight' (4, 4)");
+  expect_never_added(ForgotParam(), "'param' (4,)");
+  expect_never_added(ForgotOptional(), "'weight' (4, 4)");
+  expect_never_added(ForgotBelow(), "'weight' (4, 4)");
+}
+
+TEST(NeverAdded, AParameterThatReplacedARegisteredOneIsReported) {
+  ReplacedParam module;
+  const Tensor x = Tensor::from(ramp(8), {2, 4});
+  AdamW opt(module.parameters());
+  run([&] { return module(x); });
+  module.scale = Param({4});
+  expect_error(ErrorKind::usage, {"never added", "'param' (4,)"}, [&] { run([&] { return module(x); }); });
+}
+
+struct Borrows : Layer<Borrows> {
+  Linear& encoder;
+  Linear head{4, 2};
+  explicit Borrows(Linear& shared) : encoder(shared) { add("head", head); }
+  Tensor forward(const Tensor& x) { return head(encoder(x)); }
+};
+struct Given : Layer<Given> {
+  Linear body{4, 4};
+  Given() { add("body", body); }
+  Tensor forward(const Tensor& x, Linear& head) { return head(body(x)); }
+};
+
+TEST(NeverAdded, PartsThatBelongElsewhereAreNot) {
+  const Tensor x = Tensor::from(ramp(8), {2, 4});
+  Linear encoder(4, 4);
+  Borrows borrows(encoder);
+  EXPECT_EQ(run([&] { return borrows(x); }).shape(), (Shape{2, 2})) << "made before";
+  Given given;
+  Linear head(4, 2);
+  AdamW opt(head.parameters());
+  EXPECT_EQ(run([&] { return given(x, head); }).shape(), (Shape{2, 2})) << "an optimizer has it";
+  Forgot frozen;
+  frozen.out.set_trainable(false);
+  EXPECT_EQ(run([&] { return frozen(x); }).shape(), (Shape{2, 4})) << "it is not to be trained";
+}
+
+TEST(NeverAdded, ALayerIsNotReplacedByAssignment) {
+  EXPECT_FALSE((std::is_assignable_v<Linear&, Linear>));
+  EXPECT_FALSE((std::is_assignable_v<MambaMixer&, MambaMixer>));
+  EXPECT_FALSE((std::is_assignable_v<Net&, const Net&>));
+  EXPECT_FALSE((std::is_swappable_v<Linear>));
+  EXPECT_TRUE((std::is_copy_constructible_v<Linear> && std::is_move_constructible_v<Net>));
 }
 
 TEST(Init, DependsOnSeedAndNameAlone) {

@@ -108,9 +108,9 @@ TEST(Sizes, LongConvolutions) {
     for (const std::int64_t width : {4, 11, 70})
       expect_equal_to_cpu("conv1d", [=](DType dtype) -> Step {
         const std::int64_t d = shape[2];
-        const Tensor x = values(shape, dtype, 0), upstream = values(shape, dtype, 1),
-                     weight = values({d, width}, DType::f32, 2), bias = values({d}, DType::f32, 3),
-                     initial = values({shape[0], width - 1, d}, dtype, 4);
+        const DType weights = dtype == DType::f64 ? dtype : DType::f32;
+        const Tensor x = values(shape, dtype, 0), upstream = values(shape, dtype, 1), weight = values({d, width}, weights, 2),
+                     bias = values({d}, weights, 3), initial = values({shape[0], width - 1, d}, dtype, 4);
         return [=] {
           Tensor last;
           const Tensor y = conv1d(x, weight, bias, {.silu = true, .initial = initial, .last = &last});

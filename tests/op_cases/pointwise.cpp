@@ -175,6 +175,7 @@ void add_pointwise(std::vector<OpRow>& rows) {
       "div", [](Arg a, Arg b) { return a / b; }, [](double a, double b) { return a / b; }, -3, 3, 0.3, 3));
   rows.push_back(binary(
       "pow", [](Arg a, Arg b) { return pow(a, b); }, [](double a, double b) { return std::pow(a, b); }, 0.2, 3));
+  for (OpInput& i : rows.back().cases.back().inputs) i.differentiable = false;  // at base 0 and below slopes are not finite
   // The same draws never meet: gradients at ties are defined, not differentiable.
   rows.push_back(binary(
       "min", [](Arg a, Arg b) { return min(a, b); }, [](double a, double b) { return std::min(a, b); }));

@@ -16,6 +16,8 @@ namespace weft {
 // A handle: copies share the model.
 class Tokenizer {
  public:
+  Tokenizer(const Tokenizer&) = default;  // a handle, to be moved too: what was moved from is the same tokenizer
+  Tokenizer& operator=(const Tokenizer&) = default;
   static Tokenizer bytes();  // ids are the bytes; any text
 
   // A SentencePiece model, unigram or BPE, without normalisation rules. Errors (ErrorKind::io): missing, not such a model,

@@ -10,6 +10,7 @@
 #include <system_error>
 #include <vector>
 
+#include "jit/error.h"
 #include "jit/file.h"
 #include "tools/system/folder.h"
 

@@ -69,7 +69,7 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make)
     : options_(std::move(options)),
-      rng_(std::make_unique<Rng>(options_.seed)),
+      rng_(std::make_shared<Rng>(options_.seed)),
       data_(std::move(data)),
       model_(initialised(make, compute_options(options_), *rng_)),
       optimizer_(model_->parameters(), {.lr = options_.lr,

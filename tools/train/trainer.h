@@ -33,6 +33,7 @@ class Trainer {
  public:
   // `data` has the options' batch and length. Of the options, those of the model, the optimizer and the schedule matter here.
   Trainer(std::shared_ptr<BatchSource> data, TrainOptions options);
+  Trainer(Trainer&& other) : Trainer(std::as_const(other)) {}  // shares what it holds with what it was moved from
 
   // One step on the next batches. Errors (ErrorKind::training): loss or gradient norm is not finite, and
   // options().skip_bad_steps do not allow it; the step is computed again op by op to name the one that made the value. The
@@ -61,14 +62,15 @@ class Trainer {
   const BatchSource& data() const { return *data_; }
 
  private:
+  Trainer(const Trainer&) = default;
   Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make);
   std::pair<double, double> compute();  // loss and gradient norm of a step on the next batches
   [[noreturn]] void explain(const StepResult& result, std::int64_t position, std::uint64_t tick);
 
   TrainOptions options_;
-  std::unique_ptr<Rng> rng_;
+  std::shared_ptr<Rng> rng_;
   std::shared_ptr<BatchSource> data_;
-  std::unique_ptr<LanguageModel> model_;
+  std::shared_ptr<LanguageModel> model_;
   AdamW optimizer_;
   std::int64_t step_ = 0, bad_steps_ = 0;
 };
