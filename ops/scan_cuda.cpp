@@ -18,7 +18,7 @@ namespace {
 using namespace scan_layout;
 
 constexpr int kHeld = 4;                // steps whose states backward holds in registers
-constexpr std::int64_t kStretch = 256;  // steps that backward adds up one after the other, so that long sums keep their digits
+constexpr std::int64_t kStretch = 128;  // steps that backward adds up one after the other, so that long sums keep their digits
 constexpr int kPadding = 4;             // elements between rows of shared memory, as in scan.cuh
 
 // How a block divides channels and states among its threads, and time into rounds: by the state size and the type alone.
@@ -276,11 +276,11 @@ void cuda_scan_backward(Lowering& l) {
     }
     emit("scan_backward", all);
   }
-  emit_sum_of_parts(l, "scan_sum", all.dA_part, kInOrder, dA);
+  emit_sum_of_parts(l, "scan_sum", all.dA_part, kTree, dA);
   emit_sum_of_parts(l, "scan_sum", all.dB_part, kInOrder, dB);
   emit_sum_of_parts(l, "scan_sum", all.dC_part, kInOrder, dC);
-  emit_sum_of_parts(l, "scan_sum", all.dD_part, kInOrder, dD);
-  for (const auto& [from, sum] : totals) emit_sum_of_parts(l, "scan_sum", from, kInOrder, sum);
+  emit_sum_of_parts(l, "scan_sum", all.dD_part, kTree, dD);
+  for (const auto& [from, sum] : totals) emit_sum_of_parts(l, "scan_sum", from, kTree, sum);
 }
 
 }  // namespace weft
