@@ -37,6 +37,7 @@ struct Module::Data {
   std::vector<Entry> entries;  // in registration order
   const std::string* path = intern("");
   bool training = true;
+  bool placed = false;      // it was added to a module, or listed, loaded or put into a mode by itself
   bool initialised = true;  // all entries of this module and those below; may be false though they are
 
   void check_new(const std::string& name, Site where) const;
@@ -132,6 +133,7 @@ void Module::add(std::string name, State& state, Site where) {
 void Module::add_child(std::string name, Module& child, std::shared_ptr<const Module> part, Site where) {
   data_->check_new(name, where);
   if (child.data_ == data_) fail_at(where, "module: a module cannot be its own child", "'" + name + "'");
+  child.data_->placed = true;
   data_->initialised &= child.data_->initialised;
   if (!data_->training) child.train(false);
   data_->entries.push_back({std::move(name), child.data_, std::move(part)});
@@ -139,6 +141,7 @@ void Module::add_child(std::string name, Module& child, std::shared_ptr<const Mo
 }
 
 std::vector<NamedParam> Module::named_parameters() const {
+  data_->placed = true;
   initialise();
   std::vector<NamedParam> result;
   std::unordered_set<const StateImpl*> seen;
@@ -190,8 +193,15 @@ void Module::set_trainable(bool on) {
   for (Param& p : parameters()) p.set_trainable(on);
 }
 
-bool Module::training() const { return data_->training; }
-void Module::train(bool on) { data_->train(on); }
+bool Module::training() const {
+  if (!data_->placed) [[unlikely]]
+    check_mode();
+  return data_->training;
+}
+void Module::train(bool on) {
+  data_->placed = true;
+  data_->train(on);
+}
 const std::string& Module::path() const { return *data_->path; }
 void Module::initialise() const { data_->initialise(); }
 
@@ -262,6 +272,7 @@ TensorMap Module::state_dict() const {
 }
 
 void Module::load_state_dict(const TensorMap& tensors) {
+  data_->placed = true;
   const std::map<std::string, ParameterSlot> slots = slots_of(*data_);
   std::vector<std::string> problems;
   for (auto& [name, slot] : slots) {
@@ -288,6 +299,8 @@ void Module::load_state_dict(const TensorMap& tensors) {
 
 namespace {
 
+thread_local const CallFrame* innermost_call = nullptr;
+
 // Of the parameters that the frame of `module` read for the first time, one that was made in the module but is not below it.
 const StateImpl* never_added(const Tape& t, std::size_t reads_then, std::uint64_t serial,
                              const std::unordered_set<const StateImpl*>& below) {
@@ -299,6 +312,15 @@ const StateImpl* never_added(const Tape& t, std::size_t reads_then, std::uint64_
 }
 
 }  // namespace
+
+void Module::check_mode() const {
+  const CallFrame* own = innermost_call;
+  const CallFrame* outer = own && own->module_.data_ == data_ ? own->outer_ : own;
+  if (!outer || outer->module_.data_->serial > data_->serial) return;  // it is called by itself, or was given to the module
+  fail_at(
+      own->where_, "module: a layer is used that was never added to the module, so train() does not reach it", {},
+      "add(\"name\", layer) in the constructor of the module that owns it; of one that belongs elsewhere call train() first");
+}
 
 void Module::check_parts(std::size_t reads_then) const {
   std::unordered_set<const StateImpl*> below;
@@ -316,11 +338,13 @@ void Module::check_parts(std::size_t reads_then) const {
        "belongs elsewhere ask for the parameters() first, or call it under no_grad"});
 }
 
-CallFrame::CallFrame(const Module& module, Site where, const Tensor& input) : module_(module) {
+CallFrame::CallFrame(const Module& module, Site where, const Tensor& input)
+    : module_(module), where_(where), outer_(innermost_call) {
   if (!module.data_->initialised) [[unlikely]]
     module.initialise();
   reads_then_ = tape().first_reads.size();
   frame_ = open_frame(module.data_->path, where, input);
+  innermost_call = this;
 }
 
 void CallFrame::close(const Tensor& result) {
@@ -328,6 +352,7 @@ void CallFrame::close(const Tensor& result) {
   if (t.first_reads.size() > reads_then_) [[unlikely]]
     module_.check_parts(reads_then_);
   close_frame(std::exchange(frame_, -1), result);
+  innermost_call = outer_;
   if (t.frame < 0) t.place_first_reads();
 }
 
@@ -336,6 +361,7 @@ CallFrame::~CallFrame() {
   Tape& t = tape();
   t.first_reads.resize(std::min(t.first_reads.size(), reads_then_));
   close_frame(frame_, Tensor());
+  innermost_call = outer_;
 }
 
 }  // namespace weft

@@ -12,7 +12,8 @@
 // is chosen late is a std::optional<Linear>, filled by emplace() and then added.
 //
 // A parameter that a module reads when it is called, and that was made in it, must be added to it: forgetting add() is an
-// error of the first call that records gradients. (Made in it: after it, and asked for through no other module.)
+// error of the first call that records gradients. So must what behaves differently in training: forgetting the add() of a
+// Dropout is an error of the first call. (Made in it: after it, and not listed, loaded or put into a mode by itself.)
 #pragma once
 
 #include <concepts>
@@ -101,6 +102,7 @@ class Module {
  private:
   void add_child(std::string name, Module& child, std::shared_ptr<const Module> part, Site where);
   void each_part(const std::function<void(const Module&)>& f) const;
+  void check_mode() const;                         // of a module whose mode no other sets
   void check_parts(std::size_t reads_then) const;  // of the parameters in Tape::first_reads from there on
 
   friend class CallFrame;
@@ -129,7 +131,10 @@ class CallFrame {
   void close(const Tensor& result);  // absent if the call gives no tensor
 
  private:
+  friend class Module;
   const Module& module_;
+  const Site where_;
+  const CallFrame* outer_;  // the call around it
   std::int32_t frame_;      // -1 once closed
   std::size_t reads_then_;  // parameters in Tape::first_reads when it was opened
 };

@@ -249,6 +249,35 @@ struct Given : Layer<Given> {
   Tensor forward(const Tensor& x, Linear& head) { return head(body(x)); }
 };
 
+struct ForgotDropout : Layer<ForgotDropout> {
+  Linear in{4, 4};
+  Dropout drop{0.5};
+  ForgotDropout() { add("in", in); }
+  Tensor forward(const Tensor& x) { return drop(in(x)); }
+};
+struct ForgotMask : Layer<ForgotMask> {
+  GumbelMask mask{Shape{4}, DType::f32, {}};
+  Tensor forward(const Tensor& x) { return x * mask.sample(); }
+};
+
+TEST(NeverAdded, LayersThatTrainDoesNotReachAreReported) {
+  const Tensor x = Tensor::from(ramp(8), {2, 4});
+  const std::vector<std::string> words = {"never added to the module, so train() does not reach it", "at test_nn.cpp:"};
+  ForgotDropout forgot;
+  ForgotMask mask;
+  for (const bool training : {true, false}) {
+    forgot.train(training), mask.train(training);
+    expect_error(ErrorKind::usage, words, [&] { run([&] { return forgot(x); }); });
+    expect_error(ErrorKind::usage, words, [&] { run([&] { return no_grad([&] { return forgot(x); }); }); });
+    expect_error(ErrorKind::usage, words, [&] { run([&] { return mask(x); }); });
+  }
+  Dropout alone(0.5);
+  EXPECT_EQ(run([&] { return alone(x); }).shape(), (Shape{2, 4})) << "called by itself";
+  forgot.drop.train(false);
+  EXPECT_EQ(run([&] { return forgot(x); }).to_host<float>(), run([&] { return forgot.in(x); }).to_host<float>())
+      << "the program sets its mode";
+}
+
 TEST(NeverAdded, PartsThatBelongElsewhereAreNot) {
   const Tensor x = Tensor::from(ramp(8), {2, 4});
   Linear encoder(4, 4);
