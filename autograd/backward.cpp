@@ -172,6 +172,7 @@ void BackwardPass::enter(std::pair<NodeId, NodeId> next) {
       clone = t.record(t.op(id), inputs, outs, own_ints, constants, t.origins[id].where);
       attribute(id);
     }
+    if (clone != id) t.clones.emplace_back(id, clone);
   }
   range = next;
 }
@@ -331,20 +332,46 @@ void check_loss(const Arg& loss, std::string_view what) {
             fmt::format("{} {}", name_of(loss.dtype()), to_string(loss.shape())), "reduce it with mean() or sum()");
 }
 
-std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, const std::vector<Arg>& wrt, Site where) {
+// x, and what it was evaluated again as: for a gradient one value.
+std::vector<NodeId> copies_of(const Tape& t, NodeId x) {
+  std::vector<NodeId> all = {x};
+  for (const auto& [node, clone] : t.clones)
+    if (std::find(all.begin(), all.end(), node) != all.end()) all.push_back(clone);
+  return all;
+}
+
+// Whether a gradient could flow from `root` to each node: also where it is zero whatever the values are, as that of sign().
+std::vector<std::uint8_t> reached_from(const Tape& t, NodeId root) {
+  std::vector<std::uint8_t> reached(std::size_t(root) + 1, 0);
+  reached[root] = 1;
+  for (NodeId id = root + 1; id-- > 0;) {
+    if (!reached[id] || t.nodes[id].has(Node::stopped)) continue;
+    for (const NodeId input : t.inputs_of(id))
+      if (input != Tape::kNone && is_real(t.nodes[input].dtype)) reached[input] = 1;
+  }
+  return reached;
+}
+
+std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, const std::vector<Arg>& wrt, Unused unused,
+                              Site where) {
   Tape& t = tape();
   // Before anything is sized by the tape: a value from outside becomes a node when it is first asked for.
   const NodeId root = output.node(where), seed = upstream.node(where);
-  std::vector<NodeId> targets;
-  for (const Arg& x : wrt) targets.push_back(x.tensor().node(where));
-  if (&t.op(root) == &input_op() && std::find(targets.begin(), targets.end(), root) == targets.end())
+  std::vector<std::vector<NodeId>> targets;
+  bool is_target = false;
+  for (const Arg& x : wrt) {
+    targets.push_back(copies_of(t, x.tensor().node(where)));
+    is_target |= targets.back()[0] == root;
+  }
+  if (&t.op(root) == &input_op() && !is_target)
     fail_at(where, "grad: the value has no history", t.name(root) + " was computed by an earlier run",
             "record it and its gradient in one step, or ask for the gradient before the value");
   t.first_gradient = std::min(t.first_gradient, NodeId(t.nodes.size()));
   BackwardPass pass(t);
   std::vector<std::uint8_t>& wanted = pass.wanted;
   std::vector<std::uint8_t> cut(t.nodes.size(), 0);  // depends on a target, but no gradient flows
-  for (const NodeId x : targets) wanted[x] = 1;
+  for (const auto& copies : targets)
+    for (const NodeId x : copies) wanted[x] = 1;
   for (NodeId id = 0; id <= root; ++id) {
     const bool flows = !t.nodes[id].has(Node::stopped);
     for (const NodeId input : t.inputs_of(id)) {
@@ -359,9 +386,20 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
             "differentiate a value recorded with gradients on; for second derivatives take the first with grad()");
   pass.contribute(root, {seed, -1});
   pass.walk(root);
+  const auto reached = [&](const std::vector<NodeId>& copies) {
+    const std::vector<std::uint8_t> from_root = reached_from(t, root);
+    return std::ranges::any_of(copies, [&](NodeId x) { return x <= root && from_root[x]; });
+  };
   std::vector<Tensor> out;
   for (std::size_t i = 0; i < wrt.size(); ++i) {
-    const Tensor g = pass.gradient(targets[i]);
+    Tensor g;
+    for (const NodeId x : targets[i])
+      if (const Tensor part = pass.gradient(x)) g = g ? add(g, part, where) : part;
+    if (!g && unused == Unused::error && !reached(targets[i]))
+      fail_at(where, "grad: the value does not depend on this tensor",
+              fmt::format("tensor {} of {}, {}, is not among what {} is computed from", i, wrt.size(),
+                          to_string(wrt[i].shape()), t.name(root)),
+              "leave it out, or pass Unused::zeros; and check for detach(), no_grad and comparisons on the way to it");
     out.push_back(g ? g : constant(0, wrt[i].shape(), wrt[i].dtype(), where));
   }
   return out;
@@ -412,6 +450,18 @@ std::list<RememberedBackward>& remembered() {
   return list;
 }
 
+// A parameter that the loss depends on and whose gradient is zero whatever the values are has one: an update decays it.
+void collect_zeros(BackwardPass& pass, NodeId root) {
+  Tape& t = pass.t;
+  const std::vector<std::uint8_t> reached = reached_from(t, root);
+  for (NodeId id = root + 1; id-- > 0;) {
+    if (!reached[id] || !pass.wanted[id] || pass.head[id] >= 0 || t.nodes[id].op != state_op().id) continue;
+    pass.contribute(id, {constant(0, t.shape(id), t.nodes[id].dtype, t.origins[id].where).node(), -1});
+    pass.collect_param(id);
+    pass.attribute(id);
+  }
+}
+
 void record_backward(Tape& t, const Arg& loss, NodeId root) {
   BackwardPass pass(t);
   for (NodeId id = 0; id <= root; ++id) pass.wanted[id] = t.nodes[id].has(Node::requires_grad);
@@ -423,6 +473,7 @@ void record_backward(Tape& t, const Arg& loss, NodeId root) {
   pass.walk(root);
   for (NodeId id = root + 1; id-- > 0;)
     if (pass.head[id] >= 0 && t.nodes[id].op == state_op().id) pass.collect_param(id), pass.attribute(id);
+  collect_zeros(pass, root);
   if (t.eager || !first || t.constants.size() != constants) return;  // constants of its own would have to be made again
   const auto n = std::ptrdiff_t(pass.first_new), i = std::ptrdiff_t(inputs), k = std::ptrdiff_t(ints);
   RememberedBackward r{{t.nodes.begin(), t.nodes.begin() + n},
@@ -460,17 +511,17 @@ void backward(Arg loss) {
   known.splice(known.begin(), known, found);
 }
 
-std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt) {
+std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt, Unused unused) {
   check_loss(loss, "grad");
   const Tensor one = constant(1, loss.shape(), loss.dtype(), loss.where());
-  return gradients(loss.tensor(), one, wrt, loss.where());
+  return gradients(loss.tensor(), one, wrt, unused, loss.where());
 }
 
-std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt) {
+std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt, Unused unused) {
   if (output.shape() != upstream.shape())
     fail_at(output.where(), "grad: the upstream gradient has not the output's shape",
             fmt::format("{} against {}", to_string(upstream.shape()), to_string(output.shape())));
-  return gradients(output.tensor(), convert(upstream.tensor(), output.dtype(), output.where()), wrt, output.where());
+  return gradients(output.tensor(), convert(upstream.tensor(), output.dtype(), output.where()), wrt, unused, output.where());
 }
 
 Tensor take_gradient(const Param& param) {

@@ -18,14 +18,19 @@ namespace weft {
 // to it.
 void backward(Arg loss);
 
-// d(loss)/d(x) for each x, as tensors; zeros where loss does not depend on x. Params are passed by their read: grad(loss, {w}).
+// What the gradient by a tensor is that the value does not depend on.
+enum class Unused { error, zeros };
+
+// d(loss)/d(x) for each x, as tensors. Errors (ErrorKind::usage): an x that loss does not depend on; one on which it depends
+// through steps alone, as those of sign(), has zeros. Params are passed by their read: grad(loss, {w}).
 // They can be differentiated again, by grad or backward and any number of times: a gradient penalty is
 // `backward(loss + sum(square(grad(loss, {x})[0])))`. Second derivatives go through every op but scan, whose line the error
 // then names, and through custom ops as far as their rules are made of ops. Inside no_grad a gradient is a constant, and so it
-// is after detach(): what a loop outside `run` carries on keeps its history otherwise.
-std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt);
+// is after detach(). Outside `run` a value that leads to a Param keeps its history as long as it lives, so detach() what a loop
+// carries on; any other is a constant once it has been looked at.
+std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt, Unused unused = Unused::error);
 // With an upstream gradient instead of a loss of one element.
-std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt);
+std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt, Unused unused = Unused::error);
 
 // For optimizers: the gradient of `param`, of this recording and of earlier runs together, which the caller thereby consumes;
 // absent if there is none. It is a constant for later gradients.

@@ -36,7 +36,7 @@ std::vector<Tensor> gradients_of(const Tensor& y, const std::vector<Tensor>& inp
   const std::vector<Arg> wrt = reals(inputs);
   if (!is_real(y.dtype()) || wrt.empty()) return {};
   const Tensor w = Tensor::from(irregular(y.numel(), kWeightLow, kWeightHigh, kWeightStream), y.shape());
-  return grad(y, convert(w, y.dtype(), Site::current()), wrt);
+  return grad(y, convert(w, y.dtype(), Site::current()), wrt, Unused::zeros);
 }
 
 // Runs what its life covers on a device.

@@ -106,6 +106,7 @@ void Tape::clear() {
   first_reads.clear();
   gradients.clear();
   checkpoints.clear();
+  clones.clear();
   draws.clear();
   commits.clear();
   epoch = next_epoch();

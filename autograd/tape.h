@@ -98,6 +98,7 @@ struct Tape {
   std::vector<std::int32_t> first_reads;  // positions of the Params that the open frames read for the first time ever
   std::vector<StateImpl*> gradients;      // Params with a gradient of this recording not yet consumed
   std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
+  std::vector<std::pair<NodeId, NodeId>> clones;       // a node of such a range, and what it was evaluated again as
   std::vector<Rng*> draws;                             // generators that advance when the run commits
   std::vector<std::function<void()>> commits;          // host effects of recording, in order
 

@@ -369,6 +369,27 @@ std::vector<Mistake> mistakes() {
        2,
        {"backward: the loss does not depend on a trainable parameter"},
        [] { run([] { backward(sum(tensor({3}))); }); }},
+      {"the gradient by a tensor that the loss does not depend on",
+       2,
+       {"grad: the value does not depend on this tensor", "tensor 1 of 2, (3,)", "at test_mistakes.cpp:", "hint: leave it out"},
+       [] {
+         const Tensor a = tensor({2}) * 2.0, b = tensor({3}) * 2.0;
+         grad(sum(a * a), {a, b});
+       }},
+      {"the gradient by a tensor behind detach",
+       2,
+       {"grad: the value does not depend on this tensor", "tensor 0 of 2", "at test_mistakes.cpp:"},
+       [] {
+         const Tensor a = tensor({2}) * 2.0, b = tensor({2}) * 3.0;
+         grad(sum(detach(a) * b), {a, b});
+       }},
+      {"the gradient by a tensor that is only compared",
+       2,
+       {"grad: the value does not depend on this tensor", "comparisons"},
+       [] {
+         const Tensor a = tensor({2}) * 2.0, b = tensor({2}) * 3.0;
+         grad(sum(where(greater(a, 0.0), b, b * 2.0)), {b, a});
+       }},
       {"step without backward",
        2,
        {"AdamW: no parameter has a gradient", "call backward(loss) before step()", "test_mistakes.cpp"},

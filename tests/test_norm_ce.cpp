@@ -73,7 +73,7 @@ void check_norms(double tolerance) {
       const Norm expected = naive_norm(x, w, b, dy, centered, 0.01);
       const Tensor tx = from<S>(x, {rows, n}), tw = from<S>(w, {n}), tb = from<S>(b, {n});
       const Tensor y = centered ? layer_norm(tx, tw, tb, 0.01) : rms_norm(tx, tw, 0.01);
-      const std::vector<Tensor> d = grad(y, from<S>(dy, {rows, n}), {tx, tw, tb});
+      const std::vector<Tensor> d = grad(y, from<S>(dy, {rows, n}), {tx, tw, tb}, Unused::zeros);
       expect_near(y.to_host<double>(), expected.y, tolerance, "y");
       expect_near(d[0].to_host<double>(), expected.dx, tolerance, "dx");
       expect_near(d[1].to_host<double>(), expected.dw, tolerance, "dw");

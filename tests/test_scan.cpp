@@ -170,7 +170,7 @@ Results weft_results(const Problem& p) {
   const Tensor out = scan(u, delta, A, B, C, options);
   Tensor loss = sum(out * g);
   if (c.last_gradient) loss = loss + sum(last * gh);
-  const std::vector<Tensor> d = grad(loss, {u, delta, A, B, C, D, bias, z, initial});
+  const std::vector<Tensor> d = grad(loss, {u, delta, A, B, C, D, bias, z, initial}, Unused::zeros);
   const auto host = [](const Tensor& t) { return t.to_host<double>(); };
   return {host(out),  host(last), host(d[0]), host(d[1]), host(d[2]), host(d[3]), host(d[4]),
           host(d[5]), host(d[6]), host(d[7]), host(d[8]), {},         {}};

@@ -410,6 +410,22 @@ TEST(GradientPenalty, InsideOfACheckpoint) {
   EXPECT_EQ(got[1], got[3]);
 }
 
+// What a range holds is evaluated again, but it is one value for whoever asks for a gradient by it.
+TEST(GradientPenalty, ByATensorInsideOfACheckpoint) {
+  const Tensor x = Tensor::from<double>({0.3, -0.6}, {2});
+  for (const bool checkpointed : {false, true}) {
+    const auto got = run([&] {
+      Tensor h;
+      const auto f = [&] { return cube(h = tanh(x)); };
+      const Tensor y = checkpointed ? checkpoint(f) : f(), g = grad(sum(y), {x})[0];  // 3 h^2 (1 - h^2)
+      return std::pair(h, grad(sum(y + g), {h})[0]);
+    });
+    const auto h = got.first.to_host<double>(), d = got.second.to_host<double>();
+    for (std::size_t i = 0; i < 2; ++i)
+      EXPECT_NEAR(d[i], 3 * h[i] * h[i] + 6 * h[i] - 12 * h[i] * h[i] * h[i], 1e-12) << checkpointed;
+  }
+}
+
 // What a range records under no_grad stays constant when it is evaluated again.
 TEST(GradientPenalty, DetachInACheckpointStaysConstant) {
   const Tensor x = Tensor::from<float>({2}, {1});
@@ -451,6 +467,7 @@ TEST(GradientPenalty, Trains) {
   double after = 0;
   for (int i = 0; i < 150; ++i) after = run(step).item();
   EXPECT_LT(after, 0.01 * before);
+  EXPECT_TRUE(last_run().replayed);
 }
 
 // ---- holes ------------------------------------------------------------------------------------------------------------------

@@ -278,7 +278,7 @@ TEST(Backward, GradOfAnyTensorAndDetach) {
   const Tensor x = vec({1, 2, 3});
   const auto g = run([&] {
     const Tensor y = square(x);
-    return grad(sum(y * detach(y)), {x, y, vec({7})});
+    return grad(sum(y * detach(y)), {x, y, vec({7})}, Unused::zeros);
   });
   EXPECT_EQ(g[0].to_host<float>(), Floats({2, 16, 54}));
   EXPECT_EQ(g[1].to_host<float>(), Floats({1, 4, 9}));
