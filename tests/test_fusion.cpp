@@ -346,7 +346,8 @@ class RandomProgram {
     for (int i = 0; i < steps; ++i) nodes_.push_back(step());
     const Tensor y = expand(nodes_.back(), {kRows, kColumns});
     std::vector<Tensor> out = {y};
-    for (const Tensor& g : grad(y, upstream_, std::vector<Arg>(inputs_.begin(), inputs_.end()))) out.push_back(g);
+    for (const Tensor& g : grad(y, upstream_, std::vector<Arg>(inputs_.begin(), inputs_.end()), Unused::zeros))
+      out.push_back(g);
     return out;
   }
 

@@ -168,7 +168,7 @@ void check_scan(const ScanCase& c) {
   else if (c.bias)
     options.delta = hole({bias}, [](Expr v, Expr by) { return v + by; });
   const Tensor out = scan(u, delta, A, B, C, options);
-  const std::vector<Tensor> d = grad(out, half(r.g, rows), {u, delta, A, B, C, D, bias, z});
+  const std::vector<Tensor> d = grad(out, half(r.g, rows), {u, delta, A, B, C, D, bias, z}, Unused::zeros);
   expect_like_peer(out, r.out, tolerance, "out");
   expect_like_peer(last, r.last, tolerance, "last");
   expect_like_peer(d[0], r.du, tolerance.times(2, 2), "du");
@@ -274,7 +274,7 @@ void check_conv(const ConvCase& c) {
   const Tensor out = conv1d(x, weight, c.bias ? bias : Tensor{},
                             {.silu = c.silu, .initial = c.initial ? initial : Tensor{}, .last = c.last ? &last : nullptr});
   const Tensor joined = c.last ? out + sum(sigmoid(last), {1}, true) : out;
-  const std::vector<Tensor> d = grad(joined, g, {x, weight, bias, initial});
+  const std::vector<Tensor> d = grad(joined, g, {x, weight, bias, initial}, Unused::zeros);
   expect_like_peer(out, r.out, tolerance, "out");
   if (c.last) expect_like_peer(last, r.last, tolerance, "last");
   expect_like_peer(d[0], r.dx, tolerance, "dx");
@@ -617,7 +617,7 @@ void check_sample(const Sample& s, DType dtype) {
   const Tensor y = s.op(in);
   const Values right = s.right(values), g = from.uniform(std::int64_t(right.size()), -1, 1, dtype);
   const std::vector<Tensor> d =
-      grad(y, cast(tensor_of(g, y.shape(), dtype), y.dtype()), std::vector<Arg>(in.begin(), in.end()));
+      grad(y, cast(tensor_of(g, y.shape(), dtype), y.dtype()), std::vector<Arg>(in.begin(), in.end()), Unused::zeros);
   std::vector<Values> sizes;  // of the inputs
   for (const Values& v : values) sizes.push_back(magnitudes(v));
   const bool sized = s.cancels && dtype == DType::f32;
