@@ -476,8 +476,9 @@ TEST(Mistakes, OfTheLibrary) {
     } catch (const Error& e) {
       const std::string text = e.what();
       EXPECT_EQ(exit_code(e.kind()), mistake.code) << text;
-      if (e.kind() == ErrorKind::usage && !e.parts().where.empty())
+      if (e.kind() == ErrorKind::usage && !e.parts().where.empty()) {
         EXPECT_NE(e.parts().where.find("test_mistakes.cpp:"), std::string::npos) << "no line of the user's: " << text;
+      }
       for (const std::string& word : mistake.words)
         EXPECT_NE(text.find(word), std::string::npos) << "no \"" << word << "\" in: " << text;
     }
