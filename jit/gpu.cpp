@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include <unistd.h>
 
@@ -78,10 +79,17 @@ Gpu& Gpu::of(Device device) {
   const std::lock_guard lock(mutex);
   Gpu*& gpu = gpus()[std::size_t(device)];
   if (!gpu) gpu = device == Device::emu ? new Gpu(emulated_driver(), true) : new Gpu(cuda_driver(), false);
-  return *gpu;
+  return *opened(device);
 }
 
-Gpu* Gpu::opened(Device device) { return gpus()[std::size_t(device)]; }
+// A thread's calls of the driver need its own current context.
+Gpu* Gpu::opened(Device device) {
+  thread_local std::array<bool, 3> current{};
+  Gpu* gpu = gpus()[std::size_t(device)];
+  if (gpu && !std::exchange(current[std::size_t(device)], true))
+    cuda_check(gpu->driver_, gpu->driver_.cuCtxSetCurrent(gpu->impl_->context), "cuCtxSetCurrent");
+  return gpu;
+}
 
 Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emulated), impl_(std::make_unique<Impl>()) {
   if (!emulated)
@@ -105,7 +113,7 @@ Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emula
   multiprocessors_ = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
   cuda_check(driver_, driver_.cuDeviceTotalMem(&total_memory_, i.device), "cuDeviceTotalMem");
   cuda_check(driver_, driver_.cuDevicePrimaryCtxRetain(&i.context, i.device), "cuDevicePrimaryCtxRetain");
-  cuda_check(driver_, driver_.cuCtxSetCurrent(i.context), "cuCtxSetCurrent");
+  cuda_check(driver_, driver_.cuCtxSetCurrent(i.context), "cuCtxSetCurrent");  // for the calls below
   cuda_check(driver_, driver_.cuStreamCreate(&i.stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
   for (Impl::Staging& s : i.ring) cuda_check(driver_, driver_.cuEventCreate(&s.sent, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
   cuda_check(driver_, driver_.cuEventCreate(&i.begin, 0), "cuEventCreate");

@@ -106,7 +106,11 @@ Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options, Site wh
   add("bias", bias_, options.bias_init ? options.bias_init : init::kaiming_uniform(in));
 }
 
-Tensor Linear::forward(const Tensor& x) { return linear(x, masked_weight(), shift()); }
+// Parameters are read in one order, whatever that of a compiler is for arguments: so they draw the same values.
+Tensor Linear::forward(const Tensor& x) {
+  const Tensor weight = masked_weight();
+  return linear(x, weight, shift());
+}
 Tensor Linear::product(Arg x) const { return initialise(), linear(x, masked_weight()); }
 Tensor Linear::shift() const { return bias_ ? bias().read() : Tensor{}; }
 
@@ -120,7 +124,8 @@ Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions opt
 }
 
 Tensor Conv1d::forward(const Tensor& x, Conv1dOptions options) {
-  return conv1d(x, masked_weight(), bias_ ? bias_.read() : Tensor{}, std::move(options));
+  const Tensor weight = masked_weight();
+  return conv1d(x, weight, bias_ ? bias_.read() : Tensor{}, std::move(options));
 }
 
 Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options, Site where) {

@@ -1,6 +1,6 @@
 // The sums of `parts` arrays of `count` partial sums each, in a fixed order: the first `split` elements are those of `first`,
-// the others those of `second`. A block: LANES vectors of V elements by STRIPS strips. Strip s adds parts s, s + STRIPS, ... in
-// this order; then the strips are added, in order or, PAIRWISE, as a tree.
+// the others those of `second`. A block: LANES vectors of V elements by STRIPS strips. Strip s adds parts s, s + STRIPS, ...
+// in this order, FEW at a time; then the strips are added, in order or, PAIRWISE, as a tree.
 template <class T>
 DEVICE void put(T* to, index i, index columns, index row_stride, index col_stride, const real (&sum)[V]) {
   const index row = i / columns;
@@ -13,12 +13,19 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
   const bool live = i < index(a.count);
   LongSum<real> share[V];
   if (live) {
-#pragma unroll 4
-    for (index part = strip; part < index(a.parts); part += STRIPS) {
-      real x[V];
-      load<V>(a.from + (part * index(a.stride) + i), x);
+    constexpr int FEW = 8;  // parts that are under way together, and are added before they go into a long sum
+    for (index part = strip; part < index(a.parts); part += FEW * STRIPS) {
+      real few[V] = {};
 #pragma unroll
-      for (int j = 0; j < V; ++j) share[j].add(x[j]);
+      for (int k = 0; k < FEW; ++k) {
+        if (part + k * STRIPS >= index(a.parts)) break;
+        real x[V];
+        load<V>(a.from + ((part + k * STRIPS) * index(a.stride) + i), x);
+#pragma unroll
+        for (int j = 0; j < V; ++j) few[j] += x[j];
+      }
+#pragma unroll
+      for (int j = 0; j < V; ++j) share[j].add(few[j]);
     }
   }
   real sum[V];

@@ -42,7 +42,7 @@ TEST(Seeds, ModulesOfOneStructureStartDifferently) {
   const auto twins = [] {
     seed(5);
     const Critic a, b;
-    return std::pair(values(a), values(b));
+    return std::pair{values(a), values(b)};  // in this order
   };
   const auto [a, b] = twins();
   EXPECT_NE(a, b);
