@@ -72,8 +72,8 @@ UseRng::~UseRng() { generators().in_use = before_; }
 
 Draw next_draw() {
   Tape& t = tape();
-  Rng& r = rng();
-  if (std::find(t.draws.begin(), t.draws.end(), &r) == t.draws.end()) t.draws.push_back(&r);
+  const Rng& r = rng();
+  if (std::find(t.draws.begin(), t.draws.end(), r.ticker()) == t.draws.end()) t.draws.push_back(r.ticker());
   // The site: the module path and the ordinal of the draw in all calls of it, so that a module called twice draws twice.
   std::uint64_t path = 0;
   std::uint32_t ordinal;

@@ -30,20 +30,25 @@ class NameCounts {
 class Rng {
  public:
   explicit Rng(std::uint64_t seed = 0) { set(seed, 0); }
-  Rng(const Rng&) = default;
-  Rng& operator=(const Rng&) = default;
+  Rng(const Rng& other) : seed_(other.seed_), names_(other.names_) { *tick_ = other.tick(); }
+  Rng& operator=(const Rng& other) {
+    seed_ = other.seed_, *tick_ = other.tick(), names_ = other.names_;
+    return *this;
+  }
   std::uint64_t seed() const { return seed_; }
-  std::uint64_t tick() const { return tick_; }
+  std::uint64_t tick() const { return *tick_; }
   void set(std::uint64_t seed, std::uint64_t tick) {
-    seed_ = seed, tick_ = tick;
+    seed_ = seed, *tick_ = tick;
     names_ = std::make_shared<NameCounts>();
   }
-  void advance() { ++tick_; }
+  // What advances when a run that drew commits, also if the generator has gone by then.
+  const std::shared_ptr<std::uint64_t>& ticker() const { return tick_; }
   // Of the parameters made from now until the next set(); they keep it.
   const std::shared_ptr<NameCounts>& names() const { return names_; }
 
  private:
-  std::uint64_t seed_ = 0, tick_ = 0;
+  std::uint64_t seed_ = 0;
+  std::shared_ptr<std::uint64_t> tick_ = std::make_shared<std::uint64_t>(0);  // its own
   std::shared_ptr<NameCounts> names_;
 };
 

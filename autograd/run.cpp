@@ -37,7 +37,7 @@ struct Results {
 
 void commit(Tape& t) {
   for (const auto& f : t.commits) f();
-  for (Rng* r : t.draws) r->advance();
+  for (const auto& tick : t.draws) ++*tick;
   t.commits.clear();
   t.draws.clear();
 }

@@ -20,7 +20,6 @@
 namespace weft {
 
 struct Op;
-class Rng;
 struct StateImpl;
 
 // An output to be recorded: its shape and storage type.
@@ -99,7 +98,7 @@ struct Tape {
   std::vector<StateImpl*> gradients;      // Params with a gradient of this recording not yet consumed
   std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
   std::vector<std::pair<NodeId, NodeId>> clones;       // a node of such a range, and what it was evaluated again as
-  std::vector<Rng*> draws;                             // generators that advance when the run commits
+  std::vector<std::shared_ptr<std::uint64_t>> draws;   // ticks of generators, which advance when the run commits
   std::vector<std::function<void()>> commits;          // host effects of recording, in order
 
   // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does and

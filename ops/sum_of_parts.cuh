@@ -14,11 +14,11 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
   LongSum<real> share[V];
   if (live) {
     constexpr int FEW = 8;  // parts that are under way together, and are added before they go into a long sum
-    for (index part = strip; part < index(a.parts); part += FEW * STRIPS) {
+    index part = strip;
+    for (; part + (FEW - 1) * STRIPS < index(a.parts); part += FEW * STRIPS) {
       real few[V] = {};
 #pragma unroll
       for (int k = 0; k < FEW; ++k) {
-        if (part + k * STRIPS >= index(a.parts)) break;
         real x[V];
         load<V>(a.from + ((part + k * STRIPS) * index(a.stride) + i), x);
 #pragma unroll
@@ -26,6 +26,12 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
       }
 #pragma unroll
       for (int j = 0; j < V; ++j) share[j].add(few[j]);
+    }
+    for (; part < index(a.parts); part += STRIPS) {
+      real x[V];
+      load<V>(a.from + (part * index(a.stride) + i), x);
+#pragma unroll
+      for (int j = 0; j < V; ++j) share[j].add(x[j]);
     }
   }
   real sum[V];

@@ -171,6 +171,29 @@ TEST(Seeds, AGeneratorInUseIsNotTouchedByOthers) {
   seed(0);
 }
 
+TEST(Seeds, AGeneratorMayGoBeforeItsRunCommits) {
+  const auto of = [](std::uint64_t value) {
+    return run([&] {
+             Rng once(value);
+             const UseRng use(once);
+             return uniform({8});
+           })
+        .to_host<double>();
+  };
+  EXPECT_EQ(of(3), of(3));
+  EXPECT_NE(of(3), of(4));
+  Rng kept(3);
+  Rng copy = kept;
+  run([&] {
+    const UseRng use(kept);
+    return uniform({8});
+  });
+  EXPECT_EQ(kept.tick(), 1u);
+  EXPECT_EQ(copy.tick(), 0u) << "a copy goes its own way";
+  copy = kept;
+  EXPECT_EQ(copy.tick(), 1u);
+}
+
 TEST(Devices, TheDeviceOfMainReachesThreads) {
   const Device before = device();
   const auto there = [] {
