@@ -99,7 +99,8 @@ void add_op(Texts& texts, const OpRow& row, const OpCase& c) {
     const auto results = [&] {
       const Tensor y = row.fn(in);
       std::vector<Tensor> out;
-      if (is_real(y.dtype()) && !reals.empty()) out = grad(y, cast(given(y.shape(), DType::f64), y.dtype()), reals);
+      if (is_real(y.dtype()) && !reals.empty())
+        out = grad(y, cast(given(y.shape(), DType::f64), y.dtype()), reals, Unused::zeros);
       out.push_back(y);
       return out;
     };
