@@ -210,8 +210,8 @@ DEVICE float max_of(float a, float b) {
   return r;
 }
 DEVICE bool is_negative(double x) { return __double_as_longlong(x) < 0; }
-DEVICE double min_of(double a, double b) { return a < b || a != a || (a == b && is_negative(a)) ? a : b; }
-DEVICE double max_of(double a, double b) { return a > b || a != a || (a == b && !is_negative(a)) ? a : b; }
+DEVICE double min_of(double a, double b) { return (a < b) | (a != a) | ((a == b) & is_negative(a)) ? a : b; }
+DEVICE double max_of(double a, double b) { return (a > b) | (a != a) | ((a == b) & !is_negative(a)) ? a : b; }
 DEVICE i64 min_of(i64 a, i64 b) { return a < b ? a : b; }
 DEVICE i64 max_of(i64 a, i64 b) { return a > b ? a : b; }
 DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // never part of an FMA

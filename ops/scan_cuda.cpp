@@ -245,8 +245,8 @@ void cuda_scan_backward(Lowering& l) {
     const int delta_sums = summed(to.delta_sums), out_sums = summed(to.out_sums);
     const bool steps = to.du || to.dD_part || delta_sums > 0 || summed(to.delta_to) > 0;
     const int width = scan.vector(std::move(stored), {&delta_grad, &out_grad});
-    // Sums of products cut to TF32, which is far finer than activations in bf16.
-    const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32;
+    // Sums of products cut to TF32, which is far finer than activations in bf16. One channel a thread leaves no registers.
+    const bool tensor = !l.in_double() && scan.u.dtype == DType::bf16 && block.states == 4 && block.channels == 32 && width > 1;
     const int shared = block.backward_bytes(delta_sums + out_sums, width);
     CudaText text = l.text(name);
     scan.describe(text, block.backward_blocks(), block.backward_round(), width);

@@ -75,6 +75,10 @@ TEST(Sizes, AnglesOfManyTurns) {
     const Tensor turns = values({67}, dtype, 1), x = run([&] { return cast(turns * 3e9, dtype); });
     return [=] { return std::vector{sin(x), cos(x)}; };
   });
+  expect_equal_to_cpu("their sums", [](DType dtype) -> Step {
+    const Tensor turns = values({67}, dtype, 1), x = run([&] { return cast(turns * 3e9, dtype); });
+    return [=] { return std::vector{sum(square(sin(x))), sum(square(cos(x)))}; };
+  });
 }
 
 // Sums of one id that take several blocks, and of many ids in one.
