@@ -115,17 +115,21 @@ void run_hole(Runner<T>& hole, std::int64_t first, std::int64_t n, T* y) {
 // Long sums: a few terms are added in T, by loops that vectorise, and what they give in double, so that the error does not grow
 // with the number of terms.
 
-// The sum of f(i) over i < n.
+// The sum of f(i) over i < n, in an order that does not depend on the compiler's vectors.
 template <class T, class F>
 double long_sum(std::int64_t n, F&& f) {
-  constexpr std::int64_t kFew = 128;
+  constexpr int kBeside = 16, kFew = 8;  // sums beside each other, and the terms of each in T
   double total = 0;
-  for (std::int64_t begin = 0; begin < n; begin += kFew) {
-    const std::int64_t end = std::min(n, begin + kFew);
-    T few = 0;
-#pragma omp simd reduction(+ : few)
-    for (std::int64_t i = begin; i < end; ++i) few += f(i);
-    total += double(few);
+  for (std::int64_t begin = 0; begin < n; begin += kBeside * kFew) {
+    const std::int64_t end = std::min<std::int64_t>(n, begin + kBeside * kFew);
+    T few[kBeside] = {};
+    std::int64_t i = begin;
+    for (; i + kBeside <= end; i += kBeside) {
+#pragma omp simd
+      for (int j = 0; j < kBeside; ++j) few[j] += f(i + j);
+    }
+    for (int j = 0; i < end; ++i, ++j) few[j] += f(i);
+    for (const T sum : few) total += double(sum);
   }
   return total;
 }
