@@ -386,8 +386,9 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
             "differentiate a value recorded with gradients on; for second derivatives take the first with grad()");
   pass.contribute(root, {seed, -1});
   pass.walk(root);
+  std::vector<std::uint8_t> from_root;  // made once it is asked for
   const auto reached = [&](const std::vector<NodeId>& copies) {
-    const std::vector<std::uint8_t> from_root = reached_from(t, root);
+    if (from_root.empty()) from_root = reached_from(t, root);
     return std::ranges::any_of(copies, [&](NodeId x) { return x <= root && from_root[x]; });
   };
   std::vector<Tensor> out;
@@ -450,13 +451,16 @@ std::list<RememberedBackward>& remembered() {
   return list;
 }
 
-// A parameter that the loss depends on and whose gradient is zero whatever the values are has one: an update decays it.
-void collect_zeros(BackwardPass& pass, NodeId root) {
+// The gradients of the parameters. One that the loss depends on and whose gradient is zero whatever the values are has one,
+// too: an update decays it.
+void collect_params(BackwardPass& pass, NodeId root) {
   Tape& t = pass.t;
   const std::vector<std::uint8_t> reached = reached_from(t, root);
   for (NodeId id = root + 1; id-- > 0;) {
-    if (!reached[id] || !pass.wanted[id] || pass.head[id] >= 0 || t.nodes[id].op != state_op().id) continue;
-    pass.contribute(id, {constant(0, t.shape(id), t.nodes[id].dtype, t.origins[id].where).node(), -1});
+    if (t.nodes[id].op != state_op().id) continue;
+    if (pass.head[id] < 0 && pass.wanted[id] && reached[id])
+      pass.contribute(id, {constant(0, t.shape(id), t.nodes[id].dtype, t.origins[id].where).node(), -1});
+    if (pass.head[id] < 0) continue;
     pass.collect_param(id);
     pass.attribute(id);
   }
@@ -471,9 +475,7 @@ void record_backward(Tape& t, const Arg& loss, NodeId root) {
   pass.contribute(root, {constant(1, loss.shape(), loss.dtype(), loss.where()).node(), -1});
   pass.attribute(root);
   pass.walk(root);
-  for (NodeId id = root + 1; id-- > 0;)
-    if (pass.head[id] >= 0 && t.nodes[id].op == state_op().id) pass.collect_param(id), pass.attribute(id);
-  collect_zeros(pass, root);
+  collect_params(pass, root);
   if (t.eager || !first || t.constants.size() != constants) return;  // constants of its own would have to be made again
   const auto n = std::ptrdiff_t(pass.first_new), i = std::ptrdiff_t(inputs), k = std::ptrdiff_t(ints);
   RememberedBackward r{{t.nodes.begin(), t.nodes.begin() + n},

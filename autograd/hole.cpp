@@ -287,6 +287,10 @@ Recorder& Recorder::integer(std::int64_t value) {
   return *this;
 }
 
+Recorder& Recorder::integers(std::span<const int> values) {
+  for (const int value : values) integer(value);
+  return *this;
+}
 Recorder& Recorder::constant(double value) {
   constants_.push_back(value);
   return *this;
@@ -294,6 +298,10 @@ Recorder& Recorder::constant(double value) {
 
 Recorder& Recorder::out(const Shape& shape, DType dtype) {
   outs_.push_back({shape, dtype});
+  return *this;
+}
+Recorder& Recorder::out(std::span<const Out> outs) {
+  for (const Out& o : outs) out(o.shape, o.dtype);
   return *this;
 }
 

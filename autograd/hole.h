@@ -143,8 +143,10 @@ class Recorder {
   // Enforces the contract; `space` has the sizes of the coordinates. In the order of op.holes, an unfilled one too.
   Recorder& hole(int h, const Hole& hole, const Shape& space);
   Recorder& integer(std::int64_t value);
+  Recorder& integers(std::span<const int> values);
   Recorder& constant(double value);
   Recorder& out(const Shape& shape, DType dtype);
+  Recorder& out(std::span<const Out> outs);
   // `known`: constants of a node on the tape, which this one shares if its own are the same.
   Tensor record(std::span<const double> known = {});
 

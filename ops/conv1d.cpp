@@ -316,9 +316,7 @@ void conv1d_vjp(Vjp& v) {
   const HoleInVjp out(v, 0, v.grad(0) ? v.hole(0) : Hole{}, sx, sum_dtype(v), -1, outs);
   Recorder r(conv1d_backward_op, v.where());
   r.input(x).input(weight).input(bias).input(initial).input(v.grad(0)).input(v.integer(0) ? v.grad(1) : Tensor{});
-  r.hole(0, out.gradient, sx);
-  for (const int k : out.outputs) r.integer(k);
-  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  r.hole(0, out.gradient, sx).integers(out.outputs).out(outs);
   const Tensor dx = r.record(v.constants());
   for (int i = 0; i < 4; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));

@@ -242,9 +242,7 @@ Tensor CustomGrad::before_hole(int h, const Tensor& value, const Tensor& upstrea
   Outs outs = {{value.shape(), value.dtype()}};
   const HoleInVjp hole(vjp_, h, filled, value.shape(), sum_dtype(vjp_), 0, outs);
   Recorder r(before_hole_op, vjp_.where());
-  r.input(value).input(upstream).hole(0, hole.gradient, value.shape());
-  for (const int k : hole.outputs) r.integer(k);
-  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  r.input(value).input(upstream).hole(0, hole.gradient, value.shape()).integers(hole.outputs).out(outs);
   const Tensor before = r.record(vjp_.constants());
   hole.add(vjp_, h, before);
   return before;

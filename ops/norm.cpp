@@ -217,9 +217,7 @@ void norm_vjp(Vjp& v) {
   const HoleInVjp out(v, 0, v.hole(0), x.shape(), real, -1, outs);
   Recorder r(norm_backward_op, v.where());
   r.input(x).input(g).input(weight).input(out.gradient.filled() ? bias : Tensor{}).input(v.output(1));
-  r.constant(v.constant(0)).hole(0, out.gradient, x.shape()).integer(v.integer(0));
-  for (const int k : out.outputs) r.integer(k);
-  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  r.constant(v.constant(0)).hole(0, out.gradient, x.shape()).integer(v.integer(0)).integers(out.outputs).out(outs);
   const Tensor dx = r.record(v.constants());
   for (int i = 0; i < 3; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));

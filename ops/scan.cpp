@@ -589,11 +589,8 @@ void scan_vjp(Vjp& v) {
   for (int i = 0; i < kInitial; ++i) r.input(in[i]);
   r.input({}).input(v.output(2)).input(v.grad(0)).input(v.grad(1));
   r.hole(0, filled, space).hole(1, delta.gradient, space).hole(2, out.gradient, space);
-  for (const HoleInVjp* hole : {&delta, &out}) {
-    for (const int k : hole->outputs) r.integer(k);
-    for (const int k : hole->sums) r.integer(k);
-  }
-  for (const Out& o : outs) r.out(o.shape, o.dtype);
+  for (const HoleInVjp* hole : {&delta, &out}) r.integers(hole->outputs).integers(hole->sums);
+  r.out(outs);
   const Tensor du = r.record();
   constexpr int kOutputOf[] = {kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial};
   for (int i = 0; i < kFixed; ++i)
