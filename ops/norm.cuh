@@ -28,15 +28,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   if constexpr (has_y) {
     each_vector(n, [&](int k, index col) {
       const real(&v)[V] = x.at(k, col);
-      real y[V], w[V], b[V], result[V];
-      if constexpr (has_weight) load_real<V>(a.weight + col, w);
-      if constexpr (has_bias) load_real<V>(a.bias + col, b);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        y[j] = (v[j] - mean) * r;
-        if constexpr (has_weight) y[j] *= w[j];
-        if constexpr (has_bias) y[j] += b[j];
-      }
+      real y[V], result[V];
+      norm_value(a, col, v, mean, r, y);
       out_of<V>(a, row, col, y, result);
       store_real<V>(a.y + (row * index(a.y_row) + col), result);
     });

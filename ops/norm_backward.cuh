@@ -66,15 +66,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
     Row x(n, [&](int, index col, real (&v)[V]) { source<V>(a, row, col, v); });
     Row dy(n, [&](int k, index col, real (&v)[V]) {
       const real(&xs)[V] = x.at(k, col);
-      real value[V], g[V], w[V], b[V];
-      if constexpr (has_weight) load_real<V>(a.weight + col, w);
-      if constexpr (has_bias) load_real<V>(a.bias + col, b);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        value[j] = (xs[j] - mean) * r;
-        if constexpr (has_weight) value[j] *= w[j];
-        if constexpr (has_bias) value[j] += b[j];
-      }
+      real value[V], g[V];
+      norm_value(a, col, xs, mean, r, value);
       gradient<V>(a, row, col, g);
       out_gradients<V>(a, row, col, value, g, v, live);
     });

@@ -43,7 +43,7 @@ void cuda_norm(Lowering& l) {
   fused_rows(text, "out_of", out, l.shape(0).dims());
   text.pointer("weight", weight).pointer("bias", bias).rows("y", y).rows("stats", stats).constant("eps", l.constant(0));
   text.integer("rows", s.rows).integer("n", s.n);
-  l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm.cuh"}, cut, (s.rows + cut.rows - 1) / cut.rows));
+  l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_value.cuh", "ops/norm.cuh"}, cut, (s.rows + cut.rows - 1) / cut.rows));
 }
 
 // Inputs x (..., n), dy (..., n), weight (n) and bias (n) or absent, statistics (rows, 2); hole out_grad(y, dy; the axes of x);
@@ -77,7 +77,7 @@ void cuda_norm_backward(Lowering& l) {
         .pointer("dw", dw_parts)
         .pointer("db", db_parts);
     text.integer("rows", s.rows).integer("n", s.n);
-    l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_backward.cuh"}, cut, parts));
+    l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_value.cuh", "ops/norm_backward.cuh"}, cut, parts));
   }
   if (dw) emit_sum_of_parts(l, "norm_sum", dw_parts, kTree, dw);
   if (db) emit_sum_of_parts(l, "norm_sum", db_parts, kTree, db);

@@ -2,11 +2,9 @@
 // parameter a block. Blocks and segments as in chunks_cuda.h; a segment is {gradient, param, m, v, p's bf16 twin or null,
 // elements, decays}, all but the twin of the type Param.
 
-// Sums and products that are not contracted to FMA, so that the bits are those of the CPU.
+// A sum that is not contracted to FMA, as product() is not, so that the bits are those of the CPU.
 DEVICE float plus(float x, float y) { return __fadd_rn(x, y); }
 DEVICE double plus(double x, double y) { return __dadd_rn(x, y); }
-DEVICE float times(float x, float y) { return __fmul_rn(x, y); }
-DEVICE double times(double x, double y) { return __dmul_rn(x, y); }
 
 struct Factors {
   real keep, first, first_rest, second, second_rest, rate, scale, eps, clip;
@@ -27,10 +25,10 @@ DEVICE void update(const Factors& f, const Param* g, Param* p, Param* m, Param* 
   load_real<V>(v + i, vi);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    const real x = times(gi[j], f.clip);
-    mi[j] = plus(times(f.first, mi[j]), times(f.first_rest, x));
-    vi[j] = plus(times(f.second, vi[j]), times(times(f.second_rest, x), x));
-    pi[j] = plus(times(pi[j], f.keep), -(times(f.rate, mi[j]) / plus(times(sqrt_of(vi[j]), f.scale), f.eps)));
+    const real x = product(gi[j], f.clip);
+    mi[j] = plus(product(f.first, mi[j]), product(f.first_rest, x));
+    vi[j] = plus(product(f.second, vi[j]), product(product(f.second_rest, x), x));
+    pi[j] = plus(product(pi[j], f.keep), -(product(f.rate, mi[j]) / plus(product(sqrt_of(vi[j]), f.scale), f.eps)));
   }
   store_real<V>(p + i, pi);
   if (twin) store_real<V>(twin + i, pi);

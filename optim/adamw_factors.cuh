@@ -12,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {
     if (!known && !active) *a.bad_step = i64(c[STEP]);
     if (!active) notify(a.status);
     f[ACTIVE] = active ? 1.0 : 0.0;
-    f[KEEP] = 1.0 - __dmul_rn(c[LR], c[DECAY]);
+    f[KEEP] = 1.0 - product(c[LR], c[DECAY]);
     f[FIRST] = c[BETA1];
     f[FIRST_REST] = 1.0 - c[BETA1];
     f[SECOND] = c[BETA2];
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {
   if (!active) return;
   for (i64 s = threadIdx.x; s < a.segments; s += T) {
     double* powers = a.powers + 2 * a.rows[s];
-    const double first = __dmul_rn(powers[0], c[BETA1]), second = __dmul_rn(powers[1], c[BETA2]);
+    const double first = product(powers[0], c[BETA1]), second = product(powers[1], c[BETA2]);
     powers[0] = first, powers[1] = second;
     double* own = f + COMMON + 2 * s;
     own[0] = c[LR] / (1.0 - first);

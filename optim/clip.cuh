@@ -17,7 +17,7 @@ DEVICE double sum_of_squares(const G* x, i64 n) {
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       if constexpr (sizeof(G) == 8)
-        sums[j] = __dadd_rn(sums[j], __dmul_rn(v[j], v[j]));
+        sums[j] = __dadd_rn(sums[j], product(v[j], v[j]));
       else
         sums[j] += v[j] * v[j];  // the product is exact, fused or not
   }
