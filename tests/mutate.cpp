@@ -204,7 +204,7 @@ class Finder {
     for (const char* word :
          {"for", "if", "switch", "asm", "volatile", "static_assert", "__launch_bounds__", "__align__", "DEVICE", "return"})
       if (name == word) return true;
-    for (const char* symmetric : {"min_of", "max_of", "__umulhi", "fold"})
+    for (const char* symmetric : {"min_of", "max_of", "__umulhi", "fold", "plus", "product"})
       if (name == symmetric) return true;
     std::size_t before = begin;
     while (before > 0 && code_[before - 1] == ' ') --before;
