@@ -1,12 +1,6 @@
 // The sums of `parts` arrays of `count` partial sums each, in a fixed order: the first `split` elements are those of `first`,
 // the others those of `second`. A block: LANES vectors of V elements by STRIPS strips. Strip s adds parts s, s + STRIPS, ...
 // in this order, FEW at a time; then the strips are added, in order or, PAIRWISE, as a tree.
-template <class T>
-DEVICE void put(T* to, index i, index columns, index row_stride, index col_stride, const real (&sum)[V]) {
-  const index row = i / columns;
-  store_real<V>(to + (row * row_stride + (i - row * columns) * col_stride), sum);
-}
-
 extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) {
   const int lane = threadIdx.x % LANES, strip = threadIdx.x / LANES;
   const index i = (index(blockIdx.x) * LANES + lane) * V;
@@ -57,8 +51,10 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
     if (strip > 0) return;
   }
   if (!live) return;
-  if (has_second && i >= index(a.split))
-    put(a.second, i - index(a.split), index(a.second_columns), index(a.second_row), index(a.second_col), sum);
-  else
-    put(a.first, i, index(a.first_columns), index(a.first_row), index(a.first_col), sum);
+  if (has_second && i >= index(a.split)) {
+    store_real<V>(a.second + (i - index(a.split)) * index(a.second_stride), sum);
+  } else {
+    const index row = i / index(a.columns);
+    store_real<V>(a.first + (row * index(a.first_row) + (i - row * index(a.columns)) * index(a.first_col)), sum);
+  }
 }

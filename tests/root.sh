@@ -55,7 +55,7 @@ try() {  # ROOT NAME COMMAND WORDS-IN-ITS-OUTPUT
   local begin=$SECONDS
   echo "$3" >"$1/root/$2.sh"
   if ! inside "$1" "bash -e /root/$2.sh" >"$work/log"; then
-    tail -n 60 "$work/log"
+    tail -n 1000 "$work/log"  # what failed may stand far above the end
     echo "'$2' failed"
     exit 1
   fi

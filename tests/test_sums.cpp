@@ -1,5 +1,6 @@
 // Sums are right however long they are, and what is made of them: every op that adds many terms against the same sum in double;
 // distributions of large logits; results in bf16, which are rounded once. On the device in use.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -169,6 +170,26 @@ TEST_P(LongSums, OfAScan) {
   expect_sums(grads[2], {ddelta}, {2 * dA}, "bias", 16);
 }
 
+// What blocks of channels have summed, each for its own, is added by a kernel that takes a few at a time.
+TEST_P(LongSums, OverManyChannels) {
+  const std::int64_t t = 2, i = length(700, 5120), n = 2;
+  const std::vector<float> u = terms(t * i, equal), g = terms(t * i, equal, 2);
+  const Tensor us = tensor(u, {1, t, i}), A = tensor(std::vector<float>(std::size_t(i * n), -1.0f), {i, n}),
+               B = tensor(std::vector<float>(std::size_t(t * n), 1.0f), {1, t, n}), C = like(B, 0.5f);
+  const std::vector<Tensor> grads = grad(scan(us, like(us, 1.0f), A, B, C), tensor(g, {1, t, i}), {B, C});
+  Values dB(std::size_t(t * n)), dC(std::size_t(t * n));
+  const double a = std::exp(-1.0);
+  for (std::int64_t c = 0; c < i; ++c) {
+    const double u0 = u[std::size_t(c)], u1 = u[std::size_t(i + c)], g0 = g[std::size_t(c)], g1 = g[std::size_t(i + c)];
+    for (std::size_t k = 0; k < 2; ++k) {
+      dB[k] += 0.5 * (g0 + a * g1) * u0, dB[2 + k] += 0.5 * g1 * u1;
+      dC[k] += g0 * u0, dC[2 + k] += g1 * (a * u0 + u1);
+    }
+  }
+  expect_sums(grads[0], dB, dB, "B", 16);  // the channels of a block are added in fp32
+  expect_sums(grads[1], dC, dC, "C", 16);
+}
+
 TEST_P(LongSums, OfExponentials) {
   const std::int64_t n = length(40'000, 1'000'000);
   const std::vector<float> v = terms(n, equal);
@@ -202,6 +223,35 @@ TEST_P(LongSums, OfLossesAndOfANorm) {
   EXPECT_NEAR(global_norm(gradients).item(), std::sqrt(squares), 1e-7 * std::sqrt(squares));
 }
 INSTANTIATE_TEST_SUITE_P(Terms, LongSums, testing::Bool(), [](const auto& p) { return p.param ? "Equal" : "Irregular"; });
+
+TEST(Folds, AreInfiniteWhereATermIs) {
+  const double inf = double(kInf), nan = std::numeric_limits<double>::quiet_NaN();
+  const auto check = [&](std::int64_t n, std::initializer_list<float> special, double expected) {
+    std::vector<float> v = terms(n, false);
+    std::copy(special.begin(), special.end(), v.begin() + n / 2);
+    const std::string what = fmt::format("{} terms, {} expected", n, expected);
+    for (const Tensor& total : {sum(tensor(v, {1, n}), {1}), sum(tensor(v, {n, 1}), {0})}) {
+      const double got = total.to_host<double>()[0];
+      EXPECT_TRUE(std::isnan(expected) ? std::isnan(got) : got == expected) << what << ": " << got;
+    }
+  };
+  for (const std::int64_t n : {7, 1000, 20'000}) {
+    check(n, {kInf}, inf);
+    check(n, {-kInf, -kInf}, -inf);
+    check(n, {kInf, -kInf}, nan);
+    check(n, {float(nan)}, nan);
+  }
+}
+
+TEST(Folds, OfTheLargestInALongRowOfNegativeNumbers) {
+  for (const std::int64_t n : {33, 1000, 20'000}) {
+    std::vector<float> v = terms(n, false);
+    for (float& x : v) x -= 2;
+    const double expected = double(*std::max_element(v.begin(), v.end()));
+    EXPECT_EQ(max(tensor(v, {1, n}), {1}).to_host<double>()[0], expected) << n;
+    EXPECT_EQ(max(tensor(v, {n, 1}), {0}).to_host<double>()[0], expected) << n;
+  }
+}
 
 // ---- large logits -----------------------------------------------------------------------------------------------------------
 
