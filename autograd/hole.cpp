@@ -464,8 +464,8 @@ Tensor places_of(const Hole& hole, Expr load, const Shape& shape, const Shape& s
   return r.hole(0, places, space).out(space, DType::i64).record();
 }
 
-// The gradient of the tensor that `load` reads, from that of the load: over the space, or summed over coordinates that the
-// subscripts do not depend on (of size 1).
+}  // namespace
+
 Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& space, Site where) {
   const Shape shape = hole.captured[std::size_t(load.index())].shape();
   Shape footprint = space;
@@ -479,6 +479,8 @@ Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& spa
       scatter_sum(Arg(reshape(Arg(sum, where), line), where), reshape(Arg(places, where), line), shape.numel());
   return reshape(Arg(elements, where), shape);
 }
+
+namespace {
 
 // What `load` reads, broadcast to the space.
 Tensor read_elements(const Hole& hole, Expr load, const Shape& space, Site where) {

@@ -219,6 +219,28 @@ Hole softplus_hole();          // v -> softplus(v)
 Hole silu_hole();              // v -> silu(v)
 Hole gate(Arg z);              // s -> s silu(z)
 
+// ---- attention (ops/attention.cpp, arXiv:2205.14135): channel-last ----------------------------------------------------------
+
+enum class Pairing { halves, neighbours };  // feature pairs of rotate: (p, p + dk/2), or (2p, 2p + 1)
+// What a function that fills a hole may do is listed at HoleOf (autograd/hole.h). i, j and t are places in q and k as given.
+struct AttentionOptions {
+  double scale = 0;             // 0: 1 / sqrt(dk)
+  bool causal = false;          // query i sees keys j <= i + (tk - tq); joined to the mask by &&
+  Tensor segments = {};         // (b, t) integers, tq == tk: only keys of the same segment are visible
+  HoleOf<1, 4> score = {};      // s -> score(s; b, h, i, j), real; s is scaled already
+  HoleOf<0, 4> mask = {};       // visible(; b, h, i, j), boolean
+  HoleOf<0, 4> weight = {};     // factor of the probabilities, after the normaliser
+  HoleOf<2, 4, 2> rotate = {};  // (x, y; b, h, t, p) -> Pair: applied to pairs of features of q and of k (RoPE)
+  Pairing pairing = Pairing::halves;
+};
+// q (b, tq, h, dk), k (b, tk, g, dk), v (b, tk, g, dv), h divisible by g: head h reads group h / (h/g). -> (b, tq, h, dv), in
+// q's type. o_i = sum over j of weight softmax_j(score(scale q_i . k_j)) v_j, over the keys that query i sees; computed in fp32
+// (fp64). A row that sees no key gives 0 and no gradient; what score is at hidden places, inf or NaN too, has no effect. In
+// rotate h is a head of q, or of k, a group.
+Tensor attention(Arg q, Arg k, Arg v, AttentionOptions options = {});
+// The probabilities (b, h, tq, tk), before `weight`, in fp32 (fp64): for people who look at them, T^2 memory.
+Tensor attention_map(Arg q, Arg k, AttentionOptions options = {});
+
 // ---- a user's own kernel (ops/custom.h) -------------------------------------------------------------------------------------
 //
 // custom(op, {inputs...}, {outputs...}, values): CUDA text with names for its operands, a CPU function, a gradient.
