@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "jit/op_facts.h"
 #include "jit/order.h"
@@ -14,110 +13,254 @@ using Op = ExprOp;
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr Interval kBoolean{0, 1}, kUnbounded{};
 
-// Bounds are computed in fp64, values in fp32, in fp64 or by the GPU's approximate functions: wide enough for all.
-Interval with_margin(Interval x) {
-  constexpr double kRelative = 0x1p-16, kTiny = 0x1p-126;
-  return {x.low - std::abs(x.low) * kRelative - kTiny, x.high + std::abs(x.high) * kRelative + kTiny};
-}
+// ---- bounds: numbers, and expressions ---------------------------------------------------------------------------------------
+//
+// The rules for integers and booleans are written once, over a type of bounds: double, on the host, and Formula, which becomes
+// the text of a kernel. A truth is a bound of a boolean: 0 or 1, or a boolean expression.
 
-Interval rounded(Op op, ExprType type, Interval x) {
-  if (type == ExprType::real && !facts_of(op).exact) x = with_margin(x);
-  if (!(x.low <= x.high)) return kUnbounded;  // a NaN
-  if (type != ExprType::integer) return x;
-  return std::max(std::abs(x.low), std::abs(x.high)) < 0x1p53 ? x : kUnbounded;  // beyond, bounds round and values wrap
-}
+template <class N>
+struct Bounds {
+  N low, high;
+};
 
-Interval hull(std::initializer_list<double> values) { return {std::min(values), std::max(values)}; }
-Interval hull(Interval a, Interval b) { return {std::min(a.low, b.low), std::max(a.high, b.high)}; }
-
-bool finite(Interval x) {  // in fp32 too
-  constexpr double kLargest = std::numeric_limits<float>::max();
-  return x.low >= -kLargest && x.high <= kLargest;
-}
-
+double lesser(double a, double b) { return std::min(a, b); }
+double greater(double a, double b) { return std::max(a, b); }
+double less(double a, double b) { return a < b; }
+double less_equal(double a, double b) { return a <= b; }
+double both(double a, double b) { return std::min(a, b); }
+double either(double a, double b) { return std::max(a, b); }
+double negated(double truth) { return 1 - truth; }
+double choose(double truth, double a, double b) { return truth != 0 ? a : b; }
 double product(double a, double b) { return a == 0 || b == 0 ? 0 : a * b; }  // a bound of infinity is not a value
+double quotient(double a, double b) { return std::trunc(a / b); }            // unused where b is 0
+double sign_bound(double a) { return (a > 0) - (a < 0); }
+double as_integer(double truth) { return truth; }
+double magnitude(double a) { return std::abs(a); }
 
-Interval multiply(Interval a, Interval b) {
-  return hull({product(a.low, b.low), product(a.low, b.high), product(a.high, b.low), product(a.high, b.high)});
-}
+// An integer or a boolean expression, or an infinity.
+struct Formula {
+  Expr value{};
+  double size = 0;   // no value is larger than that
+  int infinite = 0;  // -1 or 1: an infinity of that sign
 
-Interval divide(ExprType type, Interval a, Interval b) {
-  bool integer = type == ExprType::integer;
-  if (std::isinf(a.low) || std::isinf(a.high) || std::isinf(b.low) || std::isinf(b.high)) return kUnbounded;
-  if (b.low <= 0 && b.high >= 0) {
-    if (!integer) return kUnbounded;
-    double largest = std::max(std::abs(a.low), std::abs(a.high));  // x / 0 is 0, else |x / y| <= |x|
-    return {-largest, largest};
+  Formula(Expr e, double largest) : value(e), size(largest) {}
+  explicit Formula(int n) : value(n), size(std::abs(n)) {}
+  static Formula infinity(int sign) {
+    Formula s(0);
+    s.infinite = sign, s.size = kInfinity;
+    return s;
   }
-  Interval q = hull({a.low / b.low, a.low / b.high, a.high / b.low, a.high / b.high});
-  return integer ? Interval{std::trunc(q.low), std::trunc(q.high)} : q;
+  static Formula truth(Expr e) { return {e, 1}; }
+};
+
+Formula operator-(Formula a) {
+  if (a.infinite != 0) return Formula::infinity(-a.infinite);
+  return {-a.value, a.size};
+}
+Formula operator+(Formula a, Formula b) {
+  if (a.infinite != 0 || b.infinite != 0) return a.infinite != 0 ? a : b;
+  return {a.value + b.value, a.size + b.size};
+}
+Formula operator-(Formula a, Formula b) { return a + -b; }
+
+Formula lesser(Formula a, Formula b) {
+  if (a.infinite != 0 || b.infinite != 0) return a.infinite < 0 || b.infinite > 0 ? a : b;
+  const bool truths = a.value.type() == ExprType::boolean;
+  return {truths ? a.value && b.value : min(a.value, b.value), std::max(a.size, b.size)};
+}
+Formula greater(Formula a, Formula b) {
+  if (a.infinite != 0 || b.infinite != 0) return a.infinite > 0 || b.infinite < 0 ? a : b;
+  const bool truths = a.value.type() == ExprType::boolean;
+  return {truths ? a.value || b.value : max(a.value, b.value), std::max(a.size, b.size)};
+}
+Formula less(Formula a, Formula b) {
+  if (a.infinite != 0 || b.infinite != 0) return Formula::truth(expr::boolean(a.infinite < b.infinite));
+  return Formula::truth(a.value < b.value);
+}
+Formula less_equal(Formula a, Formula b) {
+  if (a.infinite != 0 || b.infinite != 0) return Formula::truth(expr::boolean(a.infinite <= b.infinite));
+  return Formula::truth(a.value <= b.value);
+}
+Formula both(Formula a, Formula b) { return Formula::truth(a.value && b.value); }
+Formula either(Formula a, Formula b) { return Formula::truth(a.value || b.value); }
+Formula negated(Formula truth) { return Formula::truth(!truth.value); }
+// Of two bounds of the same side an infinite one is the wider.
+Formula choose(Formula truth, Formula a, Formula b) {
+  if (truth.value.op() == Op::literal) return is_zero(truth.value) ? b : a;
+  if (a.infinite != 0 || b.infinite != 0) return a.infinite != 0 ? a : b;
+  return {where(truth.value, a.value, b.value), std::max(a.size, b.size)};
+}
+Formula product(Formula a, Formula b) { return {a.value * b.value, a.size * b.size}; }
+Formula quotient(Formula a, Formula b) { return {a.value / b.value, a.size}; }
+Formula sign_bound(Formula a) { return a.infinite != 0 ? Formula(a.infinite) : Formula(sign(a.value), 1); }
+Formula as_integer(Formula truth) { return {to_integer(truth.value), truth.size}; }
+double magnitude(Formula a) { return a.size; }
+
+template <class N>
+Bounds<N> unknown(ExprType type) {
+  if constexpr (std::same_as<N, double>) {
+    return type == ExprType::boolean ? Bounds<N>{0, 1} : Bounds<N>{-kInfinity, kInfinity};
+  } else {
+    if (type == ExprType::boolean) return {Formula::truth(expr::boolean(false)), Formula::truth(expr::boolean(true))};
+    return {Formula::infinity(-1), Formula::infinity(1)};
+  }
 }
 
-Interval absolute(Interval a) {
-  if (a.low >= 0) return a;
-  return {a.high <= 0 ? -a.high : 0, std::max(-a.low, a.high)};
+// ---- the rules --------------------------------------------------------------------------------------------------------------
+
+// The size from which on bounds are no longer exact, or values may wrap.
+template <class N>
+constexpr double kTooLarge = std::same_as<N, double> ? 0x1p53 : 0x1p62;
+
+template <class N>
+double magnitude(Bounds<N> a) {
+  return std::max(magnitude(a.low), magnitude(a.high));
 }
 
-Interval equal_to(Interval a, Interval b) {
-  if (a.low == a.high && b.low == b.high && a.low == b.low) return {1, 1};
-  return a.high < b.low || b.high < a.low ? Interval{0, 0} : kBoolean;
+template <class N>
+Bounds<N> hull(N a, N b, N c, N d) {
+  return {lesser(lesser(a, b), lesser(c, d)), greater(greater(a, b), greater(c, d))};
 }
 
-// `certain` and `impossible` are what the bounds say about the comparison.
-Interval verdict(bool certain, bool impossible) { return certain ? Interval{1, 1} : impossible ? Interval{0, 0} : kBoolean; }
+template <class N>
+Bounds<N> absolute(Bounds<N> a) {
+  return {greater(greater(a.low, -a.high), N(0)), greater(-a.low, a.high)};
+}
 
-Interval invert(Interval a) { return {1 - a.high, 1 - a.low}; }
+template <class N>
+Bounds<N> multiply(Bounds<N> a, Bounds<N> b) {
+  return hull(product(a.low, b.low), product(a.low, b.high), product(a.high, b.low), product(a.high, b.high));
+}
 
-Interval binary(Op op, ExprType operands, Interval a, Interval b) {
+// Of integers: truncated. x / 0 is 0, else |x / y| <= |x|.
+template <class N>
+Bounds<N> divide(Bounds<N> a, Bounds<N> b) {
+  const N largest = absolute(a).high, apart = either(less(N(0), b.low), less(b.high, N(0)));
+  const Bounds<N> q = hull(quotient(a.low, b.low), quotient(a.low, b.high), quotient(a.high, b.low), quotient(a.high, b.high));
+  return {choose(apart, q.low, -largest), choose(apart, q.high, largest)};
+}
+
+template <class N>
+Bounds<N> equal_to(Bounds<N> a, Bounds<N> b) {
+  return {both(less_equal(a.high, b.low), less_equal(b.high, a.low)),
+          both(less_equal(a.low, b.high), less_equal(b.low, a.high))};
+}
+
+template <class N>
+Bounds<N> invert(Bounds<N> a) {
+  return {negated(a.high), negated(a.low)};
+}
+
+template <class N>
+Bounds<N> select(Bounds<N> c, Bounds<N> a, Bounds<N> b) {
+  return {choose(c.low, a.low, choose(c.high, lesser(a.low, b.low), b.low)),
+          choose(c.low, a.high, choose(c.high, greater(a.high, b.high), b.high))};
+}
+
+bool may_wrap(Op op) {
+  return op == Op::add || op == Op::sub || op == Op::mul || op == Op::div || op == Op::neg || op == Op::abs;
+}
+
+// A node of integers and booleans; on the host also one of reals, where the rule is the same. `operands`: the type of its first
+// argument. Nothing: there is no such rule.
+template <class N>
+std::optional<Bounds<N>> bounds_of(Op op, ExprType operands, const Bounds<N>& a, const Bounds<N>& b, const Bounds<N>& c) {
   switch (op) {
     case Op::add:
-      return {a.low + b.low, a.high + b.high};
+      return Bounds<N>{a.low + b.low, a.high + b.high};
     case Op::sub:
-      return {a.low - b.high, a.high - b.low};
+      return Bounds<N>{a.low - b.high, a.high - b.low};
     case Op::mul:
       return multiply(a, b);
     case Op::div:
-      return divide(operands, a, b);
+      if (operands == ExprType::real) return {};
+      return divide(a, b);
+    case Op::neg:
+      return Bounds<N>{-a.high, -a.low};
+    case Op::abs:
+      return absolute(a);
+    case Op::sign:
+      return Bounds<N>{sign_bound(a.low), sign_bound(a.high)};
     case Op::min:
-      return {std::min(a.low, b.low), std::min(a.high, b.high)};
+      return Bounds<N>{lesser(a.low, b.low), lesser(a.high, b.high)};
     case Op::max:
-      return {std::max(a.low, b.low), std::max(a.high, b.high)};
+      return Bounds<N>{greater(a.low, b.low), greater(a.high, b.high)};
     case Op::eq:
       return equal_to(a, b);
     case Op::ne:
       return invert(equal_to(a, b));
     case Op::lt:
-      return verdict(a.high < b.low, a.low >= b.high);
+      return Bounds<N>{less(a.high, b.low), less(a.low, b.high)};
     case Op::le:
-      return verdict(a.high <= b.low, a.low > b.high);
+      return Bounds<N>{less_equal(a.high, b.low), less_equal(a.low, b.high)};
     case Op::logical_and:
-      return {std::min(a.low, b.low), std::min(a.high, b.high)};
+      return Bounds<N>{both(a.low, b.low), both(a.high, b.high)};
     case Op::logical_or:
-      return {std::max(a.low, b.low), std::max(a.high, b.high)};
-    case Op::unless_zero:
-      return hull(b, {0, 0});
+      return Bounds<N>{either(a.low, b.low), either(a.high, b.high)};
+    case Op::logical_not:
+      return invert(a);
+    case Op::select:
+      return select(a, b, c);
+    case Op::to_integer:
+      if (operands == ExprType::real) return {};
+      return operands == ExprType::boolean ? Bounds<N>{as_integer(a.low), as_integer(a.high)} : a;
+    case Op::narrow:  // to i32
+      if (operands != ExprType::integer) return {};
+      if (magnitude(a) < 0x1p31) return a;
+      return Bounds<N>{N(std::numeric_limits<std::int32_t>::min()), N(std::numeric_limits<std::int32_t>::max())};
     default:
-      return kUnbounded;  // pow
+      return {};
   }
 }
 
-// An increasing function of its argument, or a known range.
-Interval unary(Op op, ExprType type, Interval a) {
-  auto increasing = [a](auto f) { return Interval{f(a.low), f(a.high)}; };
+// The same for integers and booleans, with what may wrap unbounded.
+template <class N>
+std::optional<Bounds<N>> whole_bounds_of(Op op, ExprType operands, const Bounds<N>& a, const Bounds<N>& b, const Bounds<N>& c) {
+  if (operands != ExprType::integer || !may_wrap(op)) return bounds_of(op, operands, a, b, c);
+  const bool binary = op == Op::add || op == Op::sub || op == Op::mul || op == Op::div;
+  if (std::isinf(magnitude(a)) || (binary && std::isinf(magnitude(b)))) return unknown<N>(ExprType::integer);
+  const auto made = bounds_of(op, operands, a, b, c);
+  return magnitude(*made) < kTooLarge<N> ? made : unknown<N>(ExprType::integer);
+}
+
+// ---- reals, on the host -----------------------------------------------------------------------------------------------------
+
+using Numbers = Bounds<double>;
+constexpr Numbers kUnbounded{-kInfinity, kInfinity};
+
+bool finite(Numbers x) {  // in fp32 too
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  return x.low >= -kLargest && x.high <= kLargest;
+}
+
+// Bounds are computed in fp64, values in fp32, in fp64 or by the GPU's approximate functions: wide enough for all.
+Numbers with_margin(Numbers x) {
+  constexpr double kRelative = 0x1p-16, kTiny = 0x1p-126;
+  return {x.low - std::abs(x.low) * kRelative - kTiny, x.high + std::abs(x.high) * kRelative + kTiny};
+}
+
+Numbers rounded(Op op, Numbers x) {
+  if (!facts_of(op).exact) x = with_margin(x);
+  return x.low <= x.high ? x : kUnbounded;  // a NaN
+}
+
+Numbers divide_reals(Numbers a, Numbers b) {
+  if (std::isinf(magnitude(a)) || std::isinf(magnitude(b)) || (b.low <= 0 && b.high >= 0)) return kUnbounded;
+  return hull(a.low / b.low, a.low / b.high, a.high / b.low, a.high / b.high);
+}
+
+// Of a real: an increasing function of its argument, or a known range.
+Numbers real_bounds_of(Op op, Numbers a, Numbers b) {
+  auto increasing = [a](auto f) { return Numbers{f(a.low), f(a.high)}; };
   auto nonnegative = [a] { return a.low >= 0; };
   switch (op) {
-    case Op::neg:
-      return {-a.high, -a.low};
-    case Op::abs:
-      return absolute(a);
-    case Op::sign:
-      return increasing([](double x) { return double((x > 0) - (x < 0)); });
+    case Op::div:
+      return divide_reals(a, b);
+    case Op::unless_zero:
+      return {std::min(b.low, 0.0), std::max(b.high, 0.0)};
     case Op::floor:
       return increasing([](double x) { return std::floor(x); });
-    case Op::to_integer:
-      return increasing([](double x) { return std::trunc(x); });
     case Op::exp:
       return increasing([](double x) { return std::exp(x); });
     case Op::expm1:
@@ -127,9 +270,9 @@ Interval unary(Op op, ExprType type, Interval a) {
     case Op::log1p:
       return a.low >= -1 ? increasing([](double x) { return std::log1p(x); }) : kUnbounded;
     case Op::sqrt:
-      return nonnegative() ? increasing([](double x) { return std::sqrt(x); }) : Interval{0, kInfinity};
+      return nonnegative() ? increasing([](double x) { return std::sqrt(x); }) : Numbers{0, kInfinity};
     case Op::rsqrt:
-      return a.low > 0 ? Interval{1 / std::sqrt(a.high), 1 / std::sqrt(a.low)} : kUnbounded;  // that of -0 is -inf
+      return a.low > 0 ? Numbers{1 / std::sqrt(a.high), 1 / std::sqrt(a.low)} : kUnbounded;  // that of -0 is -inf
     case Op::tanh:
       return increasing([](double x) { return std::tanh(x); });
     case Op::sigmoid:
@@ -144,54 +287,116 @@ Interval unary(Op op, ExprType type, Interval a) {
     case Op::to_real:
       return a;
     case Op::narrow:
-      if (type == ExprType::integer) return a.low >= -0x1p31 && a.high < 0x1p31 ? a : kUnbounded;
       return {a.low - std::abs(a.low) * 0x1p-8, a.high + std::abs(a.high) * 0x1p-8};
-    case Op::logical_not:
-      return invert(a);
     case Op::uniform:
       return {0, 1};
     default:
-      return kUnbounded;
+      return kUnbounded;  // pow
   }
+}
+
+// The integer that a real becomes.
+Numbers truncated(Numbers a, bool maybe_nan) {
+  const Numbers x{std::trunc(a.low), std::trunc(a.high)};
+  return !maybe_nan && magnitude(x) < kTooLarge<double> ? x : kUnbounded;
+}
+
+Interval literal_range(Expr literal) {
+  const double value = literal.value();
+  if (literal.type() == ExprType::real) {
+    const bool exact = double(float(value)) == value;  // fp32 rounds the others
+    const Numbers x = rounded(exact ? Op::neg : Op::add, {value, value});
+    return {x.low, x.high};
+  }
+  return std::abs(value) < kTooLarge<double> ? Interval{value, value} : Interval{};
 }
 
 }  // namespace
 
-Interval interval_of(Expr root, std::span<const Interval> indices, std::span<const Interval> inputs) {
-  auto leaf_range = [&](Expr leaf) {
-    auto bounds = leaf.op() == Op::index ? indices : leaf.op() == Op::input ? inputs : std::span<const Interval>();
-    if (leaf.op() == Op::element) return Interval{0, kUnbounded.high};
-    if (leaf.op() == Op::literal) {
-      bool exact = double(float(leaf.value())) == leaf.value();  // fp32 rounds the others
-      return rounded(exact ? Op::neg : Op::add, leaf.type(), {leaf.value(), leaf.value()});
-    }
-    if (leaf.index() < std::ssize(bounds)) return bounds[leaf.index()];
-    return leaf.type() == ExprType::boolean ? kBoolean : kUnbounded;
-  };
+// ---- on the host ------------------------------------------------------------------------------------------------------------
+
+Intervals::Intervals(Expr root) {
   Order order(std::span(&root, 1));
-  std::vector<Interval> range;
-  std::vector<bool> maybe_nan;  // no interval holds a NaN, so what a comparison with one says is decided here
-  for (Expr e : order.nodes()) {
-    Interval args[kMostCoordinates];
-    bool nan = false;
-    for (int i = 0; i < e.arity(); ++i) {
-      int from = order.position(e.arg(i));
-      args[i] = range[from], nan = nan || maybe_nan[from];
-    }
-    Interval result = leaf_range(e);
-    if (e.op() == Op::select) {
-      result = args[0].always_true() ? args[1] : args[0].always_false() ? args[2] : hull(args[1], args[2]);
-    } else if (e.arity() > 0 && e.op() != Op::load) {
-      result = e.arity() == 2 ? binary(e.op(), e.arg(0).type(), args[0], args[1]) : unary(e.op(), e.type(), args[0]);
-      result = rounded(e.op(), e.type(), result);
-      if (nan && e.op() == Op::to_integer) result = kUnbounded;
-      if (nan && e.op() == Op::ne) result.high = 1;
-      if (nan && (e.op() == Op::eq || e.op() == Op::lt || e.op() == Op::le)) result.low = 0;
-    }
-    range.push_back(result);
-    maybe_nan.push_back(e.type() == ExprType::real && (nan || !finite(result)));
+  for (const Expr e : order.nodes()) {
+    const int arity = e.op() == Op::load ? 0 : e.arity();
+    Step s{e, e.op(), e.type(), arity > 0 ? e.arg(0).type() : e.type(), arity, e.index(), {}, {}};
+    for (int i = 0; i < arity; ++i) s.args[i] = order.position(e.arg(i));
+    const Numbers nothing = unknown<double>(e.type());
+    s.known = e.op() == Op::literal ? literal_range(e) : Interval{nothing.low, nothing.high};
+    if (e.op() == Op::element) s.known.low = 0;
+    steps_.push_back(s);
   }
-  return range.back();
+  ranges_.resize(steps_.size()), maybe_nan_.resize(steps_.size());
+}
+
+void Intervals::step(const Step& s, std::span<const Interval> indices, std::span<const Interval> inputs, std::size_t at) {
+  Numbers args[3], result;
+  bool nan = false;
+  for (int i = 0; i < s.arity; ++i) {
+    const Interval& from = ranges_[std::size_t(s.args[i])];
+    args[i] = {from.low, from.high}, nan = nan || maybe_nan_[std::size_t(s.args[i])];
+  }
+  if (s.arity == 0) {
+    const auto bounds = s.op == Op::index ? indices : inputs;
+    const bool given = (s.op == Op::index || s.op == Op::input) && s.leaf < std::ssize(bounds);
+    const Interval& range = given ? bounds[std::size_t(s.leaf)] : s.known;
+    result = {range.low, range.high};
+  } else if (s.type == ExprType::real) {
+    const auto same = bounds_of(s.op, s.operands, args[0], args[1], args[2]);
+    result = same ? *same : real_bounds_of(s.op, args[0], args[1]);
+    if (s.op != Op::select) result = rounded(s.op, result);
+  } else if (s.op == Op::to_integer && s.operands == ExprType::real) {
+    result = truncated(args[0], nan);
+  } else {
+    result = whole_bounds_of(s.op, s.operands, args[0], args[1], args[2]).value_or(unknown<double>(s.type));
+    if (nan && s.op == Op::ne) result.high = 1;
+    if (nan && (s.op == Op::eq || s.op == Op::lt || s.op == Op::le)) result.low = 0;
+  }
+  ranges_[at] = {result.low, result.high};
+  maybe_nan_[at] = s.type == ExprType::real && (nan || !finite(result));
+}
+
+Interval Intervals::operator()(std::span<const Interval> indices, std::span<const Interval> inputs) {
+  for (std::size_t at = 0; at < steps_.size(); ++at) step(steps_[at], indices, inputs, at);
+  return ranges_.back();
+}
+
+Interval interval_of(Expr root, std::span<const Interval> indices, std::span<const Interval> inputs) {
+  return Intervals(root)(indices, inputs);
+}
+
+// ---- as expressions ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Bounds<Formula> given_bounds(const SymbolicInterval& given, ExprType type) {
+  Bounds<Formula> range = unknown<Formula>(type);
+  if (given.low) range.low = {*given.low, given.largest};
+  if (given.high) range.high = {*given.high, given.largest};
+  return range;
+}
+
+}  // namespace
+
+SymbolicInterval symbolic_interval_of(Expr root, const std::function<SymbolicInterval(Expr leaf)>& bounds) {
+  Order order(std::span(&root, 1));
+  std::vector<Bounds<Formula>> ranges;
+  for (const Expr e : order.nodes()) {
+    Bounds<Formula> range = unknown<Formula>(e.type());
+    const auto arg = [&](int i) { return i < e.arity() ? ranges[std::size_t(order.position(e.arg(i)))] : range; };
+    const bool leaf = e.arity() == 0 || e.op() == Op::load;
+    const bool of_reals = e.type() == ExprType::real || (!leaf && e.arg(0).type() == ExprType::real);
+    if (e.op() == Op::literal && !of_reals)
+      range = {Formula(e, std::abs(e.value())), Formula(e, std::abs(e.value()))};
+    else if (leaf && !of_reals)
+      range = given_bounds(bounds(e), e.type());
+    else if (!of_reals)
+      range = whole_bounds_of(e.op(), e.arg(0).type(), arg(0), arg(1), arg(2)).value_or(range);
+    ranges.push_back(range);
+  }
+  const Bounds<Formula>& made = ranges.back();
+  const auto bound = [](const Formula& s) { return s.infinite != 0 ? std::nullopt : std::optional(s.value); };
+  return {bound(made.low), bound(made.high), magnitude(made)};
 }
 
 }  // namespace weft
