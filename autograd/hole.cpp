@@ -129,17 +129,58 @@ std::string named(Expr e, const HoleSpec& spec) {
   return out;
 }
 
+// What the subscripts of a load depend on.
+struct Footprint {
+  std::uint32_t coordinates = 0;  // bit c: coordinate c
+  bool difference = false;        // row and column by their difference
+
+  // Row and column are the last two of `rank` coordinates.
+  void add(Expr e, int rank) {
+    if (const std::optional<Affine> affine = affine_of(e); affine && is_difference(*affine, rank)) {
+      difference = true;
+      for (int c = 0; c + 2 < rank; ++c) coordinates |= std::uint32_t(affine->step[std::size_t(c)] != 0) << c;
+      return;
+    }
+    if (e.op() == ExprOp::index) coordinates |= 1u << e.index();
+    for (int k = 0; k < e.arity(); ++k) add(e.arg(k), rank);
+  }
+  static bool is_difference(const Affine& affine, int rank) {
+    if (rank < 2) return false;
+    const std::int64_t row = affine.step[std::size_t(rank - 2)], column = affine.step[std::size_t(rank - 1)];
+    return row != 0 && row == -column;
+  }
+};
+
+std::optional<SumForm> form_of(Expr load, int rank) {
+  Footprint footprint;
+  footprint.add(load, rank);
+  const bool row = footprint.coordinates >> (rank - 2) & 1, column = footprint.coordinates >> (rank - 1) & 1;
+  if (int(row) + int(column) + int(footprint.difference) > 1) return std::nullopt;
+  return footprint.difference ? SumForm::difference : row ? SumForm::row : column ? SumForm::column : SumForm::none;
+}
+
 // What a hole is recorded with. The same bodies are recorded at every step, so what they become is remembered.
 class Contract {
  public:
-  Contract(const Op& op, const HoleSpec& spec, const Hole& hole, const Shape& space, Site where)
-      : op_(op), spec_(spec), hole_(hole), space_(space), where_(where) {}
+  // `hidden`: some places may not be seen.
+  Contract(const Op& op, const HoleSpec& spec, const Hole& hole, const Shape& space, bool hidden, Site where)
+      : op_(op), spec_(spec), hole_(hole), space_(space), hidden_(hidden), where_(where) {}
 
   // The roots, with a load for every captured tensor; refuses what the contract does not allow.
   const Few<Expr, kMostRoots>& enforce() {
     for (std::size_t k = 0; k < hole_.captured.size(); ++k) check_captured(k);
+    const Few<Expr, kMostRoots>& roots = checked_roots();
+    if (spec_.sums)
+      for (const Expr e : topological(roots))
+        if (e.op() == ExprOp::load) check_form(e);
+    return roots;
+  }
+
+ private:
+  const Few<Expr, kMostRoots>& checked_roots() {
     thread_local std::map<std::vector<std::int64_t>, Few<Expr, kMostRoots>> known;
-    std::vector<std::int64_t> key = {std::int64_t(op_.id), &spec_ - op_.holes.data(), std::int64_t(hole_.roots.size())};
+    std::vector<std::int64_t> key = {std::int64_t(op_.id), &spec_ - op_.holes.data(), hidden_,
+                                     std::int64_t(hole_.roots.size())};
     for (const Expr root : hole_.roots) key.push_back(root.id());
     const auto append = [&](const Shape& s) {
       key.push_back(s.rank());
@@ -162,7 +203,6 @@ class Contract {
     return known.emplace(std::move(key), roots).first->second;
   }
 
- private:
   [[noreturn]] void refuse(const std::string& what, std::string numbers, std::string hint = {}) const {
     fail_at(where_, fmt::format("{}: {}", op_.name, what), std::move(numbers), std::move(hint));
   }
@@ -172,9 +212,24 @@ class Contract {
   void check_captured(std::size_t k) const {
     const Tensor& c = hole_.captured[k];
     if (!c) refuse(fmt::format("hole '{}' captures an absent tensor", spec_.name), fmt::format("captured {}", k));
-    if (!spec_.dense && c.requires_grad())
+    if (!spec_.dense && !spec_.sums && c.requires_grad())
       refuse(fmt::format("the {} gives no gradient to what it captures", spec_.name),
              fmt::format("captured {}, {}, requires a gradient", k, to_string(c.shape())), "detach() it");
+  }
+
+  // What a kernel cannot sum has no gradient.
+  void check_form(Expr load) const {
+    const Tensor& c = hole_.captured[std::size_t(load.index())];
+    if (load.type() != ExprType::real || !c.requires_grad()) return;
+    const std::optional<SumForm> form = form_of(load, space_.rank());
+    if (form && (spec_.sums >> int(*form) & 1)) return;
+    std::vector<std::string> subscripts;
+    for (int axis = 0; axis < load.arity(); ++axis) subscripts.push_back(named(load.arg(axis), spec_));
+    const std::vector<std::string> names = split(spec_.coordinates);
+    const std::string &row = names[std::size_t(space_.rank() - 2)], &column = names[std::size_t(space_.rank() - 1)];
+    refuse(fmt::format("the {} gives no gradient to what it captures", spec_.name),
+           fmt::format("captured {}, {}, is indexed by ({})", load.index(), to_string(c.shape()), fmt::join(subscripts, ", ")),
+           fmt::format("index it by {0} - {1}, by {0} or by {1}, or detach() it", row, column));
   }
 
   // A further input stands for a captured tensor that is broadcast to the space.
@@ -230,11 +285,11 @@ class Contract {
     }
   }
 
-  // Every place of the space is visible, so a subscript that is known to leave its axis is a mistake. What is not known is
+  // Where every place of the space is seen, a subscript that is known to leave its axis is a mistake. What is not known is
   // checked when the kernel runs.
   void check_inside(Expr load, int axis) const {
     const std::optional<Affine> affine = affine_of(load.arg(axis));
-    if (!affine || space_.numel() == 0) return;
+    if (!affine || hidden_ || space_.numel() == 0) return;
     const auto size = hole_.captured[std::size_t(load.index())].shape()[axis];
     const auto dims = space_.dims();
     for (const auto& place : {affine->lowest(dims), affine->highest(dims)}) {
@@ -257,6 +312,7 @@ class Contract {
   const HoleSpec& spec_;
   const Hole& hole_;
   const Shape& space_;
+  bool hidden_;
   Site where_;
 };
 
@@ -272,7 +328,8 @@ Recorder& Recorder::input(const Tensor& t) {
 Recorder& Recorder::hole(int h, const Hole& filled, const Shape& space) {
   const HoleSpec& spec = op_.holes[h];
   if (h != holes_++) fail_at(where_, fmt::format("{}: holes must be recorded in order", op_.name), std::string(spec.name));
-  const Few<Expr, kMostRoots>& roots = Contract(op_, spec, filled, space, where_).enforce();
+  const bool hidden = spec.hidden_by >= 0 && ints_[hole_begin(std::span(ints_.data(), ints_.size()), spec.hidden_by)] > 0;
+  const Few<Expr, kMostRoots>& roots = Contract(op_, spec, filled, space, hidden, where_).enforce();
   for (const std::size_t header :
        {roots.size(), filled.captured.size(), inputs_.size(), constants_.size(), filled.constants.size()})
     ints_.push_back(std::int64_t(header));
@@ -464,17 +521,64 @@ Tensor places_of(const Hole& hole, Expr load, const Shape& shape, const Shape& s
   return r.hole(0, places, space).out(space, DType::i64).record();
 }
 
+// The subscripts are coordinates, in order: what is summed over all others is the tensor.
+bool is_permuted(Expr load, const Shape& shape, const Shape& space) {
+  std::int64_t before = -1;
+  for (int axis = 0; axis < load.arity(); ++axis) {
+    const Expr subscript = load.arg(axis);
+    if (subscript.op() != ExprOp::index || subscript.index() <= before || shape[axis] != space[int(subscript.index())])
+      return false;
+    before = subscript.index();
+  }
+  return true;
+}
+
+// The same with subscripts that stay inside.
+Expr kept_inside(Expr load, const Shape& shape) {
+  std::vector<Expr> subscripts;
+  for (int axis = 0; axis < load.arity(); ++axis)
+    subscripts.push_back(clamp(load.arg(axis), Expr(0), Expr(std::max<std::int64_t>(shape[axis] - 1, 0))));
+  return expr::load(int(load.index()), load.type(), subscripts);
+}
+
+// In place of row and column of a space with so many coordinates, the load of their difference, coordinate rank - 2, where
+// element 0 is the difference 1 - columns.
+Expr by_difference(Expr load, int rank, std::int64_t columns) {
+  return rewrite(load, [&](Expr e, Expr) -> std::optional<Expr> {
+    const std::optional<Affine> affine = affine_of(e);
+    if (!affine || !Footprint::is_difference(*affine, rank)) return std::nullopt;
+    const auto step = [&](int c) { return Expr(affine->step[std::size_t(c)]); };
+    Expr out = Expr(affine->constant) + step(rank - 2) * (expr::index(rank - 2) - Expr(columns - 1));
+    for (int c = 0; c + 2 < rank; ++c) out = out + step(c) * expr::index(c);
+    return out;
+  });
+}
+
+Shape shape_of(SumForm form, const Shape& space) {
+  const int rank = space.rank();
+  const std::int64_t rows = space[rank - 2], columns = space[rank - 1];
+  Shape out = space.first(rank - 2);
+  if (form == SumForm::difference) {
+    out.push_back(std::max<std::int64_t>(rows + columns - 1, 0));
+    return out;
+  }
+  out.push_back(form == SumForm::row ? rows : 1);
+  out.push_back(form == SumForm::column ? columns : 1);
+  return out;
+}
+
 }  // namespace
 
-Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& space, Site where) {
+Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& space, bool hidden, Site where) {
   const Shape shape = hole.captured[std::size_t(load.index())].shape();
   Shape footprint = space;
   for (int c = 0; c < space.rank(); ++c)
     if (!(footprint_of(load) >> c & 1)) footprint[c] = 1;
   const Tensor sum = sum_to(each, footprint, where);
-  if (is_broadcast(load, shape, space)) return sum.shape() == shape ? sum : reshape(Arg(sum, where), shape);
+  if (is_broadcast(load, shape, space) || is_permuted(load, shape, space))
+    return sum.shape() == shape ? sum : reshape(Arg(sum, where), shape);
   const Shape line{footprint.numel()};
-  const Tensor places = places_of(hole, load, shape, footprint, where);
+  const Tensor places = places_of(hole, hidden ? kept_inside(load, shape) : load, shape, footprint, where);
   const Tensor elements =
       scatter_sum(Arg(reshape(Arg(sum, where), line), where), reshape(Arg(places, where), line), shape.numel());
   return reshape(Arg(elements, where), shape);
@@ -533,7 +637,12 @@ HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DTyp
               fmt::format("{} of {}", named(load, spec), to_string(filled.captured[std::size_t(load.index())].shape())),
               "detach() the tensor, or compute the value before the op and capture it too");
   gradient = {found.roots, filled.captured, filled.constants};
-  for (std::size_t r = 0; r < gradient.roots.size(); ++r) outputs.push_back(r == 0 ? first : -1), sums.push_back(-1);
+  hidden_ = spec.hidden_by >= 0 && v.hole(spec.hidden_by).filled();
+  for (std::size_t r = 0; r < gradient.roots.size(); ++r) {
+    outputs.push_back(r == 0 ? first : -1);
+    sums.push_back(-1);
+    forms.push_back({-1, -1, -1, -1});
+  }
   const auto output = [&](int& known, const Shape& shape, DType dtype) {
     if (known < 0)
       known = int(outs.size()), outs.push_back({shape, dtype});
@@ -544,8 +653,11 @@ HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DTyp
     const Tensor& c = filled.captured[std::size_t(found.loads[j].index())];
     const auto root = std::size_t(found.which[j]);
     const bool column = spec.columns && (footprint_of(found.loads[j]) & ~(1u << (space.rank() - 1))) == 0;
-    loads_.push_back({found.loads[j], found.which[j], column});
-    if (column)
+    const std::optional<SumForm> form = spec.sums ? form_of(found.loads[j], space.rank()) : std::nullopt;
+    loads_.push_back({found.loads[j], found.which[j], column, form});
+    if (form)
+      output(forms[root][std::size_t(*form)], shape_of(*form, space), real);
+    else if (column)
       output(sums[root], Shape{space[-1]}, real);
     else  // what is summed afterwards is not rounded before
       output(outputs[root], space, c.shape() == space && is_broadcast(found.loads[j], c.shape(), space) ? c.dtype() : real);
@@ -553,12 +665,19 @@ HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DTyp
 }
 
 void HoleInVjp::add(Vjp& v, int h, const Tensor& first_output) const {
-  for (const auto& [load, root, column] : loads_) {
-    Tensor each = output_of(first_output, column ? sums[std::size_t(root)] : outputs[std::size_t(root)]);
-    Shape row = space_;
-    for (int c = 0; c + 1 < row.rank(); ++c) row[c] = 1;
-    if (column) each = reshape(Arg(each, v.where()), row);
-    v.add(v.hole_input(h, int(load.index())), adjoint(gradient, load, each, space_, v.where()));
+  Shape row = space_;
+  for (int c = 0; c + 1 < row.rank(); ++c) row[c] = 1;
+  for (const auto& [load, root, column, form] : loads_) {
+    const auto r = std::size_t(root);
+    const int output = form ? forms[r][std::size_t(*form)] : column ? sums[r] : outputs[r];
+    const Tensor each = output_of(first_output, output);
+    const auto add = [&](Expr l, const Tensor& given, const Shape& space) {
+      v.add(v.hole_input(h, int(l.index())), adjoint(gradient, l, given, space, hidden_, v.where()));
+    };
+    if (form == SumForm::difference)
+      add(by_difference(load, space_.rank(), space_[-1]), each, each.shape());
+    else
+      add(load, !form && column ? reshape(Arg(each, v.where()), row) : each, space_);
   }
 }
 

@@ -2,8 +2,10 @@
 // a node, and its gradient, the same for every op that has holes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -14,11 +16,11 @@
 #include "autograd/tensor.h"
 #include "jit/expr.h"
 #include "jit/few.h"
+#include "jit/skeleton.h"
 
 namespace weft {
 
 class Vjp;
-struct HoleSpec;
 struct Op;
 
 // What a hole may hold: tensors that it captures, float constants and Scalars, different elements of tensors that it reads. Its
@@ -29,9 +31,9 @@ inline constexpr std::size_t kMostCaptured = 8, kMostConstants = 16, kMostLoads 
 // hole (index 0, 1, ...) and captured tensors. A captured tensor is indexed, or, in hole(), it is a further input that is
 // broadcast to the hole's space.
 struct Hole {
-  // The adjoint of a load (hole.cpp) holds one tensor and the strides of another besides.
+  // What is made of a hole, as the adjoint of a load (hole.cpp), holds some tensors and the strides of another besides.
   Few<Expr, kMostRoots> roots;                               // usually one
-  Few<Tensor, kMostCaptured + 1> captured;                   // number k of loads, input `values + k` of the roots
+  Few<Tensor, kMostCaptured + 4> captured;                   // number k of loads, input `values + k` of the roots
   Few<double, kMostConstants + kMostCoordinates> constants;  // slots of the roots
   bool filled() const { return !roots.empty(); }
 };
@@ -181,6 +183,10 @@ struct HoleInVjp {
   Hole gradient;
   Few<int, kMostRoots> outputs;  // of root r over the hole's space, -1: none
   Few<int, kMostRoots> sums;     // of the sum of root r over all coordinates but the last, -1: none
+  // Of what the kernel sums otherwise: of root r in SumForm(f), -1: none. Over (outer..., 1, 1), (outer..., rows, 1),
+  // (outer..., 1, columns), (outer..., rows + columns - 1), where element row - column + columns - 1 has the difference row -
+  // column.
+  Few<std::array<int, kSumForms>, kMostRoots> forms;
 
   // Appends to `outs` the outputs that the gradients of loads need; `first` is the output of root 0, -1 if it has none. `real`
   // is the type of sums, and of what is summed afterwards.
@@ -193,10 +199,17 @@ struct HoleInVjp {
     Expr load;
     int root;
     bool column;  // its subscripts depend on the last coordinate alone, over which the kernel sums the root
+    std::optional<SumForm> form;
   };
   Few<Load, kMostLoads> loads_;
   Shape space_;
+  bool hidden_ = false;  // some places may not be seen
 };
+
+// The gradient of the tensor that `load`, of a hole over `space`, reads, from that of the load at each place, or from its sums
+// over coordinates that the subscripts do not depend on, as axes of size 1. `hidden`: where a subscript leaves the tensor the
+// place is not seen, and its gradient 0.
+Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& space, bool hidden, Site where);
 
 // For a rule that is made of other ops: root r of hole h of the node as a tensor of the hole's shape `space`, from the values
 // that the kernel passes to the hole.

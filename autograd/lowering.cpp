@@ -9,6 +9,7 @@
 #include "autograd/schedule.h"
 #include "jit/affine.h"
 #include "jit/error.h"
+#include "jit/interval.h"
 
 namespace weft {
 
@@ -133,21 +134,79 @@ std::optional<Operand> walked(const Operand& o, Expr load, const Shape& space) {
 
 }  // namespace
 
+namespace {
+
+// A hole over what the node reads: load k is of input inputs[k], slot k constant slots[k].
+struct Body {
+  std::vector<Expr> roots;
+  std::vector<int> inputs, slots;
+
+  explicit Body(const HoleView& view) : roots(view.roots.begin(), view.roots.end()) {
+    for (int k = 0; k < view.captured; ++k) inputs.push_back(view.first_input + k);
+    for (int k = 0; k < view.slots; ++k) slots.push_back(view.first_slot + k);
+  }
+
+  // The root of another hole, in the numbers of this one.
+  Expr join(const HoleView& other) {
+    const auto loads = int(inputs.size()), constants = int(slots.size());
+    const Body theirs(other);
+    inputs.insert(inputs.end(), theirs.inputs.begin(), theirs.inputs.end());
+    slots.insert(slots.end(), theirs.slots.begin(), theirs.slots.end());
+    return rewrite(theirs.roots[0], [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
+      if (e.op() == ExprOp::slot) return expr::slot(int(e.index()) + constants, e.type());
+      if (e.op() != ExprOp::load) return std::nullopt;
+      return with_table(rebuilt, int(e.index()) + loads);
+    });
+  }
+
+  static Expr with_table(Expr load, int table) {
+    std::vector<Expr> subscripts;
+    for (int axis = 0; axis < load.arity(); ++axis) subscripts.push_back(load.arg(axis));
+    return expr::load(table, load.type(), subscripts);
+  }
+};
+
+// A load whose subscripts are 0 where they could be outside and the place is not seen.
+Expr guarded(Expr load, Expr seen, const Shape& shape, std::span<const Interval> space) {
+  std::vector<Expr> subscripts;
+  for (int axis = 0; axis < load.arity(); ++axis) {
+    const Expr subscript = load.arg(axis);
+    const Interval range = interval_of(subscript, space);
+    const bool inside = range.low >= 0 && range.high < double(shape[axis]);
+    subscripts.push_back(inside ? subscript : where(seen, subscript, Expr(0)));
+  }
+  return expr::load(int(load.index()), load.type(), subscripts);
+}
+
+}  // namespace
+
 // Captured tensors that are walked become leaves, in the order in which they are captured; the others stay loads.
 Fused Lowering::hole(int h, const Shape& space) {
   const HoleView view = hole_of(scheduler_.t_, node_, h);
+  const HoleSpec& spec = scheduler_.t_.op(node_).holes[std::size_t(h)];
+  Body body(view);
   Fused fused;
-  fused.values = scheduler_.t_.op(node_).holes[std::size_t(h)].values;
+  fused.values = spec.values;
   fused.dims.assign(space.dims().begin(), space.dims().end());
-  std::vector<Expr> roots(view.roots.begin(), view.roots.end()), loads;
-  if (roots.empty()) roots = {expr::input(fused.values - 1)};
-  for (const Expr e : topological(roots))
+  if (body.roots.empty()) body.roots = {expr::input(fused.values - 1)};
+  if (spec.hidden_by >= 0 && filled(spec.hidden_by)) {
+    std::vector<Interval> bounds;
+    for (const std::int64_t size : space.dims()) bounds.push_back({0, double(size - 1)});
+    const Expr seen = body.join(hole_of(scheduler_.t_, node_, spec.hidden_by));
+    for (Expr& root : body.roots)
+      root = rewrite(root, [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
+        if (e.op() != ExprOp::load) return std::nullopt;
+        return guarded(rebuilt, seen, shape(body.inputs[std::size_t(e.index())]), bounds);
+      });
+  }
+  std::vector<Expr> loads;
+  for (const Expr e : topological(body.roots))
     if (e.op() == ExprOp::load) loads.push_back(e);
   std::stable_sort(loads.begin(), loads.end(), [](Expr a, Expr b) { return a.index() < b.index(); });
   std::unordered_map<std::uint32_t, Expr> leaves;
-  std::vector<int> tables(std::size_t(view.captured), -1);
+  std::vector<int> tables(body.inputs.size(), -1);
   for (const Expr load : loads) {
-    const Operand o = this->view(view.first_input + int(load.index()));
+    const Operand o = this->view(body.inputs[std::size_t(load.index())]);
     if (const auto leaf = walked(o, load, space)) {
       leaves[load.id()] = expr::input(fused.values + int(fused.leaves.size()), load.type());
       fused.leaves.push_back(*leaf);
@@ -156,17 +215,15 @@ Fused Lowering::hole(int h, const Shape& space) {
       fused.tables.push_back(o);
     }
   }
-  for (const Expr root : roots)
+  for (const Expr root : body.roots)
     fused.roots.push_back(rewrite(root, [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
       if (e.op() != ExprOp::load) return std::nullopt;
       if (const auto leaf = leaves.find(e.id()); leaf != leaves.end()) return leaf->second;
-      std::vector<Expr> subscripts;
-      for (int axis = 0; axis < e.arity(); ++axis) subscripts.push_back(rebuilt.arg(axis));
-      return expr::load(tables[std::size_t(e.index())], e.type(), subscripts);
+      return Body::with_table(rebuilt, tables[std::size_t(e.index())]);
     }));
-  for (int k = 0; k < view.slots; ++k) fused.constants.push_back(constant(view.first_slot + k));
+  for (const int slot : body.slots) fused.constants.push_back(constant(slot));
   fused.program = Program(fused.roots);
-  if (!view.roots.empty()) fused.hole = describe_hole(scheduler_.t_.op(node_).holes[std::size_t(h)], view.roots, space.rank());
+  if (!view.roots.empty()) fused.hole = describe_hole(spec, view.roots, space.rank());
   return fused;
 }
 

@@ -90,6 +90,12 @@ class Runner {
   bool identity_;  // root is leaf 0 itself: no program needed
 };
 
+// What remains of the gradient of a load when a kernel has summed it over all that its subscripts do not depend on, besides the
+// outer coordinates: one sum; one for each row; for each column; for each difference of row and column, which the subscripts
+// then read as a whole.
+enum class SumForm : std::uint8_t { none, row, column, difference };
+inline constexpr int kSumForms = 4;
+
 // The contract of a hole, enforced when an op with a filled hole is recorded.
 struct HoleSpec {
   std::string_view name;             // "delta"
@@ -100,6 +106,11 @@ struct HoleSpec {
   // The gradients of captured tensors. `dense`: they may be written over the space and summed afterwards, as the kernel writes
   // as much anyway; else a captured tensor has none. `columns`: what depends on the column alone the kernel sums over the rows.
   bool dense = false, columns = false;
+  // Bit f: what has SumForm(f) the kernel sums so. With any bit set, what has another form has no gradient.
+  std::uint8_t sums = 0;
+  // Which hole of the op, recorded before, says what places are seen. A subscript may leave its tensor at the others, where
+  // what is read is arbitrary. -1: all are seen.
+  int hidden_by = -1;
   std::array<std::string_view, 2> names{};  // of the values, for people: {"raw"}
 };
 

@@ -1,15 +1,99 @@
-// Attention (arXiv:2205.14135), channel-last, with holes for the score, the mask, a weight and a rotation.
+// Attention (arXiv:2205.14135), channel-last, with holes for the score, the mask, a weight and a rotation: its checks, how it
+// is recorded, and its gradient.
 #include "ops/attention.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
 
+#include "autograd/backward.h"
+#include "autograd/run.h"
+#include "jit/diff.h"
 #include "ops/check.h"
-#include "ops/ops.h"
+#include "ops/cuda.h"
 
 namespace weft {
 namespace {
+
+using namespace attention_layout;
+
+// ---- the ops ----------------------------------------------------------------------------------------------------------------
+
+constexpr std::uint8_t kEverySum = (1 << kSumForms) - 1;
+constexpr HoleSpec kMaskSpec = {.name = "mask", .coordinates = "b h i j", .values = 0, .result = ExprType::boolean};
+constexpr HoleSpec kScoreSpec = {
+    .name = "score", .coordinates = "b h i j", .values = 1, .sums = kEverySum, .hidden_by = kMask, .names = {"s"}};
+constexpr HoleSpec kScoreGradSpec = {.name = "score_grad",
+                                     .coordinates = "b h i j",
+                                     .values = 2,
+                                     .results = 0,
+                                     .sums = kEverySum,
+                                     .hidden_by = kMask,
+                                     .names = {"s", "g"}};
+constexpr HoleSpec kWeightSpec = {.name = "weight", .coordinates = "b h i j", .values = 0, .hidden_by = kMask};
+constexpr HoleSpec kRotateSpec = {.name = "rotate", .coordinates = "b h t p", .values = 2, .results = 2, .names = {"x", "y"}};
+constexpr HoleSpec kRotateGradSpec = {
+    .name = "rotate_grad", .coordinates = "b h t p", .values = 2, .results = 2, .names = {"gx", "gy"}};
+constexpr HoleSpec kHoles[] = {kMaskSpec, kScoreSpec, kWeightSpec, kRotateSpec};
+constexpr HoleSpec kBackwardHoles[] = {kMaskSpec, kScoreSpec, kScoreGradSpec, kWeightSpec, kRotateSpec, kRotateGradSpec};
+
+void attention_vjp(Vjp& v);
+// As long as an op has no kernels for a GPU, the plain form is recorded there.
+const Op& attention_op = register_op({.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .holes = kHoles});
+const Op& attention_backward_op =
+    register_op({.name = "attention_backward", .lower = lower_attention_backward, .holes = kBackwardHoles});
+
+// The transpose of a rotation, (gx, gy) -> (dx, dy). An error if the rotation is not linear.
+Hole transposed(const Hole& rotate, Site where) {
+  if (!rotate.filled()) return {};
+  thread_local std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<Expr>> known;
+  const auto [found, added] = known.try_emplace({rotate.roots[0].id(), rotate.roots[1].id()});
+  if (added) {
+    const Expr values[] = {expr::input(0), expr::input(1)}, upstreams[] = {expr::input(2), expr::input(3)};
+    found->second = diff(std::span(rotate.roots.data(), 2), upstreams, values);
+  }
+  Hole out = rotate;
+  out.roots.clear();
+  for (const Expr root : found->second) {
+    if (uses_input(root, 0) || uses_input(root, 1))
+      fail_at(where, "attention: the rotation is not linear", to_string(root),
+              "rotate gives sums of multiples of its two values; compute anything else before the op");
+    const std::optional<Expr> upstreams[] = {std::nullopt, std::nullopt, expr::input(0), expr::input(1)};
+    out.roots.push_back(substitute(root, upstreams));
+  }
+  return out;
+}
+
+// The space of score, mask and weight, and one in which the pairs of features of q and of k lie.
+Shape scores_of(const Tensor& q, const Tensor& k) { return {q.dim(0), q.dim(2), q.dim(1), k.dim(1)}; }
+Shape pairs_of(const Tensor& q, const Tensor& k) { return {q.dim(0), q.dim(2), std::max(q.dim(1), k.dim(1)), q.dim(3) / 2}; }
+
+void attention_vjp(Vjp& v) {
+  const Tensor q = v.input(kQ), k = v.input(kK), value = v.input(kV), lse = v.output(kLse);
+  const Shape scores = scores_of(q, k), pairs = pairs_of(q, k);
+  Outs outs = {{q.shape(), q.dtype()}, {k.shape(), k.dtype()}, {value.shape(), value.dtype()}};
+  const HoleInVjp score(v, kScore, v.hole(kScore), scores, lse.dtype(), -1, outs);
+  Recorder r(attention_backward_op, v.where());
+  r.constant(v.constant(kScale));
+  r.input(q).input(k).input(value).input(v.output(kO)).input(lse).input(v.grad(kO));
+  r.hole(kBackwardMask, v.hole(kMask), scores).hole(kBackwardScore, v.hole(kScore), scores);
+  r.hole(kScoreGrad, score.gradient, scores).hole(kBackwardWeight, v.hole(kWeight), scores);
+  r.hole(kBackwardRotate, v.hole(kRotate), pairs).hole(kRotateGrad, transposed(v.hole(kRotate), v.where()), pairs);
+  r.integer(v.integer(kPairing));
+  for (const std::array<int, kSumForms>& outputs : score.forms) r.integers(outputs);
+  const Tensor dq = r.out(outs).record();
+  for (int i = 0; i < kFixed; ++i)
+    if (v.needs(i)) v.add(i, i == 0 ? dq : output_of(dq, i));
+  score.add(v, kScore, dq);
+}
+
+// ---- a call -----------------------------------------------------------------------------------------------------------------
 
 // Everything that hides keys as one mask.
 Hole joined_mask(const AttentionOptions& o, std::int64_t tq, std::int64_t tk) {
@@ -38,19 +122,20 @@ void check_heads(Site where, const Arg& q, const Arg& k) {
   require_real(where, "attention", "q", q);
   require_real(where, "attention", "k", k);
   const Shape sq = q.shape(), sk = k.shape();
-  const auto shapes = [&] { return fmt::format("q {}, k {}", to_string(sq), to_string(sk)); };
+  const std::string shapes = fmt::format("q {}, k {}", to_string(sq), to_string(sk));
   if (sq.rank() != 4 || sk.rank() != 4)
-    fail_at(where, "attention: q and k are not (batch, time, heads, features)", shapes(), "reshape them");
-  if (sq[0] != sk[0]) fail_at(where, "attention: q and k have different batches", shapes());
+    fail_at(where, "attention: q and k are not (batch, time, heads, features)", shapes, "reshape them");
+  if (sq[0] != sk[0])
+    fail_at(where, "attention: q and k have different batches", shapes, "every element of the batch has queries and keys");
   if (sq[3] != sk[3] || sq[3] < 1)
-    fail_at(where, "attention: the features of q and k do not fit", shapes(), "both have the same number, at least 1");
-  if (sq[2] < 1 || sk[2] < 1) fail_at(where, "attention: there are no heads", shapes(), "give q and k at least one");
+    fail_at(where, "attention: the features of q and k do not fit", shapes, "both have the same number, at least 1");
+  if (sq[2] < 1 || sk[2] < 1) fail_at(where, "attention: there are no heads", shapes, "give q and k at least one");
   if (sq[2] % sk[2] != 0)
     fail_at(where, "attention: the heads of q do not divide into the groups of k",
             fmt::format("{} heads, {} groups", sq[2], sk[2]), "every group of keys serves the same number of heads");
 }
 
-void check_values(Site where, const Arg& q, const Arg& k, const Arg& v) {
+void check_values(Site where, const Arg& q, const Arg& k, const Tensor& v) {
   require_real(where, "attention", "v", v);
   const Shape sk = k.shape(), sv = v.shape();
   if (sv.rank() != 4 || sv[0] != sk[0] || sv[1] != sk[1] || sv[2] != sk[2])
@@ -59,15 +144,9 @@ void check_values(Site where, const Arg& q, const Arg& k, const Arg& v) {
   require_one_precision(where, "attention", {{"q", q}, {"k", k}, {"v", v}});
 }
 
-AttentionCall checked(const Arg& q, const Arg& k, const Tensor& v, const AttentionOptions& o) {
-  const Site where = q.where();
-  check_heads(where, q, k);
-  if (v)
-    check_values(where, q, k, Arg(v, where));
-  else
-    require_one_precision(where, "attention", {{"q", q}, {"k", k}});
-  const Shape sq = q.shape(), sk = k.shape();
-  if (!std::isfinite(o.scale)) fail_at(where, "attention: the scale is not finite", fmt::format("{}", o.scale));
+void check_options(Site where, const Shape& sq, const Shape& sk, const AttentionOptions& o) {
+  if (!std::isfinite(o.scale))
+    fail_at(where, "attention: the scale is not finite", fmt::format("{}", o.scale), "0 stands for 1 / sqrt(features)");
   if (o.segments) {
     require_integer(where, "attention", "segments", o.segments);
     const Shape ss = o.segments.shape();
@@ -79,22 +158,65 @@ AttentionCall checked(const Arg& q, const Arg& k, const Tensor& v, const Attenti
   if (o.rotate.filled() && sq[3] % 2 != 0)
     fail_at(where, "attention: an odd number of features cannot be rotated in pairs", fmt::format("{} features", sq[3]),
             "rotate a slice of q and k before the op");
-  return {q,         k,
-          v,         o.scale == 0 ? 1 / std::sqrt(double(sq[3])) : o.scale,
-          o.score,   joined_mask(o, sq[1], sk[1]),
-          o.weight,  o.rotate,
-          o.pairing, where};
 }
+
+AttentionCall checked(const Arg& q, const Arg& k, const Tensor& v, const AttentionOptions& o) {
+  const Site where = q.where();
+  check_heads(where, q, k);
+  if (v)
+    check_values(where, q, k, v);
+  else
+    require_one_precision(where, "attention", {{"q", q}, {"k", k}});
+  const Shape sq = q.shape(), sk = k.shape();
+  check_options(where, sq, sk, o);
+  return {.q = q,
+          .k = k,
+          .v = v,
+          .scale = o.scale == 0 ? 1 / std::sqrt(double(sq[3])) : o.scale,
+          .mask = joined_mask(o, sq[1], sk[1]),
+          .score = o.score,
+          .weight = o.weight,
+          .rotate = o.rotate,
+          .pairing = o.pairing,
+          .where = where};
+}
+
+// Refuses what the contracts of the holes do not allow, on every device alike.
+Recorder recorder_of(const AttentionCall& call) {
+  transposed(call.rotate, call.where);
+  const Shape scores = scores_of(call.q, call.k);
+  Recorder r(attention_op, call.where);
+  r.constant(call.scale).input(call.q).input(call.k).input(call.v);
+  r.hole(kMask, call.mask, scores).hole(kScore, call.score, scores).hole(kWeight, call.weight, scores);
+  r.hole(kRotate, call.rotate, pairs_of(call.q, call.k));
+  return r;
+}
+
+bool has_kernels() { return device() == Device::cpu || (attention_op.cuda && attention_backward_op.cuda); }
 
 }  // namespace
 
-DType AttentionCall::real() const { return compute_dtype(q); }
+DType AttentionCall::real() const {
+  bool wide = q.dtype() == DType::f64;
+  for (const Hole* hole : {&mask, &score, &weight, &rotate})
+    for (const Tensor& t : hole->captured) wide |= t && t.dtype() == DType::f64;
+  return wide ? DType::f64 : DType::f32;
+}
 
 Tensor attention(Arg q, Arg k, Arg v, AttentionOptions options) {
   require_real(q.where(), "attention", "v", v);
-  return plain_attention(checked(q, k, v, options));
+  const AttentionCall call = checked(q, k, v, options);
+  Recorder r = recorder_of(call);
+  if (!has_kernels()) return plain_attention(call);
+  const Shape sq = q.shape();
+  r.integer(int(call.pairing)).out(Shape{sq[0], sq[1], sq[2], v.shape()[3]}, q.dtype());
+  return r.out(scores_of(q, k).first(3), call.real()).record();
 }
 
-Tensor attention_map(Arg q, Arg k, AttentionOptions options) { return plain_probabilities(checked(q, k, {}, options)); }
+Tensor attention_map(Arg q, Arg k, AttentionOptions options) {
+  const AttentionCall call = checked(q, k, {}, options);
+  recorder_of(call);
+  return plain_probabilities(call);
+}
 
 }  // namespace weft

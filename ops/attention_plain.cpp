@@ -13,42 +13,54 @@
 
 namespace weft {
 
-Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& space, Site where);  // autograd/hole.cpp
-
 namespace {
 
 // ---- an expression at each place --------------------------------------------------------------------------------------------
 
-// A hole without values: what a skeleton would pass is captured too.
-constexpr HoleSpec kScore[] = {{.name = "score", .coordinates = "b h i j", .values = 0, .dense = true}};
-constexpr HoleSpec kMask[] = {
-    {.name = "mask", .coordinates = "b h i j", .values = 0, .result = ExprType::boolean, .dense = true}};
-constexpr HoleSpec kWeight[] = {{.name = "weight", .coordinates = "b h i j", .values = 0, .dense = true}};
+// Holes without values: what a skeleton would pass is captured too. Of two the first says which places are seen.
+constexpr HoleSpec kVisible = {
+    .name = "mask", .coordinates = "b h i j", .values = 0, .result = ExprType::boolean, .dense = true};
+constexpr HoleSpec kMask[] = {kVisible};
+constexpr HoleSpec kScore[] = {kVisible,
+                               {.name = "score", .coordinates = "b h i j", .values = 0, .dense = true, .hidden_by = 0}};
+constexpr HoleSpec kWeight[] = {kVisible,
+                                {.name = "weight", .coordinates = "b h i j", .values = 0, .dense = true, .hidden_by = 0}};
 constexpr HoleSpec kRotate[] = {{.name = "rotate", .coordinates = "b h t p", .values = 0, .dense = true}};
 
-template <const std::string_view& name>
+struct Each {
+  std::string_view name;
+  std::span<const HoleSpec> holes;  // the last is evaluated
+};
+constexpr Each kMaskEach{"attention_mask", kMask}, kScoreEach{"attention_score", kScore},
+    kWeightEach{"attention_weight", kWeight}, kRotateEach{"attention_rotate", kRotate};
+
+template <const Each& kind>
 void lower_each(Lowering& l) {
-  if (const Operand out = l.output())
-    l.emit_pointwise(std::string(name), l.hole(0, Shape(std::span(out.dims.data(), std::size_t(out.rank)))), out);
+  const Operand out = l.output();
+  if (!out) return;
+  const Shape space(std::span(out.dims.data(), std::size_t(out.rank)));
+  l.emit_pointwise(std::string(kind.name), l.hole(int(kind.holes.size()) - 1, space), out);
 }
 
 void each_vjp(Vjp& v);
-template <const std::string_view& name>
-const Op& register_each(std::span<const HoleSpec> hole) {
-  const bool real = hole[0].result == ExprType::real;
-  return register_op(
-      {.name = name, .vjp = real ? each_vjp : nullptr, .lower = lower_each<name>, .cuda = lower_each<name>, .holes = hole});
+template <const Each& kind>
+const Op& register_each() {
+  const bool real = kind.holes.back().result == ExprType::real;
+  return register_op({.name = kind.name,
+                      .vjp = real ? each_vjp : nullptr,
+                      .lower = lower_each<kind>,
+                      .cuda = lower_each<kind>,
+                      .holes = kind.holes});
 }
-constexpr std::string_view kScoreName = "attention_score", kMaskName = "attention_mask", kWeightName = "attention_weight",
-                           kRotateName = "attention_rotate";
-const Op& score_each = register_each<kScoreName>(kScore);
-const Op& mask_each = register_each<kMaskName>(kMask);
-const Op& weight_each = register_each<kWeightName>(kWeight);
-const Op& rotate_each = register_each<kRotateName>(kRotate);
+const Op& mask_each = register_each<kMaskEach>();
+const Op& score_each = register_each<kScoreEach>();
+const Op& weight_each = register_each<kWeightEach>();
+const Op& rotate_each = register_each<kRotateEach>();
 
-Tensor record_each(const Op& op, const Hole& hole, const Shape& space, DType dtype, Site where) {
+Tensor record_each(const Op& op, const Hole& mask, const Hole& hole, const Shape& space, DType dtype, Site where) {
   Recorder r(op, where);
-  return r.hole(0, hole, space).out(space, dtype).record();
+  if (op.holes.size() == 2) r.hole(0, mask, space);
+  return r.hole(int(op.holes.size()) - 1, hole, space).out(space, dtype).record();
 }
 
 Expr load_at_place(int tensor, const Shape& space) {
@@ -60,22 +72,22 @@ Expr load_at_place(int tensor, const Shape& space) {
 // The derivative by a load is an expression at each place again, which captures the upstream gradient. Where that is 0 it is 0,
 // as in a pointwise op: what hides a place hides its slopes.
 void each_vjp(Vjp& v) {
-  const Hole hole = v.hole(0);
+  const Op& op = tape().op(v.output().node());
+  const int last = int(op.holes.size()) - 1;
+  const Hole hole = v.hole(last), mask = last > 0 ? v.hole(0) : Hole{};
   const Shape space = v.output().shape();
   Hole gradient = hole;
   gradient.captured.push_back(v.grad());
   const Expr upstream = load_at_place(int(hole.captured.size()), space);
   for (const Expr load : topological(hole.roots)) {
     if (load.op() != ExprOp::load || load.type() != ExprType::real) continue;
-    const int input = v.hole_input(0, int(load.index()));
+    const int input = v.hole_input(last, int(load.index()));
     if (!v.needs(input)) continue;
     const Expr slope = diff(hole.roots[0], upstream, std::span(&load, 1))[0];
     if (is_zero(slope)) continue;
     gradient.roots = {unless_zero(upstream, slope)};
-    const Op& op = tape().op(v.output().node());
-    const Tensor each = record_each(op, gradient, space, v.output().dtype(), v.where());
-    const Tensor sum = adjoint(hole, load, each, space, v.where());
-    v.add(input, convert(sum, v.input(input).dtype(), v.where()));
+    const Tensor each = record_each(op, mask, gradient, space, v.output().dtype(), v.where());
+    v.add(input, convert(adjoint(hole, load, each, space, mask.filled(), v.where()), v.input(input).dtype(), v.where()));
   }
 }
 
@@ -107,7 +119,7 @@ Tensor rotated(const AttentionCall& call, const Tensor& x) {
   std::vector<Arg> parts;
   for (int k = 0; k < 2; ++k) {
     const Hole hole = with_values(call.rotate, k, {&by_head, 1}, values);
-    const Tensor part = record_each(rotate_each, hole, space, call.real(), call.where);
+    const Tensor part = record_each(rotate_each, {}, hole, space, call.real(), call.where);
     parts.emplace_back(halves ? part : reshape(Arg(part, call.where), Shape{space[0], space[1], space[2], pairs, 1}),
                        call.where);
   }
@@ -128,34 +140,48 @@ Tensor by_head(const AttentionCall& call, const Tensor& x) {
 
 }  // namespace
 
-Tensor plain_probabilities(const AttentionCall& call) {
+namespace {
+
+struct Probabilities {
+  Tensor p;        // (b, h, tq, tk)
+  Tensor visible;  // booleans; absent if all places are
+};
+
+Probabilities probabilities(const AttentionCall& call) {
   const Site where = call.where;
-  const auto product = [&](const Tensor& a, const Tensor& b) { return matmul(Arg(a, where), Arg(b, where)); };
-  const Tensor q = rotated(call, call.q), k = rotated(call, call.k);
-  Tensor s = by_head(call, product(by_group(call, q), transpose(Arg(k, where))));
+  const Tensor q = by_group(call, rotated(call, call.q)), k = rotated(call, call.k);
+  Tensor s = by_head(call, matmul(Arg(q, where), transpose(Arg(k, where))));
   s = Arg(s, where) * call.scale;
   const Shape space = s.shape();
   if (call.score.filled()) {
     const Expr value = load_at_place(int(call.score.captured.size()), space);
-    s = record_each(score_each, with_values(call.score, 0, {&s, 1}, {&value, 1}), space, call.real(), where);
+    s = record_each(score_each, call.mask, with_values(call.score, 0, {&s, 1}, {&value, 1}), space, call.real(), where);
   }
+  Tensor visible;
   if (call.mask.filled()) {
-    const Tensor visible = record_each(mask_each, call.mask, space, DType::boolean, where);
+    visible = record_each(mask_each, {}, call.mask, space, DType::boolean, where);
     s = weft::where(Arg(visible, where), Arg(s, where), full({}, -std::numeric_limits<double>::infinity(), s.dtype(), where));
   }
-  if (space[3] == 0) return s;
+  if (space[3] == 0) return {s, visible};
   // The shift is 0 where nothing is seen, and the sum 1, so that the row is 0.
-  const auto minus_infinity = [&](const Tensor& x) { return equal(Arg(x, where), -std::numeric_limits<double>::infinity()); };
   const Tensor high = detach(max(Arg(s, where), {-1}, true)), zero = full({}, 0, s.dtype(), where);
-  const Tensor shift = weft::where(minus_infinity(high), zero, high);
-  const Tensor e = exp(Arg(Arg(s, where) - shift, where)), total = sum(Arg(e, where), {-1}, true);
-  return Arg(e, where) / weft::where(equal(Arg(total, where), 0.0), full({}, 1, s.dtype(), where), total);
+  const Tensor nothing = equal(Arg(high, where), -std::numeric_limits<double>::infinity());
+  const Tensor e = exp(Arg(Arg(s, where) - weft::where(nothing, zero, high), where));
+  const Tensor total = sum(Arg(e, where), {-1}, true);
+  return {Arg(e, where) / weft::where(nothing, full({}, 1, s.dtype(), where), total), visible};
 }
+
+}  // namespace
+
+Tensor plain_probabilities(const AttentionCall& call) { return probabilities(call).p; }
 
 Tensor plain_attention(const AttentionCall& call) {
   const Site where = call.where;
-  Tensor p = plain_probabilities(call);
-  if (call.weight.filled()) p = Arg(p, where) * record_each(weight_each, call.weight, p.shape(), p.dtype(), where);
+  auto [p, visible] = probabilities(call);
+  if (call.weight.filled()) {
+    const Tensor weight = record_each(weight_each, call.mask, call.weight, p.shape(), p.dtype(), where);
+    p = Arg(p, where) * (visible ? weft::where(visible, weight, full({}, 0, p.dtype(), where)) : weight);
+  }
   const Tensor v = permute(Arg(convert(call.v, call.real(), where), where), {0, 2, 1, 3});
   const Tensor o = by_head(call, matmul(Arg(by_group(call, p), where), Arg(v, where)));
   return convert(permute(Arg(o, where), {0, 2, 1, 3}), call.q.dtype(), where);
