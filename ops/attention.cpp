@@ -44,10 +44,12 @@ constexpr HoleSpec kHoles[] = {kMaskSpec, kScoreSpec, kWeightSpec, kRotateSpec};
 constexpr HoleSpec kBackwardHoles[] = {kMaskSpec, kScoreSpec, kScoreGradSpec, kWeightSpec, kRotateSpec, kRotateGradSpec};
 
 void attention_vjp(Vjp& v);
-// As long as an op has no kernels for a GPU, the plain form is recorded there.
-const Op& attention_op = register_op({.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .holes = kHoles});
-const Op& attention_backward_op =
-    register_op({.name = "attention_backward", .lower = lower_attention_backward, .holes = kBackwardHoles});
+const Op& attention_op =
+    register_op({.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .cuda = cuda_attention, .holes = kHoles});
+const Op& attention_backward_op = register_op({.name = "attention_backward",
+                                               .lower = lower_attention_backward,
+                                               .cuda = cuda_attention_backward,
+                                               .holes = kBackwardHoles});
 
 // The transpose of a rotation, (gx, gy) -> (dx, dy). An error if the rotation is not linear.
 Hole transposed(const Hole& rotate, Site where) {
@@ -192,7 +194,10 @@ Recorder recorder_of(const AttentionCall& call) {
   return r;
 }
 
-bool has_kernels() { return device() == Device::cpu || (attention_op.cuda && attention_backward_op.cuda); }
+// Where the kernels of a GPU do not take the sizes of a head, the plain form is recorded.
+bool has_kernels(const AttentionCall& call) {
+  return device() == Device::cpu || cuda_attention_takes(call.q.shape()[3], call.v.shape()[3]);
+}
 
 }  // namespace
 
@@ -207,7 +212,7 @@ Tensor attention(Arg q, Arg k, Arg v, AttentionOptions options) {
   require_real(q.where(), "attention", "v", v);
   const AttentionCall call = checked(q, k, v, options);
   Recorder r = recorder_of(call);
-  if (!has_kernels()) return plain_attention(call);
+  if (!has_kernels(call)) return plain_attention(call);
   const Shape sq = q.shape();
   r.integer(int(call.pairing)).out(Shape{sq[0], sq[1], sq[2], v.shape()[3]}, q.dtype());
   return r.out(scores_of(q, k).first(3), call.real()).record();

@@ -34,5 +34,10 @@ void cuda_conv1d_backward(Lowering& l);
 // ops/scan_cuda.cpp
 void cuda_scan(Lowering& l);
 void cuda_scan_backward(Lowering& l);
+// ops/attention_cuda.cpp
+void cuda_attention(Lowering& l);
+void cuda_attention_backward(Lowering& l);
+// Whether the kernels take heads of so many features of keys and of values: multiples of 8 up to 256.
+bool cuda_attention_takes(std::int64_t dk, std::int64_t dv);
 
 }  // namespace weft

@@ -1,0 +1,210 @@
+// What the kernels of attention share (ops/attention.cpp has the formulas). A block owns rows of one side of the scores:
+// queries, or keys where the gradients of K and V are made. It walks the tiles of the other side that a list names, which
+// arrive in shared memory while the ones before them are used.
+//
+// A warp has 16 rows. What it computes for 8 neighbouring places of the other side lies in its lanes as mma.sync leaves it:
+// lane 4 g + t holds rows g and g + 8 at columns 2 t and 2 t + 1, as x[0], x[1] and x[2], x[3]. So do its accumulators.
+//
+// Facts: Element, the type of q, k and v; DK, DV features of a head; WARPS; SLICES: so many warps have the same rows, each with
+// a part of the features of what is accumulated; OTHER rows of a tile of the other side, STAGES of it in shared memory; BLOCKS
+// that a multiprocessor must be able to hold; SCORE, WEIGHT: there are such holes; EVALUATED: mixed tiles evaluate the mask;
+// LISTS: how many lists there are. UNIT comes with the products (attention_tensor.cuh, attention_plain.cuh).
+
+constexpr int THREADS = 32 * WARPS, ROW_WARPS = WARPS / SLICES, OWN = 16 * ROW_WARPS;
+constexpr int CHUNK = 16 / int(sizeof(Element));  // elements that are copied at once
+
+// Features with the zeros behind them, those of a slice, and elements between rows of a tile in shared memory: an odd number
+// of chunks, so that eight rows that are read at once lie in different banks.
+DEVICE constexpr int padded(int features) { return (features + UNIT * SLICES - 1) / (UNIT * SLICES) * (UNIT * SLICES); }
+DEVICE constexpr int slice_of(int features) { return padded(features) / SLICES; }
+DEVICE constexpr int pitch(int features) { return padded(features) + CHUNK; }
+
+// Where a thread stands: it has rows `row` and `row` + 8 of the block, at columns `column` and `column` + 1 of eight.
+struct Lane {
+  int warp_row, slice, row, column;  // warp_row: the first of its warp
+};
+DEVICE Lane this_lane() {
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, first = warp % ROW_WARPS * 16;
+  return {first, warp / ROW_WARPS, first + lane / 4, lane % 4 * 2};
+}
+
+// ---- lists (jit/tiles.h) ----------------------------------------------------------------------------------------------------
+
+// What a block does: the tile that it owns, entries [first, last) of the list, and where its partial sums go, or -1.
+struct Item {
+  int tile, first, last, part;
+};
+DEVICE Item item_at(const i64* items, i64 n) {
+  const i64 x = items[2 * n], y = items[2 * n + 1];
+  return {int(x), int(x >> 32), int(y), int(y >> 32)};
+}
+// A tile of the other side: every place of it is visible, or the mask is evaluated, or a word for each lane tells.
+struct Entry {
+  int tile, bits;
+  DEVICE bool full() const { return bits == -1; }
+};
+DEVICE Entry entry_at(const i64* entries, int n) {
+  const i64 x = entries[n];
+  return {int(x), int(x >> 32)};
+}
+// The list of a block of heads, where there are several.
+DEVICE i64 list_at(const i64* lists, index block) {
+  if constexpr (LISTS > 1) return lists[block];
+  return 0;
+}
+
+// ---- copies -----------------------------------------------------------------------------------------------------------------
+
+DEVICE u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+// 16 bytes, or zeros, for which nothing is read.
+DEVICE void copy_chunk(Element* to, const Element* from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(exists ? 16 : 0)
+               : "memory");
+}
+DEVICE void copy_real(real* to, const real* from, bool exists) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(real)),
+               "r"(exists ? int(sizeof(real)) : 0)
+               : "memory");
+}
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+// Rows of one head in memory, as the block copies them: a thread has every LANES-th chunk of every STEP-th row.
+template <int FEATURES>
+class Rows {
+ public:
+  DEVICE Rows(const Element* head, index stride)
+      : from_(head), stride_(stride), row_(int(threadIdx.x) / LANES), column_(int(threadIdx.x) % LANES * CHUNK) {}
+  // Rows [first, first + COUNT), of which those below `rows` exist; zeros stand for the others, and behind the features.
+  template <int COUNT>
+  DEVICE void copy(Element* tile, index first, index rows) const {
+    const Element* from = from_ + i64(first + row_) * stride_ + column_;
+    Element* to = tile + row_ * pitch(FEATURES) + column_;
+    const index left = rows - first - row_;
+#pragma unroll
+    for (int k = 0; k < COUNT; k += STEP) {
+#pragma unroll
+      for (int c = 0; c < padded(FEATURES); c += LANES * CHUNK)
+        if ((COUNT % STEP == 0 || row_ + k < COUNT) &&
+            (padded(FEATURES) % (LANES * CHUNK) == 0 || column_ + c < padded(FEATURES))) {
+          const bool exists = left > k && (padded(FEATURES) == FEATURES || column_ + c < FEATURES);
+          copy_chunk(to + k * pitch(FEATURES) + c, from + c, exists);
+        }
+      from += STEP * stride_;
+    }
+  }
+
+ private:
+  static constexpr int CHUNKS = padded(FEATURES) / CHUNK;
+  static constexpr int LANES = CHUNKS > 16 ? 32 : CHUNKS > 8 ? 16 : CHUNKS > 4 ? 8 : CHUNKS > 2 ? 4 : 2;
+  static constexpr int STEP = THREADS / LANES;
+  const Element* from_;
+  index stride_;
+  int row_, column_;
+};
+
+// Waits for step `n` of `count` and begins with the copies of the next one; copy(n, stage). Returns the stage of step n.
+template <class Copy>
+DEVICE int arrive(int n, int count, Copy copy) {
+  if constexpr (STAGES == 1) {
+    __syncthreads();  // the step before has been used
+    copy(n, 0);
+    commit_copies();
+  }
+  wait_for_copies();
+  __syncthreads();
+  if constexpr (STAGES == 2) {
+    if (n + 1 < count) copy(n + 1, (n + 1) & 1);
+    commit_copies();
+  }
+  return STAGES == 1 ? 0 : n & 1;
+}
+template <class Copy>
+DEVICE void begin_copies(int count, Copy copy) {
+  if constexpr (STAGES == 2)
+    if (count > 0) copy(0, 0);
+  commit_copies();
+}
+
+// ---- places -----------------------------------------------------------------------------------------------------------------
+
+// The nearest coordinate that exists: a hole is not evaluated outside of its space, even where its value has no effect.
+DEVICE index inside(index i, index size) { return i < size ? i : size - 1; }
+// f(n, k, r, c) for element x[n][k] of N fragments: row 8 r and column 8 n + c from those of the lane.
+template <int N, class F>
+DEVICE void each_place(F f) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) f(n, k, k / 2, 8 * n + k % 2);
+}
+
+// Which places of 8 N columns, from column 8 `first` of the tile on, are visible: bit 4 n + k for x[n][k]. visible(r, c) is the
+// mask inside of the space, of which `rows` and `columns` are left from the lane's place on.
+template <int N, class Mask>
+DEVICE u32 visible_places(const i64* words, Entry entry, int first, index rows, index columns, Mask visible) {
+  if (entry.full()) return FULL_WARP;
+  if constexpr (EVALUATED) {
+    u32 places = 0;
+    each_place<N>([&](int n, int k, int r, int c) {
+      const bool exists = (8 * r < rows) & (c < columns);
+      places |= u32(exists & visible(r, c)) << (4 * n + k);
+    });
+    return places;
+  } else {
+    return reinterpret_cast<const u32*>(words)[entry.bits + int(threadIdx.x) % (32 * ROW_WARPS)] >> (4 * first);
+  }
+}
+DEVICE bool is_visible(u32 places, int n, int k) { return places >> (4 * n + k) & 1; }
+
+DEVICE float larger(float x, float y) { return fmaxf(x, y); }  // without the NaN of either side
+DEVICE double larger(double x, double y) { return fmax(x, y); }
+template <class Fold>
+DEVICE real row_fold(real x, Fold fold) {  // of the four lanes of a row
+  x = fold(x, __shfl_xor_sync(FULL_WARP, x, 1));
+  return fold(x, __shfl_xor_sync(FULL_WARP, x, 2));
+}
+
+// ---- results ----------------------------------------------------------------------------------------------------------------
+
+// The lane's features of a row: acc[n] has features first + 8 n .. of it.
+template <int FEATURES>
+using Accumulators = real[slice_of(FEATURES) / 8][4];
+
+// Rows of the warp times `factor` to rows of memory, of which those below `rows` exist, from `first`, the block's first, on.
+// By way of the warp's rows of `tile`, a tile in shared memory that nobody reads any more, so that a lane stores 16 bytes.
+template <int FEATURES, class T>
+DEVICE void store_rows(const Lane& lane, const Accumulators<FEATURES>& acc, const real (&factor)[2], T* to, i64 stride,
+                       index first, index rows, Element* tile) {
+  constexpr int WIDTH = slice_of(FEATURES), SIZE = 16 / int(sizeof(T)), CHUNKS = WIDTH / SIZE;
+  const int feature = lane.slice * WIDTH;
+  if constexpr (sizeof(T) == sizeof(Element)) {
+    T* const mine = reinterpret_cast<T*>(tile) + feature;
+#pragma unroll
+    for (int n = 0; n < WIDTH / 8; ++n)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const real x[2] = {acc[n][2 * r] * factor[r], acc[n][2 * r + 1] * factor[r]};
+        store_real<2>(mine + (lane.row + 8 * r) * pitch(FEATURES) + 8 * n + lane.column, x);
+      }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < (16 * CHUNKS + 31) / 32; ++k) {
+      const int chunk = int(threadIdx.x) % 32 + 32 * k, row = lane.warp_row + chunk / CHUNKS, c = chunk % CHUNKS * SIZE;
+      if (chunk >= 16 * CHUNKS || first + row >= rows || feature + c >= FEATURES) continue;
+      T x[SIZE];
+      load<SIZE>(mine + row * pitch(FEATURES) + c, x);
+      store<SIZE>(to + i64(first + row) * stride + feature + c, x);
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < WIDTH / 8; ++n)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const index row = first + lane.row + 8 * r;
+        const real x[2] = {acc[n][2 * r] * factor[r], acc[n][2 * r + 1] * factor[r]};
+        if (row < rows && feature + 8 * n < FEATURES)
+          store_real<2>(to + i64(row) * stride + feature + 8 * n + lane.column, x);
+      }
+  }
+}

@@ -1,0 +1,106 @@
+// Attention, forward, with online softmax (arXiv:2205.14135); ops/attention.cuh stands before it. Scores are kept in units of
+// log2: SCORE is 0 without a score hole, and the scale is then a part of the exponent's FMA. QueryHoles has the holes at a
+// lane's two queries.
+
+// What a lane knows of its two queries: the maximum that their exponents refer to, and the sum of these.
+struct Softmax {
+  real high[2] = {-infinity(), -infinity()}, sum[2] = {};
+
+  // Takes in the scores s and leaves the exponents there, so that what is accumulated and what comes refer to the same maximum.
+  // That moves only when it would grow by more than 2^8, for each row by itself: what another row holds changes no bit.
+  template <int N, int M>
+  DEVICE void take(real (&s)[N][4], real scale, real (&acc)[M][4]) {
+    constexpr real SLACK = 8;
+    real factor[2];
+    bool moves = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      real most = larger(s[0][2 * r], s[0][2 * r + 1]);
+#pragma unroll
+      for (int n = 1; n < N; ++n) most = larger(most, larger(s[n][2 * r], s[n][2 * r + 1]));
+      most = row_fold(most, [](real x, real y) { return larger(x, y); }) * scale;
+      const bool move = most > high[r] + SLACK;
+      factor[r] = move ? exp2_of(high[r] - most) : real(1);
+      if (move) high[r] = most;
+      moves |= move;
+    }
+    if (__any_sync(FULL_WARP, moves)) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        sum[r] *= factor[r];
+#pragma unroll
+        for (int m = 0; m < M; ++m) acc[m][2 * r] *= factor[r], acc[m][2 * r + 1] *= factor[r];
+      }
+    }
+    const real shift[2] = {high[0] == -infinity() ? real(0) : high[0], high[1] == -infinity() ? real(0) : high[1]};
+    each_place<N>([&](int n, int k, int r, int) {
+      s[n][k] = exp2_of(s[n][k] * scale - shift[r]);
+      sum[r] += s[n][k];
+    });
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  Element *const own = reinterpret_cast<Element*>(memory), *const keys = own + OWN * (DK > DV ? pitch(DK) : pitch(DV));
+  Element* const values = keys + STAGES * OTHER * pitch(DK);
+  const index b = index(blockIdx.x) / index(a.heads), h = index(blockIdx.x) - b * index(a.heads), g = h / index(a.group);
+  const index tq = index(a.tq), tk = index(a.tk);
+  const Item item = item_at(a.queries, list_at(a.queries_lists, h) * a.queries_items + blockIdx.y);
+  if (item.tile < 0) return;
+  const index first = index(item.tile) * OWN;
+  const Lane lane = this_lane();
+
+  const Rows<DK> k(a.k + (i64(b) * a.k_batch + i64(g) * a.k_head), index(a.k_time));
+  const Rows<DV> v(a.v + (i64(b) * a.v_batch + i64(g) * a.v_head), index(a.v_time));
+  const auto copy = [&](int n, int stage) {
+    const index from = index(entry_at(a.queries_entries, item.first + n).tile) * OTHER;
+    k.copy<OTHER>(keys + stage * OTHER * pitch(DK), from, tk);
+    v.copy<OTHER>(values + stage * OTHER * pitch(DV), from, tk);
+  };
+  Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time)).copy<OWN>(own, first, tq);
+  const int count = item.last - item.first;
+  begin_copies(count, copy);
+
+  const index i = first + lane.row;
+  const QueryHoles holes(a, b, h, inside(i, tq), inside(i + 8, tq));
+  OwnRows<padded(DK), pitch(DK), (HELD > 0)> queries(own, lane.warp_row);
+  Accumulators<DV> acc = {};
+  Softmax softmax;
+  for (int n = 0; n < count; ++n) {
+    const int stage = arrive(n, count, copy);
+    if (n == 0) queries.hold();
+    const Entry entry = entry_at(a.queries_entries, item.first + n);
+    const index j = index(entry.tile) * OTHER + lane.column;
+    real s[OTHER / 8][4];
+    queries.times<OTHER / 8>(keys + stage * OTHER * pitch(DK), s);
+    const u32 places = visible_places<OTHER / 8>(a.queries_words, entry, 0, tq - i, tk - j,
+                                                 [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
+    if constexpr (SCORE)
+      each_place<OTHER / 8>([&](int m, int e, int r, int c) {
+        s[m][e] = holes.score(r, inside(j + c, tk), s[m][e] * a.scale()) * real(LOG2_E);
+      });
+    if (!entry.full())
+      each_place<OTHER / 8>([&](int m, int e, int, int) { s[m][e] = is_visible(places, m, e) ? s[m][e] : -infinity(); });
+    softmax.take(s, SCORE ? real(1) : a.scale() * real(LOG2_E), acc);
+    if constexpr (WEIGHT)
+      each_place<OTHER / 8>([&](int m, int e, int r, int c) {
+        s[m][e] *= is_visible(places, m, e) ? holes.weight(r, inside(j + c, tk)) : real(0);
+      });
+    add_weighted<pitch(DV)>(s, values + stage * OTHER * pitch(DV) + lane.slice * slice_of(DV), acc);
+  }
+  wait_for_copies();
+  __syncthreads();  // nobody reads the queries any more
+
+  real factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const real sum = row_fold(softmax.sum[r], Sum());
+    factor[r] = sum == real(0) ? real(0) : real(1) / sum;
+    if constexpr (has_lse)
+      if (i + 8 * r < tq && lane.column == 0 && lane.slice == 0)
+        a.lse[i64(blockIdx.x) * a.tq + i + 8 * r] =
+            sum == real(0) ? -infinity() : softmax.high[r] * real(LN_2) + log_of(sum);
+  }
+  store_rows<DV>(lane, acc, factor, a.o + (i64(b) * a.o_batch + i64(h) * a.o_head), a.o_time, first, tq, own);
+}

@@ -1,0 +1,88 @@
+// The products of attention on tensor cores: bf16 by bf16, added up in fp32. Fragments as PTX defines them for
+// mma.sync.m16n8k16; ops/attention.cuh stands behind this.
+constexpr int UNIT = 16;
+
+DEVICE void load_matrices(const Element* at, u32 (&x)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(u32(__cvta_generic_to_shared(at)))
+               : "memory");
+}
+DEVICE void load_transposed(const Element* at, u32 (&x)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(u32(__cvta_generic_to_shared(at)))
+               : "memory");
+}
+// d (16 x 8) += a (16 x 16) b (16 x 8)
+DEVICE void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The warp's 16 rows of a tile in shared memory, as left operand of products. HELD: in registers, from hold() on.
+template <int DIM, int PITCH, bool HELD>
+class OwnRows {
+ public:
+  DEVICE OwnRows(const Element* tile, int row) {
+    const int lane = int(threadIdx.x) % 32;
+    at_ = tile + (row + lane % 16) * PITCH + lane / 16 * 8;
+  }
+  DEVICE void hold() {
+    if constexpr (HELD) {
+#pragma unroll
+      for (int k = 0; k < DIM / 16; ++k) load_matrices(at_ + 16 * k, held_[k]);
+    }
+  }
+  // x (16 x 8 N) = these rows times 8 N rows of `other`, over DIM features.
+  template <int N>
+  DEVICE void times(const Element* other, real (&x)[N][4]) const {
+    const int lane = int(threadIdx.x) % 32;
+    const Element* const from = other + (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int n = 0; n < N; ++n) x[n][0] = x[n][1] = x[n][2] = x[n][3] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < DIM / 16; ++k) {
+      u32 a[4];
+      if constexpr (HELD) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[i] = held_[k][i];
+      } else {
+        load_matrices(at_ + 16 * k, a);
+      }
+#pragma unroll
+      for (int n = 0; n < N; n += 2) {
+        u32 b[4];
+        load_matrices(from + n * 8 * PITCH + 16 * k, b);
+        multiply_add(x[n], a, b[0], b[1]);
+        multiply_add(x[n + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+ private:
+  const Element* at_;
+  u32 held_[HELD ? DIM / 16 : 1][4];
+};
+
+// acc (16 x 8 M) += w (16 x 8 N), rounded to bf16, times 8 N rows of `other`, from its first feature on.
+template <int PITCH, int N, int M>
+DEVICE void add_weighted(const real (&w)[N][4], const Element* other, real (&acc)[M][4]) {
+  const int lane = int(threadIdx.x) % 32;
+  const Element* const from = other + lane % 16 * PITCH + lane / 16 * 8;
+  u32 a[N / 2][4];
+#pragma unroll
+  for (int k = 0; k < N / 2; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[k][i] = pack_bf16(w[2 * k + i / 2][i % 2 * 2], w[2 * k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+  for (int k = 0; k < N / 2; ++k)
+#pragma unroll
+    for (int m = 0; m < M; m += 2) {
+      u32 b[4];
+      load_transposed(from + k * 16 * PITCH + 8 * m, b);
+      multiply_add(acc[m], a[k], b[0], b[1]);
+      multiply_add(acc[m + 1], a[k], b[2], b[3]);
+    }
+}

@@ -1,0 +1,318 @@
+// The kernels of attention on the emulated device, against sums in double.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "autograd/op.h"
+#include "jit/driver.h"
+#include "tests/expect_error.h"
+#include "tests/values.h"
+#include "tools/weft.h"
+
+namespace weft {
+namespace {
+
+using std::int64_t;
+
+class AttentionKernels : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const auto missing = missing_library(CudaLibrary::nvrtc)) GTEST_SKIP() << *missing;
+    before_ = device();
+    use_device("emu");
+  }
+  void TearDown() override { use_device(name_of(before_)); }
+
+ private:
+  Device before_ = Device::cpu;
+};
+
+struct Case {
+  int64_t b = 1, h = 1, g = 1, tq = 16, tk = 16, dk = 16, dv = 16;
+  DType dtype = DType::bf16;
+};
+
+// What a call does, as expressions and in double.
+struct Body {
+  AttentionOptions options = {};
+  std::function<double(double s, int64_t h, int64_t i, int64_t j)> score = {}, derivative = {};
+  std::function<bool(int64_t b, int64_t h, int64_t i, int64_t j)> visible = {};
+  std::function<double(int64_t b, int64_t h, int64_t i, int64_t j)> weight = {};
+  std::function<double(int64_t t, int64_t p)> angle = {};
+};
+
+struct Results {
+  Values o, lse, dq, dk, dv;
+};
+
+Values rotated(const Values& x, const Shape& shape, const Body& body, bool back) {
+  if (!body.angle) return x;
+  Values out = x;
+  const int64_t d = shape[3], pairs = d / 2;
+  const bool halves = body.options.pairing == Pairing::halves;
+  for (int64_t row = 0; row < shape[0] * shape[1] * shape[2]; ++row)
+    for (int64_t p = 0; p < pairs; ++p) {
+      const auto first = std::size_t(row * d + (halves ? p : 2 * p)), second = first + std::size_t(halves ? pairs : 1);
+      const double a = body.angle(row / shape[2] % shape[1], p) * (back ? -1 : 1);
+      out[first] = x[first] * std::cos(a) - x[second] * std::sin(a);
+      out[second] = x[first] * std::sin(a) + x[second] * std::cos(a);
+    }
+  return out;
+}
+
+Results reference(const Case& c, const Body& body, const Tensor& q0, const Tensor& k0, const Tensor& v0, const Tensor& g0) {
+  const Values q = rotated(q0.to_host<double>(), q0.shape(), body, false), v = v0.to_host<double>(), g = g0.to_host<double>();
+  const Values k = rotated(k0.to_host<double>(), k0.shape(), body, false);
+  const double scale = body.options.scale == 0 ? 1 / std::sqrt(double(c.dk)) : body.options.scale;
+  const auto n = [](int64_t x) { return std::size_t(x); };
+  Results r{Values(n(c.b * c.tq * c.h * c.dv)), Values(n(c.b * c.h * c.tq)), Values(q.size()), Values(k.size()),
+            Values(v.size())};
+  for (int64_t b = 0; b < c.b; ++b)
+    for (int64_t h = 0; h < c.h; ++h)
+      for (int64_t i = 0; i < c.tq; ++i) {
+        const int64_t group = h / (c.h / c.g), iq = ((b * c.tq + i) * c.h + h);
+        const auto at = [&](int64_t j) { return (b * c.tk + j) * c.g + group; };
+        Values s(n(c.tk)), p(n(c.tk)), x(n(c.tk));
+        double high = -std::numeric_limits<double>::infinity(), sum = 0, delta = 0;
+        for (int64_t j = 0; j < c.tk; ++j) {
+          for (int64_t f = 0; f < c.dk; ++f) s[n(j)] += scale * q[n(iq * c.dk + f)] * k[n(at(j) * c.dk + f)];
+          x[n(j)] = body.score ? body.score(s[n(j)], h, i, j) : s[n(j)];
+          if (body.visible && !body.visible(b, h, i, j)) x[n(j)] = -std::numeric_limits<double>::infinity();
+          high = std::max(high, x[n(j)]);
+        }
+        for (int64_t j = 0; j < c.tk; ++j) sum += p[n(j)] = std::isinf(high) ? 0 : std::exp(x[n(j)] - high);
+        r.lse[n((b * c.h + h) * c.tq + i)] = high + std::log(sum);
+        for (double& y : p) y = sum > 0 ? y / sum : 0;
+        const auto weight = [&](int64_t j) { return body.weight ? body.weight(b, h, i, j) : 1.0; };
+        for (int64_t j = 0; j < c.tk; ++j)
+          for (int64_t f = 0; f < c.dv; ++f) r.o[n(iq * c.dv + f)] += p[n(j)] * weight(j) * v[n(at(j) * c.dv + f)];
+        for (int64_t f = 0; f < c.dv; ++f) delta += r.o[n(iq * c.dv + f)] * g[n(iq * c.dv + f)];
+        for (int64_t j = 0; j < c.tk; ++j) {
+          if (p[n(j)] == 0) continue;
+          double dp = 0;
+          for (int64_t f = 0; f < c.dv; ++f) {
+            dp += g[n(iq * c.dv + f)] * v[n(at(j) * c.dv + f)];
+            r.dv[n(at(j) * c.dv + f)] += p[n(j)] * weight(j) * g[n(iq * c.dv + f)];
+          }
+          const double ds = p[n(j)] * (weight(j) * dp - delta) * (body.derivative ? body.derivative(s[n(j)], h, i, j) : 1);
+          for (int64_t f = 0; f < c.dk; ++f) {
+            r.dq[n(iq * c.dk + f)] += scale * ds * k[n(at(j) * c.dk + f)];
+            r.dk[n(at(j) * c.dk + f)] += scale * ds * q[n(iq * c.dk + f)];
+          }
+        }
+      }
+  r.dq = rotated(r.dq, q0.shape(), body, true), r.dk = rotated(r.dk, k0.shape(), body, true);
+  return r;
+}
+
+Tensor operand(const Shape& shape, unsigned seed, DType dtype) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  Values x(std::size_t(shape.numel()));
+  for (double& value : x) value = normal(random);
+  return cast(Tensor::from(x, shape), dtype);
+}
+
+// Relative error in the sense of L2; places that are not finite must agree.
+double error_of(const Values& got, const Values& right) {
+  double difference = 0, size = 0;
+  EXPECT_EQ(got.size(), right.size());
+  for (std::size_t i = 0; i < right.size(); ++i) {
+    if (!std::isfinite(right[i])) {
+      EXPECT_EQ(got[i], right[i]) << i;
+      continue;
+    }
+    difference += (got[i] - right[i]) * (got[i] - right[i]), size += right[i] * right[i];
+  }
+  return size > 0 ? std::sqrt(difference / size) : std::sqrt(difference);
+}
+
+Results run(const Case& c, const Body& body, Results* right = nullptr) {
+  const Tensor q = operand({c.b, c.tq, c.h, c.dk}, 1, c.dtype), k = operand({c.b, c.tk, c.g, c.dk}, 2, c.dtype);
+  const Tensor v = operand({c.b, c.tk, c.g, c.dv}, 3, c.dtype), g = operand({c.b, c.tq, c.h, c.dv}, 4, c.dtype);
+  if (right) *right = reference(c, body, q, k, v, g);
+  const Tensor o = attention(q, k, v, body.options), lse = output_of(o, 1);
+  const std::vector<Tensor> d = grad(o, g, {q, k, v});
+  return {o.to_host<double>(), lse.to_host<double>(), d[0].to_host<double>(), d[1].to_host<double>(), d[2].to_host<double>()};
+}
+
+void check(const Case& c, const Body& body) {
+  SCOPED_TRACE(fmt::format("batch {}, heads {} / {}, queries {}, keys {}, features {}, {}, {}", c.b, c.h, c.g, c.tq, c.tk, c.dk,
+                           c.dv, name_of(c.dtype)));
+  Results right;
+  const Results got = run(c, body, &right);
+  const double tolerance = c.dtype == DType::f64 ? 1e-12 : c.dtype == DType::f32 ? 2e-6 : 5e-3;
+  EXPECT_LT(error_of(got.o, right.o), tolerance);
+  // Rotated features are rounded to bf16 again, others enter the products as they are.
+  const bool rounded = c.dtype == DType::bf16 && body.angle;
+  EXPECT_LT(error_of(got.lse, right.lse), c.dtype == DType::f64 ? 1e-12 : rounded ? 1e-3 : 2e-6);
+  EXPECT_LT(error_of(got.dq, right.dq), tolerance * 2);
+  EXPECT_LT(error_of(got.dk, right.dk), tolerance * 2);
+  EXPECT_LT(error_of(got.dv, right.dv), tolerance * 2);
+}
+
+// A mask as an expression and as a function.
+template <class F>
+Body masked(F visible) {
+  Body body;
+  body.options.mask = [=](Index b, Index h, Index i, Index j) { return visible(b, h, i, j); };
+  return body;
+}
+Body causal(int64_t offset = 0) {
+  Body body = masked([=](Index, Index, Index i, Index j) { return j <= i + Expr(offset); });
+  body.visible = [=](int64_t, int64_t, int64_t i, int64_t j) { return j <= i + offset; };
+  return body;
+}
+Body window(int64_t width, int64_t meta) {
+  Body body = masked([=](Index, Index, Index i, Index j) { return j <= i && (i - j < Expr(width) || j < Expr(meta)); });
+  body.visible = [=](int64_t, int64_t, int64_t i, int64_t j) { return j <= i && (i - j < width || j < meta); };
+  return body;
+}
+
+// 30 tanh(s / 30) - slope(h) (i - j), with the slopes in a tensor.
+Body capped(int64_t heads, bool with_mask) {
+  Body body = with_mask ? causal(1) : Body{};
+  Values slopes;
+  for (int64_t h = 0; h < heads; ++h) slopes.push_back(double(h + 1) / 64);
+  const Tensor t = cast(Tensor::from(slopes, {heads}), DType::f32);
+  const auto score = [=](Expr s, Index, Index h, Index i, Index j) { return 3 * tanh(s / 3) - t(h) * to_real(i - j); };
+  body.options.score = score;
+  body.score = [=](double s, int64_t h, int64_t i, int64_t j) {
+    return 3 * std::tanh(s / 3) - slopes[std::size_t(h)] * double(i - j);
+  };
+  body.derivative = [](double s, int64_t, int64_t, int64_t) { return 1 - std::tanh(s / 3) * std::tanh(s / 3); };
+  return body;
+}
+
+constexpr DType kTypes[] = {DType::bf16, DType::f32, DType::f64};
+
+TEST_F(AttentionKernels, WithoutAMask) {
+  for (const DType dtype : kTypes) check({2, 2, 1, 37, 50, 32, 16, dtype}, {});
+}
+TEST_F(AttentionKernels, Causal) {
+  check({2, 4, 2, 97, 97, 64, 64}, causal());
+  for (const DType dtype : {DType::f32, DType::f64}) check({1, 2, 1, 37, 50, 24, 16, dtype}, causal(13));
+}
+TEST_F(AttentionKernels, OneQuery) {
+  for (const DType dtype : kTypes) check({2, 2, 1, 1, 70, 16, 24, dtype}, causal(69)), check({1, 1, 1, 1, 1, 8, 8, dtype}, {});
+}
+// More queries than keys: the first see nothing, which gives 0 and no gradient.
+TEST_F(AttentionKernels, RowsThatSeeNothing) {
+  for (const DType dtype : kTypes) check({1, 2, 2, 90, 65, 16, 16, dtype}, causal(-25));
+  Body nothing = masked([](Index, Index, Index i, Index j) { return i < Expr(0) && j < Expr(0); });
+  nothing.visible = [](int64_t, int64_t, int64_t, int64_t) { return false; };
+  check({1, 2, 1, 70, 65, 16, 16}, nothing);
+}
+TEST_F(AttentionKernels, WindowAndMeta) {
+  check({1, 2, 1, 200, 200, 16, 16}, window(40, 9));
+  check({1, 1, 1, 150, 150, 16, 16, DType::f32}, window(200, 300));  // wider than the sequence
+}
+// Above 384 places the two kinds of blocks have launches of their own.
+TEST_F(AttentionKernels, TwoLaunches) {
+  check({1, 2, 1, 400, 400, 16, 16}, causal());
+  check({1, 1, 1, 390, 40, 16, 16, DType::f32}, {});
+}
+// The keys that all see have a list that is cut, with partial sums.
+TEST_F(AttentionKernels, ListsThatAreCut) {
+  for (const DType dtype : kTypes) check({2, 2, 1, 1100, 1100, 8, 8, dtype}, window(16, 3));
+}
+TEST_F(AttentionKernels, SizesOfHeads) {
+  for (const auto& [dk, dv] : {std::pair{8, 8}, {16, 40}, {72, 24}, {64, 128}, {128, 64}, {128, 128}, {96, 192}, {256, 256}})
+    for (const DType dtype : kTypes) check({1, 2, 1, 21, 35, dk, dv, dtype}, causal(14));
+}
+// Each head its own window: lists of its own, and in the blocks that own keys entries of its own.
+TEST_F(AttentionKernels, AMaskOfTheHead) {
+  Body body = masked([](Index, Index h, Index i, Index j) { return j <= i && i - j < 20 + h * 40; });
+  body.visible = [](int64_t, int64_t h, int64_t i, int64_t j) { return j <= i && i - j < 20 + h * 40; };
+  check({2, 4, 2, 150, 150, 16, 16}, body);
+  check({1, 4, 2, 420, 420, 16, 16, DType::f32}, body);
+}
+// Scalars and tensors in the mask: it is evaluated in the kernel.
+TEST_F(AttentionKernels, EvaluatedMasks) {
+  const Case c{2, 2, 1, 100, 100, 16, 16};
+  Values ids(std::size_t(c.b * c.tq));
+  for (std::size_t t = 0; t < ids.size(); ++t) ids[t] = double(t / 37);
+  const Tensor segments = cast(Tensor::from(ids, {c.b, c.tq}), DType::i64);
+  Body body = masked([=](Index b, Index, Index i, Index j) { return j <= i && equal(segments(b, i), segments(b, j)); });
+  const auto id = [=](int64_t b, int64_t t) { return (b * 100 + t) / 37; };
+  body.visible = [=](int64_t b, int64_t, int64_t i, int64_t j) { return j <= i && id(b, i) == id(b, j); };
+  for (const DType dtype : kTypes) {
+    Case typed = c;
+    typed.dtype = dtype;
+    check(typed, body);
+  }
+}
+TEST_F(AttentionKernels, Score) {
+  for (const DType dtype : kTypes) {
+    check({1, 4, 2, 70, 71, 16, 16, dtype}, capped(4, true));
+    check({1, 4, 2, 40, 33, 16, 16, dtype}, capped(4, false));
+  }
+}
+TEST_F(AttentionKernels, Weight) {
+  for (const bool hidden : {false, true}) {
+    Body body = hidden ? causal(2) : Body{};
+    body.options.weight = [](Index, Index h, Index i, Index j) { return to_real(j + 2 * i + h) / 50; };
+    body.weight = [](int64_t, int64_t h, int64_t i, int64_t j) { return double(j + 2 * i + h) / 50; };
+    for (const DType dtype : kTypes) check({1, 2, 1, 37, 50, 16, 16, dtype}, body);
+  }
+}
+TEST_F(AttentionKernels, Rotation) {
+  for (const Pairing pairing : {Pairing::halves, Pairing::neighbours}) {
+    Body body = causal(3);
+    const auto angle = [](Index t, Index p) { return to_real(t) * exp(to_real(p) * -0.3); };
+    body.angle = [](int64_t t, int64_t p) { return double(t) * std::exp(double(p) * -0.3); };
+    body.options.pairing = pairing;
+    body.options.rotate = [=](Expr x, Expr y, Index, Index, Index t, Index p) {
+      const Expr c = cos(angle(t, p)), s = sin(angle(t, p));
+      return Pair{x * c - y * s, x * s + y * c};
+    };
+    for (const DType dtype : kTypes) check({2, 4, 2, 37, 40, 16, 16, dtype}, body);
+  }
+}
+// Gradients of what the score captures, which the kernels sum over what its subscripts do not depend on: as the CPU has them.
+TEST_F(AttentionKernels, GradientsOfCapturedTensors) {
+  for (const auto& [tq, tk] : {std::pair<int64_t, int64_t>{70, 90}, {390, 40}, {5, 3}})
+    for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+      SCOPED_TRACE(fmt::format("{} queries, {} keys, {}", tq, tk, name_of(dtype)));
+      const auto run_on = [&, queries = tq, keys = tk](const char* name) {
+        use_device(name);
+        const DType wide = dtype == DType::f64 ? DType::f64 : DType::f32;
+        const Tensor q = operand({2, queries, 4, 16}, 1, dtype), k = operand({2, keys, 2, 16}, 2, dtype);
+        const Tensor v = operand({2, keys, 2, 24}, 3, dtype), g = operand({2, queries, 4, 24}, 4, dtype);
+        const Tensor bias = operand({4, 70}, 5, wide), near = operand({queries}, 6, wide), slopes = operand({4}, 7, wide);
+        const Tensor gain = operand({2, queries}, 8, wide), key_bias = operand({4, keys}, 9, wide);
+        const Tensor o = attention(
+            q, k, v,
+            {.score = [&](Expr s, Index b, Index h, Index i,
+                          Index j) { return tanh(s * gain(b, i)) + bias(h, i - j) + near(i - j) * slopes(h) + key_bias(h, j); },
+             .mask = [](Index, Index, Index i, Index j) { return i >= j && i - j < 70; }});
+        std::vector<Values> out;
+        for (const Tensor& d : grad(o, g, {q, k, v, bias, near, slopes, gain, key_bias})) out.push_back(d.to_host<double>());
+        out.push_back(o.to_host<double>());
+        return out;
+      };
+      const std::vector<Values> right = run_on("cpu"), got = run_on("emu");
+      for (std::size_t k = 0; k < right.size(); ++k) {
+        SCOPED_TRACE(k);
+        EXPECT_LT(error_of(got[k], right[k]), dtype == DType::f64 ? 1e-12 : dtype == DType::f32 ? 5e-6 : 1e-2);
+      }
+    }
+}
+TEST_F(AttentionKernels, EqualBits) {
+  const Case c{1, 4, 2, 200, 200, 32, 32};
+  const Results first = run(c, window(40, 9)), second = run(c, window(40, 9));
+  EXPECT_EQ(first.o, second.o);
+  EXPECT_EQ(first.dq, second.dq);
+  EXPECT_EQ(first.dk, second.dk);
+  EXPECT_EQ(first.dv, second.dv);
+}
+
+}  // namespace
+}  // namespace weft
