@@ -159,6 +159,19 @@ std::optional<SumForm> form_of(Expr load, int rank) {
   return footprint.difference ? SumForm::difference : row ? SumForm::row : column ? SumForm::column : SumForm::none;
 }
 
+// The form to which the kernel sums the gradient of a load; an error if it cannot.
+SumForm summed_form(std::string_view op, const HoleSpec& spec, Expr load, const Shape& shape, int rank, Site where) {
+  const std::optional<SumForm> form = form_of(load, rank);
+  if (form && (spec.sums >> int(*form) & 1)) return *form;
+  std::vector<std::string> subscripts;
+  for (int axis = 0; axis < load.arity(); ++axis) subscripts.push_back(named(load.arg(axis), spec));
+  const std::vector<std::string> names = split(spec.coordinates);
+  const std::string &row = names[std::size_t(rank - 2)], &column = names[std::size_t(rank - 1)];
+  fail_at(where, fmt::format("{}: the {} gives no gradient to what it captures", op, spec.name),
+          fmt::format("captured {}, {}, is indexed by ({})", load.index(), to_string(shape), fmt::join(subscripts, ", ")),
+          fmt::format("index it by {0} - {1}, by {0} or by {1}, or detach() it", row, column));
+}
+
 // What a hole is recorded with. The same bodies are recorded at every step, so what they become is remembered.
 class Contract {
  public:
@@ -217,19 +230,10 @@ class Contract {
              fmt::format("captured {}, {}, requires a gradient", k, to_string(c.shape())), "detach() it");
   }
 
-  // What a kernel cannot sum has no gradient.
   void check_form(Expr load) const {
     const Tensor& c = hole_.captured[std::size_t(load.index())];
-    if (load.type() != ExprType::real || !c.requires_grad()) return;
-    const std::optional<SumForm> form = form_of(load, space_.rank());
-    if (form && (spec_.sums >> int(*form) & 1)) return;
-    std::vector<std::string> subscripts;
-    for (int axis = 0; axis < load.arity(); ++axis) subscripts.push_back(named(load.arg(axis), spec_));
-    const std::vector<std::string> names = split(spec_.coordinates);
-    const std::string &row = names[std::size_t(space_.rank() - 2)], &column = names[std::size_t(space_.rank() - 1)];
-    refuse(fmt::format("the {} gives no gradient to what it captures", spec_.name),
-           fmt::format("captured {}, {}, is indexed by ({})", load.index(), to_string(c.shape()), fmt::join(subscripts, ", ")),
-           fmt::format("index it by {0} - {1}, by {0} or by {1}, or detach() it", row, column));
+    if (load.type() == ExprType::real && c.requires_grad())
+      summed_form(op_.name, spec_, load, c.shape(), space_.rank(), where_);
   }
 
   // A further input stands for a captured tensor that is broadcast to the space.
@@ -653,7 +657,8 @@ HoleInVjp::HoleInVjp(Vjp& v, int h, const Hole& filled, const Shape& space, DTyp
     const Tensor& c = filled.captured[std::size_t(found.loads[j].index())];
     const auto root = std::size_t(found.which[j]);
     const bool column = spec.columns && (footprint_of(found.loads[j]) & ~(1u << (space.rank() - 1))) == 0;
-    const std::optional<SumForm> form = spec.sums ? form_of(found.loads[j], space.rank()) : std::nullopt;
+    std::optional<SumForm> form;
+    if (spec.sums) form = summed_form(v.name(), spec, found.loads[j], c.shape(), space.rank(), v.where());
     loads_.push_back({found.loads[j], found.which[j], column, form});
     if (form)
       output(forms[root][std::size_t(*form)], shape_of(*form, space), real);

@@ -17,6 +17,7 @@
 #include "jit/diff.h"
 #include "ops/check.h"
 #include "ops/cuda.h"
+#include "ops/holes.h"
 
 namespace weft {
 namespace {
@@ -44,9 +45,10 @@ constexpr HoleSpec kHoles[] = {kMaskSpec, kScoreSpec, kWeightSpec, kRotateSpec};
 constexpr HoleSpec kBackwardHoles[] = {kMaskSpec, kScoreSpec, kScoreGradSpec, kWeightSpec, kRotateSpec, kRotateGradSpec};
 
 void attention_vjp(Vjp& v);
-const Op& attention_op =
-    register_op({.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .cuda = cuda_attention, .holes = kHoles});
+const Op& attention_op = register_op(
+    {.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .cuda = cuda_attention, .holes = kHoles});
 const Op& attention_backward_op = register_op({.name = "attention_backward",
+                                               .vjp = attention_backward_vjp,
                                                .lower = lower_attention_backward,
                                                .cuda = cuda_attention_backward,
                                                .holes = kBackwardHoles});
@@ -76,7 +78,17 @@ Hole transposed(const Hole& rotate, Site where) {
 Shape scores_of(const Tensor& q, const Tensor& k) { return {q.dim(0), q.dim(2), q.dim(1), k.dim(1)}; }
 Shape pairs_of(const Tensor& q, const Tensor& k) { return {q.dim(0), q.dim(2), std::max(q.dim(1), k.dim(1)), q.dim(3) / 2}; }
 
+// The same as the contract says where it is known before that a gradient will be wanted.
+void refuse_gradients(const Vjp& v, int h) {
+  const Hole hole = v.hole(h);
+  for (std::size_t k = 0; k < hole.captured.size(); ++k)
+    if (v.needs(v.hole_input(h, int(k))))
+      fail_at(v.where(), fmt::format("attention: the {} gives no gradient to what it captures", v.hole_spec(h).name),
+              fmt::format("captured {}, {}", k, to_string(hole.captured[k].shape())), "detach() it");
+}
+
 void attention_vjp(Vjp& v) {
+  for (const int h : {kMask, kWeight, kRotate}) refuse_gradients(v, h);
   const Tensor q = v.input(kQ), k = v.input(kK), value = v.input(kV), lse = v.output(kLse);
   const Shape scores = scores_of(q, k), pairs = pairs_of(q, k);
   Outs outs = {{q.shape(), q.dtype()}, {k.shape(), k.dtype()}, {value.shape(), value.dtype()}};
@@ -93,6 +105,31 @@ void attention_vjp(Vjp& v) {
   for (int i = 0; i < kFixed; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dq : output_of(dq, i));
   score.add(v, kScore, dq);
+}
+
+// By the plain form, from q, k, v and the gradient of o: what o and the sums are of these is derived with the rest.
+void attention_backward_vjp(Vjp& v) {
+  v.compose([&] {
+    const AttentionCall call{.q = real_input(v, kQ),
+                             .k = real_input(v, kK),
+                             .v = real_input(v, kV),
+                             .scale = v.constant(kScale),
+                             .mask = v.hole(kBackwardMask),
+                             .score = v.hole(kBackwardScore),
+                             .weight = v.hole(kBackwardWeight),
+                             .rotate = v.hole(kBackwardRotate),
+                             .pairing = Pairing(v.integer(kPairing)),
+                             .where = v.where()};
+    const PlainGradients g = plain_gradients(call, v.hole(kScoreGrad), v.hole(kRotateGrad), real_input(v, kGradient));
+    std::vector<Tensor> outputs = {g.dq, g.dk, g.dv};
+    for (std::size_t at = 0; at < g.roots.size() * kSumForms; ++at) {
+      const std::int64_t k = v.integer(kFirstSum + int(at));
+      if (k < 0) continue;
+      outputs.resize(std::max(outputs.size(), std::size_t(k) + 1));
+      if (v.grad(int(k))) outputs[std::size_t(k)] = sum_in_form(g.roots[at / kSumForms], SumForm(at % kSumForms), v.where());
+    }
+    return outputs;
+  });
 }
 
 // ---- a call -----------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "autograd/hole.h"
 #include "autograd/lowering.h"
@@ -73,5 +74,14 @@ void lower_attention_backward(Lowering& l);
 // (b, h, tq, tk): softmax of the scores over the visible keys; a row without any is 0.
 Tensor plain_probabilities(const AttentionCall& call);
 Tensor plain_attention(const AttentionCall& call);
+
+// What attention_backward computes, from the gradient of o.
+struct PlainGradients {
+  Tensor dq, dk, dv;
+  std::vector<Tensor> roots;  // of score_grad, (b, h, tq, tk), 0 where nothing is seen
+};
+PlainGradients plain_gradients(const AttentionCall& call, const Hole& score_grad, const Hole& rotate_grad,
+                               const Tensor& upstream);
+Tensor sum_in_form(const Tensor& root, SumForm form, Site where);  // as attention_backward sums a root
 
 }  // namespace weft

@@ -277,6 +277,49 @@ std::vector<Mistake> mistakes() {
        [] {
          rms_norm(tensor({2, 4}), tensor({4}), 1e-5, {}, Hole{{expr::input(0), exp(expr::input(0))}, {}, {}});
        }},
+      {"heads of queries that do not divide into groups",
+       2,
+       {"attention: the heads of q do not divide into the groups of k", "4 heads, 3 groups", "test_mistakes.cpp", "hint: "},
+       [] {
+         attention(tensor({1, 5, 4, 8}), tensor({1, 5, 3, 8}), tensor({1, 5, 3, 8}));
+       }},
+      {"a score given as a mask",
+       2,
+       {"attention: the mask is real, not boolean", "test_mistakes.cpp", "hint: compare it: s > 0"},
+       [] {
+         const Tensor x = tensor({1, 5, 2, 8});
+         attention(x, x, x, {.mask = [](Index, Index, Index i, Index j) { return to_real(i - j); }});
+       }},
+      {"a mask given as a score",
+       2,
+       {"attention: the score is boolean", "test_mistakes.cpp", "where(c, a, b)"},
+       [] {
+         const Tensor x = tensor({1, 5, 2, 8});
+         attention(x, x, x, {.score = [](Expr, Index, Index, Index i, Index j) { return i >= j; }});
+       }},
+      {"a learned bias for all pairs of queries and keys",
+       2,
+       {"attention: the score gives no gradient to what it captures", "captured 0, (2, 5, 5), is indexed by (h, i, j)",
+        "test_mistakes.cpp", "hint: index it by i - j, by i or by j, or detach() it"},
+       [] {
+         const Tensor x = tensor({1, 5, 2, 8});
+         Param full({2, 5, 5});
+         run([&] {
+           return attention(x, x, x, {.score = [&](Expr s, Index, Index h, Index i, Index j) { return s + full(h, i, j); }});
+         });
+       }},
+      {"a bias that is too short for what the mask shows",
+       2,
+       {"a subscript in a hole is outside of its tensor", "subscript 3 of axis 0, which has 3 places", "hint: "},
+       [] {
+         const Tensor x = tensor({1, 5, 2, 8}), bias = tensor({3});
+         for (const int window : {3, 4}) {
+           const Tensor o = attention(x, x, x,
+                                      {.score = [&](Expr s, Index, Index, Index i, Index j) { return s + bias(i - j); },
+                                       .mask = [&](Index, Index, Index i, Index j) { return i >= j && i - j < window; }});
+           o.to_host<float>();
+         }
+       }},
       {"a handle that outlived its step",
        2,
        {"tensor: this handle is dead", "return the tensor from the step function", "test_mistakes.cpp"},

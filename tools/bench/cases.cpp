@@ -250,6 +250,53 @@ std::vector<BenchCase> conv(bool smoke) {
   return cases;
 }
 
+// ---- attention --------------------------------------------------------------------------------------------------------------
+
+struct AttentionSize {
+  Int b, h, groups, t, d;
+};
+struct Window {  // of `width` places and the first `meta`; width 0: all before
+  Int width, meta;
+};
+
+TrainStep attention_step(const AttentionSize& z, const Window& w) {
+  const Shape q{z.b, z.t, z.h, z.d}, k{z.b, z.t, z.groups, z.d};
+  return [s = normal_states({{q}, {k}, {k}, {q}}), w](const Keep& keep, bool backward) {
+    const std::vector<Tensor> in = {s[0].read(), s[1].read(), s[2].read()};
+    AttentionOptions options{.causal = true};
+    if (w.width) options.mask = [&](Index, Index, Index i, Index j) { return i - j < Index(w.width) || j < Index(w.meta); };
+    differentiate(keep, backward, attention(in[0], in[1], in[2], options), s[3], in);
+  };
+}
+
+std::vector<BenchCase> attentions(bool smoke) {
+  std::vector<std::pair<AttentionSize, std::vector<Window>>> sizes;
+  const Window small{128, 64}, large{1024, 128};
+  for (const Int d : {64, 128}) {
+    const bool narrow = d == 64;
+    sizes.push_back({{16, 8, 4, 320, d}, narrow ? std::vector<Window>{{}, small} : std::vector<Window>{{}}});
+    sizes.push_back({{4, 16, 16, 2048, d}, narrow ? std::vector<Window>{{}, large, small} : std::vector<Window>{{}}});
+    sizes.push_back({{4, 16, 4, 4096, d}, {{}, large, small}});
+    sizes.push_back({{1, 25, 5, 8192, d}, {{}, large, small}});
+  }
+  if (smoke) sizes = {{{2, 4, 2, 16, 8}, {{}, {4, 2}}}};
+  std::vector<BenchCase> cases;
+  for (const auto& [z, windows] : sizes)
+    for (const Window& w : windows) {
+      double pairs = 0;
+      for (Int i = 0; i < z.t; ++i)
+        pairs += double(w.width ? std::min(i + 1, w.width) + std::clamp<Int>(i - w.width + 1, 0, w.meta) : i + 1);
+      const double queries = 2 * double(z.b * z.h * z.t * z.d), keys = 2 * double(z.b * z.groups * z.t * z.d),
+                   flops = 4 * double(z.b * z.h * z.d) * pairs;
+      const TrainWork work = {{.bytes = 2 * queries + 2 * keys, .flops = flops},
+                              {.bytes = 4 * queries + 4 * keys, .flops = 2.5 * flops}};
+      cases.push_back(train_case("attention", w.width ? fmt::format("window {} + meta {}", w.width, w.meta) : "causal",
+                                 fmt::format("{},{}/{},{},{}", z.b, z.h, z.groups, z.t, z.d), work,
+                                 [z = z, w] { return attention_step(z, w); }));
+    }
+  return cases;
+}
+
 // ---- pointwise --------------------------------------------------------------------------------------------------------------
 
 TrainStep gumbel_given_step(Int n) {
@@ -473,13 +520,14 @@ std::vector<BenchCase> overhead(bool smoke) {
 }  // namespace
 
 const std::vector<std::string>& bench_groups() {
-  static const std::vector<std::string> groups = {"ceilings", "gemm", "scan", "conv", "pointwise", "optim", "overhead"};
+  static const std::vector<std::string> groups = {"ceilings",  "gemm",      "scan",  "conv",
+                                                  "attention", "pointwise", "optim", "overhead"};
   return groups;
 }
 
 std::vector<BenchCase> bench_cases(const std::string& group, bool smoke) {
   constexpr std::pair<const char*, std::vector<BenchCase> (*)(bool)> makers[] = {
-      {"ceilings", ceilings},         {"gemm", gemm},   {"scan", scans},       {"conv", conv},
+      {"ceilings", ceilings},         {"gemm", gemm},   {"scan", scans},       {"conv", conv}, {"attention", attentions},
       {"pointwise", pointwise_cases}, {"optim", optim}, {"overhead", overhead}};
   for (const auto& [name, make] : makers)
     if (group == name) return make(smoke);
