@@ -376,10 +376,29 @@ Bounds<Formula> given_bounds(const SymbolicInterval& given, ExprType type) {
   return range;
 }
 
+// Of each node, whether an integer made of it may wrap.
+std::vector<char> enters_arithmetic(const Order& order) {
+  std::vector<char> enters(std::size_t(order.size()));
+  for (int at = order.size() - 1; at >= 0; --at) {
+    const Expr e = order.nodes()[std::size_t(at)];
+    const bool passes = e.op() == Op::min || e.op() == Op::max || e.op() == Op::select;
+    for (int i = 0; i < e.arity(); ++i)
+      if (may_wrap(e.op()) || (passes && enters[std::size_t(at)])) enters[std::size_t(order.position(e.arg(i)))] = true;
+  }
+  return enters;
+}
+
 }  // namespace
 
-SymbolicInterval symbolic_interval_of(Expr root, const std::function<SymbolicInterval(Expr leaf)>& bounds) {
+Verdict verdict_of(Expr root, const std::function<SymbolicInterval(Expr leaf)>& bounds) {
+  constexpr std::int64_t kLargest = std::int64_t(1) << 53;
   Order order(std::span(&root, 1));
+  const std::vector<char> enters = enters_arithmetic(order);
+  Expr known = expr::boolean(true);
+  const auto slot_range = [&](Expr slot, bool in_arithmetic) {
+    if (in_arithmetic) known = known && -kLargest <= slot && slot <= kLargest;
+    return SymbolicInterval{slot, slot, in_arithmetic ? double(kLargest) : 0x1p63};
+  };
   std::vector<Bounds<Formula>> ranges;
   for (const Expr e : order.nodes()) {
     Bounds<Formula> range = unknown<Formula>(e.type());
@@ -388,15 +407,15 @@ SymbolicInterval symbolic_interval_of(Expr root, const std::function<SymbolicInt
     const bool of_reals = e.type() == ExprType::real || (!leaf && e.arg(0).type() == ExprType::real);
     if (e.op() == Op::literal && !of_reals)
       range = {Formula(e, std::abs(e.value())), Formula(e, std::abs(e.value()))};
-    else if (leaf && !of_reals)
+    else if (e.op() == Op::slot && !of_reals)
+      range = given_bounds(slot_range(e, enters[ranges.size()]), e.type());
+    else if (leaf && e.op() != Op::element && !of_reals)
       range = given_bounds(bounds(e), e.type());
     else if (!of_reals)
       range = whole_bounds_of(e.op(), e.arg(0).type(), arg(0), arg(1), arg(2)).value_or(range);
     ranges.push_back(range);
   }
-  const Bounds<Formula>& made = ranges.back();
-  const auto bound = [](const Formula& s) { return s.infinite != 0 ? std::nullopt : std::optional(s.value); };
-  return {bound(made.low), bound(made.high), magnitude(made)};
+  return {known && !ranges.back().high.value, known && ranges.back().low.value};
 }
 
 }  // namespace weft

@@ -56,9 +56,13 @@ struct SymbolicInterval {
   double largest = 0x1p63;  // no bound that is there is larger in size
 };
 
-// The range of an expression of integers and booleans by the same rules, as expressions; the bounds of a boolean are booleans:
-// whether it is always true, and whether it can be true. `bounds(e)` gives the range of an index, input, slot or load; reals
-// are unbounded. Bounds are integers of 64 bits: arithmetic that might leave them is unbounded.
-SymbolicInterval symbolic_interval_of(Expr root, const std::function<SymbolicInterval(Expr leaf)>& bounds);
+// Whether a boolean expression is false, or true, everywhere.
+struct Verdict {
+  Expr never, always;
+};
+// By the same rules, as expressions: of slots and of the bounds that `bounds(e)` gives of an index, input or load; those of a
+// boolean are whether it is certainly true, and whether it can be. Reals say nothing, nor does arithmetic on integers that
+// might leave 64 bits; slots that enter it are compared with 2^53.
+Verdict verdict_of(Expr root, const std::function<SymbolicInterval(Expr leaf)>& bounds);
 
 }  // namespace weft

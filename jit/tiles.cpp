@@ -18,7 +18,7 @@ using Op = ExprOp;
 
 namespace {
 
-enum class TileClass : std::uint8_t { never, mixed, full };
+enum class TileKind : std::uint8_t { never, mixed, full };
 
 struct Box {  // [first, last) of rows and of columns: of tiles, or of places
   std::int64_t row0, row1, column0, column1;
@@ -38,7 +38,7 @@ struct Box {  // [first, last) of rows and of columns: of tiles, or of places
 
 struct GridTile {
   std::int64_t column;
-  TileClass kind;
+  TileKind kind;
   std::int32_t bits = kEvaluatedTile;
 };
 using GridRow = std::vector<GridTile>;
@@ -74,17 +74,17 @@ class Mask {
   void take_head(std::int64_t head) { head_ = {double(head), double(head)}; }
   void take_all_heads() { head_ = {0, double(space_.heads - 1)}; }
 
-  struct Verdict {
-    TileClass visible;
+  struct Classes {
+    TileKind visible;
     bool inside;  // certainly, at every place
   };
-  Verdict operator()(const Box& places) {
+  Classes operator()(const Box& places) {
     Interval row{double(places.row0), double(places.row1 - 1)}, column{double(places.column0), double(places.column1 - 1)};
     if (rows_are_keys_) std::swap(row, column);
     const Interval bounds[] = {{0, double(space_.batch - 1)}, head_, row, column};
     const Interval visible = visible_range_(bounds);
-    if (visible.always_false()) return {TileClass::never, true};
-    return {visible.always_true() ? TileClass::full : TileClass::mixed, inside_range_(bounds).always_true()};
+    if (visible.always_false()) return {TileKind::never, true};
+    return {visible.always_true() ? TileKind::full : TileKind::mixed, inside_range_(bounds).always_true()};
   }
 
   // Of at most kBlock places, row by row; for masks and guards that the host knows.
@@ -143,11 +143,11 @@ class Words {
     corner_row_ = row * options_.rows, corner_column_ = column * options_.columns;
     fill({corner_row_, std::min(corner_row_ + options_.rows, mask_.rows()), corner_column_,
           std::min(corner_column_ + options_.columns, mask_.columns())});
-    if (visible_ == 0) return {column, TileClass::never};
-    if (visible_ == std::int64_t(options_.rows) * options_.columns && all_inside_) return {column, TileClass::full, kFullTile};
+    if (visible_ == 0) return {column, TileKind::never};
+    if (visible_ == std::int64_t(options_.rows) * options_.columns && all_inside_) return {column, TileKind::full, kFullTile};
     const auto [known, fresh] = places_.try_emplace(bits_, std::int32_t(words_.size()));
     if (fresh) words_.insert(words_.end(), bits_.begin(), bits_.end());
-    return {column, TileClass::mixed, known->second};
+    return {column, TileKind::mixed, known->second};
   }
 
   std::vector<std::uint32_t> take() && { return std::move(words_); }
@@ -155,9 +155,9 @@ class Words {
 
  private:
   void fill(const Box& places) {
-    const Mask::Verdict verdict = mask_(places);
-    if (verdict.visible == TileClass::never) return;
-    const bool full = verdict.visible == TileClass::full && (verdict.inside || !check_inside_);
+    const Mask::Classes verdict = mask_(places);
+    if (verdict.visible == TileKind::never) return;
+    const bool full = verdict.visible == TileKind::full && (verdict.inside || !check_inside_);
     if (!full && places.rows() * places.columns() > kBlock) {
       const auto [first, second] = places.halves();
       return fill(first), fill(second);
@@ -217,22 +217,22 @@ class Grid {
     const auto [visible, inside] =
         mask_({tiles.row0 * options_.rows, std::min(tiles.row1 * options_.rows, mask_.rows()), tiles.column0 * options_.columns,
                std::min(tiles.column1 * options_.columns, mask_.columns())});
-    if (visible == TileClass::never) return;
+    if (visible == TileKind::never) return;
     const bool one = tiles.rows() == 1 && tiles.columns() == 1;
-    if ((visible == TileClass::full && inside) || one) {
-      add(tiles, inside ? visible : TileClass::mixed);
+    if ((visible == TileKind::full && inside) || one) {
+      add(tiles, inside ? visible : TileKind::mixed);
     } else {
       const auto [first, second] = tiles.halves();
       classify(first), classify(second);
     }
   }
 
-  void add(const Box& tiles, TileClass kind) {
+  void add(const Box& tiles, TileKind kind) {
     for (std::int64_t row = tiles.row0; row < tiles.row1; ++row) {
       for (std::int64_t column = tiles.column0; column < tiles.column1; ++column) {
         const bool whole = (row + 1) * options_.rows <= mask_.rows() && (column + 1) * options_.columns <= mask_.columns();
-        const bool full = kind == TileClass::full && whole;
-        rows_[std::size_t(row)].push_back(full ? GridTile{column, kind, kFullTile} : GridTile{column, TileClass::mixed});
+        const bool full = kind == TileKind::full && whole;
+        rows_[std::size_t(row)].push_back(full ? GridTile{column, kind, kFullTile} : GridTile{column, TileKind::mixed});
         mixed_ += !full;
       }
     }
@@ -355,8 +355,8 @@ TileLists tile_lists(Expr mask, const MaskSpace& space, const TileOptions& optio
       take(std::int64_t(head));
       for (std::size_t row = 0; row < heads[head].size(); ++row) {
         for (GridTile& tile : heads[head][row])
-          if (tile.kind == TileClass::mixed) tile = words.look(std::int64_t(row), tile.column);
-        std::erase_if(heads[head][row], [](const GridTile& tile) { return tile.kind == TileClass::never; });
+          if (tile.kind == TileKind::mixed) tile = words.look(std::int64_t(row), tile.column);
+        std::erase_if(heads[head][row], [](const GridTile& tile) { return tile.kind == TileKind::never; });
       }
     }
     made.outside = words.outside();
@@ -373,6 +373,102 @@ TileLists tile_lists(Expr mask, const MaskSpace& space, const TileOptions& optio
     made.list_of.push_back(at->second);
   }
   join(made, lists);
+  return made;
+}
+
+// ---- what only the kernel knows ---------------------------------------------------------------------------------------------
+
+namespace {
+
+// Which coordinates a leaf depends on: bit c for coordinate c.
+unsigned footprint(const Operand& leaf) {
+  unsigned set = 0;
+  for (int c = 0; c < leaf.rank; ++c) set |= unsigned(leaf.dims[std::size_t(c)] > 1 && leaf.strides[std::size_t(c)] != 0) << c;
+  return set;
+}
+
+// Bounds of the leaves of a mask in a pair of tiles.
+class LeafBounds {
+ public:
+  LeafBounds(const Fused& mask, std::array<int, 2> tiles, TileClass& to) : mask_(mask), tiles_(tiles), to_(to) {}
+
+  SymbolicInterval operator()(Expr leaf) {
+    if (leaf.op() == Op::index) return of_coordinate(int(leaf.index()));
+    if (leaf.op() != Op::input) return {};
+    const Operand& operand = mask_.leaves[std::size_t(leaf.index())];
+    const double largest = leaf.type() == ExprType::boolean ? 1 : size_of(operand.dtype) <= 4 ? 0x1p31 : 0x1p63;
+    switch (footprint(operand) >> 2) {
+      case 0:
+        return {leaf, leaf, largest};
+      case 1:
+      case 2:
+        return in_tile(leaf, footprint(operand) >> 2 == 1 ? 2 : 3, largest);
+      default:
+        return {};
+    }
+  }
+
+ private:
+  static constexpr double kLargestSize = 0x1p40;  // of a tensor
+
+  SymbolicInterval of_coordinate(int c) const {
+    if (c < 2) return {expr::index(c), expr::index(c), kLargestSize};
+    const int places = tiles_[std::size_t(c - 2)];
+    const Expr first = expr::index(c) * places;
+    return {first, first + (places - 1), kLargestSize};
+  }
+
+  SymbolicInterval in_tile(Expr leaf, int coordinate, double largest) {
+    const auto known = [&](const TileRange& r) { return r.leaf == leaf.index(); };
+    auto at = std::find_if(to_.ranges.begin(), to_.ranges.end(), known);
+    if (at == to_.ranges.end())
+      at = to_.ranges.insert(at, {int(leaf.index()), coordinate, tiles_[std::size_t(coordinate - 2)]});
+    const int first = to_.inputs + 2 * int(at - to_.ranges.begin());
+    const Expr low = expr::input(first, ExprType::integer), high = expr::input(first + 1, ExprType::integer);
+    if (leaf.type() == ExprType::boolean) return {not_equal(low, 0), not_equal(high, 0), largest};
+    return {low, high, largest};
+  }
+
+  const Fused& mask_;
+  std::array<int, 2> tiles_;
+  TileClass& to_;
+};
+
+}  // namespace
+
+TileClass tile_class(const Fused& mask, int queries, int keys, Expr inside) {
+  TileClass made;
+  made.inputs = int(mask.leaves.size());
+  LeafBounds bounds(mask, {queries, keys}, made);
+  const Verdict visible = verdict_of(mask.roots[0], std::ref(bounds));
+  made.never = visible.never;
+  made.always = visible.always && verdict_of(inside, std::ref(bounds)).always;
+  return made;
+}
+
+Fused tile_class_hole(const TileClass& kind, const Fused& mask, int queries, int keys, std::span<const Operand> ranges) {
+  Fused made;
+  made.roots = {kind.never, kind.always};
+  made.constants = mask.constants, made.tables = mask.tables, made.dims = mask.dims;
+  made.dims[2] = (mask.dims[2] + queries - 1) / queries, made.dims[3] = (mask.dims[3] + keys - 1) / keys;
+  const auto over_tiles = [&](Operand leaf) {
+    std::copy(made.dims.begin(), made.dims.end(), leaf.dims.begin());
+    leaf.rank = int(made.dims.size());
+    return leaf;
+  };
+  for (const Operand& leaf : mask.leaves) made.leaves.push_back(over_tiles(leaf));
+  for (std::size_t r = 0; r < ranges.size(); ++r) {
+    Operand leaf = ranges[r];
+    for (std::size_t c = 0; c < 2; ++c)
+      if (leaf.dims[c] == 1) leaf.strides[c] = 0;
+    const std::int64_t tile = leaf.strides[2], largest = leaf.strides[3];
+    leaf.strides[2] = kind.ranges[r].coordinate == 2 ? tile : 0;
+    leaf.strides[3] = kind.ranges[r].coordinate == 3 ? tile : 0;
+    made.leaves.push_back(over_tiles(leaf));
+    leaf.offset += largest;
+    made.leaves.push_back(over_tiles(leaf));
+  }
+  made.program = Program(made.roots);
   return made;
 }
 

@@ -11,9 +11,11 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "jit/expr.h"
+#include "jit/skeleton.h"
 
 namespace weft {
 
@@ -84,5 +86,30 @@ struct TileLists {
 // tensors): a full tile needs it everywhere.
 TileLists tile_lists(Expr mask, const MaskSpace& space, const TileOptions& options, Expr inside = expr::boolean(true));
 constexpr std::int64_t kMostWordTiles = 65536;
+
+// ---- what only the kernel knows ---------------------------------------------------------------------------------------------
+
+// The smallest and the largest value that a captured tensor has in a tile, at the places inside of the space.
+struct TileRange {
+  int leaf;        // of the mask, integers or booleans that depend on one of query and key
+  int coordinate;  // which: 2 or 3
+  int tile;        // places
+};
+
+// The class of a pair of tiles when the kernel runs, for masks that read Scalars or captured tensors. Both roots are booleans
+// over index 0, 1, 2, 3: batch, head, tile of queries, tile of keys. Slots and inputs are those of the mask, of which there are
+// `inputs`; input inputs + 2 r and the next are smallest and largest of ranges[r], as integers. A tile of which neither is true
+// is mixed. The edges of the space are not looked at: a tile that reaches over them is not full.
+struct TileClass {
+  Expr never, always;
+  int inputs = 0;
+  std::vector<TileRange> ranges;
+};
+// `mask`: a hole over the space (b, h, i, j) without values. `queries`, `keys`: places of a tile. `inside` as in tile_lists,
+// with the leaves of the mask.
+TileClass tile_class(const Fused& mask, int queries, int keys, Expr inside = expr::boolean(true));
+// The same as a hole over the space (b, h, tiles of queries, tiles of keys), roots never and always. ranges[r] is of the shape
+// (b, h, tiles, 2), i64, smallest before largest; an axis that its leaf does not depend on has size 1.
+Fused tile_class_hole(const TileClass& kind, const Fused& mask, int queries, int keys, std::span<const Operand> ranges);
 
 }  // namespace weft

@@ -45,6 +45,11 @@ class Evaluator {
   }
   void forget() { known_.clear(); }
 
+  static std::int64_t whole(V a) {  // the integer that a real becomes
+    if (a >= V(0x1p63)) return std::numeric_limits<std::int64_t>::max();
+    return a >= V(-0x1p63) ? std::int64_t(a) : std::numeric_limits<std::int64_t>::min();
+  }
+
  private:
   static V nan_or(bool keep, V a, V b) {
     return std::isnan(a) || std::isnan(b) ? std::numeric_limits<V>::quiet_NaN() : keep ? a : b;
@@ -59,7 +64,7 @@ class Evaluator {
       case Op::literal:
         return {V(e.value()), e.type() == ExprType::real ? 0 : e.index()};
       case Op::slot:
-        return {V(slots[k]), 0};
+        return {V(slots[k]), Evaluator<double>::whole(slots[k])};
       case Op::index:
         return {0, indices[k]};
       case Op::element:
@@ -137,8 +142,7 @@ class Evaluator {
       case Op::cos:
         return {std::cos(a), 0};
       case Op::to_integer:
-        if (a >= V(0x1p63)) return {0, std::numeric_limits<std::int64_t>::max()};
-        return {0, a >= V(-0x1p63) ? std::int64_t(a) : std::numeric_limits<std::int64_t>::min()};
+        return {0, whole(a)};
       default:
         throw std::logic_error("op of reals");
     }
@@ -183,6 +187,8 @@ class Evaluator {
         return {0, !a};
       case Op::to_real:
         return {V(a), 0};
+      case Op::narrow:
+        return {0, std::int32_t(a)};
       case Op::to_integer:
         return {0, a};
       default:

@@ -7,8 +7,10 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -348,6 +350,261 @@ TEST(Tiles, RefusesWhatIsNoTile) {
   expect_error(ErrorKind::usage, {"no boolean"}, [&] { tile_lists(i + j, space, {.rows = 16, .columns = 16}); });
   expect_error(ErrorKind::usage, {"3 by 2"}, [&] { tile_lists(causal(), space, {.rows = 16, .columns = 16, .heads = 2}); });
 }
+
+// ---- random masks -----------------------------------------------------------------------------------------------------------
+
+// Tensors that a mask captures, as its leaves: seen over the space, some axes with step 0.
+struct Captured {
+  Operand operand;
+  ExprType type;
+  std::vector<std::int64_t> values;
+
+  std::int64_t at(std::span<const std::int64_t> place) const {
+    std::int64_t element = operand.offset;
+    for (std::size_t c = 0; c < 4; ++c) element += operand.strides[c] * place[c];
+    return values[std::size_t(element)];
+  }
+};
+
+class RandomMask {
+ public:
+  MaskSpace space;
+  std::vector<Captured> captured;
+  std::vector<double> slots;
+  Expr mask;
+
+  explicit RandomMask(unsigned seed) : random_(seed) {
+    const auto length = [&] { return one_in(4) ? 16 * (1 + below(4)) : 1 + below(60); };
+    space = {1 + below(2), 1 + below(3), length(), length()};
+    if (one_in(2)) space.keys = space.queries;
+    if (!one_in(3)) capture();
+    if (!one_in(3)) slots = {double(below(80) - 10), one_in(2) ? double(below(60)) : extreme()};
+    mask = boolean(2 + below(4));
+    if (one_in(2)) mask = mask && i >= j;
+  }
+
+  // Whether each place is visible, evaluated one by one.
+  std::vector<bool> evaluated() const {
+    Evaluator<double> evaluator;
+    evaluator.slots = slots, evaluator.inputs.resize(captured.size());
+    std::vector<bool> visible;
+    for (std::int64_t b0 = 0; b0 < space.batch; ++b0)
+      for (std::int64_t h0 = 0; h0 < space.heads; ++h0)
+        for (std::int64_t i0 = 0; i0 < space.queries; ++i0)
+          for (std::int64_t j0 = 0; j0 < space.keys; ++j0) {
+            evaluator.forget();
+            evaluator.indices = {b0, h0, i0, j0};
+            for (std::size_t k = 0; k < captured.size(); ++k) evaluator.inputs[k].integer = captured[k].at(evaluator.indices);
+            visible.push_back(evaluator(mask).integer != 0);
+          }
+    return visible;
+  }
+
+  Fused fused() const {
+    Fused f;
+    f.roots = {mask};
+    for (const Captured& c : captured) f.leaves.push_back(c.operand);
+    f.dims = {space.batch, space.heads, space.queries, space.keys};
+    return f;
+  }
+
+ private:
+  int below(int n) { return int(random_() % unsigned(n)); }
+  bool one_in(int n) { return below(n) == 0; }
+  Expr any_of(std::initializer_list<Expr> list) { return list.begin()[below(int(list.size()))]; }
+  double extreme() { return std::array{1e30, -1e30, 0x1p62, -0x1p62, 0x1p53 + 2, 3e9}[std::size_t(below(6))]; }
+
+  void capture() {
+    const std::int64_t sizes[] = {space.batch, space.heads, space.queries, space.keys};
+    const auto add = [&](ExprType type, DType dtype, std::vector<int> axes, auto value) {
+      Captured c{{}, type, {}};
+      c.operand = {.slot = int(captured.size()), .dtype = dtype, .rank = 4};
+      std::int64_t count = 1;
+      std::copy(std::begin(sizes), std::end(sizes), c.operand.dims.begin());
+      for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis)
+        c.operand.strides[std::size_t(*axis)] = count, count *= sizes[*axis];
+      for (std::int64_t k = 0; k < count; ++k) c.values.push_back(value(k));
+      captured.push_back(std::move(c));
+    };
+    const bool sorted = one_in(2), wild = one_in(8);
+    const auto id = [&](std::int64_t k) {
+      return wild && one_in(4) ? std::int64_t(random_()) << (20 + below(12)) : sorted ? k / 13 : below(4);
+    };
+    const DType dtype = one_in(2) ? DType::i32 : DType::i64;
+    const auto small = [&](std::int64_t k) { return dtype == DType::i32 ? std::int64_t(std::int32_t(id(k))) : id(k); };
+    add(ExprType::integer, dtype, {0, 2}, small);
+    add(ExprType::integer, dtype, {0, 3}, small);
+    if (space.queries == space.keys) captured[1].values = captured[0].values;
+    add(ExprType::integer, DType::i64, {0}, [&](std::int64_t) { return below(70); });
+    add(ExprType::boolean, DType::boolean, {1, 3}, [&](std::int64_t k) { return sorted ? k % 41 < 25 : !one_in(9); });
+    add(ExprType::integer, DType::i32, {2, 3}, [&](std::int64_t) { return below(5); });
+  }
+  Expr leaf(std::size_t k) { return expr::input(int(k), captured[k].type); }
+
+  Expr integer(int depth) {
+    if (depth <= 0) {
+      if (!captured.empty() && one_in(4)) return leaf(std::array{0, 1, 2, 4}[std::size_t(below(4))]);
+      if (!slots.empty() && one_in(5)) return expr::slot(below(2), ExprType::integer);
+      return any_of({i, j, i - j, h, b, Expr(below(70)), Expr(below(8) - 4), i - j, i, j});
+    }
+    const Expr x = integer(depth - 1), y = integer(depth - 1 - below(2));
+    switch (below(14)) {
+      case 0:
+        return x / (below(9) - 2);
+      case 1:
+        return x / y;
+      case 2:
+        return x * (below(9) - 4);
+      case 3:
+        return x * y;
+      case 4:
+        return min(x, y);
+      case 5:
+        return max(x, y);
+      case 6:
+        return abs(x);
+      case 7:
+        return sign(x);
+      case 8:
+        return -x;
+      case 9:
+        return where(boolean(depth - 1), x, y);
+      case 10:
+        return to_integer(boolean(depth - 1)) + x;
+      case 11:
+        return one_in(2) ? narrow(x * 5, DType::i32) : clamp(x, below(10), 10 + below(40));
+      case 12:
+        return x - y;
+      default:
+        return x + y;
+    }
+  }
+
+  Expr known_shape() {
+    const Expr limit = !slots.empty() && one_in(2) ? expr::slot(0, ExprType::integer) : Expr(below(60));
+    switch (below(captured.empty() ? 4 : 7)) {
+      case 0:
+        return i - j < limit;
+      case 1:
+        return j < limit;
+      case 2:
+        return equal(i / (1 + below(20)), j / (1 + below(20)));
+      case 3:
+        return i - j < 16 * (h + 1);
+      case 4:
+        return equal(leaf(0), leaf(1));
+      case 5:
+        return j < leaf(2);
+      default:
+        return leaf(3);
+    }
+  }
+
+  Expr boolean(int depth) {
+    if (depth <= 0) return known_shape();
+    switch (below(10)) {
+      case 0:
+        return integer(depth - 1) < integer(depth - 1);
+      case 1:
+        return integer(depth - 1) <= integer(depth - 1);
+      case 2:
+        return equal(integer(depth - 1), integer(depth - 1));
+      case 3:
+        return not_equal(integer(depth - 1), integer(depth - 1));
+      case 4:
+      case 5:
+        return boolean(depth - 1) && boolean(depth - 2);
+      case 6:
+      case 7:
+        return boolean(depth - 1) || boolean(depth - 2);
+      case 8:
+        return one_in(3) ? to_real(integer(depth - 1)) * Expr(0.5) <= to_real(i) : !boolean(depth - 1);
+      default:
+        return where(boolean(depth - 2), boolean(depth - 1), boolean(depth - 2));
+    }
+  }
+
+  std::mt19937 random_;
+};
+
+struct Decided {
+  std::int64_t tiles = 0, decided = 0, decidable = 0;
+};
+
+// The class of each pair of tiles as a kernel finds it: never and always, by the smallest and largest values of the leaves.
+void expect_right_class(const RandomMask& m, int queries, int keys, const Visible& visible, Decided& count) {
+  const Fused mask = m.fused();
+  const TileClass kind = tile_class(mask, queries, keys);
+  Evaluator<double> evaluator;
+  evaluator.slots = m.slots, evaluator.inputs.resize(std::size_t(kind.inputs) + 2 * kind.ranges.size());
+  for (std::int64_t b0 = 0; b0 < m.space.batch; ++b0)
+    for (std::int64_t h0 = 0; h0 < m.space.heads; ++h0)
+      for (std::int64_t ti = 0; ti < tiles_of(m.space.queries, queries); ++ti)
+        for (std::int64_t tj = 0; tj < tiles_of(m.space.keys, keys); ++tj) {
+          const std::int64_t i0 = ti * queries, i1 = std::min(i0 + queries, m.space.queries);
+          const std::int64_t j0 = tj * keys, j1 = std::min(j0 + keys, m.space.keys);
+          for (std::size_t k = 0; k < m.captured.size(); ++k)
+            evaluator.inputs[k].integer = m.captured[k].at(std::array{b0, h0, i0, j0});
+          for (std::size_t r = 0; r < kind.ranges.size(); ++r) {
+            const bool of_queries = kind.ranges[r].coordinate == 2;
+            EXPECT_EQ(kind.ranges[r].tile, of_queries ? queries : keys);
+            std::int64_t low = std::numeric_limits<std::int64_t>::max(), high = std::numeric_limits<std::int64_t>::min();
+            for (std::int64_t at = of_queries ? i0 : j0; at < (of_queries ? i1 : j1); ++at) {
+              const std::int64_t x =
+                  m.captured[std::size_t(kind.ranges[r].leaf)].at(std::array{b0, h0, of_queries ? at : 0, of_queries ? 0 : at});
+              low = std::min(low, x), high = std::max(high, x);
+            }
+            const std::size_t first = std::size_t(kind.inputs) + 2 * r;
+            evaluator.inputs[first].integer = low, evaluator.inputs[first + 1].integer = high;
+          }
+          evaluator.indices = {b0, h0, ti, tj};
+          evaluator.forget();
+          const bool never = evaluator(kind.never).integer != 0, always = evaluator(kind.always).integer != 0;
+          std::int64_t seen = 0;
+          for (std::int64_t i1st = i0; i1st < i1; ++i1st)
+            for (std::int64_t j1st = j0; j1st < j1; ++j1st) seen += visible(b0, h0, i1st, j1st);
+          const std::int64_t all = (i1 - i0) * (j1 - j0);
+          ASSERT_TRUE(!never || seen == 0) << to_string(m.mask) << " at " << b0 << " " << h0 << " " << ti << " " << tj;
+          ASSERT_TRUE(!always || seen == all) << to_string(m.mask) << " at " << b0 << " " << h0 << " " << ti << " " << tj;
+          ++count.tiles, count.decided += never || always, count.decidable += seen == 0 || seen == all;
+        }
+}
+
+void expect_right_lists(const RandomMask& m, const TileOptions& options, const Visible& visible) {
+  const TileLists lists = tile_lists(m.mask, m.space, options);
+  expect_right(lists, m.space, options, visible);
+}
+
+void check_random_mask(unsigned seed, Decided& count) {
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const RandomMask m(seed);
+  const std::vector<bool> places = m.evaluated();
+  const Visible visible = [&](std::int64_t b0, std::int64_t h0, std::int64_t i0, std::int64_t j0) {
+    return places[std::size_t(((b0 * m.space.heads + h0) * m.space.queries + i0) * m.space.keys + j0)];
+  };
+  const int sizes[] = {8, 16, 24, 32, 64, 96};
+  const int rows = sizes[1 + 2 * (seed % 2)], columns = sizes[seed / 2 % 6];
+  const int share = m.space.heads % 2 == 0 && seed % 3 == 0 ? 2 : 1, longest = int(seed % 4);
+  for (const bool keys : {false, true})
+    for (const bool words : {true, false})
+      expect_right_lists(m, {rows, columns, keys, share, longest == 3 ? kBalanced : longest, words}, visible);
+  expect_right_class(m, sizes[seed % 3], sizes[seed / 3 % 4], visible, count);
+}
+
+void check_random_masks(unsigned first, unsigned last) {
+  Decided count;
+  for (unsigned seed = first; seed < last; ++seed) {
+    check_random_mask(seed, count);
+    if (::testing::Test::HasFailure()) break;
+  }
+  EXPECT_GT(count.decided, count.decidable / 2) << "of " << count.tiles << " tiles: classes that say something";
+  ::testing::Test::RecordProperty("tiles", std::to_string(count.tiles));
+  ::testing::Test::RecordProperty("decided", std::to_string(count.decided));
+  ::testing::Test::RecordProperty("decidable", std::to_string(count.decidable));
+}
+
+TEST(RandomMasks, AgreeWithTheMaskAtEachPlace) { check_random_masks(0, 200); }
+TEST(DeepRandomMasks, AgreeWithTheMaskAtEachPlace) { check_random_masks(200, 10200); }
 
 }  // namespace
 }  // namespace weft
