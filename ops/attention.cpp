@@ -45,6 +45,7 @@ constexpr HoleSpec kHoles[] = {kMaskSpec, kScoreSpec, kWeightSpec, kRotateSpec};
 constexpr HoleSpec kBackwardHoles[] = {kMaskSpec, kScoreSpec, kScoreGradSpec, kWeightSpec, kRotateSpec, kRotateGradSpec};
 
 void attention_vjp(Vjp& v);
+void attention_backward_vjp(Vjp& v);
 const Op& attention_op = register_op(
     {.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .cuda = cuda_attention, .holes = kHoles});
 const Op& attention_backward_op = register_op({.name = "attention_backward",
