@@ -8,7 +8,7 @@
 // Facts: Element, the type of q, k and v; DK, DV features of a head; WARPS; SLICES: so many warps have the same rows, each with
 // a part of the features of what is accumulated; OTHER rows of a tile of the other side, STAGES of it in shared memory; BLOCKS
 // that a multiprocessor must be able to hold; SCORE, WEIGHT: there are such holes; EVALUATED: mixed tiles evaluate the mask;
-// LISTS: how many lists there are. UNIT comes with the products (attention_tensor.cuh, attention_plain.cuh).
+// LISTS: there are several. UNIT comes with the products (attention_tensor.cuh, attention_plain.cuh).
 
 constexpr int THREADS = 32 * WARPS, ROW_WARPS = WARPS / SLICES, OWN = 16 * ROW_WARPS;
 constexpr int CHUNK = 16 / int(sizeof(Element));  // elements that are copied at once
@@ -24,8 +24,9 @@ struct Lane {
   int warp_row, slice, row, column;  // warp_row: the first of its warp
 };
 DEVICE Lane this_lane() {
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, first = warp % ROW_WARPS * 16;
-  return {first, warp / ROW_WARPS, first + lane / 4, lane % 4 * 2};
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int slice = SLICES > 1 ? warp / ROW_WARPS : 0, first = (warp - slice * ROW_WARPS) * 16;
+  return {first, slice, first + lane / 4, lane % 4 * 2};
 }
 
 // ---- lists (jit/tiles.h) ----------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ DEVICE Entry entry_at(const i64* entries, int n) {
 }
 // The list of a block of heads, where there are several.
 DEVICE i64 list_at(const i64* lists, index block) {
-  if constexpr (LISTS > 1) return lists[block];
+  if constexpr (LISTS) return lists[block];
   return 0;
 }
 
@@ -126,6 +127,11 @@ DEVICE void begin_copies(int count, Copy copy) {
   commit_copies();
 }
 
+// What is multiplied by the scale: scores where a hole takes them, else exponents, whose unit is log2. The scale is read where
+// it is used: it would take a register all along.
+DEVICE real score_factor(const Args& a) { return SCORE ? a.scale() : real(1); }
+DEVICE real exponent_factor(const Args& a) { return (SCORE ? real(1) : a.scale()) * real(LOG2_E); }
+
 // ---- places -----------------------------------------------------------------------------------------------------------------
 
 // The nearest coordinate that exists: a hole is not evaluated outside of its space, even where its value has no effect.
@@ -152,7 +158,8 @@ DEVICE u32 visible_places(const i64* words, Entry entry, int first, index rows, 
     });
     return places;
   } else {
-    return reinterpret_cast<const u32*>(words)[entry.bits + int(threadIdx.x) % (32 * ROW_WARPS)] >> (4 * first);
+    const int thread = SLICES > 1 ? int(threadIdx.x) % (32 * ROW_WARPS) : int(threadIdx.x);
+    return reinterpret_cast<const u32*>(words)[entry.bits + thread] >> (4 * first);
   }
 }
 DEVICE bool is_visible(u32 places, int n, int k) { return places >> (4 * n + k) & 1; }

@@ -15,9 +15,6 @@ using Places = real[N][4];
 
 // Minus the log2 of the normaliser of a row; of one that sees nothing 0, so that its P, of scores -inf, is 0.
 DEVICE real shift_of(real lse) { return lse == -infinity() ? real(0) : lse * real(-LOG2_E); }
-DEVICE real probability(const Args& a, real score, real shift) {
-  return exp2_of(score * (SCORE ? real(LOG2_E) : a.scale() * real(LOG2_E)) + shift);
-}
 
 // ---- sums of further roots --------------------------------------------------------------------------------------------------
 
@@ -129,6 +126,7 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
 
   const index i = first + lane.row, row = (b * index(a.heads) + h) * tq + i;
   const QueryHoles holes(a, b, h, inside(i, tq), inside(i + 8, tq));
+  const real scale = score_factor(a), unit = exponent_factor(a);
   real shift[2] = {}, delta[2] = {};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -159,9 +157,8 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
       const u32 places = visible_places<N>(a.queries_words, entry, sub / 8, tq - i, tk - j,
                                            [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
       each_place<N>([&](int m, int e, int r, int c) {
-        if constexpr (SCORE) s[m][e] *= a.scale();
-        const real score = holes.score(r, inside(j + c, tk), s[m][e]);
-        p[m][e] = probability(a, score, shift[r]);
+        if constexpr (SCORE) s[m][e] *= scale;
+        p[m][e] = exp2_of(holes.score(r, inside(j + c, tk), s[m][e]) * unit + shift[r]);
       });
       gradients.times<N>(values + (stage * OTHER + sub) * pitch(DV), x);
       each_place<N>([&](int m, int e, int r, int c) {
@@ -251,6 +248,7 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   begin_copies(count, copy);
 
   const index j = first + lane.row;
+  const real scale = score_factor(a), unit = exponent_factor(a);
   OwnRows<padded(DK), pitch(DK), (KEYS_HELD > 0)> keys(own, lane.warp_row);
   OwnRows<padded(DV), pitch(DV), (KEYS_HELD > 1)> values(own_v, lane.warp_row);
   Accumulators<DK> dk = {};
@@ -272,9 +270,8 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
       const u32 places = visible_places<N>(a.keys_words, entry, sub / 8, tk - j, tq - i,
                                            [&](int r, int c) { return holes.visible(r, inside(i + c, tq)); });
       each_place<N>([&](int m, int e, int r, int c) {
-        if constexpr (SCORE) s[m][e] *= a.scale();
-        const real score = holes.score(r, inside(i + c, tq), s[m][e]);
-        p[m][e] = probability(a, score, shift_of(lse[at + c]));
+        if constexpr (SCORE) s[m][e] *= scale;
+        p[m][e] = exp2_of(holes.score(r, inside(i + c, tq), s[m][e]) * unit + shift_of(lse[at + c]));
       });
       if (!entry.full())
         each_place<N>([&](int m, int e, int, int) { p[m][e] = is_visible(places, m, e) ? p[m][e] : real(0); });
@@ -308,14 +305,14 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   }
   wait_for_copies();
   __syncthreads();  // nobody reads the keys and values any more
-  const real scale[2] = {a.scale(), a.scale()}, one[2] = {1, 1};
+  const real factor[2] = {a.scale(), a.scale()}, one[2] = {1, 1};
   if (item.part < 0) {
-    store_rows<DK>(lane, dk, scale, a.dk + (i64(b) * a.dk_batch + i64(g) * a.dk_head), a.dk_time, first, tk, own);
+    store_rows<DK>(lane, dk, factor, a.dk + (i64(b) * a.dk_batch + i64(g) * a.dk_head), a.dk_time, first, tk, own);
     store_rows<DV>(lane, dv, one, a.dv + (i64(b) * a.dv_batch + i64(g) * a.dv_head), a.dv_time, first, tk, own_v);
-  } else if constexpr (has_parts) {  // (parts, b, g, OWN, DK + DV)
+  } else {  // (parts, b, g, OWN, DK + DV)
     const i64 groups = a.heads / a.group, at = (item.part * a.batch + b) * groups + g;
-    real* const to = reinterpret_cast<real*>(a.parts) + at * (OWN * (DK + DV));
-    store_rows<DK>(lane, dk, scale, to, DK + DV, 0, OWN, own);
+    real* const to = a.parts + at * (OWN * (DK + DV));
+    store_rows<DK>(lane, dk, factor, to, DK + DV, 0, OWN, own);
     store_rows<DV>(lane, dv, one, to + DK, DK + DV, 0, OWN, own_v);
   }
 }

@@ -60,32 +60,37 @@ struct Cut {
 };
 
 struct ForwardCut : Cut {
-  ForwardCut(int k, int v, DType type) : Cut{k, v, type} {
+  bool filled;  // holes are evaluated, which needs registers
+
+  ForwardCut(int k, int v, DType type, bool holes) : Cut{k, v, type}, filled(holes) {
     while (accumulators(dv) > 64) slices *= 2;
-    fit(dtype == DType::f64 ? 16 : 64, [&] { return shared(); });
+    fit(dtype == DType::f64 ? 16 : filled && accumulators(dv) > 32 ? 32 : 64, [&] { return shared(); });
   }
   unsigned shared() const {
     return unsigned(own * std::max(row_bytes(dk), row_bytes(dv)) + stages * other * (row_bytes(dk) + row_bytes(dv)));
   }
-  int blocks_resident(bool holes) const { return blocks(tensor() && !holes && accumulators(dv) <= 32 ? 512 : 256); }
+  int blocks_resident() const { return blocks(tensor() && !filled && accumulators(dv) <= 32 ? 512 : 256); }
   int held() const { return tensor() && padded(dk) <= 128; }
 };
 
 struct BackwardCut : Cut {
+  bool filled;      // as forward's
   int differences;  // sums by i - j, whose roots pass through shared memory
 
-  BackwardCut(int k, int v, DType type, int by_difference) : Cut{k, v, type}, differences(by_difference) {
+  BackwardCut(int k, int v, DType type, bool holes, int by_difference)
+      : Cut{k, v, type}, filled(holes), differences(by_difference) {
     while (sums() > 128) slices *= 2;
     fit(dtype == DType::f64 ? 16 : tensor() ? 64 : 32, [&] { return shared(); });
     sub = columns();
   }
-  int columns() const { return std::min(other, 32); }
+  // What is computed at a time.
+  int columns() const { return std::min(other, filled && sums() > 64 ? (tensor() ? 16 : 8) : 32); }
   int sums() const { return accumulators(dk) + accumulators(dv); }
   unsigned shared() const {
     const int statistics = stages * other * 2 + differences * own * (columns() + 1);
     return unsigned((own + stages * other) * (row_bytes(dk) + row_bytes(dv)) + statistics * 4 * words());
   }
-  int blocks_resident(bool holes) const { return blocks(!tensor() || holes || sums() > 64 ? 256 : sums() > 16 ? 384 : 512); }
+  int blocks_resident() const { return blocks(!tensor() || filled || sums() > 64 ? 256 : sums() > 16 ? 384 : 512); }
   int queries_held() const { return tensor() && padded(dk) <= 64 && padded(dv) <= 64 ? 2 : 0; }
   int keys_held() const { return tensor() && sums() <= 32 ? 2 : 0; }
 };
@@ -219,7 +224,11 @@ class Attention {
   void operands(CudaText& text, const Operand& queries, const Operand& keys) const {
     heads_text(text, "q", queries), heads_text(text, "k", keys), heads_text(text, "v", v);
   }
-  bool holes() const { return !score.roots.empty() || !weight.roots.empty() || !mask.roots.empty(); }
+  // Whether places have holes of their own: a mask that the host knows is in the lists.
+  bool holes() const {
+    const bool known = mask.roots.empty() || (mask.leaves.empty() && mask.tables.empty() && mask.constants.empty());
+    return !score.roots.empty() || !weight.roots.empty() || !known;
+  }
 
   Lowering& l;
   const Operand q, k, v;
@@ -348,11 +357,11 @@ void cuda_attention(Lowering& l) {
   if ((!o && !lse) || x.batch * x.head_count * x.tq == 0) return;
   const std::int64_t dims[] = {x.batch, x.tq, x.head_count, x.dv()};
   const Result result(l, o ? o : l.scratch(x.q.dtype, dims));
-  const ForwardCut cut(x.dk(), x.dv(), x.q.dtype);
+  const ForwardCut cut(x.dk(), x.dv(), x.q.dtype, x.holes());
   const TileLists lists = x.lists(cut, false);
   CudaText text = l.text("attention");
-  x.describe(text, cut, cut.blocks_resident(x.holes()));
-  text.define("HELD", cut.held()).define("EVALUATED", lists.evaluated).define("LISTS", lists.lists);
+  x.describe(text, cut, cut.blocks_resident());
+  text.define("HELD", cut.held()).define("EVALUATED", lists.evaluated).define("LISTS", lists.lists > 1);
   x.operands(text, x.rotated(x.q), x.rotated(x.k));
   heads_text(text, "o", result.memory());
   text.pointer("lse", lse);
@@ -430,7 +439,7 @@ class Backward {
         x_(l_, kBackward),
         gradient_(x_.hole(kScoreGrad, x_.places)),
         sums_(l_, gradient_.roots.size()),
-        cut_(x_.dk(), x_.dv(), x_.q.dtype, int(sums_.of({SumForm::difference}).size())),
+        cut_(x_.dk(), x_.dv(), x_.q.dtype, x_.holes(), int(sums_.of({SumForm::difference}).size())),
         o_(heads(l_, kOut)),
         g_(heads(l_, kGradient)),
         lse_(l_.dense(kLogSum)),
@@ -505,15 +514,15 @@ class Backward {
       parts = l_.scratch(x_.real, dims);
     }
     CudaText text = l_.text(name);
-    x_.describe(text, cut_, cut_.blocks_resident(x_.holes()));
+    x_.describe(text, cut_, cut_.blocks_resident());
     text.define("QUERIES", queries).define("KEYS", keys).define("DELTA", queries && !keys).define("SUB", cut_.sub);
     text.define("QUERIES_HELD", cut_.queries_held()).define("KEYS_HELD", cut_.keys_held());
-    text.define("EVALUATED", evaluated).define("LISTS", most_lists).define("ITEM_HEADS", std::max(by_key.heads, 1));
+    text.define("EVALUATED", evaluated).define("LISTS", most_lists > 1).define("ITEM_HEADS", std::max(by_key.heads, 1));
     x_.operands(text, q_, k_);
     heads_text(text, "o", o_), heads_text(text, "g", g_);
     heads_text(text, "dq", queries ? dq_ : Operand{}), heads_text(text, "dk", keys ? dk_ : Operand{});
     heads_text(text, "dv", keys ? dv_ : Operand{});
-    text.pointer("lse", lse_).pointer("delta", delta_).pointer("parts", parts);
+    text.pointer("lse", lse_).pointer("delta", delta_).pointer("parts", parts ? parts : delta_);  // delta: none is written
     lists_text(text, "queries", by_query, x_.head_count, most_lists > 1);
     lists_text(text, "keys", by_key, x_.groups, most_lists > 1);
     const SumsOfLaunch of_launch(*this, text, queries, keys);
@@ -579,13 +588,13 @@ class Backward {
       tiles.push_back(word(packed(s.tile, s.first))), tiles.push_back(word(packed(s.last, 0)));
     for (std::int64_t block = 0; block < x_.groups; ++block) list_of.push_back(word(lists_of_keys.list(block)));
     x_.describe(text, cut_, 1);
-    text.budget(0).define("EVALUATED", lists_of_keys.evaluated).define("LISTS", lists_of_keys.lists);
+    text.budget(0).define("EVALUATED", lists_of_keys.evaluated).define("LISTS", lists_of_keys.lists > 1);
     text.integer("groups", x_.groups).pointer("parts", parts);
     text.table("sums", std::move(tiles)).table("keys_lists", std::move(list_of));
     heads_text(text, "dk", dk_), heads_text(text, "dv", dv_);
     const std::int64_t blocks = ceil_div(std::int64_t(cut_.own) * (cut_.dk + cut_.dv) / 2, 256);
     l_.emit(text.launch_text(text_of(cut_, "ops/attention_sum.cuh"),
-                             {unsigned(blocks), unsigned(x_.batch * x_.groups), unsigned(lists_of_keys.sum_count)},
+                             {unsigned(x_.batch * x_.groups), unsigned(blocks), unsigned(lists_of_keys.sum_count)},
                              {256, 1, 1}));
   }
 
@@ -595,7 +604,7 @@ class Backward {
     text.integer("count", x_.tq + x_.tk - 1).integer("heads", x_.head_count);
     text.pointer("from", by_tile).pointer("to", to).integer("to_batch", to.strides[0]).integer("to_head", to.strides[1]);
     l_.emit(text.launch("ops/attention_differences.cuh",
-                        {unsigned(ceil_div(x_.tq + x_.tk - 1, 256)), unsigned(x_.batch * x_.head_count), 1}, {256, 1, 1}));
+                        {unsigned(x_.batch * x_.head_count), unsigned(ceil_div(x_.tq + x_.tk - 1, 256)), 1}, {256, 1, 1}));
   }
 
   Lowering& l_;

@@ -1,6 +1,5 @@
-// Attention, forward, with online softmax (arXiv:2205.14135); ops/attention.cuh stands before it. Scores are kept in units of
-// log2: SCORE is 0 without a score hole, and the scale is then a part of the exponent's FMA. QueryHoles has the holes at a
-// lane's two queries.
+// Attention, forward, with online softmax (arXiv:2205.14135); ops/attention.cuh stands before it. QueryHoles has the holes at a
+// lane's two queries. HELD: the queries are held in registers.
 
 // What a lane knows of its two queries: the maximum that their exponents refer to, and the sum of these.
 struct Softmax {
@@ -76,13 +75,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     queries.times<OTHER / 8>(keys + stage * OTHER * pitch(DK), s);
     const u32 places = visible_places<OTHER / 8>(a.queries_words, entry, 0, tq - i, tk - j,
                                                  [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
+    const real scale = score_factor(a);
     if constexpr (SCORE)
       each_place<OTHER / 8>([&](int m, int e, int r, int c) {
-        s[m][e] = holes.score(r, inside(j + c, tk), s[m][e] * a.scale()) * real(LOG2_E);
+        s[m][e] = holes.score(r, inside(j + c, tk), s[m][e] * scale);
       });
     if (!entry.full())
       each_place<OTHER / 8>([&](int m, int e, int, int) { s[m][e] = is_visible(places, m, e) ? s[m][e] : -infinity(); });
-    softmax.take(s, SCORE ? real(1) : a.scale() * real(LOG2_E), acc);
+    softmax.take(s, exponent_factor(a), acc);
     if constexpr (WEIGHT)
       each_place<OTHER / 8>([&](int m, int e, int r, int c) {
         s[m][e] *= is_visible(places, m, e) ? holes.weight(r, inside(j + c, tk)) : real(0);

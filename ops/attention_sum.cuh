@@ -2,15 +2,15 @@
 // neighbouring features of a key. ops/attention.cuh stands before it.
 extern "C" __global__ void __launch_bounds__(256) KERNEL(PARAMETERS) {
   constexpr int WIDTH = (DK + DV) / 2;
-  const int at = int(blockIdx.x) * 256 + int(threadIdx.x), row = at / WIDTH, c = at % WIDTH * 2;
-  const index b = index(blockIdx.y) / index(a.groups), g = index(blockIdx.y) - b * index(a.groups);
+  const int at = int(blockIdx.y) * 256 + int(threadIdx.x), row = at / WIDTH, c = at % WIDTH * 2;
+  const index b = index(blockIdx.x) / index(a.groups), g = index(blockIdx.x) - b * index(a.groups);
   const Item item = item_at(a.sums, list_at(a.keys_lists, g) * gridDim.z + blockIdx.z);
   const index key = index(item.tile) * OWN + row;
   if (item.tile < 0 || row >= OWN || key >= index(a.tk)) return;
   real sum[2] = {};
   for (int part = item.first; part < item.last; ++part) {
     real x[2];
-    load<2>(a.parts + ((i64(part) * gridDim.y + blockIdx.y) * OWN + row) * (DK + DV) + c, x);
+    load<2>(a.parts + ((i64(part) * gridDim.x + blockIdx.x) * OWN + row) * (DK + DV) + c, x);
     sum[0] += x[0], sum[1] += x[1];
   }
   if (c < DK)

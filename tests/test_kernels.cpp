@@ -278,6 +278,33 @@ class Kernels : public testing::Test {
 using SlowKernels = Kernels;
 using DeepKernels = Kernels;
 
+// Forward and backward of heads of these sizes: causal, and with holes whose gradients are wanted.
+void add_attention(Texts& texts, DType dtype, std::int64_t dk, std::int64_t dv, std::int64_t length) {
+  const Tensor q = given({1, length, 2, dk}, dtype), k = given({1, length, 1, dk}, dtype), v = given({1, length, 1, dv}, dtype);
+  const DType wide = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const Tensor bias = given({2, length}, wide), gain = given({2}, wide), segments = given({1, length}, DType::i64);
+  const auto add = [&](const char* what, const AttentionOptions& options, std::vector<Arg> inputs) {
+    inputs.insert(inputs.end(), {q, k, v});
+    texts.add(fmt::format("attention, {} and {} features, {} places, {}, {}", dk, dv, length, name_of(dtype), what),
+              [&] { return grad(sum(attention(q, k, v, options)), inputs); });
+  };
+  add("causal", {.causal = true}, {});
+  add("packed, soft cap", {.causal = true, .segments = segments, .score = [](Expr s) { return 30.f * tanh(s / 30.f); }}, {});
+  add("bias and slopes",
+      {.causal = true,
+       .score = [&](Expr s, Index, Index h, Index i, Index j) { return s + bias(h, i - j) + gain(h) * to_real(i - j); }},
+      {bias, gain});
+  add("weight", {.causal = true, .weight = [](Index, Index, Index i, Index j) { return to_real(i - j); }}, {});
+}
+
+TEST_F(SlowKernels, OfAttention) {
+  Texts texts;
+  for (const auto& [dk, dv] : {std::pair{16, 16}, {32, 32}, {64, 64}, {64, 128}, {96, 96}, {128, 128}, {256, 256}, {8, 256}})
+    for (const DType dtype : {DType::bf16, DType::f32, DType::f64}) add_attention(texts, dtype, dk, dv, 512);
+  add_attention(texts, DType::bf16, 64, 64, 320);  // both passes in one launch
+  check(kPairs, texts);
+}
+
 TEST_F(Kernels, OfATrainingStepOfMamba) {
   Texts texts;
   add_model(texts, "Mamba", {.vocab = 256, .width = 128, .layers = 1, .activations = DType::bf16}, false, true);
