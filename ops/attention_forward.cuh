@@ -5,7 +5,7 @@
 struct Softmax {
   real high[2] = {-infinity(), -infinity()}, sum[2] = {};
 
-  // Takes in the scores s and leaves the exponents there, so that what is accumulated and what comes refer to the same maximum.
+  // Takes in the scores s, in units of which `scale` > 0 makes exponents, and leaves the exponents there, so that what is accumulated and what comes refer to the same maximum.
   // That moves only when it would grow by more than 2^8, for each row by itself: what another row holds changes no bit.
   template <int N, int M>
   DEVICE void take(real (&s)[N][4], real scale, real (&acc)[M][4]) {
@@ -75,14 +75,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     queries.times<OTHER / 8>(keys + stage * OTHER * pitch(DK), s);
     const u32 places = visible_places<OTHER / 8>(a.queries_words, entry, 0, tq - i, tk - j,
                                                  [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
-    const real scale = score_factor(a);
+    const real scale = score_factor(a), unit = exponent_factor(a);
+    if (unit < real(0)) each_place<OTHER / 8>([&](int m, int e, int, int) { s[m][e] = -s[m][e]; });
     if constexpr (SCORE)
       each_place<OTHER / 8>([&](int m, int e, int r, int c) {
         s[m][e] = holes.score(r, inside(j + c, tk), s[m][e] * scale);
       });
     if (!entry.full())
       each_place<OTHER / 8>([&](int m, int e, int, int) { s[m][e] = is_visible(places, m, e) ? s[m][e] : -infinity(); });
-    softmax.take(s, exponent_factor(a), acc);
+    softmax.take(s, abs_of(unit), acc);
     if constexpr (WEIGHT)
       each_place<OTHER / 8>([&](int m, int e, int r, int c) {
         s[m][e] *= is_visible(places, m, e) ? holes.weight(r, inside(j + c, tk)) : real(0);

@@ -200,6 +200,14 @@ TEST_F(AttentionKernels, Causal) {
   check({2, 4, 2, 97, 97, 64, 64}, causal());
   for (const DType dtype : {DType::f32, DType::f64}) check({1, 2, 1, 37, 50, 24, 16, dtype}, causal(13));
 }
+TEST_F(AttentionKernels, Scales) {
+  for (const double scale : {-0.7, 0.01, 3.0})
+    for (const DType dtype : kTypes) {
+      Body body = causal(3);
+      body.options.scale = scale;
+      check({1, 1, 1, 20, 70, 16, 16, dtype}, body);
+    }
+}
 TEST_F(AttentionKernels, OneQuery) {
   for (const DType dtype : kTypes) check({2, 2, 1, 1, 70, 16, 24, dtype}, causal(69)), check({1, 1, 1, 1, 1, 8, 8, dtype}, {});
 }
