@@ -23,8 +23,6 @@ constexpr HoleSpec kVisible = {
 constexpr HoleSpec kMask[] = {kVisible};
 constexpr HoleSpec kScore[] = {kVisible,
                                {.name = "score", .coordinates = "b h i j", .values = 0, .dense = true, .hidden_by = 0}};
-constexpr HoleSpec kWeight[] = {kVisible,
-                                {.name = "weight", .coordinates = "b h i j", .values = 0, .dense = true, .hidden_by = 0}};
 constexpr HoleSpec kRotate[] = {{.name = "rotate", .coordinates = "b h t p", .values = 0, .dense = true}};
 
 struct Each {
@@ -32,7 +30,7 @@ struct Each {
   std::span<const HoleSpec> holes;  // the last is evaluated
 };
 constexpr Each kMaskEach{"attention_mask", kMask}, kScoreEach{"attention_score", kScore},
-    kWeightEach{"attention_weight", kWeight}, kRotateEach{"attention_rotate", kRotate};
+    kRotateEach{"attention_rotate", kRotate};
 
 template <const Each& kind>
 void lower_each(Lowering& l) {
@@ -53,8 +51,7 @@ const Op& register_each() {
                       .holes = kind.holes});
 }
 const Op& mask_each = register_each<kMaskEach>();
-const Op& score_each = register_each<kScoreEach>();
-const Op& weight_each = register_each<kWeightEach>();
+const Op& score_each = register_each<kScoreEach>();  // and weights
 const Op& rotate_each = register_each<kRotateEach>();
 
 Tensor record_each(const Op& op, const Hole& mask, const Hole& hole, const Shape& space, DType dtype, Site where) {
@@ -176,7 +173,7 @@ struct Plain {
     if (call.mask.filled()) visible = record_each(mask_each, {}, call.mask, s.shape(), DType::boolean, where);
     p = softmax_of(call, call.score.filled() ? each_score(call, call.score, 0, {s}) : s);
     if (call.weight.filled())
-      weight = shown(call, visible, record_each(weight_each, call.mask, call.weight, s.shape(), call.real(), where));
+      weight = shown(call, visible, record_each(score_each, call.mask, call.weight, s.shape(), call.real(), where));
   }
   Tensor weighted(const AttentionCall& call, const Tensor& x) const {
     return weight ? Arg(x, call.where) * Arg(weight, call.where) : x;

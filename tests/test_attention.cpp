@@ -619,7 +619,7 @@ void expect_precise(const PrecisionCase& c, DType dtype) {
       largest = std::max(largest, std::abs(e[i]));
     }
     // Of small sizes both errors are a rounding or none.
-    const double rounding = largest * (dtype == DType::bf16 ? 0x1p-9 : 0x1p-22);
+    const double rounding = largest * (dtype == DType::bf16 ? 0x1p-9 : 0x1p-21);
     EXPECT_LE(flash_error, std::max(2 * plain_error, rounding)) << names[n] << ", " << z.text() << ", " << name_of(dtype);
   }
 }
