@@ -279,6 +279,8 @@ class Contract {
                              spec_.values == 1 ? "value" : "values"));
         break;
       case ExprOp::uniform:
+        if (spec_.draws) break;
+        [[fallthrough]];
       case ExprOp::element:
         refuse(fmt::format("hole '{}' cannot draw", spec_.name), named(e, spec_), "apply dropout() after");
       case ExprOp::load:

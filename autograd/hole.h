@@ -155,10 +155,10 @@ class Recorder {
  private:
   const Op& op_;
   Site where_;
-  // A gradient has the holes of the scan, the op with the most: its delta, and the gradients of two.
-  Few<NodeId, 3 * kMostCaptured + 24> inputs_;
+  // The gradient of attention has the most holes, six.
+  Few<NodeId, 6 * kMostCaptured + 24> inputs_;
   Few<std::int64_t, 8 * kMostRoots + 24> ints_;
-  Few<double, 3 * kMostConstants + 16> constants_;
+  Few<double, 6 * kMostConstants + 16> constants_;
   Outs outs_;
   int holes_ = 0;
 };

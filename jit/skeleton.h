@@ -111,6 +111,7 @@ struct HoleSpec {
   // Which hole of the op, recorded before, says what places are seen. A subscript may leave its tensor at the others, where
   // what is read is arbitrary. -1: all are seen.
   int hidden_by = -1;
+  bool draws = false;                       // it may draw numbers, by its coordinates
   std::array<std::string_view, 2> names{};  // of the values, for people: {"raw"}
 };
 

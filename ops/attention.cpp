@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "autograd/backward.h"
+#include "autograd/random.h"
 #include "autograd/run.h"
 #include "jit/diff.h"
 #include "ops/check.h"
@@ -37,22 +38,23 @@ constexpr HoleSpec kScoreGradSpec = {.name = "score_grad",
                                      .sums = kEverySum,
                                      .hidden_by = kMask,
                                      .names = {"s", "g"}};
-constexpr HoleSpec kWeightSpec = {.name = "weight", .coordinates = "b h i j", .values = 0, .hidden_by = kMask};
+constexpr HoleSpec kWeightSpec = {.name = "weight", .coordinates = "b h i j", .values = 0, .hidden_by = kMask, .draws = true};
 constexpr HoleSpec kRotateSpec = {.name = "rotate", .coordinates = "b h t p", .values = 2, .results = 2, .names = {"x", "y"}};
 constexpr HoleSpec kRotateGradSpec = {
     .name = "rotate_grad", .coordinates = "b h t p", .values = 2, .results = 2, .names = {"gx", "gy"}};
-constexpr HoleSpec kHoles[] = {kMaskSpec, kScoreSpec, kWeightSpec, kRotateSpec};
-constexpr HoleSpec kBackwardHoles[] = {kMaskSpec, kScoreSpec, kScoreGradSpec, kWeightSpec, kRotateSpec, kRotateGradSpec};
+constexpr HoleSpec kAttentionHoles[] = {kMaskSpec, kScoreSpec, kWeightSpec, kRotateSpec};
+constexpr HoleSpec kAttentionBackwardHoles[] = {kMaskSpec,   kScoreSpec,  kScoreGradSpec,
+                                                kWeightSpec, kRotateSpec, kRotateGradSpec};
 
 void attention_vjp(Vjp& v);
 void attention_backward_vjp(Vjp& v);
 const Op& attention_op = register_op(
-    {.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .cuda = cuda_attention, .holes = kHoles});
+    {.name = "attention", .vjp = attention_vjp, .lower = lower_attention, .cuda = cuda_attention, .holes = kAttentionHoles});
 const Op& attention_backward_op = register_op({.name = "attention_backward",
                                                .vjp = attention_backward_vjp,
                                                .lower = lower_attention_backward,
                                                .cuda = cuda_attention_backward,
-                                               .holes = kBackwardHoles});
+                                               .holes = kAttentionBackwardHoles});
 
 // The transpose of a rotation, (gx, gy) -> (dx, dy). An error if the rotation is not linear.
 Hole transposed(const Hole& rotate, Site where) {
@@ -103,7 +105,7 @@ void attention_vjp(Vjp& v) {
   r.integer(v.integer(kPairing));
   for (const std::array<int, kSumForms>& outputs : score.forms) r.integers(outputs);
   const Tensor dq = r.out(outs).record();
-  for (int i = 0; i < kFixed; ++i)
+  for (int i = 0; i < kTensors; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dq : output_of(dq, i));
   score.add(v, kScore, dq);
 }
@@ -254,6 +256,26 @@ Tensor attention(Arg q, Arg k, Arg v, AttentionOptions options) {
   const Shape sq = q.shape();
   r.integer(int(call.pairing)).out(Shape{sq[0], sq[1], sq[2], v.shape()[3]}, q.dtype());
   return r.out(scores_of(q, k).first(3), call.real()).record();
+}
+
+Hole dropped(double p, Site where) {
+  if (!(p >= 0 && p <= 1)) fail_at(where, "dropped: p is not a probability", fmt::format("{}", p), "give a number in [0, 1]");
+  if (p == 0) return {};
+  // Four places, two by two, share a draw, and no number depends on a size.
+  static const Expr body = [] {
+    const Expr b = expr::index(0), h = expr::index(1), i = expr::index(2), j = expr::index(3);
+    const Expr most_heads = 1 << 10, most_pairs = 1 << 20;
+    const Expr four = ((b * most_heads + h) * most_pairs + i / 2) * most_pairs + j / 2;
+    const Expr place = four * 4 + (i - i / 2 * 2) * 2 + (j - j / 2 * 2);
+    return weft::where(expr::uniform(0, place) < expr::slot(3), expr::literal(0), expr::slot(4));
+  }();
+  const Draw draw = next_draw();
+  Hole hole;
+  hole.roots = {body};
+  hole.constants.append(draw.constants);
+  hole.constants.push_back(p);
+  hole.constants.push_back(p < 1 ? 1 / (1 - p) : 0);
+  return hole;
 }
 
 Tensor attention_map(Arg q, Arg k, AttentionOptions options) {

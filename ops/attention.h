@@ -31,7 +31,7 @@ namespace attention_layout {
 //   s_ij = score(scale rotate(q)_i . rotate(k)_j)
 //   P_ij = visible_ij ? exp(s_ij - lse_i) : 0
 //   o_i = sum_j weight_ij P_ij v_j
-enum Input { kQ, kK, kV, kFixed };
+enum Input { kQ, kK, kV, kTensors };
 enum Output { kO, kLse };
 enum Constant { kScale };
 enum Integer { kPairing, kFirstSum };
@@ -57,7 +57,7 @@ enum HoleNumber { kMask, kScore, kWeight, kRotate };
 //   dk_j = rotate_grad(scale sum_i ds_ij rotate(q)_i)
 //
 // summed over the heads of a group in dk and dv. A row whose lse is -inf has P = 0.
-enum BackwardInput { kOut = kFixed, kLogSum, kGradient, kBackwardFixed };
+enum BackwardInput { kOut = kTensors, kLogSum, kGradient, kBackwardTensors };
 enum BackwardOutput { kDq, kDk, kDv, kSums };
 // score_grad(s, g; b, h, i, j) -> ds, further roots; filled if score is. rotate_grad(gx, gy; b, h, t, p) -> two roots, the
 // spaces as in rotate.

@@ -265,7 +265,6 @@ class Tile {
     const std::uint8_t* seen = visible(row);
     for (std::int64_t c = 0; c < columns; ++c) values[c] = seen[c] ? values[c] : x;
   }
-  bool has_weight() const { return weight_.has_value(); }
   double scale() const { return scale_; }
   static GemmOutput output(T* tile) { return {reinterpret_cast<std::byte*>(tile), dtype_of<T>, kTileColumns}; }
   static GemmInput input(const T* tile) { return {reinterpret_cast<const std::byte*>(tile), dtype_of<T>, kTileColumns, 1}; }
@@ -311,6 +310,7 @@ struct Running {
 template <class T>
 void exponentials(Running<T>& r, std::int64_t row, std::int64_t columns, std::int64_t dv, T* s) {
   T high = r.high[std::size_t(row)];
+#pragma omp simd reduction(max : high)
   for (std::int64_t c = 0; c < columns; ++c) high = s[c] > high ? s[c] : high;
   const T shift = high == kNothing<T> ? T(0) : high;  // nothing seen yet: exp gives 0, not NaN
   for (std::int64_t c = 0; c < columns; ++c) s[c] = vmath::exp(s[c] - shift);
@@ -411,13 +411,13 @@ class RootSums {
   std::int64_t last_column_;
 };
 
-using RootOutputs = std::array<Operand, kSumForms>;
+using FormOutputs = std::array<Operand, kSumForms>;
 
 struct AttentionBackwardTask : AttentionTask {
   Heads o{}, gradient{};  // as T
   Operand lse{};
   std::optional<Fused> score_grad{};
-  std::vector<RootOutputs> roots{};
+  std::vector<FormOutputs> roots{};
   Heads dq{}, dk{}, dv{};  // (b, h, t, d) as T, of each head alone, not yet rotated back
 };
 
@@ -435,7 +435,7 @@ struct HeadScratch {
         p(raw.size()),
         g(raw.size()),
         roots(task.roots.size(), std::vector<T>(kTileColumns)) {
-    for (const RootOutputs& outputs : task.roots) sums.emplace_back(outputs, task.sizes);
+    for (const FormOutputs& outputs : task.roots) sums.emplace_back(outputs, task.sizes);
   }
 };
 
@@ -545,7 +545,7 @@ void lower_backward(Lowering& l) {
   task.score_grad = filled_hole(l, kScoreGrad, z.scores());
   const std::size_t roots = task.score_grad ? task.score_grad->roots.size() : 0;
   for (std::size_t r = 0; r < roots; ++r) {
-    RootOutputs& outputs = task.roots.emplace_back();
+    FormOutputs& outputs = task.roots.emplace_back();
     for (std::size_t f = 0; f < kSumForms; ++f)
       if (const std::int64_t k = l.integer(kFirstSum + int(r * kSumForms + f)); k >= 0) outputs[f] = l.output(int(k));
   }

@@ -18,19 +18,19 @@ namespace {
 // ---- an expression at each place --------------------------------------------------------------------------------------------
 
 // Holes without values: what a skeleton would pass is captured too. Of two the first says which places are seen.
-constexpr HoleSpec kVisible = {
+constexpr HoleSpec kVisibleSpec = {
     .name = "mask", .coordinates = "b h i j", .values = 0, .result = ExprType::boolean, .dense = true};
-constexpr HoleSpec kMask[] = {kVisible};
-constexpr HoleSpec kScore[] = {kVisible,
-                               {.name = "score", .coordinates = "b h i j", .values = 0, .dense = true, .hidden_by = 0}};
-constexpr HoleSpec kRotate[] = {{.name = "rotate", .coordinates = "b h t p", .values = 0, .dense = true}};
+constexpr HoleSpec kMaskHoles[] = {kVisibleSpec};
+constexpr HoleSpec kScoreHoles[] = {
+    kVisibleSpec, {.name = "score", .coordinates = "b h i j", .values = 0, .dense = true, .hidden_by = 0, .draws = true}};
+constexpr HoleSpec kRotateHoles[] = {{.name = "rotate", .coordinates = "b h t p", .values = 0, .dense = true}};
 
 struct Each {
   std::string_view name;
   std::span<const HoleSpec> holes;  // the last is evaluated
 };
-constexpr Each kMaskEach{"attention_mask", kMask}, kScoreEach{"attention_score", kScore},
-    kRotateEach{"attention_rotate", kRotate};
+constexpr Each kMaskEach{"attention_mask", kMaskHoles}, kScoreEach{"attention_score", kScoreHoles},
+    kRotateEach{"attention_rotate", kRotateHoles};
 
 template <const Each& kind>
 void lower_each(Lowering& l) {

@@ -229,7 +229,7 @@ struct AttentionOptions {
   Tensor segments = {};         // (b, t) integers, tq == tk: only keys of the same segment are visible
   HoleOf<1, 4> score = {};      // s -> score(s; b, h, i, j), real; s is scaled already
   HoleOf<0, 4> mask = {};       // visible(; b, h, i, j), boolean
-  HoleOf<0, 4> weight = {};     // factor of the probabilities, after the normaliser
+  HoleOf<0, 4> weight = {};     // factor of the probabilities, after the normaliser: dropped(0.1)
   HoleOf<2, 4, 2> rotate = {};  // (x, y; b, h, t, p) -> Pair: applied to pairs of features of q and of k (RoPE)
   Pairing pairing = Pairing::halves;
 };
@@ -238,6 +238,8 @@ struct AttentionOptions {
 // (fp64). A row that sees no key gives 0 and no gradient; what score is at hidden places, inf or NaN too, has no effect. In
 // rotate h is a head of q, or of k, a group.
 Tensor attention(Arg q, Arg k, Arg v, AttentionOptions options = {});
+// A weight: 0 with probability p, else 1 / (1 - p); drawn from the Rng in use, by the place.
+Hole dropped(double p, Site where = Site::current());
 // The probabilities (b, h, tq, tk), before `weight`, in fp32 (fp64): for people who look at them, T^2 memory.
 Tensor attention_map(Arg q, Arg k, AttentionOptions options = {});
 

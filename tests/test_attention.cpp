@@ -12,6 +12,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/check.h"
+#include "autograd/random.h"
 #include "autograd/run.h"
 #include "autograd/state.h"
 #include "jit/parallel.h"
@@ -343,6 +344,49 @@ TEST(Attention, Weight) {
       z.upstream(), {q, k, v}, "weight");
 }
 
+// Values that are the rows of the identity show each weight. Backward draws the same, another run others.
+TEST(Attention, DroppedProbabilities) {
+  const Sizes z{2, 70, 70, 2, 1, 8, 70};
+  Values ones(2 * 70 * 70);
+  for (std::size_t row = 0; row < 140; ++row) ones[row * 70 + row % 70] = 1;
+  const Tensor q = z.q(), k = z.k(), v = Tensor::from(ones, {2, 70, 1, 70}), g = z.upstream();
+  Rng generator(3);
+  const UseRng use(generator);
+  const auto step = [&](double p) {
+    return run([&] {
+      const Tensor o = attention(q, k, v, {.causal = true, .weight = dropped(p)});
+      Tensors all = grad(o, g, {q, k, v});
+      all.push_back(o);
+      return all;
+    });
+  };
+  const Tensors got = step(0.3);
+  const Values map = attention_map(q, k, {.causal = true}).to_host<double>(), o = by_head(got[3]);
+  Values weights(map.size());
+  std::int64_t seen = 0, gone = 0, equal_heads = 0;
+  for (std::size_t at = 0; at < map.size(); ++at) {
+    if (map[at] == 0) continue;
+    weights[at] = o[at] / map[at];
+    ++seen, gone += o[at] == 0;
+    if (o[at] != 0) {
+      ASSERT_NEAR(weights[at], 1 / 0.7, 1e-12);
+    }
+    equal_heads += at / 4900 % 2 && (o[at] == 0) == (o[at - 4900] == 0);
+  }
+  EXPECT_NEAR(double(gone) / double(seen), 0.3, 0.02);
+  EXPECT_NEAR(double(equal_heads) / double(seen / 2), 0.58, 0.03);  // 0.7^2 + 0.3^2
+  const auto weight = [&](Place b, Place h, Place i, Place j) { return weights[std::size_t(((b * 2 + h) * 70 + i) * 70 + j)]; };
+  const Tensors expected = grad(
+      composed(z, q, k, v, {.visible = [](Place, Place, Place i, Place j) { return j <= i; }, .weight = weight}), g, {q, k, v});
+  for (std::size_t n = 0; n < 3; ++n) expect_near(got[n], expected[n], 1e-12, "gradient " + std::to_string(n));
+  EXPECT_NE(by_head(step(0.3)[3]), o);
+  EXPECT_TRUE(last_run().replayed);
+  for (const double e : step(1)[3].to_host<double>()) ASSERT_EQ(e, 0);
+  expect_near(step(0)[3], attention(q, k, v, {.causal = true}), 0, "nothing is dropped");
+  expect_error(ErrorKind::usage, {"dropped: p is not a probability", "1.5", "test_attention.cpp", "hint: "},
+               [] { dropped(1.5); });
+}
+
 // Rotary position embeddings against the same rotation before the op.
 TEST(Attention, RotateBothPairings) {
   const Sizes z{2, 70, 133, 4, 2, 12, 8};
@@ -383,7 +427,9 @@ TEST(Attention, ARowWithoutKeysIsZeroAndHasNoGradient) {
       const auto at = std::size_t(i * 16 + c);
       EXPECT_EQ(out[at] == 0, i < 70 || i == 139) << i;
       EXPECT_EQ(dq[at] == 0, i < 70 || i == 139) << i;
-      if (c < 8) EXPECT_EQ(dk[std::size_t(i * 8 + c)] == 0, i >= 69) << i;
+      if (c < 8) {
+        EXPECT_EQ(dk[std::size_t(i * 8 + c)] == 0, i >= 69) << i;
+      }
     }
   for (const Tensor& x : d)
     for (const double e : x.to_host<double>()) ASSERT_TRUE(std::isfinite(e));
@@ -516,6 +562,47 @@ TEST(Attention, ReadsOperandsWhereTheyLie) {
   const auto flat = [](const Tensor& x, Place heads) { return reshape(x, {2, 70, 8 * heads}); };
   expect_near(got[0], concat({flat(expected[0], 4), flat(expected[1], 2), zeros({2, 70, 16}, DType::f64)}, 2), 1e-13, "slices");
   expect_near(got[1], sum(expected[2], {0, 1}, true), 1e-13, "broadcast");
+}
+
+// The score and the weight hold the most tensors, constants and elements that they may, and so do the gradients.
+TEST(Attention, HolesHoldAsMuchAsTheyMay) {
+  const Sizes z{1, 9, 9, 2, 1, 8, 8};
+  const Tensor q = z.q(), k = z.k(), v = z.v();
+  Tensors x, fixed;
+  for (std::size_t n = 0; n < kMostCaptured; ++n) x.push_back(draw({10}, 20 + n)), fixed.push_back(draw({10}, 40 + n));
+  const auto sum_of = [](const Tensors& tensors, Index i, Index j) {
+    Expr all = 0;
+    for (int n = 0; n < int(tensors.size()); ++n) {
+      const Tensor& t = tensors[std::size_t(n)];
+      all = all + 0.1 * (n + 3) * t(i) * (0.01 * (n + 30) * t(j + 1));
+    }
+    return all;
+  };
+  const auto table_of = [&](const Tensors& tensors) {
+    Tensor all = zeros({9, 9}, DType::f64);
+    for (int n = 0; n < int(tensors.size()); ++n) {
+      const Tensor rows = reshape(slice(tensors[std::size_t(n)], 0, 0, 9), {9, 1});
+      all = all + 0.1 * (n + 3) * rows * (0.01 * (n + 30) * slice(tensors[std::size_t(n)], 0, 1, 10));
+    }
+    return all;
+  };
+  const Values weights = table_of(fixed).to_host<double>();
+  std::vector<Arg> wrt = {q, k, v};
+  wrt.insert(wrt.end(), x.begin(), x.end());
+  expect_same(attention(q, k, v,
+                        {.score = [&](Expr s, Index, Index, Index i, Index j) { return s + sum_of(x, i, j); },
+                         .mask = [&](Index, Index, Index i, Index j) { return sum_of(fixed, i, j) > -0.3; },
+                         .weight = [&](Index, Index, Index i, Index j) { return sum_of(fixed, i, j); },
+                         .rotate =
+                             [&](Expr a, Expr b, Index, Index, Index t, Index) {
+                               const Expr none = sum_of(fixed, t, t) * 0;
+                               return Pair{a + none, b + none};
+                             }}),
+              composed(z, q, k, v,
+                       {.visible = [&](Place, Place, Place i, Place j) { return weights[std::size_t(i * 9 + j)] > -0.3; },
+                        .score = [&](const Tensor& s) { return s + table_of(x); },
+                        .weight = [&](Place, Place, Place i, Place j) { return weights[std::size_t(i * 9 + j)]; }}),
+              z.upstream(), wrt, "full holes");
 }
 
 // Value and gradients of everything at once, in fp32.
