@@ -235,8 +235,12 @@ struct AttentionOptions {
 };
 // q (b, tq, h, dk), k (b, tk, g, dk), v (b, tk, g, dv), h divisible by g: head h reads group h / (h/g). -> (b, tq, h, dv), in
 // q's type. o_i = sum over j of weight softmax_j(score(scale q_i . k_j)) v_j, over the keys that query i sees; computed in fp32
-// (fp64). A row that sees no key gives 0 and no gradient; what score is at hidden places, inf or NaN too, has no effect. In
-// rotate h is a head of q, or of k, a group.
+// (fp64). A row that sees no key gives 0 and no gradient. In rotate, which must be linear, h is a head of q, or a group of k.
+// - Where the mask hides a place, what score and weight are there, inf or NaN too, has no effect, and subscripts may leave
+// their
+//   tensors. At a place that is seen that is an error: when the kernel runs, if there is a mask.
+// - A tensor that score captures has a gradient if its subscripts depend, besides b and h, on i alone, on j alone, on i - j, or
+//   on none of them, as in bias(h, min(i - j, 127)); any other is refused, as are all of mask, weight and rotate.
 Tensor attention(Arg q, Arg k, Arg v, AttentionOptions options = {});
 // A weight: 0 with probability p, else 1 / (1 - p); drawn from the Rng in use, by the place.
 Hole dropped(double p, Site where = Site::current());
