@@ -306,12 +306,23 @@ struct Running {
       : high(std::size_t(rows), kNothing<T>), total(std::size_t(rows)), out(std::size_t(rows * dv)) {}
 };
 
+// Of `first` and n values, in lanes, so that the loop vectorises. What a NaN does to it does not matter: the row's sum is one.
+template <class T>
+T largest(T first, std::int64_t n, const T* x) {
+  constexpr int kBeside = 16;
+  T lane[kBeside];
+  std::fill_n(lane, kBeside, first);
+  std::int64_t i = 0;
+  for (; i + kBeside <= n; i += kBeside)
+    for (int l = 0; l < kBeside; ++l) lane[l] = x[i + l] > lane[l] ? x[i + l] : lane[l];
+  for (; i < n; ++i) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
+  return *std::max_element(lane, lane + kBeside);
+}
+
 // exp(score - high) of a row in place of the scores, and what that changes in what was carried.
 template <class T>
 void exponentials(Running<T>& r, std::int64_t row, std::int64_t columns, std::int64_t dv, T* s) {
-  T high = r.high[std::size_t(row)];
-#pragma omp simd reduction(max : high)
-  for (std::int64_t c = 0; c < columns; ++c) high = s[c] > high ? s[c] : high;
+  const T high = largest(r.high[std::size_t(row)], columns, s);
   const T shift = high == kNothing<T> ? T(0) : high;  // nothing seen yet: exp gives 0, not NaN
   for (std::int64_t c = 0; c < columns; ++c) s[c] = vmath::exp(s[c] - shift);
   const T factor = vmath::exp(r.high[std::size_t(row)] - shift);
