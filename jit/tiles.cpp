@@ -20,6 +20,8 @@ namespace {
 
 enum class TileKind : std::uint8_t { never, mixed, full };
 
+std::int64_t tiles_of(std::int64_t places, int tile) { return (places + tile - 1) / tile; }
+
 struct Box {  // [first, last) of rows and of columns: of tiles, or of places
   std::int64_t row0, row1, column0, column1;
 
@@ -204,8 +206,8 @@ class Words {
 class Grid {
  public:
   Grid(Mask& mask, const TileOptions& options)
-      : mask_(mask), options_(options), rows_(std::size_t((mask.rows() + options.rows - 1) / options.rows)) {
-    const std::int64_t columns = (mask.columns() + options.columns - 1) / options.columns;
+      : mask_(mask), options_(options), rows_(std::size_t(tiles_of(mask.rows(), options.rows))) {
+    const std::int64_t columns = tiles_of(mask.columns(), options.columns);
     if (!rows_.empty() && columns > 0) classify({0, std::ssize(rows_), 0, columns});
   }
 
@@ -446,11 +448,49 @@ TileClass tile_class(const Fused& mask, int queries, int keys, Expr inside) {
   return made;
 }
 
+std::array<std::int64_t, 4> ranges_dims(const Operand& leaf, const TileRange& range) {
+  const auto size = [&](std::size_t c) { return footprint(leaf) >> c & 1 ? leaf.dims[c] : 1; };
+  return {size(0), size(1), tiles_of(leaf.dims[std::size_t(range.coordinate)], range.tile), 2};
+}
+
+void make_ranges(const Launch& launch, const Operand& leaf, const TileRange& range, const Operand& to) {
+  const std::size_t axis = std::size_t(range.coordinate);
+  std::int64_t* next = launch.pointer<std::int64_t>(to);
+  const auto add_row = [&](const auto* values) {
+    for (std::int64_t first = 0; first < leaf.dims[axis]; first += range.tile, next += 2) {
+      const std::int64_t end = std::min(first + range.tile, leaf.dims[axis]);
+      next[0] = next[1] = std::int64_t(values[first * leaf.strides[axis]]);
+      for (std::int64_t at = first; at < end; ++at) {
+        const auto value = std::int64_t(values[at * leaf.strides[axis]]);
+        next[0] = std::min(next[0], value), next[1] = std::max(next[1], value);
+      }
+    }
+  };
+  visit_dtype(leaf.dtype, [&]<class T>(T) {
+    if constexpr (std::integral<T>)
+      for (std::int64_t b = 0; b < to.dims[0]; ++b)
+        for (std::int64_t h = 0; h < to.dims[1]; ++h)
+          add_row(launch.pointer<const T>(leaf) + b * leaf.strides[0] + h * leaf.strides[1]);
+  });
+}
+
+CudaKernel ranges_cuda(const Operand& leaf, const TileRange& range, const Operand& to) {
+  constexpr unsigned kWarps = 4;
+  const std::size_t axis = std::size_t(range.coordinate);
+  const std::int64_t count = to.dims[0] * to.dims[1] * to.dims[2];
+  CudaText text("tile_ranges", false);
+  text.define("WARPS", kWarps).type("Element", leaf.dtype).source("x", leaf).pointer("to", to);
+  text.integer("count", count).integer("tiles", to.dims[2]).integer("heads", to.dims[1]);
+  text.integer("batch_step", leaf.strides[0]).integer("head_step", leaf.strides[1]).integer("step", leaf.strides[axis]);
+  text.integer("tile", range.tile).integer("places", leaf.dims[axis]);
+  return text.launch("jit/tile_ranges.cuh", {unsigned((count + kWarps - 1) / kWarps), 1, 1}, {32 * kWarps, 1, 1});
+}
+
 Fused tile_class_hole(const TileClass& kind, const Fused& mask, int queries, int keys, std::span<const Operand> ranges) {
   Fused made;
   made.roots = {kind.never, kind.always};
   made.constants = mask.constants, made.tables = mask.tables, made.dims = mask.dims;
-  made.dims[2] = (mask.dims[2] + queries - 1) / queries, made.dims[3] = (mask.dims[3] + keys - 1) / keys;
+  made.dims[2] = tiles_of(mask.dims[2], queries), made.dims[3] = tiles_of(mask.dims[3], keys);
   const auto over_tiles = [&](Operand leaf) {
     std::copy(made.dims.begin(), made.dims.end(), leaf.dims.begin());
     leaf.rank = int(made.dims.size());

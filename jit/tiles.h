@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "jit/cuda_text.h"
 #include "jit/expr.h"
 #include "jit/skeleton.h"
 
@@ -108,8 +109,12 @@ struct TileClass {
 // `mask`: a hole over the space (b, h, i, j) without values. `queries`, `keys`: places of a tile. `inside` as in tile_lists,
 // with the leaves of the mask.
 TileClass tile_class(const Fused& mask, int queries, int keys, Expr inside = expr::boolean(true));
-// The same as a hole over the space (b, h, tiles of queries, tiles of keys), roots never and always. ranges[r] is of the shape
-// (b, h, tiles, 2), i64, smallest before largest; an axis that its leaf does not depend on has size 1.
+// Makes a range of `leaf`, over the space of the mask: `to` is dense, i64, of the shape ranges_dims(...), (b, h, tiles, 2),
+// smallest before largest; an axis that the leaf does not depend on has size 1.
+std::array<std::int64_t, 4> ranges_dims(const Operand& leaf, const TileRange& range);
+void make_ranges(const Launch& launch, const Operand& leaf, const TileRange& range, const Operand& to);
+CudaKernel ranges_cuda(const Operand& leaf, const TileRange& range, const Operand& to);
+// The class as a hole over the space (b, h, tiles of queries, tiles of keys) with the roots never and always, by these ranges.
 Fused tile_class_hole(const TileClass& kind, const Fused& mask, int queries, int keys, std::span<const Operand> ranges);
 
 }  // namespace weft

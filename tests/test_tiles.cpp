@@ -15,6 +15,9 @@
 #include <utility>
 #include <vector>
 
+#include "autograd/hole.h"
+#include "autograd/lowering.h"
+#include "autograd/tensor.h"
 #include "jit/interval.h"
 #include "tests/expect_error.h"
 #include "tests/random_expr.h"
@@ -605,6 +608,107 @@ void check_random_masks(unsigned first, unsigned last) {
 
 TEST(RandomMasks, AgreeWithTheMaskAtEachPlace) { check_random_masks(0, 200); }
 TEST(DeepRandomMasks, AgreeWithTheMaskAtEachPlace) { check_random_masks(200, 10200); }
+
+// ---- classes made by a kernel -----------------------------------------------------------------------------------------------
+
+constexpr int kQueries = 16, kKeys = 8;
+constexpr HoleSpec kMask[] = {{.name = "mask", .coordinates = "b h i j", .values = 0, .result = ExprType::boolean}};
+
+template <bool gpu>
+void lower_classes(Lowering& l) {
+  const Shape space{l.integer(0), l.integer(1), l.integer(2), l.integer(3)};
+  const Fused mask = l.hole(0, space);
+  const TileClass kind = tile_class(mask, kQueries, kKeys);
+  std::vector<Operand> ranges;
+  for (const TileRange& range : kind.ranges) {
+    const Operand leaf = mask.leaves[std::size_t(range.leaf)], to = l.scratch(DType::i64, ranges_dims(leaf, range));
+    if (gpu)
+      l.emit(ranges_cuda(leaf, range, to));
+    else
+      l.emit("tile_ranges", [=](const Launch& launch) { make_ranges(launch, leaf, range, to); });
+    ranges.push_back(to);
+  }
+  const Fused both = tile_class_hole(kind, mask, kQueries, kKeys, ranges);
+  for (int k = 0; k < 2; ++k) {
+    Fused one = both;
+    one.roots = {both.roots[std::size_t(k)]}, one.program = Program(one.roots);
+    l.emit_pointwise(k == 0 ? "never" : "always", one, l.output(k));
+  }
+}
+
+struct Classes {
+  std::vector<std::int64_t> never, always;
+};
+Classes classes_of(const HoleOf<0, 4>& mask, const MaskSpace& space) {
+  static const Op& op =
+      register_op({.name = "test_tile_class", .lower = lower_classes<false>, .cuda = lower_classes<true>, .holes = kMask});
+  const Shape tiles{space.batch, space.heads, tiles_of(space.queries, kQueries), tiles_of(space.keys, kKeys)};
+  Recorder r(op, Site::current());
+  r.hole(0, mask, Shape{space.batch, space.heads, space.queries, space.keys});
+  r.integer(space.batch).integer(space.heads).integer(space.queries).integer(space.keys);
+  const Tensor never = r.out(tiles, DType::boolean).out(tiles, DType::boolean).record(), always = output_of(never, 1);
+  return {never.to_host<std::int64_t>(), always.to_host<std::int64_t>()};
+}
+
+// How many tiles are decided; none of them wrongly.
+int decided(const Classes& classes, const MaskSpace& space, const Visible& visible) {
+  int count = 0;
+  std::size_t at = 0;
+  for (std::int64_t b0 = 0; b0 < space.batch; ++b0)
+    for (std::int64_t h0 = 0; h0 < space.heads; ++h0)
+      for (std::int64_t i0 = 0; i0 < space.queries; i0 += kQueries)
+        for (std::int64_t j0 = 0; j0 < space.keys; j0 += kKeys, ++at) {
+          bool some = false, all = true;
+          for (std::int64_t q = i0; q < std::min(i0 + kQueries, space.queries); ++q)
+            for (std::int64_t k = j0; k < std::min(j0 + kKeys, space.keys); ++k)
+              some = some || visible(b0, h0, q, k), all = all && visible(b0, h0, q, k);
+          EXPECT_FALSE(classes.never[at] && some) << b0 << " " << h0 << " " << i0 << " " << j0;
+          EXPECT_FALSE(classes.always[at] && !all) << b0 << " " << h0 << " " << i0 << " " << j0;
+          count += classes.never[at] || classes.always[at];
+        }
+  EXPECT_EQ(at, classes.never.size());
+  return count;
+}
+
+TEST(TileClasses, OfSegments) {
+  const MaskSpace space{2, 2, 40, 40};
+  for (const bool wide : {false, true}) {
+    std::vector<std::int64_t> ids;
+    for (std::int64_t k = 0; k < 2 * 40; ++k) ids.push_back((k < 40 ? k / 16 : k / 9) - 3);
+    const Tensor segment =
+        wide ? Tensor::from(ids, {2, 40}) : Tensor::from(std::vector<std::int32_t>(ids.begin(), ids.end()), {2, 40});
+    const Classes classes =
+        classes_of([&](Index b0, Index, Index q, Index k) { return q >= k && equal(segment(b0, q), segment(b0, k)); }, space);
+    const Visible visible = [&](auto b0, auto, auto q, auto k) {
+      return k <= q && ids[std::size_t(b0 * 40 + q)] == ids[std::size_t(b0 * 40 + k)];
+    };
+    EXPECT_EQ(decided(classes, space, visible), 2 * (10 + 9)) << "of 15 of each head";
+  }
+}
+
+TEST(TileClasses, OfLengthsFlagsAndScalars) {
+  const MaskSpace space{2, 3, 33, 50};
+  const std::vector<std::int32_t> lengths = {50, 20};
+  std::vector<std::uint8_t> flags;
+  for (int k = 0; k < 3 * 50; ++k) flags.push_back(k / 10 % 2 == 0);
+  const Tensor length = Tensor::from(lengths, {2});
+  const Classes by_length = classes_of([&](Index b0, Index, Index, Index k) { return k < length(b0); }, space);
+  EXPECT_EQ(decided(by_length, space, [&](auto b0, auto, auto, auto k) { return k < lengths[std::size_t(b0)]; }),
+            3 * 3 * (6 + 6));
+  const Tensor flag = Tensor::from_bytes(flags.data(), DType::boolean, {3, 50});
+  const Classes by_flag = classes_of([&](Index, Index h0, Index, Index k) { return flag(h0, k); }, space);
+  EXPECT_EQ(decided(by_flag, space, [&](auto, auto h0, auto, auto k) { return flags[std::size_t(h0 * 50 + k)] != 0; }),
+            2 * 3 * 3 * 4);
+  Scalar window(7);
+  for (const double size : {7.0, 0.0, 1e6, 1e30, -5.0}) {
+    window.set(size);
+    const Classes classes =
+        classes_of([&](Index, Index, Index q, Index k) { return q >= k && (q - k < to_integer(window) || k < 8); }, space);
+    const int count =
+        decided(classes, space, [&](auto, auto, auto q, auto k) { return k <= q && (double(q - k) < size || k < 8); });
+    EXPECT_GE(count, 2 * 3 * 12) << size;
+  }
+}
 
 }  // namespace
 }  // namespace weft
