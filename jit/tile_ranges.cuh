@@ -1,5 +1,5 @@
-// The smallest and the largest value of a tensor of integers or booleans in each tile of one axis of a mask (jit/tiles.h). A warp
-// has a tile; `to` is (batch, heads, tiles, 2).
+// The smallest and the largest value of a tensor of integers or booleans in each tile of one axis of a mask (jit/tiles.h). A
+// warp has a tile; `to` is (batch, heads, tiles, 2).
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) KERNEL(PARAMETERS) {
   const i64 n = i64(blockIdx.x) * WARPS + threadIdx.x / 32;

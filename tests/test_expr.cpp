@@ -577,6 +577,148 @@ TEST(Interval, Bounds) {
   EXPECT_EQ(interval_of(boolean_input(0), {}).high, 1);
 }
 
+// Every rule of integers and booleans over all small intervals, against all values in them: on the host the bounds are those
+// of the values, but for quotients, where they may be wider; as expressions they say the same of comparisons with each number.
+struct WholeRule {
+  std::string name;
+  std::function<Expr(Expr x, Expr y)> make;
+  bool tight = true;
+};
+const WholeRule kWholeRules[] = {
+    {"add", [](Expr x, Expr y) { return x + y; }},
+    {"sub", [](Expr x, Expr y) { return x - y; }},
+    {"mul", [](Expr x, Expr y) { return x * y; }},
+    {"div", [](Expr x, Expr y) { return x / y; }, false},
+    {"neg", [](Expr x, Expr) { return -x; }},
+    {"abs", [](Expr x, Expr) { return abs(x); }},
+    {"sign", [](Expr x, Expr) { return sign(x); }},
+    {"min", [](Expr x, Expr y) { return min(x, y); }},
+    {"max", [](Expr x, Expr y) { return max(x, y); }},
+    {"narrow", [](Expr x, Expr) { return narrow(x, DType::i32); }},
+    {"eq", [](Expr x, Expr y) { return to_integer(equal(x, y)); }},
+    {"ne", [](Expr x, Expr y) { return to_integer(not_equal(x, y)); }},
+    {"lt", [](Expr x, Expr y) { return to_integer(x < y); }},
+    {"le", [](Expr x, Expr y) { return to_integer(x <= y); }},
+    {"and", [](Expr x, Expr y) { return to_integer(x <= 0 && y <= 1); }},
+    {"or", [](Expr x, Expr y) { return to_integer(x <= 0 || y <= 1); }},
+    {"not", [](Expr x, Expr y) { return to_integer(!(x <= 0 || y <= 1)); }},
+    {"select", [](Expr x, Expr y) { return where(y <= 0, x, Expr(7)); }},
+};
+
+TEST(Interval, EveryRuleOfIntegersOverAllSmallIntervals) {
+  constexpr int kLow = -2, kHigh = 3;
+  const Expr x = integer_input(0), y = integer_input(1);
+  for (const WholeRule& rule : kWholeRules) {
+    const Expr e = rule.make(x, y);
+    Intervals intervals(e);
+    for (int a = kLow; a <= kHigh; ++a)
+      for (int b = a; b <= kHigh; ++b)
+        for (int c = kLow; c <= kHigh; ++c)
+          for (int d = c; d <= kHigh; ++d) {
+            const Interval inputs[] = {{double(a), double(b)}, {double(c), double(d)}};
+            std::int64_t low = std::numeric_limits<std::int64_t>::max(), high = std::numeric_limits<std::int64_t>::min();
+            Evaluator<double> evaluator;
+            for (int p = a; p <= b; ++p)
+              for (int q = c; q <= d; ++q) {
+                evaluator.inputs = {{0, p}, {0, q}}, evaluator.forget();
+                low = std::min(low, evaluator(e).integer), high = std::max(high, evaluator(e).integer);
+              }
+            const Interval found = intervals({}, inputs);
+            SCOPED_TRACE(rule.name + " of " + std::to_string(a) + " to " + std::to_string(b) + " and " + std::to_string(c) +
+                         " to " + std::to_string(d));
+            ASSERT_LE(found.low, double(low));
+            ASSERT_GE(found.high, double(high));
+            if (rule.tight) ASSERT_TRUE(found.low == double(low) && found.high == double(high));
+            const auto bounds = [&](Expr leaf) {
+              return leaf.index() == 0 ? SymbolicInterval{Expr(a), Expr(b), 3} : SymbolicInterval{Expr(c), Expr(d), 3};
+            };
+            for (int limit = -7; limit <= 9; ++limit) {
+              const Verdict below = verdict_of(e <= limit, bounds);
+              ASSERT_TRUE(same(below.never, expr::boolean(found.low > limit))) << to_string(below.never);
+              ASSERT_TRUE(same(below.always, expr::boolean(found.high <= limit))) << to_string(below.always);
+            }
+          }
+  }
+}
+
+TEST(Interval, WhatMayWrapIsUnbounded) {
+  const Expr x = integer_input(0), y = integer_input(1);
+  constexpr double kLarge = 0x1p52;
+  const auto of = [&](Expr e, Interval of_x, Interval of_y) {
+    const Interval inputs[] = {of_x, of_y};
+    return interval_of(e, {}, inputs);
+  };
+  for (const double sign : {1.0, -1.0}) {
+    const Interval large = {std::min(sign * kLarge, 0.0), std::max(sign * kLarge, 0.0)},
+                   beyond = {large.low * 4, large.high * 4};
+    for (const Expr e : {x + y, x - (-y), x * y}) EXPECT_EQ(of(e, large, large).high, kInf) << to_string(e);
+    for (const Expr e : {x + y, x - y, x * y, x / y, -x, abs(x)}) {
+      EXPECT_EQ(of(e, {}, {1, 2}).high, kInf) << to_string(e);
+      EXPECT_EQ(of(e, beyond, {1, 2}).high, kInf) << to_string(e);
+    }
+    EXPECT_LT(of(x + y, large, {0, 1}).high, kInf);
+    EXPECT_EQ(of(min(x, y), {}, {0, 5}).high, 5) << "one side is known";
+    EXPECT_EQ(of(max(x, y), {}, {0, 5}).low, 0);
+    EXPECT_TRUE(of(min(x, y) <= 5, {}, {0, 5}).always_true());
+    EXPECT_FALSE(of(min(x, y) + 1 <= 6, {}, {0, 5}).always_true()) << "the smallest integer less one";
+    EXPECT_EQ(of(narrow(x, DType::i32), beyond, {}).high, 0x1p31 - 1);
+    EXPECT_EQ(of(narrow(x, DType::i32), beyond, {}).low, -0x1p31);
+    EXPECT_EQ(of(narrow(x, DType::i32), {0, 5}, {}).high, 5);
+  }
+}
+
+TEST(Interval, WhatMayWrapSaysNothingAsAnExpression) {
+  const Expr x = integer_input(0), y = integer_input(1), slot = expr::slot(0, ExprType::integer);
+  const auto decided = [&](Expr e, double largest_x, double largest_y) {
+    const Verdict v = verdict_of(e, [&](Expr leaf) {
+      const double largest = leaf.index() == 0 ? largest_x : largest_y;
+      return SymbolicInterval{leaf, leaf, largest};
+    });
+    return v.never.op() != ExprOp::literal || v.always.op() != ExprOp::literal;
+  };
+  for (const Expr e : {x + y, x - y, x * y, x / y, -x, abs(x)}) {
+    EXPECT_TRUE(decided(e <= 5, 0x1p30, 0x1p30)) << to_string(e);
+    EXPECT_FALSE(decided(e <= 5, 0x1p63, 0x1p30)) << to_string(e);
+  }
+  EXPECT_FALSE(decided(x + y <= 5, 0x1p30, 0x1p63));
+  EXPECT_FALSE(decided(x * y <= 5, 0x1p32, 0x1p32));
+  EXPECT_TRUE(decided(min(x, y) <= 5, 0x1p63, 0x1p63)) << "nothing wraps";
+  EXPECT_FALSE(decided(narrow(x, DType::i32) <= 5, 0x1p32, 1));
+  EXPECT_FALSE(decided(expr::element() <= 5, 1, 1));
+  EXPECT_FALSE(decided(to_real(x) <= to_real(y), 1, 1)) << "reals";
+
+  // A slot says all about itself; where it enters arithmetic, only as long as it is below 2^53 in size.
+  Evaluator<double> evaluator;
+  const auto certain = [&](Expr e, double value) {
+    const Verdict v = verdict_of(e, [](Expr) { return SymbolicInterval{Expr(3), Expr(4), 4}; });
+    evaluator.slots = {value}, evaluator.forget();
+    const bool never = evaluator(v.never).integer != 0, always = evaluator(v.always).integer != 0;
+    EXPECT_FALSE(never && always);
+    return never ? "never" : always ? "always" : "mixed";
+  };
+  EXPECT_STREQ(certain(x < slot, 1e30), "always");
+  EXPECT_STREQ(certain(x < slot, -1e30), "never");
+  EXPECT_STREQ(certain(x < slot, 4), "mixed");
+  EXPECT_STREQ(certain(x < slot + 1, 10), "always");
+  EXPECT_STREQ(certain(x < slot + 1, -10), "never");
+  EXPECT_STREQ(certain(x < slot + 1, 0x1p53), "always");
+  EXPECT_STREQ(certain(x < slot + 1, 1e30), "mixed");
+  EXPECT_STREQ(certain(x < slot - 1, -1e30), "mixed");
+  EXPECT_STREQ(certain(x < min(slot, 1000) - 1, -1e30), "mixed") << "through a minimum";
+  EXPECT_STREQ(certain(x < where(slot < 0, slot, Expr(0)) - 1, -1e30), "mixed") << "through a choice";
+}
+
+TEST(Interval, AComparisonWithANanIsNotDecidedByBounds) {
+  const Expr one = expr::literal(1), infinity = expr::literal(kInf);
+  const Expr nan = log(real_input(0)), clamped = min(max(nan, one), one);  // a NaN passes through both
+  const Interval inputs[] = {{-2, -1}};
+  const auto of = [&](Expr e) { return interval_of(e, {}, inputs); };
+  for (const Expr e : {nan <= infinity, -infinity <= nan, clamped < expr::literal(2), clamped <= one, equal(clamped, one)})
+    EXPECT_FALSE(of(e).always_true()) << to_string(e);
+  EXPECT_FALSE(of(not_equal(clamped, one)).always_false());
+  EXPECT_EQ(of(to_integer(clamped)).low, -kInf) << "it becomes the smallest integer";
+}
+
 TEST(Interval, IsSoundOnRandomExpressions) {
   std::mt19937 random(3);
   std::uniform_real_distribution<double> uniform(-4, 4);
