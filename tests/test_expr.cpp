@@ -628,7 +628,9 @@ TEST(Interval, EveryRuleOfIntegersOverAllSmallIntervals) {
                          " to " + std::to_string(d));
             ASSERT_LE(found.low, double(low));
             ASSERT_GE(found.high, double(high));
-            if (rule.tight) ASSERT_TRUE(found.low == double(low) && found.high == double(high));
+            if (rule.tight) {
+              ASSERT_TRUE(found.low == double(low) && found.high == double(high));
+            }
             const auto bounds = [&](Expr leaf) {
               return leaf.index() == 0 ? SymbolicInterval{Expr(a), Expr(b), 3} : SymbolicInterval{Expr(c), Expr(d), 3};
             };

@@ -131,7 +131,9 @@ Counts expect_right(const TileLists& lists, const MaskSpace& space, const TileOp
     const int list = lists.list(head / lists.heads);
     const Walk walked = walk(lists, list, int(head % lists.heads));
     EXPECT_EQ(std::ssize(walked.entries), tiles_of(rows, options.rows)) << "each tile of rows is somebody's";
-    if (options.longest > 0) EXPECT_LE(walked.longest, std::size_t(options.longest));
+    if (options.longest > 0) {
+      EXPECT_LE(walked.longest, std::size_t(options.longest));
+    }
     for (const auto& [row_tile, entries] : walked.entries) {
       std::map<int, int> bits;
       for (const TileEntry& entry : entries) bits[entry.tile] = entry.bits;
@@ -146,7 +148,9 @@ Counts expect_right(const TileLists& lists, const MaskSpace& space, const TileOp
               const bool is =
                   seen(at_b, head, std::int64_t(row_tile) * options.rows + r, std::int64_t(column_tile) * options.columns + c);
               count += is;
-              if (words) EXPECT_EQ(places[std::size_t(r)][std::size_t(c)], is) << row_tile << " " << column_tile;
+              if (words) {
+                EXPECT_EQ(places[std::size_t(r)][std::size_t(c)], is) << row_tile << " " << column_tile;
+              }
             }
         const std::int64_t all = std::int64_t(options.rows) * options.columns * space.batch;
         if (entry == bits.end()) {
@@ -608,6 +612,30 @@ void check_random_masks(unsigned first, unsigned last) {
 
 TEST(RandomMasks, AgreeWithTheMaskAtEachPlace) { check_random_masks(0, 200); }
 TEST(DeepRandomMasks, AgreeWithTheMaskAtEachPlace) { check_random_masks(200, 10200); }
+
+TEST(TileClasses, AScalarDecidesWhatTheIntegerWould) {
+  constexpr int kTile = 64;
+  const auto mask = [](Expr limit) { return i >= j && (i - j < limit || j < 64); };
+  Fused with_scalar;
+  with_scalar.roots = {mask(expr::slot(0, ExprType::integer))}, with_scalar.dims = {1, 1, 1024, 1024};
+  const TileClass kind = tile_class(with_scalar, kTile, kTile);
+  const Expr both[] = {kind.never, kind.always};
+  EXPECT_LE(cost_of(both).total(), 24) << to_string(kind.never) << "\n" << to_string(kind.always);
+  Evaluator<double> evaluator;
+  for (const int limit : {-3, 0, 1, 100, 128, 5000}) {
+    Intervals host(mask(limit));
+    for (std::int64_t ti = 0; ti < 16; ++ti)
+      for (std::int64_t tj = 0; tj < 16; ++tj) {
+        evaluator.forget();
+        evaluator.slots = {double(limit)}, evaluator.indices = {0, 0, ti, tj};
+        const double i0 = double(ti * kTile), j0 = double(tj * kTile);
+        const Interval range =
+            host(std::array{Interval{0, 0}, Interval{0, 0}, Interval{i0, i0 + kTile - 1}, Interval{j0, j0 + kTile - 1}});
+        ASSERT_EQ(evaluator(kind.never).integer != 0, range.always_false()) << limit << " " << ti << " " << tj;
+        ASSERT_EQ(evaluator(kind.always).integer != 0, range.always_true()) << limit << " " << ti << " " << tj;
+      }
+  }
+}
 
 // ---- classes made by a kernel -----------------------------------------------------------------------------------------------
 
