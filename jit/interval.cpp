@@ -214,12 +214,11 @@ std::optional<Bounds<N>> bounds_of(Op op, ExprType operands, const Bounds<N>& a,
   }
 }
 
-// The same for integers and booleans, with what may wrap unbounded.
+// The same for integers and booleans, with what may wrap unbounded. Arguments that the node has not are 0.
 template <class N>
 std::optional<Bounds<N>> whole_bounds_of(Op op, ExprType operands, const Bounds<N>& a, const Bounds<N>& b, const Bounds<N>& c) {
   if (operands != ExprType::integer || !may_wrap(op)) return bounds_of(op, operands, a, b, c);
-  const bool binary = op == Op::add || op == Op::sub || op == Op::mul || op == Op::div;
-  if (std::isinf(magnitude(a)) || (binary && std::isinf(magnitude(b)))) return unknown<N>(ExprType::integer);
+  if (std::isinf(magnitude(a)) || std::isinf(magnitude(b))) return unknown<N>(ExprType::integer);
   const auto made = bounds_of(op, operands, a, b, c);
   return magnitude(*made) < kTooLarge<N> ? made : unknown<N>(ExprType::integer);
 }
@@ -330,7 +329,7 @@ Intervals::Intervals(Expr root) {
 }
 
 void Intervals::step(const Step& s, std::span<const Interval> indices, std::span<const Interval> inputs, std::size_t at) {
-  Numbers args[3], result;
+  Numbers args[3] = {}, result;
   bool nan = false;
   for (int i = 0; i < s.arity; ++i) {
     const Interval& from = ranges_[std::size_t(s.args[i])];
@@ -402,7 +401,8 @@ Verdict verdict_of(Expr root, const std::function<SymbolicInterval(Expr leaf)>& 
   std::vector<Bounds<Formula>> ranges;
   for (const Expr e : order.nodes()) {
     Bounds<Formula> range = unknown<Formula>(e.type());
-    const auto arg = [&](int i) { return i < e.arity() ? ranges[std::size_t(order.position(e.arg(i)))] : range; };
+    const Bounds<Formula> zero{Formula(0), Formula(0)};
+    const auto arg = [&](int i) { return i < e.arity() ? ranges[std::size_t(order.position(e.arg(i)))] : zero; };
     const bool leaf = e.arity() == 0 || e.op() == Op::load;
     const bool of_reals = e.type() == ExprType::real || (!leaf && e.arg(0).type() == ExprType::real);
     if (e.op() == Op::literal && !of_reals)

@@ -669,6 +669,11 @@ TEST(Interval, WhatMayWrapIsUnbounded) {
   }
 }
 
+TEST(Interval, WhatARealSaturatesToIsInside) {
+  const Interval large[] = {{0x1p100, 0x1p101}};
+  EXPECT_LE(interval_of(to_integer(real_input(0)), {}, large).low, 0x1p63);
+}
+
 TEST(Interval, WhatMayWrapSaysNothingAsAnExpression) {
   const Expr x = integer_input(0), y = integer_input(1), slot = expr::slot(0, ExprType::integer);
   const auto decided = [&](Expr e, double largest_x, double largest_y) {

@@ -330,6 +330,9 @@ TEST(Tiles, AVisiblePlaceOutsideIsFound) {
   ASSERT_TRUE(found);
   EXPECT_EQ(*found, (std::array<std::int64_t, 4>{0, 0, 127, 0}));
   ASSERT_TRUE(look(expr::boolean(true), 128));
+  const TileLists second = tile_lists(causal(), space, options, h < 1 || distance < 100);
+  ASSERT_TRUE(second.outside) << "of a head, though the mask names none";
+  EXPECT_EQ((*second.outside)[1], 1);
   EXPECT_EQ((*look(i >= j && (h < 1 || i - j < 10), 127)), (std::array<std::int64_t, 4>{0, 0, 127, 0}));
   EXPECT_EQ((*look(i >= j && (h >= 1 || i - j < 10), 127)), (std::array<std::int64_t, 4>{0, 1, 127, 0}));
 }
@@ -346,8 +349,16 @@ TEST(Tiles, ATileIsFullOnlyWhereTheGuardHolds) {
   const Expr unknown = expr::slot(0, ExprType::integer);
   EXPECT_EQ(full(causal(), j < unknown), 0) << "nothing is known of the guard";
   EXPECT_EQ(full(causal(), j < 32 || j < unknown), 3) << "it holds in the first column of tiles";
-  // What intervals cannot see, evaluation can: i * i - j * j >= 0 where i >= j.
-  EXPECT_EQ(full(causal(), i * i - j * j >= 0), 6);
+  const TileLists unevaluated =
+      tile_lists(expr::boolean(true), space, {.rows = 32, .columns = 32, .words = false}, j < 32 || j < unknown);
+  EXPECT_EQ(std::count_if(unevaluated.entries.begin(), unevaluated.entries.end(),
+                          [](const TileEntry& e) { return e.bits == kFullTile; }),
+            4);
+  // What intervals cannot see, evaluation can: this is i >= j.
+  const Expr disguised = (i + j) / 2 >= j;
+  EXPECT_EQ(full(disguised, expr::boolean(true)), 6);
+  EXPECT_EQ(full(causal(), disguised), 6);
+  EXPECT_EQ(full(disguised, j < 32 || j < unknown), 3);
 }
 
 TEST(Tiles, RefusesWhatIsNoTile) {
