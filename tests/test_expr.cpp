@@ -713,6 +713,7 @@ TEST(Interval, WhatMayWrapSaysNothingAsAnExpression) {
   EXPECT_STREQ(certain(x < slot - 1, -1e30), "mixed");
   EXPECT_STREQ(certain(x < min(slot, 1000) - 1, -1e30), "mixed") << "through a minimum";
   EXPECT_STREQ(certain(x < where(slot < 0, slot, Expr(0)) - 1, -1e30), "mixed") << "through a choice";
+  EXPECT_STREQ(certain(x < min(slot, 1000) - 1, -10), "never");
 }
 
 TEST(Interval, AComparisonWithANanIsNotDecidedByBounds) {

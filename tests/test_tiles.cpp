@@ -249,6 +249,8 @@ TEST(Tiles, LongRowsOfKeysAreCutWhereTheyAreTheException) {
   EXPECT_EQ(lists.sums[0].tile, 0);
   EXPECT_EQ(lists.part_count, 16) << "128 tiles of queries, 8 a run";
   EXPECT_EQ(lists.item_count, 127 + 16);
+  const TileLists few = tile_lists(window(1, 64), {1, 1, 1024, 1024}, options);
+  EXPECT_EQ(few.part_count, 2) << "16 tiles of queries, where others have one: not less than 8 a run";
 }
 
 TEST(Tiles, ARowThatSeesNoKeyHasAnItemWithoutEntries) {
