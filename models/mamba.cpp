@@ -33,20 +33,19 @@ MambaConfig checked(MambaConfig config) {
 // ---- mixer ------------------------------------------------------------------------------------------------------------------
 
 MambaCache::MambaCache(const MambaConfig& c, std::int64_t b) : ModelCache(b) {
-  for (std::int64_t l = 0; l < c.layers; ++l) {
-    const std::string name = fmt::format("backbone.layers.{}.mixer", l);
-    MambaLayerCache layer;
-    if (c.conv > 1) layer.conv = State({b, c.conv - 1, c.inner_width()}, c.compute(), name + ".conv_state");
-    layer.ssm = State({b, c.inner_width(), c.state}, c.dtype, name + ".ssm_state");
-    layers.push_back(std::move(layer));
-  }
+  for (std::int64_t l = 0; l < c.layers; ++l) layers.emplace_back(c, b, fmt::format("backbone.layers.{}.mixer", l));
 }
 
-MambaMixer::MambaMixer(const MambaConfig& c)
+MambaLayerCache::MambaLayerCache(const MambaConfig& c, std::int64_t b, const std::string& name)
+    : ssm({b, c.inner_width(), c.state}, c.dtype, name + ".ssm_state") {
+  if (c.conv > 1) conv = State({b, c.conv - 1, c.inner_width()}, c.compute(), name + ".conv_state");
+}
+
+MambaMixer::MambaMixer(const MambaConfig& c, const MambaMixerOptions& o)
     : inner_(c.inner_width()),
       rank_(c.dt_rank()),
       state_(c.state),
-      in_proj_(c.width, 2 * inner_, {.bias = c.bias, .bias_init = init::constant(0), .dtype = c.dtype}),
+      in_proj_(c.width, o.before + 2 * inner_, {.bias = c.bias, .bias_init = init::constant(0), .dtype = c.dtype}),
       conv1d_(inner_, c.conv, {.bias = c.conv_bias, .dtype = c.dtype}),
       x_proj_(inner_, rank_ + 2 * state_, {.bias = false, .dtype = c.dtype}),
       dt_proj_(rank_, inner_,
@@ -61,19 +60,29 @@ MambaMixer::MambaMixer(const MambaConfig& c)
                  .dtype = c.dtype}),
       A_log_(fixed_decay({inner_, state_}, c.dtype, false)),
       D_(fixed_decay({inner_}, c.dtype, false)) {
-  add("A_log", A_log_, init::s4d_real(state_));
-  add("D", D_, init::constant(1));
+  add("A_log" + o.suffix, A_log_, init::s4d_real(state_));
+  add("D" + o.suffix, D_, init::constant(1));
   add("in_proj", in_proj_);
   add("conv1d", conv1d_);
-  add("x_proj", x_proj_);
-  add("dt_proj", dt_proj_);
+  add("x_proj" + o.suffix, x_proj_);
+  add("dt_proj" + o.suffix, dt_proj_);
   add("out_proj", out_proj_);
+  if (!o.norms) return;
+  const NormOptions norm{.eps = c.eps, .dtype = c.dtype};
+  norms_.emplace(Norms{RMSNorm(rank_, norm), RMSNorm(state_, norm), RMSNorm(state_, norm)});
+  add("dt_layernorm", norms_->dt);
+  add("B_layernorm", norms_->B);
+  add("C_layernorm", norms_->C);
 }
 
 Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use) {
+  return out_proj_(heads(in_proj_(x), cache, use));
+}
+
+Tensor MambaMixer::heads(const Tensor& projected, const MambaLayerCache* cache, CacheUse use) {
   const bool go_on = use == CacheUse::go_on;
-  const Tensor xz = in_proj_(x);  // (b, t, 2i)
-  const Tensor z = slice(xz, -1, inner_, 2 * inner_);
+  const std::int64_t end = projected.dim(-1);
+  const Tensor z = slice(projected, -1, end - inner_, end);
 
   Tensor last_inputs, last_state;
   Conv1dOptions conv{.silu = true};
@@ -81,11 +90,13 @@ Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
     conv.last = &last_inputs;
     if (go_on) conv.initial = cache->conv.read();
   }
-  const Tensor u = conv1d_(slice(xz, -1, 0, inner_), conv);  // (b, t, i)
+  const Tensor u = conv1d_(slice(projected, -1, end - 2 * inner_, end - inner_), conv);  // (b, t, i)
 
   const Tensor q = x_proj_(u);  // (b, t, rank + 2n)
-  const Tensor delta = dt_proj_.product(slice(q, -1, 0, rank_));
-  const Tensor B = slice(q, -1, rank_, rank_ + state_), C = slice(q, -1, rank_ + state_, rank_ + 2 * state_);
+  Tensor r = slice(q, -1, 0, rank_), B = slice(q, -1, rank_, rank_ + state_),
+         C = slice(q, -1, rank_ + state_, rank_ + 2 * state_);
+  if (norms_) r = norms_->dt(r), B = norms_->B(B), C = norms_->C(C);
+  const Tensor delta = dt_proj_.product(r);
   ScanOptions options{.D = D_.read(), .delta = softplus_bias(dt_proj_.shift()), .out = gate(z)};
   if (cache) options.last = &last_state;
   if (cache && go_on) options.initial = cache->ssm.read();
@@ -93,7 +104,7 @@ Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheU
 
   if (last_inputs) assign(cache->conv, last_inputs);
   if (last_state) assign(cache->ssm, last_state);
-  return out_proj_(o);
+  return o;
 }
 
 // ---- block ------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ namespace weft {
 
 // What one layer remembers between steps.
 struct MambaLayerCache {
+  MambaLayerCache(const MambaConfig& config, std::int64_t batch, const std::string& name);  // that of the mixer
   State conv;  // (b, w-1, i): the last inputs of the convolution; absent if w == 1
   State ssm;   // (b, i, n), f32 (f64)
 };
@@ -26,11 +27,20 @@ struct MambaCache : ModelCache {
   std::vector<MambaLayerCache> layers;
 };
 
+// In what a mixer may differ from that of Mamba, for models that have its heads beside others.
+struct MambaMixerOptions {
+  std::int64_t before = 0;  // features that in_proj gives before x and z
+  bool norms = false;       // RMSNorm of the step size's rank, B and C before use
+  std::string suffix = "";  // of the names x_proj, dt_proj, A_log and D
+};
+
 // x (b, t, d) -> (b, t, d)
 class MambaMixer : public Layer<MambaMixer> {
  public:
-  explicit MambaMixer(const MambaConfig& config);
+  explicit MambaMixer(const MambaConfig& config, const MambaMixerOptions& options = {});
   Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none);
+  // What is between the projections: the last 2i features that in_proj gives, x and z -> (b, t, i) for out_proj.
+  Tensor heads(const Tensor& projected, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none);
   Linear& in_proj() { return in_proj_; }
   Conv1d& conv1d() { return conv1d_; }
   Linear& x_proj() { return x_proj_; }
@@ -38,6 +48,10 @@ class MambaMixer : public Layer<MambaMixer> {
   Linear& out_proj() { return out_proj_; }
 
  private:
+  struct Norms {
+    RMSNorm dt, B, C;  // rank, n, n
+  };
+
   std::int64_t inner_, rank_, state_;
   Linear in_proj_;   // d -> 2i: x and z
   Conv1d conv1d_;    // i, w
@@ -46,6 +60,7 @@ class MambaMixer : public Layer<MambaMixer> {
   Linear out_proj_;  // i -> d
   Param A_log_;      // (i, n)
   Param D_;          // (i)
+  std::optional<Norms> norms_;
 };
 
 // x + mixer(norm(x)); the residual stream keeps its dtype.
