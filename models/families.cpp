@@ -1,12 +1,14 @@
 // The families of language models that weft has. The first one is the default of `weft train`.
 #include "models/family.h"
 #include "models/mamba.h"
+#include "models/transformer.h"
 
 namespace weft {
 
 std::vector<ModelFamily> built_in_families() {
   return {
       mamba_family(),
+      transformer_family(),
   };
 }
 

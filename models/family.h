@@ -19,6 +19,7 @@
 #include <variant>
 #include <vector>
 
+#include "autograd/hole.h"
 #include "jit/error.h"
 #include "models/language_model.h"
 
@@ -103,6 +104,18 @@ ModelFamily make_family(ModelFamily family, std::vector<ConfigOption<typename Mo
 void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to);
 // Of a model whose head is its embedding: removes the copy that a file may have. Errors (ErrorKind::io): the copy differs.
 void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view embedding);
+
+// ---- texts of unequal length ------------------------------------------------------------------------------------------------
+//
+// A batch of them is padded on the right; `ends` (b), integers, is where each ends. What follows in time needs no more: a layer
+// that looks back does not see the padding. Absent ends: no text is padded.
+
+Tensor last_of(const Tensor& x, const Tensor& ends);  // x (b, t, d) -> (b, d), what stands at the end of each
+// x (b, t, d) -> (b, n, d): the last n of each, zeros where it is shorter: what a convolution remembers. Ends are not absent.
+Tensor last_inputs(const Tensor& x, std::int64_t n, const Tensor& ends);
+// The step size of a scan (ScanOptions::delta) that leaves the state where a text has ended: softplus(raw + bias(i)), 0 after
+// it.
+HoleOf<1, 3> until(const Tensor& ends, const Tensor& bias);
 
 // The cache of this family. Errors (ErrorKind::usage): it is that of another one.
 template <class Cache>

@@ -10,10 +10,13 @@
 
 #include "autograd/backward.h"
 #include "autograd/op.h"
+#include "autograd/run.h"
+#include "autograd/state.h"
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
 #include "models/family.h"
+#include "ops/ops.h"
 
 namespace weft {
 
@@ -31,19 +34,44 @@ void check_ids(const Arg& ids, const ModelCache& cache) {
             "make_cache(n) makes a cache for n sequences");
 }
 
+void check_lengths(const Arg& ids, const Tensor& lengths) {
+  if (is_integer(lengths.dtype()) && lengths.shape() == Shape{ids.shape()[0]}) return;
+  fail_at(
+      ids.where(), "model: lengths must be one integer for each sequence",
+      fmt::format("lengths {} of {}, ids {}", to_string(lengths.shape()), name_of(lengths.dtype()), to_string(ids.shape())));
+}
+
 }  // namespace
 
-Tensor LanguageModel::prefill(Arg ids, const ModelCache& cache) {
+ModelCache::ModelCache(std::int64_t sequences) : batch(sequences), pads_({sequences}, DType::i64, "cache.pads") {}
+
+Tensor ModelCache::pads() const { return progress_->padded ? pads_.read() : Tensor{}; }
+
+// A cache knows how far it is from the runs that have been executed, so it takes part in a run once.
+Tensor LanguageModel::go(const Arg& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) {
   check_ids(ids, cache);
+  if (lengths) check_lengths(ids, lengths);
+  const auto progress = cache.progress_;
+  if (recording() && progress->epoch == tape().epoch)
+    fail_at(ids.where(), "model: the cache is used twice in one run", {}, "one prefill or step in a run");
+  const std::int64_t before = use == CacheUse::fill ? 0 : progress->tokens, t = ids.shape()[1], after = before + t;
+  if (context() && after > *context())
+    fail_at(ids.where(), "model: the text is longer than the model's context",
+            fmt::format("{} tokens, the context is {}", after, *context()), "give fewer tokens");
   NoGrad scope;
-  return last_logits(ids.tensor(), cache, CacheUse::fill);
+  progress->epoch = tape().epoch;
+  if (lengths) assign(cache.pads_, pointwise("pads", {lengths}, [&](Expr n) { return Expr(t) - n; }));
+  const Tensor logits = last_logits(ids.tensor(), cache, use, lengths);
+  const bool padded = use == CacheUse::fill ? bool(lengths) : progress->padded;
+  on_commit([=] { progress->tokens = after, progress->padded = padded; });
+  if (!recording()) flush();
+  return logits;
 }
 
-Tensor LanguageModel::step(Arg ids, const ModelCache& cache) {
-  check_ids(ids, cache);
-  NoGrad scope;
-  return last_logits(ids.tensor(), cache, CacheUse::go_on);
+Tensor LanguageModel::prefill(Arg ids, const ModelCache& cache, const Tensor& lengths) {
+  return go(ids, cache, CacheUse::fill, lengths);
 }
+Tensor LanguageModel::step(Arg ids, const ModelCache& cache) { return go(ids, cache, CacheUse::go_on, {}); }
 
 std::unique_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& folder, DType dtype) {
   const std::filesystem::path file = folder / "config.json";
@@ -194,6 +222,38 @@ void check_option_names(const ModelFamily& family, const ModelOptions& given) {
     if (std::find(names.begin(), names.end(), name) == names.end())
       fail(ErrorKind::usage, fmt::format("{} has no option '{}'{}", family.title, name, suggestion(name, names)), {},
            fmt::format("its options are {}", fmt::join(names, ", ")));
+}
+
+// ---- texts of unequal length
+
+namespace {
+
+// Rows `from` (b, n), counted in each sequence, of x (b, t, d).
+Tensor rows_of(const Tensor& x, const Tensor& from) {
+  const std::int64_t b = x.dim(0), t = x.dim(1);
+  const Tensor all = pointwise("rows", {from}, [&](Expr row) { return expr::index(0) * Expr(t) + row; });
+  return embedding(reshape(x, {b * t, x.dim(2)}), all);
+}
+
+}  // namespace
+
+Tensor last_of(const Tensor& x, const Tensor& ends) {
+  const std::int64_t b = x.dim(0), t = x.dim(1), d = x.dim(2);
+  if (!ends) return reshape(slice(x, 1, t - 1, t), {b, d});
+  const Tensor last = pointwise("last", {reshape(ends, {b, 1})}, [](Expr end) { return end - Expr(1); });
+  return reshape(rows_of(x, last), {b, d});
+}
+
+Tensor last_inputs(const Tensor& x, std::int64_t n, const Tensor& ends) {
+  const std::int64_t b = x.dim(0);
+  // Row `end` of what begins with n zeros is n before the end.
+  const Tensor from =
+      pointwise("last_inputs", {expand(reshape(ends, {b, 1}), {b, n})}, [](Expr end) { return end + expr::index(1); });
+  return rows_of(pad(x, 1, n, 0), from);
+}
+
+HoleOf<1, 3> until(const Tensor& ends, const Tensor& bias) {
+  return [&](Expr raw, Index b, Index t, Index i) { return where(t < ends(b), softplus(raw + bias(i)), Expr(0)); };
 }
 
 void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to) {

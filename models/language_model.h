@@ -22,14 +22,36 @@ namespace weft {
 
 // ---- models -----------------------------------------------------------------------------------------------------------------
 
+enum class CacheUse { none, fill, go_on };  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
+
 // What a model remembers of each sequence between steps: States, which a step's run writes. Each family has its own.
-struct ModelCache {
-  explicit ModelCache(std::int64_t sequences) : batch(sequences) {}
+class ModelCache {
+ public:
+  explicit ModelCache(std::int64_t sequences);
   virtual ~ModelCache() = default;
-  std::int64_t batch;
+  const std::int64_t batch;
+  std::int64_t tokens() const { return progress_->tokens; }  // that it has seen of each sequence, with padding
+  Tensor pads() const;  // (b) integers: how many of these are padding; absent if no sequence has any
+
+ private:
+  friend class LanguageModel;
+  struct Progress {
+    std::int64_t tokens = 0;
+    bool padded = false;
+    std::uint64_t epoch = 0;  // of the recording that it was last used in
+  };
+  std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();  // as of the runs that have been executed
+  State pads_;                                                         // (b)
 };
 
-enum class CacheUse { none, fill, go_on };  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
+// What a cache holds for one sequence.
+struct CacheBytes {
+  double attention = 0;         // keys and values
+  double states = 0;            // of convolutions and recurrences, whatever the length
+  double attention_global = 0;  // keys and values if every layer of attention had a cache of its own, of the whole text
+  std::int64_t layers = 0;      // of attention
+  std::int64_t caches = 0;      // that they have: fewer, where layers share one
+};
 
 enum class CheckpointNames { hugging_face, original };  // whose names of weights and keys of config.json
 
@@ -45,11 +67,15 @@ class LanguageModel : public Layer<LanguageModel> {
 
   virtual std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const = 0;
   // Logits (b, v) after the last of the ids (b, t), t >= 1, which stand at the beginning of a text, or where the cache is. No
-  // gradients. Errors (ErrorKind::usage): another batch than the cache's, the cache of another model.
-  Tensor prefill(Arg ids, const ModelCache& cache);
+  // gradients; once in a run. `lengths` (b), integers from 1 to t: of texts that are padded on the right to one length, with
+  // any ids; the result and the cache are those of the texts alone. Errors (ErrorKind::usage): another batch than the cache's,
+  // the cache of another model, more tokens than the model's context.
+  Tensor prefill(Arg ids, const ModelCache& cache, const Tensor& lengths = {});
   Tensor step(Arg ids, const ModelCache& cache);
+  virtual CacheBytes cache_bytes(std::int64_t length) const = 0;  // after so many tokens
 
-  virtual std::int64_t vocab() const = 0;  // token ids are below it
+  virtual std::int64_t vocab() const = 0;                             // token ids are below it
+  virtual std::optional<std::int64_t> context() const { return {}; }  // tokens of the longest text; nothing: any
   virtual SpecialTokens special_tokens() const = 0;
   virtual std::string description() const = 0;  // "Mamba, 4 layers, width 128, state 16, 499328 parameters"
   // Of forward, as a mean over a sequence of `length` tokens: a multiply-add is 2, an exp 1; norms and activations are left
@@ -69,7 +95,11 @@ class LanguageModel : public Layer<LanguageModel> {
             std::size_t shard_bytes = kShardBytes) const;
 
  protected:
-  virtual Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use) = 0;  // of prefill and step
+  // Of prefill and step. `lengths`: of prefill, absent if no text is padded; last_of, last_inputs (models/family.h) serve.
+  virtual Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) = 0;
+
+ private:
+  Tensor go(const Arg& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths);
 };
 
 // ---- families ---------------------------------------------------------------------------------------------------------------

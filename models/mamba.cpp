@@ -17,6 +17,8 @@ namespace {
 
 Initialiser divided(std::int64_t fan_in, double by) { return init::uniform(1 / (std::sqrt(double(fan_in)) * by)); }
 
+Initialiser normal(const MambaMixerOptions& o) { return o.deviation > 0 ? init::normal(o.deviation) : Initialiser{}; }
+
 Param fixed_decay(Shape shape, DType dtype, bool decay) {
   Param p(shape, dtype);
   p.set_decay(decay);
@@ -45,19 +47,21 @@ MambaMixer::MambaMixer(const MambaConfig& c, const MambaMixerOptions& o)
     : inner_(c.inner_width()),
       rank_(c.dt_rank()),
       state_(c.state),
-      in_proj_(c.width, o.before + 2 * inner_, {.bias = c.bias, .bias_init = init::constant(0), .dtype = c.dtype}),
+      in_proj_(c.width, o.before + 2 * inner_,
+               {.bias = c.bias, .weight_init = normal(o), .bias_init = init::constant(0), .dtype = c.dtype}),
       conv1d_(inner_, c.conv, {.bias = c.conv_bias, .dtype = c.dtype}),
-      x_proj_(inner_, rank_ + 2 * state_, {.bias = false, .dtype = c.dtype}),
+      x_proj_(inner_, rank_ + 2 * state_, {.bias = false, .weight_init = normal(o), .dtype = c.dtype}),
       dt_proj_(rank_, inner_,
                {.weight_init = c.dt_constant ? init::constant(c.dt_scale / std::sqrt(double(rank_)))
                                              : init::uniform(c.dt_scale / std::sqrt(double(rank_))),
                 .bias_init = init::dt_bias(c.dt_min, c.dt_max, c.dt_floor),
                 .dtype = c.dtype}),
-      out_proj_(inner_, c.width,
-                {.bias = c.bias,
-                 .weight_init = divided(inner_, c.rescale_residual ? std::sqrt(double(c.layers)) : 1),
-                 .bias_init = init::constant(0),
-                 .dtype = c.dtype}),
+      out_proj_(
+          inner_, c.width,
+          {.bias = c.bias,
+           .weight_init = o.deviation > 0 ? normal(o) : divided(inner_, c.rescale_residual ? std::sqrt(double(c.layers)) : 1),
+           .bias_init = init::constant(0),
+           .dtype = c.dtype}),
       A_log_(fixed_decay({inner_, state_}, c.dtype, false)),
       D_(fixed_decay({inner_}, c.dtype, false)) {
   add("A_log" + o.suffix, A_log_, init::s4d_real(state_));
@@ -75,35 +79,38 @@ MambaMixer::MambaMixer(const MambaConfig& c, const MambaMixerOptions& o)
   add("C_layernorm", norms_->C);
 }
 
-Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use) {
-  return out_proj_(heads(in_proj_(x), cache, use));
+Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use, const Tensor& ends) {
+  return out_proj_(heads(in_proj_(x), cache, use, ends));
 }
 
-Tensor MambaMixer::heads(const Tensor& projected, const MambaLayerCache* cache, CacheUse use) {
+Tensor MambaMixer::heads(const Tensor& projected, const MambaLayerCache* cache, CacheUse use, const Tensor& ends) {
   const bool go_on = use == CacheUse::go_on;
   const std::int64_t end = projected.dim(-1);
-  const Tensor z = slice(projected, -1, end - inner_, end);
+  const Tensor z = slice(projected, -1, end - inner_, end), v = slice(projected, -1, end - 2 * inner_, end - inner_);
 
-  Tensor last_inputs, last_state;
+  Tensor conv_state, ssm_state;
   Conv1dOptions conv{.silu = true};
   if (cache && cache->conv) {
-    conv.last = &last_inputs;
+    conv.last = &conv_state;
     if (go_on) conv.initial = cache->conv.read();
   }
-  const Tensor u = conv1d_(slice(projected, -1, end - 2 * inner_, end - inner_), conv);  // (b, t, i)
+  const Tensor u = conv1d_(v, conv);  // (b, t, i)
+  if (conv_state && ends) conv_state = last_inputs(v, cache->conv.shape()[1], ends);
 
   const Tensor q = x_proj_(u);  // (b, t, rank + 2n)
   Tensor r = slice(q, -1, 0, rank_), B = slice(q, -1, rank_, rank_ + state_),
          C = slice(q, -1, rank_ + state_, rank_ + 2 * state_);
   if (norms_) r = norms_->dt(r), B = norms_->B(B), C = norms_->C(C);
   const Tensor delta = dt_proj_.product(r);
-  ScanOptions options{.D = D_.read(), .delta = softplus_bias(dt_proj_.shift()), .out = gate(z)};
-  if (cache) options.last = &last_state;
+  const Tensor D = D_.read(), bias = dt_proj_.shift();
+  ScanOptions options{.D = D, .delta = softplus_bias(bias), .out = gate(z)};
+  if (ends) options.delta = until(ends, bias);
+  if (cache) options.last = &ssm_state;
   if (cache && go_on) options.initial = cache->ssm.read();
   const Tensor o = scan(u, delta, -exp(A_log_), B, C, options);
 
-  if (last_inputs) assign(cache->conv, last_inputs);
-  if (last_state) assign(cache->ssm, last_state);
+  if (conv_state) assign(cache->conv, conv_state);
+  if (ssm_state) assign(cache->ssm, ssm_state);
   return o;
 }
 
@@ -115,8 +122,8 @@ MambaBlock::MambaBlock(const MambaConfig& c)
   add("mixer", mixer_);
 }
 
-Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use) {
-  return x + mixer_(norm_(x), cache, use);
+Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use, const Tensor& ends) {
+  return x + mixer_(norm_(x), cache, use, ends);
 }
 
 // ---- model ------------------------------------------------------------------------------------------------------------------
@@ -162,15 +169,21 @@ Tensor Mamba::forward(const Tensor& ids) {
 
 std::unique_ptr<ModelCache> Mamba::make_cache(std::int64_t batch) const { return std::make_unique<MambaCache>(config_, batch); }
 
-Tensor Mamba::last_logits(const Tensor& ids, const ModelCache& any, CacheUse use) {
+// The same whatever the length.
+CacheBytes Mamba::cache_bytes(std::int64_t) const {
+  const double conv = double(config_.conv - 1) * double(size_of(config_.compute())),
+               ssm = double(config_.state) * double(size_of(config_.dtype));
+  return {.states = double(config_.layers) * double(config_.inner_width()) * (conv + ssm)};
+}
+
+Tensor Mamba::last_logits(const Tensor& ids, const ModelCache& any, CacheUse use, const Tensor& lengths) {
   const auto& cache = cache_of<MambaCache>(any);
   if (std::int64_t(cache.layers.size()) != config_.layers)
     fail(ErrorKind::usage, "Mamba: the cache belongs to another model",
          fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers));
   Tensor x = embed(ids);
-  for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use);
-  const std::int64_t b = ids.dim(0), t = ids.dim(1);
-  return head(reshape(slice(x, 1, t - 1, t), {b, config_.width}));
+  for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use, lengths);
+  return head(last_of(x, lengths));
 }
 
 std::string Mamba::description() const {

@@ -32,15 +32,18 @@ struct MambaMixerOptions {
   std::int64_t before = 0;  // features that in_proj gives before x and z
   bool norms = false;       // RMSNorm of the step size's rank, B and C before use
   std::string suffix = "";  // of the names x_proj, dt_proj, A_log and D
+  double deviation = 0;     // > 0: in_proj, x_proj and out_proj begin with N(0, deviation^2)
 };
 
 // x (b, t, d) -> (b, t, d)
 class MambaMixer : public Layer<MambaMixer> {
  public:
   explicit MambaMixer(const MambaConfig& config, const MambaMixerOptions& options = {});
-  Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none);
+  // `ends` (b): of a fill with texts that are padded on the right, where each ends; absent if none is.
+  Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none,
+                 const Tensor& ends = {});
   // What is between the projections: the last 2i features that in_proj gives, x and z -> (b, t, i) for out_proj.
-  Tensor heads(const Tensor& projected, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none);
+  Tensor heads(const Tensor& projected, const MambaLayerCache* cache, CacheUse use, const Tensor& ends);
   Linear& in_proj() { return in_proj_; }
   Conv1d& conv1d() { return conv1d_; }
   Linear& x_proj() { return x_proj_; }
@@ -67,7 +70,8 @@ class MambaMixer : public Layer<MambaMixer> {
 class MambaBlock : public Layer<MambaBlock> {
  public:
   explicit MambaBlock(const MambaConfig& config);
-  Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none);
+  Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none,
+                 const Tensor& ends = {});
   MambaMixer& mixer() { return mixer_; }
 
  private:
@@ -83,6 +87,7 @@ class Mamba : public LanguageModel {
 
   Tensor forward(const Tensor& ids) override;
   std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
+  CacheBytes cache_bytes(std::int64_t length) const override;
 
   const MambaConfig& config() const { return config_; }
   MambaBlock& block(std::int64_t layer, Site where = Site::current());
@@ -98,7 +103,7 @@ class Mamba : public LanguageModel {
   void load_weights(TensorMap tensors) override;
 
  protected:
-  Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use) override;
+  Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) override;
 
  private:
   Tensor embed(const Tensor& ids);

@@ -79,6 +79,10 @@ class Ngram : public LanguageModel {
     return std::make_unique<NgramCache>(config_, batch);
   }
 
+  CacheBytes cache_bytes(std::int64_t) const override {
+    return {.states = double((config_.window - 1) * config_.width) * double(size_of(config_.dtype))};
+  }
+
   std::int64_t vocab() const override { return config_.vocab; }
   SpecialTokens special_tokens() const override { return {config_.bos, config_.eos, config_.pad}; }
   std::string description() const override {
@@ -104,17 +108,15 @@ class Ngram : public LanguageModel {
   }
 
  protected:
-  Tensor last_logits(const Tensor& ids, const ModelCache& any, CacheUse use) override {
+  Tensor last_logits(const Tensor& ids, const ModelCache& any, CacheUse use, const Tensor& lengths) override {
     const auto& cache = cache_of<NgramCache>(any);
     const Tensor x = embedding_(ids);
     Tensor last;
     Conv1dOptions options{.last = &last};
     if (use == CacheUse::go_on) options.initial = cache.last.read();
     const Tensor y = conv_(x, options);
-    assign(cache.last, last);
-    const std::int64_t b = ids.dim(0), t = ids.dim(1);
-    const auto end = [&](const Tensor& all) { return reshape(slice(all, 1, t - 1, t), {b, config_.width}); };
-    return head(end(x), end(y));
+    assign(cache.last, lengths ? last_inputs(x, config_.window - 1, lengths) : last);
+    return head(last_of(x, lengths), last_of(y, lengths));
   }
 
  private:
