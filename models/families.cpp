@@ -1,5 +1,7 @@
 // The families of language models that weft has. The first one is the default of `weft train`.
 #include "models/family.h"
+#include "models/hymba.h"
+#include "models/hymba_study.h"
 #include "models/mamba.h"
 #include "models/transformer.h"
 
@@ -9,6 +11,8 @@ std::vector<ModelFamily> built_in_families() {
   return {
       mamba_family(),
       transformer_family(),
+      hymba_family(),
+      hymba_study_family(),
   };
 }
 

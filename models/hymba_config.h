@@ -35,8 +35,8 @@ struct HymbaConfig {
   bool tie = true;  // the head is the embedding
   double eps = 1e-6;
   double rope_base = 1e4;
-  bool rope_ntk = false;  // the base grows with positions / trained_positions
-  std::int64_t positions = 8192, trained_positions = 2048;
+  bool rope_ntk = false;                                    // the base grows with positions / trained_positions
+  std::int64_t positions = 8192, trained_positions = 2048;  // tokens of the longest text; of those in training
   double deviation = 0.02;  // of initial values: N(0, deviation^2) in embedding, projections and MLP
   std::optional<std::int64_t> bos = {}, eos = {}, pad = {};
   DType dtype = DType::f32;        // of the parameters: f32 or f64

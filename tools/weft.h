@@ -18,6 +18,8 @@
 #include "models/config_reader.h"
 #include "models/family.h"
 #include "models/generate.h"
+#include "models/hymba.h"
+#include "models/hymba_study.h"
 #include "models/language_model.h"
 #include "models/mamba.h"
 #include "models/sample.h"
