@@ -323,9 +323,10 @@ KeysValues keys_values(const Tensor& k, const Tensor& v, const AttentionSizes& s
 
 Tensor attend(const Tensor& q, const KeysValues& keys, const AttentionPass& pass) {
   AttentionOptions options{.causal = !keys.cached, .mask = keys.mask, .pairing = pass.rope.pairing};
-  if (keys.cached) return attention(rotated(q, pass), keys.k, keys.v, options);
-  options.rotate = pass.rope.rotate();
-  return attention(q, keys.k, keys.v, options);
+  if (!keys.cached) options.rotate = pass.rope.rotate();
+  const Tensor queries = keys.cached ? rotated(q, pass) : q;
+  if (pass.map) *pass.map = attention_map(queries, keys.k, options);
+  return attention(queries, keys.k, keys.v, options);
 }
 
 double mean_visible(const AttentionSizes& sizes, std::int64_t length) {

@@ -77,6 +77,7 @@ struct AttentionPass {
   Tensor ends = {};
   // Then a cache has moved the texts, but for the leading tokens, to the right, so that they end at one place: by so much, (b).
   Tensor pads = {};
+  Tensor* map = nullptr;      // receives what attend's queries attend to, (b, h, count, places): attention_map
   Tensor cos = {}, sin = {};  // (1 or b, count, 1, dk/2): of these places, where a cache is filled or goes on
 };
 

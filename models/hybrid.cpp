@@ -71,18 +71,20 @@ HybridModel::HybridModel(HybridSizes sizes)
   add("lm_head", *lm_head_);
 }
 
-// The residual stream is in the parameters' type.
+// The residual stream is in the parameters' type. A prefill of a fresh model is no call of it, so meta tokens are drawn here.
 Tensor HybridModel::embed(const Tensor& ids, bool from_the_start) {
+  initialise();
   const Tensor x = embed_tokens_(ids);
   if (!from_the_start || !memory_tokens_) return x;
   return concat({expand(memory_tokens_.read(), {ids.dim(0), sizes_.meta_tokens, sizes_.width}), x}, 1);
 }
 
-Tensor HybridModel::layers(Tensor x, AttentionPass& pass, const HybridCache* cache) {
+Tensor HybridModel::layers(Tensor x, AttentionPass& pass, const HybridCache* cache, std::vector<Tensor>* maps) {
   std::vector<KeysValues> keys(std::size_t(sizes_.layers()));
   for (std::int64_t l = 0; l < sizes_.layers(); ++l) {
     const HybridPass of_layer{pass, cache ? &cache->layers[std::size_t(l)] : nullptr,
                               keys[std::size_t(sizes_.producers[std::size_t(l)])]};
+    pass.map = maps ? &(*maps)[std::size_t(l)] : nullptr;
     x = sizes_.recompute && !cache ? checkpoint([&] { return layer(l, x, of_layer); }) : layer(l, x, of_layer);
   }
   return final_layernorm_(x);
@@ -94,6 +96,19 @@ Tensor HybridModel::forward(const Tensor& ids) {
   const std::int64_t m = sizes_.meta_tokens, t = m + ids.dim(1);
   AttentionPass pass = attention_pass(rope_, t, m);
   return head(slice(layers(embed(ids, true), pass, nullptr), 1, m, t));
+}
+
+std::vector<Tensor> HybridModel::attention_maps(const Tensor& ids, const std::vector<std::int64_t>& wanted, Site where) {
+  for (const std::int64_t l : wanted)
+    if (l < 0 || l >= sizes_.layers() || !sizes_.has_attention(l))
+      fail_at(where, "attention_maps: there is no such layer, or it has no attention",
+              fmt::format("layer {}, layers {}", l, sizes_.kinds), "layers count from 0; G and L have attention");
+  NoGrad scope;
+  std::vector<Tensor> all(std::size_t(sizes_.layers())), maps;
+  AttentionPass pass = attention_pass(rope_, sizes_.meta_tokens + ids.dim(1), sizes_.meta_tokens);
+  layers(embed(ids, true), pass, nullptr, &all);
+  for (const std::int64_t l : wanted) maps.push_back(all[std::size_t(l)]);
+  return maps;
 }
 
 std::unique_ptr<ModelCache> HybridModel::make_cache(std::int64_t batch) const {

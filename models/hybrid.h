@@ -90,7 +90,8 @@ class HybridModel : public LanguageModel {
 
  private:
   Tensor embed(const Tensor& ids, bool from_the_start);
-  Tensor layers(Tensor x, AttentionPass& pass, const HybridCache* cache);
+  // `maps` receives the attention of each layer.
+  Tensor layers(Tensor x, AttentionPass& pass, const HybridCache* cache, std::vector<Tensor>* maps = nullptr);
   Tensor head(const Tensor& x);  // (..., d), normalised -> (..., v)
 
   HybridSizes sizes_;
