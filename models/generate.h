@@ -1,6 +1,7 @@
-// Continuing a sequence of tokens with a model's caches.
+// Continuing sequences of tokens with a model's caches.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -19,8 +20,15 @@ struct GenerateOptions {
 };
 
 // The prompt (at least one id) and what the model appends to it. Equal seeds give equal texts. `on_token` is given each new
-// token at once; if it returns false the text ends there.
+// token at once; if it returns false the text ends there. It ends too where it has reached the model's context. Errors
+// (ErrorKind::usage): an empty prompt, an id that the model does not know, a prompt longer than the context.
 std::vector<std::int64_t> generate(LanguageModel& model, const std::vector<std::int64_t>& prompt, GenerateOptions options = {},
                                    const std::function<bool(std::int64_t)>& on_token = {}, Site where = Site::current());
+
+// Several at once, of any lengths: each becomes what it becomes alone. `on_token` is told the number of the text too.
+std::vector<std::vector<std::int64_t>> generate_all(LanguageModel& model, std::vector<std::vector<std::int64_t>> prompts,
+                                                    GenerateOptions options = {},
+                                                    const std::function<bool(std::size_t, std::int64_t)>& on_token = {},
+                                                    Site where = Site::current());
 
 }  // namespace weft

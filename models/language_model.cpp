@@ -47,6 +47,18 @@ ModelCache::ModelCache(std::int64_t sequences) : batch(sequences), pads_({sequen
 
 Tensor ModelCache::pads() const { return progress_->padded ? pads_.read() : Tensor{}; }
 
+std::string to_text(const CacheBytes& c, std::int64_t length) {
+  const auto size = [](double bytes) {
+    return bytes < 1e6 ? fmt::format("{:.1f} kB", bytes / 1e3) : fmt::format("{:.2f} MB", bytes / 1e6);
+  };
+  std::string text = fmt::format("cache of {} tokens: {}", length, size(c.attention + c.states));
+  if (c.layers > 0)
+    text += fmt::format("; keys and values {} in {} caches of {} layers, {:.2f} times less than all of them in every layer",
+                        size(c.attention), c.caches, c.layers, c.attention_global / c.attention);
+  if (c.layers > 0 && c.states > 0) text += fmt::format("; states {}", size(c.states));
+  return text;
+}
+
 // A cache knows how far it is from the runs that have been executed, so it takes part in a run once.
 Tensor LanguageModel::go(const Arg& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) {
   check_ids(ids, cache);
@@ -55,14 +67,14 @@ Tensor LanguageModel::go(const Arg& ids, const ModelCache& cache, CacheUse use, 
   if (recording() && progress->epoch == tape().epoch)
     fail_at(ids.where(), "model: the cache is used twice in one run", {}, "one prefill or step in a run");
   const std::int64_t before = use == CacheUse::fill ? 0 : progress->tokens, t = ids.shape()[1], after = before + t;
-  if (context() && after > *context())
+  const bool padded = use == CacheUse::fill ? bool(lengths) : progress->padded;
+  if (context() && after > *context() && !(use == CacheUse::go_on && padded))  // of the texts themselves, the caller knows
     fail_at(ids.where(), "model: the text is longer than the model's context",
             fmt::format("{} tokens, the context is {}", after, *context()), "give fewer tokens");
   NoGrad scope;
   progress->epoch = tape().epoch;
   if (lengths) assign(cache.pads_, pointwise("pads", {lengths}, [&](Expr n) { return Expr(t) - n; }));
   const Tensor logits = last_logits(ids.tensor(), cache, use, lengths);
-  const bool padded = use == CacheUse::fill ? bool(lengths) : progress->padded;
   on_commit([=] { progress->tokens = after, progress->padded = padded; });
   if (!recording()) flush();
   return logits;

@@ -52,6 +52,7 @@ struct CacheBytes {
   std::int64_t layers = 0;      // of attention
   std::int64_t caches = 0;      // that they have: fewer, where layers share one
 };
+std::string to_text(const CacheBytes& bytes, std::int64_t length);  // for people: "cache of 256 tokens: 1.05 MB, ..."
 
 enum class CheckpointNames { hugging_face, original };  // whose names of weights and keys of config.json
 

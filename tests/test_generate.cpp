@@ -1,8 +1,11 @@
 // Sampling, generation with caches, models with their tokenizers, evaluation.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numbers>
+#include <set>
 
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
@@ -171,6 +174,381 @@ TEST(Generate, AModelComesWithItsTokenizer) {
   expect_error(ErrorKind::io, {"the tokenizer is not the model's", "275 tokens, the model knows 260"},
                [&] { load_text_model(folder / "few"); });
   expect_error(ErrorKind::io, {"there is no model", "weft train --out"}, [&] { load_text_model(folder / "none"); });
+}
+
+// ---- what holds for every family --------------------------------------------------------------------------------------------
+
+// A model of a family, small, whose next token depends on all that it sees.
+struct Example {
+  std::string name;
+  std::shared_ptr<LanguageModel> model;
+};
+
+void stir(LanguageModel& model) {
+  for (const NamedParam& p : model.named_parameters()) {
+    if (p.param.shape().rank() < 2 || p.name.ends_with("A_log")) continue;
+    std::vector<double> values = p.param.to_host<double>();
+    double square = 0;
+    for (double v : values) square += v * v / double(values.size());
+    const double wanted = 1.3 / std::sqrt(double(p.param.shape()[-1]));
+    for (double& v : values) v *= wanted / std::sqrt(square);
+    Param(p.param).set(values);
+  }
+}
+
+// Each family as its options say by themselves, and with windows that texts outgrow.
+std::vector<Example> examples() {
+  std::vector<Example> all;
+  for (const ModelFamily& family : model_families()) {
+    ModelOptions sizes;
+    bool window = false;
+    for (const ModelOption& option : family.options) {
+      const std::string name = option.name;
+      if (name == "width") sizes[name] = std::int64_t(32);
+      if (name == "layers") sizes[name] = std::int64_t(3);
+      if (name == "heads") sizes[name] = std::int64_t(4);
+      if (name == "kv_heads") sizes[name] = std::int64_t(2);
+      window |= name == "window";
+    }
+    const auto add = [&](const std::string& name, const ModelOptions& options) {
+      seed(11);
+      all.push_back({name, family.from_options(options, {.size = 50}, {})});
+      stir(*all.back().model);
+    };
+    add(family.name, sizes);
+    if (!window) continue;
+    sizes["window"] = std::int64_t(5);
+    add(family.name + " with a window", sizes);
+  }
+  seed(0);
+  return all;
+}
+
+using Ids = std::vector<std::int64_t>;
+
+Ids some_text(std::size_t n, std::size_t start = 0) {
+  Ids ids;
+  for (std::size_t i = start; i < start + n; ++i) ids.push_back(std::int64_t((i * 17 + i * i * 5 + 3) % 50));
+  return ids;
+}
+
+Tensor one_text(const Ids& ids) { return Tensor::from(ids, {1, std::int64_t(ids.size())}); }
+
+std::vector<float> all_logits(LanguageModel& model, const Ids& ids) {
+  return run([&] { return no_grad([&] { return model(one_text(ids)); }); }).to_host<float>();
+}
+
+// The most probable token after each.
+Ids best_after(const std::vector<float>& logits, std::size_t texts) {
+  const std::size_t row = logits.size() / texts;
+  Ids best;
+  for (std::size_t t = 0; t < texts; ++t) {
+    const auto begin = logits.begin() + std::ptrdiff_t(t * row);
+    best.push_back(std::max_element(begin, begin + 50) - begin);
+  }
+  return best;
+}
+
+double farthest(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double d = 0;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) d = std::max(d, std::abs(double(a[i]) - double(b[i])));
+  return d;
+}
+
+// Greedy tokens of 200 steps are those that one pass over the whole text finds most probable, each after what is before it.
+TEST(EveryFamily, GreedyTokensWithACacheAreThoseWithout) {
+  const std::int64_t n = device() == Device::emu ? 12 : 200;
+  for (const Example& e : examples()) {
+    SCOPED_TRACE(e.name);
+    const Ids made = generate(*e.model, some_text(9), {.tokens = n, .temperature = 0});
+    ASSERT_EQ(made.size(), std::size_t(9 + n));
+    const Ids best = best_after(all_logits(*e.model, made), made.size());
+    EXPECT_EQ(Ids(made.begin() + 9, made.end()), Ids(best.begin() + 8, best.end() - 1));
+    EXPECT_GT(std::set<std::int64_t>(made.begin() + 9, made.end()).size(), 3u) << "a text that says little";
+  }
+}
+
+TEST(EveryFamily, PromptsOfUnequalLengthBecomeWhatTheyBecomeAlone) {
+  std::vector<Ids> prompts;
+  for (std::size_t n : {3, 14, 1, 9, 14}) prompts.push_back(some_text(n, n));
+  for (const Example& e : examples())
+    for (const GenerateOptions& o : {GenerateOptions{.tokens = 20, .temperature = 0},
+                                     GenerateOptions{.tokens = 20, .temperature = 0.9, .top_k = 20, .top_p = 0.9, .seed = 3}}) {
+      SCOPED_TRACE(e.name);
+      const std::vector<Ids> together = generate_all(*e.model, prompts, o);
+      for (std::size_t i = 0; i < prompts.size(); ++i) EXPECT_EQ(together[i], generate(*e.model, prompts[i], o)) << i;
+    }
+}
+
+TEST(EveryFamily, LogitsOfPaddedPromptsAreThoseOfTheTextsAlone) {
+  const std::vector<Ids> texts = {some_text(7), some_text(2, 3), some_text(12, 5)};
+  Ids padded;
+  for (const Ids& text : texts) {
+    padded.insert(padded.end(), text.begin(), text.end());
+    padded.resize(padded.size() + 12 - text.size(), 49);  // padding that is a token
+  }
+  for (const Example& e : examples()) {
+    SCOPED_TRACE(e.name);
+    const auto cache = e.model->make_cache(3), alone = e.model->make_cache(1);
+    const Tensor ids = Tensor::from(padded, {3, 12}), lengths = Tensor::from(Ids{7, 2, 12}, {3});
+    auto together = run([&] { return e.model->prefill(ids, *cache, lengths); }).to_host<float>();
+    const auto row = [&](std::size_t i) {
+      const std::size_t v = together.size() / 3;
+      return std::vector<float>(together.begin() + std::ptrdiff_t(i * v), together.begin() + std::ptrdiff_t((i + 1) * v));
+    };
+    std::vector<std::vector<float>> next;
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_LT(farthest(row(i), run([&] { return e.model->prefill(one_text(texts[i]), *alone); }).to_host<float>()), 2e-5);
+      next.push_back(run([&] { return e.model->step(one_text({7}), *alone); }).to_host<float>());
+    }
+    together = run([&] { return e.model->step(Tensor::from(Ids{7, 7, 7}, {3, 1}), *cache); }).to_host<float>();
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(farthest(row(i), next[i]), 2e-5) << i;
+  }
+}
+
+// Any cut of a text into a prompt and steps, of one token or several, ends with the same logits.
+TEST(EveryFamily, PrefillThenStepsIsPrefill) {
+  const Ids text = some_text(17);
+  const auto part = [&](std::size_t from, std::size_t to) {
+    return one_text(Ids(text.begin() + std::ptrdiff_t(from), text.begin() + std::ptrdiff_t(to)));
+  };
+  for (const Example& e : examples()) {
+    const auto cache = e.model->make_cache(1);
+    const auto after = [&](const std::vector<std::size_t>& cuts) {
+      std::vector<float> logits = run([&] { return e.model->prefill(part(0, cuts[0]), *cache); }).to_host<float>();
+      for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
+        logits = run([&] { return e.model->step(part(cuts[i], cuts[i + 1]), *cache); }).to_host<float>();
+      return logits;
+    };
+    const auto whole = after({17});
+    const std::vector<std::vector<std::size_t>> ways = {
+        {16, 17}, {1, 17}, {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17}, {1, 3, 9, 10, 16, 17}, {6, 13, 14, 17}};
+    for (std::size_t i = 0; i < ways.size(); ++i) EXPECT_LT(farthest(after(ways[i]), whole), 2e-5) << e.name << ", way " << i;
+    EXPECT_EQ(cache->tokens(), 17);
+  }
+}
+
+// A token changes no bit of what the model says before it, in a pass and with a cache.
+TEST(EveryFamily, IsCausal) {
+  Ids text = some_text(14), other = text;
+  for (std::size_t t = 8; t < other.size(); ++t) other[t] = (other[t] + 1 + std::int64_t(t)) % 50;
+  for (const Example& e : examples()) {
+    SCOPED_TRACE(e.name);
+    const auto a = all_logits(*e.model, text), b = all_logits(*e.model, other);
+    const std::size_t row = a.size() / text.size();
+    for (std::size_t t = 0; t < text.size(); ++t) {
+      const auto at = [&](const std::vector<float>& v) {
+        return std::vector<float>(v.begin() + std::ptrdiff_t(t * row), v.begin() + std::ptrdiff_t((t + 1) * row));
+      };
+      if (t < 8)
+        EXPECT_EQ(at(a), at(b)) << t;
+      else
+        EXPECT_NE(at(a), at(b)) << t;
+    }
+    const auto cached = [&](const Ids& ids) {
+      const auto cache = e.model->make_cache(1);
+      std::vector<std::vector<float>> logits;
+      logits.push_back(run([&] { return e.model->prefill(one_text({ids[0], ids[1], ids[2]}), *cache); }).to_host<float>());
+      for (std::size_t t = 3; t < ids.size(); ++t)
+        logits.push_back(run([&] { return e.model->step(one_text({ids[t]}), *cache); }).to_host<float>());
+      return logits;
+    };
+    const auto c = cached(text), d = cached(other);
+    for (std::size_t t = 2; t < text.size(); ++t) EXPECT_EQ(c[t - 2] == d[t - 2], t < 8) << t;
+  }
+}
+
+TEST(EveryFamily, TextsOfUnequalLengthAreEvaluatedAsAlone) {
+  const std::vector<Ids> texts = {some_text(8), some_text(3, 2), some_text(13, 4)};
+  const auto nats = [](LanguageModel& model, const Ids& inputs, const Ids& targets, const Shape& shape) {
+    return run([&] {
+             return no_grad([&] {
+               return cross_entropy(model(Tensor::from(inputs, shape)), Tensor::from(targets, shape),
+                                    {.reduction = Reduction::sum});
+             });
+           })
+        .item();
+  };
+  Ids inputs, targets;
+  for (const Ids& text : texts)
+    for (std::size_t t = 0; t < 12; ++t) {
+      inputs.push_back(t + 1 < text.size() ? text[t] : 49);
+      targets.push_back(t + 1 < text.size() ? text[t + 1] : kIgnored);
+    }
+  for (const Example& e : examples()) {
+    const Evaluating scope(*e.model);
+    double alone = 0;
+    for (const Ids& text : texts)
+      alone += nats(*e.model, Ids(text.begin(), text.end() - 1), Ids(text.begin() + 1, text.end()),
+                    {1, std::int64_t(text.size()) - 1});
+    EXPECT_NEAR(nats(*e.model, inputs, targets, {3, 12}), alone, 1e-5 * alone) << e.name;
+  }
+}
+
+TEST(EveryFamily, ABatchIsOnePlanToo) {
+  for (const Example& e : examples()) {
+    int replayed = 0;
+    generate_all(*e.model, {some_text(3), some_text(8)}, {.tokens = 20}, [&](std::size_t, std::int64_t) {
+      replayed += last_run().replayed;
+      return true;
+    });
+    EXPECT_GE(replayed, 2 * 18) << e.name;  // all but the prompts and the first step
+  }
+}
+
+TEST(EveryFamily, SaysWhatItsCacheTakes) {
+  for (const Example& e : examples()) {
+    const CacheBytes few = e.model->cache_bytes(10), many = e.model->cache_bytes(1000);
+    EXPECT_GT(few.attention + few.states, 0) << e.name;
+    EXPECT_EQ(few.states, many.states) << e.name;
+    EXPECT_LE(many.attention, many.attention_global) << e.name;
+    EXPECT_EQ(few.layers > 0, few.attention > 0) << e.name;
+  }
+}
+
+// ---- caches of keys and values ----------------------------------------------------------------------------------------------
+
+TransformerConfig decoder(std::int64_t window = 0) {
+  return {.vocab = 50, .width = 32, .layers = 2, .heads = 4, .kv_heads = 2, .hidden = 48, .window = window};
+}
+
+// 256 rows, then 512, then 1024: O(log n) plans.
+TEST(KvCaches, AnOutgrownCacheGoesOn) {
+  if (device() == Device::emu) GTEST_SKIP() << "700 steps";
+  for (std::int64_t window : {0, 300}) {
+    seed(11);
+    Transformer model(decoder(window));
+    stir(model);
+    std::vector<std::int64_t> fresh;  // steps that were planned
+    std::int64_t step = 0;
+    const Ids made = generate(model, some_text(9), {.tokens = 700, .temperature = 0}, [&](std::int64_t) {
+      if (!last_run().replayed) fresh.push_back(step);
+      return ++step > 0;
+    });
+    const Ids best = best_after(all_logits(model, made), made.size());
+    EXPECT_EQ(Ids(made.begin() + 9, made.end()), Ids(best.begin() + 8, best.end() - 1)) << window;
+    EXPECT_LE(fresh.size(), 2 + 3 * 2u) << window;  // the prompt, a step; where it grows two steps, tables of positions too
+    EXPECT_GE(fresh.size(), 4u) << window;
+  }
+  seed(0);
+}
+
+TEST(KvCaches, StatesHaveTheirCapacity) {
+  const auto bytes = [](std::int64_t window, std::int64_t prompt, std::int64_t steps) {
+    const Transformer model(decoder(window));
+    const TransformerCache cache(decoder(window), 1);
+    Transformer copy(model);
+    EXPECT_EQ(cache.layers[0].bytes(), 0);
+    run([&] { return copy.prefill(one_text(some_text(std::size_t(prompt))), cache); });
+    for (std::int64_t i = 0; i < steps; ++i) run([&] { return copy.step(one_text({1}), cache); });
+    return cache.layers[0].bytes() / (2 * 2 * 8 * 4);  // rows
+  };
+  EXPECT_EQ(bytes(0, 9, 1), 256);
+  EXPECT_EQ(bytes(0, 256, 0), 256);
+  EXPECT_EQ(bytes(0, 256, 1), 512);
+  EXPECT_EQ(bytes(7, 9, 3), 7);
+  EXPECT_EQ(bytes(300, 9, 3), 256);
+  EXPECT_EQ(bytes(300, 257, 0), 300);
+  EXPECT_EQ(bytes(300, 256, 1), 300);
+}
+
+// Steps of several tokens through the end of a cache, and around a ring.
+TEST(KvCaches, LongStepsGrowAndWrap) {
+  if (device() == Device::emu) GTEST_SKIP() << "texts of 320 tokens";
+  const Ids text = some_text(320);
+  for (std::int64_t window : {0, 260, 40}) {
+    seed(11);
+    Transformer model(decoder(window));
+    stir(model);
+    const auto expected = all_logits(model, text);
+    const std::size_t row = expected.size() / text.size();
+    const TransformerCache cache(decoder(window), 1);
+    std::size_t at = 0;
+    for (std::size_t end : {30, 31, 100, 250, 290, 291, 320}) {
+      const Tensor ids = one_text(Ids(text.begin() + std::ptrdiff_t(at), text.begin() + std::ptrdiff_t(end)));
+      const auto logits = run([&] { return at == 0 ? model.prefill(ids, cache) : model.step(ids, cache); }).to_host<float>();
+      const auto begin = expected.begin() + std::ptrdiff_t((end - 1) * row);
+      EXPECT_LT(farthest(logits, {begin, begin + std::ptrdiff_t(row)}), 1e-4) << window << ", " << end;
+      at = end;
+    }
+  }
+  seed(0);
+}
+
+TEST(KvCaches, ACacheIsUsedAgainForAnotherText) {
+  Transformer model(decoder(6));
+  stir(model);
+  const TransformerCache cache(decoder(6), 1);
+  run([&] { return model.prefill(one_text(some_text(20)), cache); });
+  run([&] { return model.step(one_text({3}), cache); });
+  run([&] { return model.prefill(one_text({1, 2}), cache); });
+  const auto after = run([&] { return model.step(one_text({3}), cache); }).to_host<float>();
+  const auto all = all_logits(model, {1, 2, 3});
+  EXPECT_LT(farthest(after, {all.end() - 50, all.end()}), 2e-5);
+}
+
+TEST(KvCaches, WhatMakesNoSenseIsRefused) {
+  TransformerConfig c = decoder();
+  c.context = 8;
+  Transformer model(c);
+  const auto cache = model.make_cache(1);
+  expect_error(ErrorKind::usage, {"the cache is empty", "prefill"},
+               [&] { run([&] { return model.step(one_text({1}), *cache); }); });
+  expect_error(ErrorKind::usage, {"longer than the model's context", "9 tokens, the context is 8", "test_generate.cpp:"},
+               [&] { run([&] { return model.prefill(one_text(some_text(9)), *cache); }); });
+  run([&] { return model.prefill(one_text(some_text(7)), *cache); });
+  run([&] { return model.step(one_text({1}), *cache); });
+  expect_error(ErrorKind::usage, {"longer than the model's context", "9 tokens"},
+               [&] { run([&] { return model.step(one_text({1}), *cache); }); });
+  expect_error(ErrorKind::usage, {"the cache is used twice in one run"}, [&] {
+    run([&] {
+      model.prefill(one_text({1}), *cache);
+      return model.step(one_text({1}), *cache);
+    });
+  });
+  const auto lengths = [&](const Tensor& n) {
+    return [&model, &cache, n] { run([&] { return model.prefill(one_text({1, 2}), *cache, n); }); };
+  };
+  expect_error(ErrorKind::usage, {"lengths must be one integer for each sequence", "lengths (2,)"},
+               lengths(Tensor::from(Ids{1, 1}, {2})));
+  expect_error(ErrorKind::usage, {"lengths must be one integer for each sequence", "f32"},
+               lengths(Tensor::from(std::vector<float>{1}, {1})));
+  expect_error(ErrorKind::usage, {"the prompt is longer than the model's context", "9 tokens, the context is 8"},
+               [&] { generate(model, some_text(9)); });
+  expect_error(ErrorKind::usage, {"id 50, vocabulary 50"}, [&] { generate(model, {50}); });
+  expect_error(ErrorKind::usage, {"the prompt is empty"}, [&] { generate_all(model, {{1}, {}}); });
+}
+
+TEST(Generate, TheContextEndsATextAndNotTheOthers) {
+  TransformerConfig c = decoder();
+  c.context = 12;
+  seed(11);
+  Transformer model(c);
+  stir(model);
+  const std::vector<Ids> made =
+      generate_all(model, {some_text(9), some_text(3), some_text(12)}, {.tokens = 6, .temperature = 0});
+  EXPECT_EQ(made[0].size(), 12u);
+  EXPECT_EQ(made[1].size(), 9u);
+  EXPECT_EQ(made[2].size(), 12u);
+  EXPECT_EQ(made[1], generate(model, some_text(3), {.tokens = 6, .temperature = 0}));
+  seed(0);
+}
+
+TEST(Generate, SeveralTextsAreWrittenWhole) {
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  Mamba model(small(256));
+  const std::vector<std::string> prompts = {"caf\xc3\xa9 ", "", "the king"};
+  std::vector<std::string> together(3);
+  const auto made = generate_texts(model, tokenizer, prompts, {.tokens = 40, .seed = 2},
+                                   [&](std::size_t i, std::string_view part) { together[i] += part; });
+  for (std::size_t i = 0; i < 3; ++i) {
+    std::string alone;
+    generate_text(model, tokenizer, prompts[i], {.tokens = 40, .seed = 2}, [&](std::string_view part) { alone += part; });
+    EXPECT_EQ(together[i], alone);
+    EXPECT_EQ(made[i].tokens, 40);
+    EXPECT_FALSE(made[i].full);
+  }
 }
 
 // ---- evaluation -------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ int cmd_inspect(const InspectCommand& c) {
   if (!c.kernel.empty()) {
     show_kernel(c, table);
   } else {
-    fmt::print("{}, {}\n{}{}\n{}", table.title, table.target, table.timing, table.timing.empty() ? "" : "\n", to_text(table));
+    fmt::print("{}, {}\n{}\n{}{}\n{}", table.title, table.target, table.cache, table.timing, table.timing.empty() ? "" : "\n",
+               to_text(table));
   }
   if (!c.html.empty()) write(c.html, to_html(table));
   if (!c.json.empty()) write(c.json, to_json(table).dump(1) + "\n");

@@ -163,7 +163,11 @@ void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chose
   CLI::App* sub = subcommand(
       app, "generate", "Continue a text", [&] { return cmd_generate(c); }, chosen);
   GenerateOptions& o = c.options;
-  sub->add_option("--prompt", c.prompt, "The text to continue; - for standard input")->default_str("a new line");
+  sub->add_option("--prompt", c.prompts, "The text to continue; - for standard input; may be given several times")
+      ->allow_extra_args(false)
+      ->default_str("a new line");
+  sub->add_option("--prompt-file", c.prompt_file, "A file with a text to continue in each line")->type_name(kFile);
+  sub->add_option("--batch", c.batch, "Texts to continue at a time")->check(at_least(1));
   sub->add_option("--tokens", o.tokens, "Tokens to append, unless the model ends the text before")->check(at_least(0));
   sub->add_option("--temperature", o.temperature, "Temperature; 0: always the most probable token")->check(at_least(0));
   sub->add_option("--top-k", o.top_k, "Sample among the k most probable tokens; 0: all")->check(at_least(0));

@@ -36,7 +36,9 @@ TextModel open_model(const ModelCommand& command);  // on that device
 
 struct GenerateCommand {
   ModelCommand model;
-  std::string prompt = "\n";  // "-": standard input
+  std::vector<std::string> prompts;  // "-": standard input; none, of the file neither: a new line
+  std::string prompt_file;           // has one a line
+  std::int64_t batch = 8;            // texts at once
   GenerateOptions options{.tokens = 200, .temperature = 0.8, .top_k = 40};
 };
 int cmd_generate(const GenerateCommand& command);

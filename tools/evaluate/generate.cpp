@@ -35,28 +35,43 @@ TextModel load_text_model(const fs::path& path, DType dtype) {
   return {std::move(model), std::move(tokenizer)};
 }
 
-GeneratedText generate_text(LanguageModel& model, const Tokenizer& tokenizer, const std::string& prompt,
-                            GenerateOptions options, const std::function<void(std::string_view)>& write) {
-  GeneratedText result;
-  StreamDecoder decoder(tokenizer);
-  const std::vector<std::int64_t> ids = tokenizer.encode(prompt.empty() ? "\n" : prompt);
-  result.prompt_tokens = std::int64_t(ids.size());
-  for (std::int64_t id : ids) write(decoder.put(id));
+std::vector<GeneratedText> generate_texts(LanguageModel& model, const Tokenizer& tokenizer,
+                                          const std::vector<std::string>& prompts, GenerateOptions options,
+                                          const std::function<void(std::size_t, std::string_view)>& write) {
+  std::vector<GeneratedText> results(prompts.size());
+  std::vector<StreamDecoder> decoders(prompts.size(), StreamDecoder(tokenizer));
+  std::vector<std::vector<std::int64_t>> texts;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    texts.push_back(tokenizer.encode(prompts[i].empty() ? "\n" : prompts[i]));
+    results[i].prompt_tokens = std::int64_t(texts[i].size());
+    for (std::int64_t id : texts[i]) write(i, decoders[i].put(id));
+  }
   const Clock::time_point start = Clock::now();
   Clock::time_point first, last;
+  std::int64_t steps = 0;
   options.vocab = tokenizer.vocabulary();
-  generate(model, ids, options, [&](std::int64_t id) {
+  const auto made = generate_all(model, texts, options, [&](std::size_t i, std::int64_t id) {
     last = Clock::now();
-    if (result.tokens++ == 0) first = last;
-    result.ended = id == tokenizer.end_of_text() || id == model.special_tokens().eos;
-    write(decoder.put(id));
-    return !result.ended;
+    if (steps == 0) first = last;
+    steps = std::max(steps, ++results[i].tokens);
+    results[i].ended = id == tokenizer.end_of_text() || id == model.special_tokens().eos;
+    write(i, decoders[i].put(id));
+    return !results[i].ended;
   });
-  write(decoder.finish());
   const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
-  if (result.tokens > 0) result.prompt_seconds = seconds(first - start);
-  if (result.tokens > 1) result.token_seconds = seconds(last - first) / double(result.tokens - 1);
-  return result;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    write(i, decoders[i].finish());
+    if (steps > 0) results[i].prompt_seconds = seconds(first - start);
+    if (steps > 1) results[i].token_seconds = seconds(last - first) / double(steps - 1);
+    results[i].full = model.context() && std::int64_t(made[i].size()) >= *model.context();
+  }
+  return results;
+}
+
+GeneratedText generate_text(LanguageModel& model, const Tokenizer& tokenizer, const std::string& prompt,
+                            GenerateOptions options, const std::function<void(std::string_view)>& write) {
+  const auto each = [&](std::size_t, std::string_view text) { write(text); };
+  return generate_texts(model, tokenizer, {prompt}, options, each)[0];
 }
 
 }  // namespace weft

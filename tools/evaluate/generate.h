@@ -1,11 +1,13 @@
 // A language model with the tokenizer of its texts: loading both from a folder, and continuing texts.
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "models/generate.h"
 #include "tools/data/tokenizer.h"
@@ -24,14 +26,21 @@ TextModel load_text_model(const std::filesystem::path& folder, DType dtype = DTy
 
 struct GeneratedText {
   std::int64_t prompt_tokens = 0, tokens = 0;
-  double prompt_seconds = 0;  // until the first new token, compilation included
-  double token_seconds = 0;   // for each of the others; 0 if there is none
-  bool ended = false;         // the model ended the text: </s>, or what its configuration calls eos
+  bool ended = false;  // the model ended the text: </s>, or what its configuration calls eos
+  bool full = false;   // it has reached the model's context
+  // Of all texts that were made together:
+  double prompt_seconds = 0;  // until the first new tokens, compilation included
+  double token_seconds = 0;   // for each step after it; 0 if there is none
 };
 
-// Continues `prompt` ("": a new line) until there are options.tokens new ones or the model ends the text. `write` is given the
-// text, beginning with the prompt, as it comes, in whole characters.
+// Continues `prompt` ("": a new line) until there are options.tokens new ones, the model ends the text, or the text has reached
+// the model's context. `write` is given the text, beginning with the prompt, as it comes, in whole characters.
 GeneratedText generate_text(LanguageModel& model, const Tokenizer& tokenizer, const std::string& prompt,
                             GenerateOptions options, const std::function<void(std::string_view)>& write);
+
+// Several at once: each is what it is alone. `write` is told the number of the text too.
+std::vector<GeneratedText> generate_texts(LanguageModel& model, const Tokenizer& tokenizer,
+                                          const std::vector<std::string>& prompts, GenerateOptions options,
+                                          const std::function<void(std::size_t, std::string_view)>& write);
 
 }  // namespace weft

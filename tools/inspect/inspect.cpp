@@ -183,6 +183,7 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
   const std::string title = fmt::format("{}: {}, {:.3g} MFLOP a token; {} x {} tokens, {}", file.string(), model->description(),
                                         model->flops_per_token(o.length) * 1e-6, o.batch, o.length, o.precision);
   KernelTable table = kernel_table(title, target, views);
+  table.cache = to_text(model->cache_bytes(o.length), o.length);
   if (timed) describe_timing(table, compute_options(o).dtype);
   for (KernelView& k : table.kernels)
     if (const auto found = counters.find(k.name); found != counters.end()) k.counters = found->second;

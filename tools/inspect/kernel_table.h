@@ -39,6 +39,7 @@ struct KernelTable {
   std::vector<int> order;           // of a step's launches, as positions in `kernels`
   std::vector<double> seconds;      // of each launch, if they were measured
   std::string timing{};             // how they were measured
+  std::string cache{};              // what generation of a text of the same length remembers
   double peak_bytes = 0;            // a second that the GPU's memory can give; 0: unknown
   double peak_flops = 0;            // a second that products can reach; 0: unknown
 };
