@@ -1,13 +1,21 @@
 // Hymba as it was published: sizes, names and configurations, the block against a second implementation, what its layers share,
 // caches and generation.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <sstream>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "jit/compiler.h"
 #include "tests/expect_error.h"
 #include "tests/hybrid_models.h"
 #include "tests/temp_folder.h"
@@ -433,36 +441,86 @@ TEST(Hymba, ATextBeyondTheContextIsAnError) {
                [&] { generate(model, hybrid_ids(9), {.tokens = 1}); });
 }
 
-TEST(Hymba, TrainsAndGeneratesInTheProgram) {
+// ---- the program ------------------------------------------------------------------------------------------------------------
+
+struct Printed {
+  int code;
+  std::string out, err;
+};
+
+// The program with these words, on the device in use.
+Printed run_weft(const std::string& words, bool computes = true) {
+  std::istringstream stream("weft " + words + (computes ? " --device " + std::string(name_of(device())) : ""));
+  std::vector<std::string> all;
+  for (std::string word; stream >> word;) all.push_back(word);
+  std::vector<char*> argv;
+  for (std::string& word : all) argv.push_back(word.data());
+  testing::internal::CaptureStdout(), testing::internal::CaptureStderr();
+  const int code = run_program(int(argv.size()), argv.data());
+  std::fflush(stdout);
+  return {code, testing::internal::GetCapturedStdout(), testing::internal::GetCapturedStderr()};
+}
+
+void expect_printed(const Printed& printed, const std::string& out, const std::string& err = "") {
+  EXPECT_EQ(printed.code, 0) << printed.err;
+  EXPECT_NE(printed.out.find(out), std::string::npos) << printed.out;
+  EXPECT_NE(printed.err.find(err), std::string::npos) << printed.err;
+}
+
+TEST(Hymba, BothFamiliesGoThroughTheWholeProgram) {
   const TempFolder folder;
   std::string text;
   for (int i = 0; i < 400; ++i) text += "the cat sat on the mat, the dog on the log. ";
-  folder.write("text.txt", text);
-  const auto weft = [&](const std::string& words) {
-    std::istringstream stream("weft " + words + " --device " + std::string(name_of(device())));
-    std::vector<std::string> all;
-    for (std::string word; stream >> word;) all.push_back(word);
-    std::vector<char*> argv;
-    for (std::string& word : all) argv.push_back(word.data());
-    testing::internal::CaptureStdout(), testing::internal::CaptureStderr();
-    const int code = run_program(int(argv.size()), argv.data());
-    std::fflush(stdout);
-    const std::string out = testing::internal::GetCapturedStdout(), err = testing::internal::GetCapturedStderr();
-    EXPECT_EQ(code, 0) << words << "\n" << err;
-    return out;
-  };
+  const std::string data = " --data " + folder.write("text.txt", text).string();
   const std::string sizes =
-      "--batch 2 --length 16 --warmup 2 --steps 4 --sample 0 --eval-batches 1 --precision fp32 --width 16 "
-      "--state 4 --heads 2 --kv-heads 1 --meta-tokens 3 --window 5 --hidden 24 ";
-  const std::string data = " --data " + (folder / "text.txt").string();
-  for (const std::string model : {"hymba --layers 3", "hymba-study --layer-kinds GLLG"}) {
-    const std::string run_folder = (folder / model.substr(0, 7)).string() + std::to_string(model.size());
-    const std::string out = weft("train --model " + model + " --out " + run_folder + " " + sizes + data);
-    EXPECT_NE(out.find("KV reduction"), std::string::npos) << out;
+      " --batch 2 --length 16 --warmup 2 --steps 4 --sample 0 --eval-batches 1 --precision fp32 --width 16 --state 4 --heads 2 "
+      "--kv-heads 1 --meta-tokens 3 --window 5 --hidden 24";
+  for (const auto& [family, layers, reduction] :
+       {std::tuple{"hymba", "--layers 7", "1.40"}, std::tuple{"hymba-study", "--layer-kinds GLLG", "1.33"}}) {
+    const std::string run_folder = (folder / family).string();
+    expect_printed(run_weft(fmt::format("train --model {} {} --out {}", family, layers, run_folder) + sizes + data),
+                   fmt::format("KV reduction {}", reduction));
     const std::string from = " --from " + run_folder + " --precision fp32";
-    EXPECT_NE(weft("eval --length 16" + from + data).find("loss"), std::string::npos);
-    EXPECT_NE(weft("generate --tokens 8 --temperature 0 --prompt the" + from).find("the"), std::string::npos);
+    expect_printed(run_weft("eval --length 16" + from + data), "loss ");
+    expect_printed(run_weft("generate --tokens 8 --temperature 0 --prompt the" + from), "the", "cache of 11 tokens");
+    if (nvrtc_version() == 0) continue;
+    expect_printed(run_weft("inspect " + run_folder + " --arch sm_80", false), "2 x 16 tokens, fp32, sm_80");
   }
+}
+
+// Against logits of the second implementation and what is most probable by them.
+TEST(Hymba, VerifiesAgainstAnotherImplementation) {
+  const TempFolder folder;
+  HymbaConfig c = tiny_hymba();
+  seed(9);
+  Hymba(c).save(folder.path());
+  c.dtype = DType::f64;
+  Hymba exact(c);
+  exact.load_weights(read_safetensors(folder / "model.safetensors"));
+  const auto logits = [&](const std::vector<std::int64_t>& ids) {
+    return run([&] {
+             return no_grad([&] {
+               reference::Weights weights;
+               for (const NamedParam& p : exact.named_parameters()) weights[p.name] = p.param.read();
+               return reference::hymba(c, weights, row_of(ids));
+             });
+           })
+        .to_host<double>();
+  };
+  const std::vector<std::int64_t> ids = hybrid_ids(12);
+  std::vector<std::int64_t> greedy(ids.begin(), ids.begin() + 8);  // as `weft verify` has it
+  while (greedy.size() < 16) {
+    const std::vector<double> all = logits(greedy);
+    greedy.push_back(std::max_element(all.end() - kHybridVocab, all.end()) - (all.end() - kHybridVocab));
+  }
+  TensorMap tensors;
+  tensors["input_ids"] = HostTensor::from(DType::i64, {1, 12}, std::span<const std::int64_t>(ids));
+  tensors["greedy"] = HostTensor::from(DType::i64, {1, 16}, std::span<const std::int64_t>(greedy));
+  const std::vector<double> values = logits(ids);
+  tensors["logits"] = HostTensor::from(DType::f32, {1, 12, kHybridVocab}, std::span<const double>(values));
+  write_safetensors(folder / "reference.safetensors", tensors);
+  expect_printed(run_weft("verify " + folder.path().string()), "all 2 checks passed");
+  seed(0);
 }
 
 }  // namespace
