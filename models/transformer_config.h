@@ -17,13 +17,13 @@ struct TransformerConfig {
   std::int64_t vocab = 256;
   std::int64_t width = 0;  // d
   std::int64_t layers = 0;
-  std::int64_t heads = 1;       // h, of queries
-  std::int64_t kv_heads = 0;    // g, of keys and values; 0: as many as of queries
-  std::int64_t head = 0;        // features of a head; 0: d / h
-  std::int64_t hidden = 0;      // f, of the MLP; 0: 4 d
-  std::int64_t window = 0;      // tokens that a query of a windowed layer sees, its own included
-  std::vector<bool> windowed;   // which layers; empty: all if there is a window
-  std::int64_t context = 8192;  // tokens of the longest text, before a scaling of the positions extends it
+  std::int64_t heads = 1;           // h, of queries
+  std::int64_t kv_heads = 0;        // g, of keys and values; 0: as many as of queries
+  std::int64_t head = 0;            // features of a head; 0: d / h
+  std::int64_t hidden = 0;          // f, of the MLP; 0: 4 d
+  std::int64_t window = 0;          // tokens that a query of a windowed layer sees, its own included
+  std::vector<bool> windowed = {};  // which layers; empty: all if there is a window
+  std::int64_t context = 8192;      // tokens of the longest text, before a scaling of the positions extends it
   RopeOptions rope = {};
   bool qkv_bias = false, out_bias = false;  // of attention
   bool mlp_bias = false;

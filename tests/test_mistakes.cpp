@@ -475,7 +475,7 @@ std::vector<Mistake> mistakes() {
        4,
        {"unknown key", "'vocab_sise'; did you mean 'vocab_size'?"},
        [] {
-         nlohmann::json j = to_hugging_face({.width = 8, .layers = 1});
+         nlohmann::json j = to_hugging_face(MambaConfig{.width = 8, .layers = 1});
          j["vocab_sise"] = 4;
          mamba_config_from_json(j);
        }},
@@ -483,7 +483,7 @@ std::vector<Mistake> mistakes() {
        4,
        {"size keys are missing: num_hidden_layers"},
        [] {
-         nlohmann::json j = to_hugging_face({.width = 8, .layers = 1});
+         nlohmann::json j = to_hugging_face(MambaConfig{.width = 8, .layers = 1});
          j.erase("num_hidden_layers");
          mamba_config_from_json(j);
        }},
