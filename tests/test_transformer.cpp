@@ -568,9 +568,7 @@ INSTANTIATE_TEST_SUITE_P(Folders, TransformerGolden,
                          testing::Values(std::pair{"llama", DType::f32}, std::pair{"mistral_swa", DType::f32},
                                          std::pair{"qwen3", DType::f32}, std::pair{"llama", DType::f64},
                                          std::pair{"mistral_swa", DType::f64}, std::pair{"qwen3", DType::f64}),
-                         [](const auto& info) {
-                           return std::string(info.param.first) + "_" + std::string(name_of(info.param.second));
-                         });
+                         [](const auto& p) { return std::string(p.param.first) + "_" + std::string(name_of(p.param.second)); });
 
 }  // namespace
 }  // namespace weft
