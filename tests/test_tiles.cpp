@@ -287,6 +287,8 @@ TEST(Tiles, HeadsThatShareKeysAreWalkedByOneItem) {
   EXPECT_EQ(lists.list_of, (std::vector<std::int32_t>{0, 1}));
   EXPECT_GT(lists.part_count, 0);
   expect_right(lists, space, options, evaluated(mask));
+  const Expr shrinking = i >= j && i - j < 16 * (6 - h);
+  expect_right(tile_lists(shrinking, space, options), space, options, evaluated(shrinking));
   EXPECT_EQ(tile_lists(causal(), space, options).heads, 1) << "the heads of an item share its entries";
 }
 
