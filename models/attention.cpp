@@ -120,19 +120,30 @@ std::int64_t capacity_for(std::int64_t n) {
 
 namespace {
 
-// The cosines or sines of the pass's places, from a table (places, dk/2).
-Tensor of_places(const State& table, const AttentionPass& pass) {
-  const std::int64_t half = table.shape()[1];
-  if (pass.use == CacheUse::fill) return reshape(slice(table.read(), 0, 0, pass.count), {1, pass.count, 1, half});
+// Places (1 or b, count) of a pass that goes on: a text that is shorter than others begins later in the cache.
+Tensor places_of(const AttentionPass& pass) {
   const Scalar first{double(pass.first)};
-  const std::int64_t b = pass.pads ? pass.pads.dim(0) : 1;
-  Tensor places = zeros({1, pass.count}, DType::i64);
-  if (pass.pads)
-    places = pointwise("places", {places, reshape(pass.pads, {b, 1})},
-                       [&](Expr, Expr pad) { return to_integer(first) + expr::index(1) - pad; });
-  else
-    places = pointwise("places", {places}, [&](Expr zero) { return to_integer(first) + expr::index(1) + zero; });
-  return reshape(embedding(table, places), {b, pass.count, 1, half});
+  const Tensor row = zeros({1, pass.count}, DType::i64);
+  if (!pass.pads) return pointwise("places", {row}, [&](Expr zero) { return to_integer(first) + expr::index(1) + zero; });
+  return pointwise("places", {row, reshape(pass.pads, {pass.pads.dim(0), 1})},
+                   [&](Expr, Expr pad) { return to_integer(first) + expr::index(1) - pad; });
+}
+
+// Rows of a table (places, dk/2) for the tokens of a pass: (1 or b, count, 1, dk/2).
+void set_angles(AttentionPass& pass) {
+  const std::int64_t half = pass.rope.cos.shape()[1];
+  if (pass.use == CacheUse::fill) {
+    const auto begin = [&](const State& table) {
+      return reshape(slice(table.read(), 0, 0, pass.count), {1, pass.count, 1, half});
+    };
+    pass.cos = begin(pass.rope.cos), pass.sin = begin(pass.rope.sin);
+  } else {
+    const Tensor places = places_of(pass);
+    const auto at_places = [&](const State& table) {
+      return reshape(embedding(table, places), {places.dim(0), pass.count, 1, half});
+    };
+    pass.cos = at_places(pass.rope.cos), pass.sin = at_places(pass.rope.sin);
+  }
 }
 
 // x (b, t, n, dk), rotated as the pass's places say.
@@ -162,7 +173,7 @@ AttentionPass attention_pass(const Rope& rope, std::int64_t count, std::int64_t 
     pass.pads = pointwise("pads", {pass.ends}, [&](Expr end) { return Expr(count) - end; });
   }
   pass.rope = rope.table(pass.first + count);
-  if (use != CacheUse::none && pass.rope) pass.cos = of_places(pass.rope.cos, pass), pass.sin = of_places(pass.rope.sin, pass);
+  if (use != CacheUse::none && pass.rope) set_angles(pass);
   return pass;
 }
 

@@ -53,8 +53,9 @@ std::string to_text(const CacheBytes& c, std::int64_t length) {
   };
   std::string text = fmt::format("cache of {} tokens: {}", length, size(c.attention + c.states));
   if (c.layers > 0)
-    text += fmt::format("; keys and values {} in {} caches of {} layers, {:.2f} times less than all of them in every layer",
-                        size(c.attention), c.caches, c.layers, c.attention_global / c.attention);
+    text += fmt::format("; keys and values {} in {} caches of {} layers", size(c.attention), c.caches, c.layers);
+  if (c.attention < c.attention_global)
+    text += fmt::format(", {:.2f} times less than with the whole text in every layer", c.attention_global / c.attention);
   if (c.layers > 0 && c.states > 0) text += fmt::format("; states {}", size(c.states));
   return text;
 }

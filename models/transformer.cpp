@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "autograd/backward.h"
+#include "autograd/op.h"
 #include "models/family.h"
 #include "ops/ops.h"
 
@@ -94,8 +95,9 @@ Tensor Transformer::head(const Tensor& x) {
 Tensor Transformer::forward(const Tensor& ids) {
   const std::int64_t t = ids.dim(-1);
   if (t > config_.longest())
-    fail(ErrorKind::usage, "Transformer: the texts are longer than the model's context",
-         fmt::format("{} tokens, the context is {}", t, config_.longest()), "shorter ones, or a larger context");
+    fail_at(Site::current(), "Transformer: the texts are longer than the model's context",
+            fmt::format("{} tokens, the context is {}", t, config_.longest()),
+            "give shorter ones (--length), or make a model with a larger context (--context)");
   const AttentionPass pass = attention_pass(rope_, t);
   Tensor x = embed_tokens_(ids);
   for (TransformerBlock& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x, pass); }) : block(x, pass);
@@ -129,10 +131,12 @@ Tensor Transformer::last_logits(const Tensor& ids, const ModelCache& any, CacheU
 }
 
 std::string Transformer::description() const {
-  const std::string window = config_.window > 0 ? fmt::format(", window {}", config_.window) : "";
-  return fmt::format("Transformer, {} layers, width {}, {} heads{}{}, {} parameters", config_.layers, config_.width,
-                     config_.heads, config_.groups() < config_.heads ? fmt::format(" in {} groups", config_.groups()) : "",
-                     window, config_.parameter_count());
+  const std::int64_t groups = config_.groups();
+  std::string heads = fmt::format("{} heads", config_.heads);
+  if (groups < config_.heads) heads += groups == 1 ? " in 1 group" : fmt::format(" in {} groups", groups);
+  if (config_.window > 0) heads += fmt::format(", window {}", config_.window);
+  return fmt::format("Transformer, {} layers, width {}, {}, {} parameters", config_.layers, config_.width, heads,
+                     config_.parameter_count());
 }
 
 double Transformer::flops_per_token(std::int64_t length) const {

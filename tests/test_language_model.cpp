@@ -174,7 +174,7 @@ TEST_F(LanguageModels, ATransformerGoesThroughTheWholeProgram) {
   folder_.write("text.txt", words_text(3000));
   const std::string run = path("decoder");
   const Printed trained = weft("train --model transformer --data " + path("text.txt") + " --out " + run +
-                               " --width 32 --layers 2 --kv_heads 2 --window 8 --batch 2 --length 16 --steps 20 --lr 0.01"
+                               " --width 32 --layers 2 --kv-heads 2 --window 8 --batch 2 --length 16 --steps 20 --lr 0.01"
                                " --warmup 2 --sample 0 --eval-batches 1 --precision fp32");
   ASSERT_EQ(trained.code, 0) << trained.err;
   expect_in(trained.out, {"model: Transformer, 2 layers, width 32, 4 heads in 2 groups, window 8"});

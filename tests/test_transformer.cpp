@@ -128,9 +128,11 @@ TEST(Transformer, InitialValuesAndDecay) {
     for (double v : values) square += v * v / double(values.size());
     if (matrix) {
       EXPECT_NEAR(std::sqrt(square), 0.02, 0.003) << p.name;
-    } else if (p.name.ends_with("bias")) {
+    }
+    if (p.name.ends_with("bias")) {
       EXPECT_EQ(square, 0) << p.name;
-    } else if (p.name.ends_with("norm.weight")) {
+    }
+    if (p.name.ends_with("norm.weight")) {
       EXPECT_EQ(values[1], 1) << p.name;
     }
   }
@@ -568,7 +570,9 @@ INSTANTIATE_TEST_SUITE_P(Folders, TransformerGolden,
                          testing::Values(std::pair{"llama", DType::f32}, std::pair{"mistral_swa", DType::f32},
                                          std::pair{"qwen3", DType::f32}, std::pair{"llama", DType::f64},
                                          std::pair{"mistral_swa", DType::f64}, std::pair{"qwen3", DType::f64}),
-                         [](const auto& p) { return std::string(p.param.first) + "_" + std::string(name_of(p.param.second)); });
+                         [](const auto& named) {
+                           return std::string(named.param.first) + "_" + std::string(name_of(named.param.second));
+                         });
 
 }  // namespace
 }  // namespace weft
