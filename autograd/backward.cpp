@@ -6,6 +6,7 @@
 #include <cstring>
 #include <list>
 #include <optional>
+#include <utility>
 
 #include "autograd/gradient_ops.h"
 #include "autograd/op.h"
@@ -181,13 +182,11 @@ void BackwardPass::collect_param(NodeId id) {
   StateImpl* impl = t.states[std::size_t(t.ints_of(id)[0])];
   if (!impl->parameter || !impl->trainable) return;
   Tensor g = gradient(id);
-  if (impl->gradient_epoch == t.epoch) {
-    g = add(handle(impl->gradient_node), g, t.origins[id].where);
-  } else {
-    impl->gradient_epoch = t.epoch;
+  if (const NodeId before = t.use(*impl).gradient; before != Tape::kNone)
+    g = add(handle(before), g, t.origins[id].where);
+  else
     t.gradients.push_back(impl);
-  }
-  impl->gradient_node = g.node();
+  t.use(*impl).gradient = g.node();
 }
 
 namespace {
@@ -360,6 +359,9 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
   std::vector<std::vector<NodeId>> targets;
   bool is_target = false;
   for (const Arg& x : wrt) {
+    if (!is_real(x.dtype()))
+      fail_at(x.where(), "grad: the tensor is not real", fmt::format("{} {}", name_of(x.dtype()), to_string(x.shape())),
+              "only real values have gradients: cast() it before the computation");
     targets.push_back(copies_of(t, x.tensor().node(where)));
     is_target |= targets.back()[0] == root;
   }
@@ -400,7 +402,8 @@ std::vector<Tensor> gradients(const Tensor& output, const Tensor& upstream, cons
       fail_at(where, "grad: the value does not depend on this tensor",
               fmt::format("tensor {} of {}, {}, is not among what {} is computed from", i, wrt.size(),
                           to_string(wrt[i].shape()), t.name(root)),
-              "leave it out, or pass Unused::zeros; and check for detach(), no_grad and comparisons on the way to it");
+              "leave it out, or pass Unused::zeros; and check for detach(), no_grad and comparisons on the way to it, and for "
+              "values that were looked at outside run");
     out.push_back(g ? g : constant(0, wrt[i].shape(), wrt[i].dtype(), where));
   }
   return out;
@@ -438,8 +441,7 @@ struct RememberedBackward {
     for (const NodeId source : sources) t.origins.push_back(Origin(t.origins[source]));
     for (const Gradient& g : gradients) {
       StateImpl* impl = t.states[std::size_t(g.state)];
-      impl->gradient_epoch = t.epoch;
-      impl->gradient_node = g.node;
+      t.use(*impl).gradient = g.node;
       t.gradients.push_back(impl);
     }
   }
@@ -488,7 +490,7 @@ void record_backward(Tape& t, const Arg& loss, NodeId root) {
                        t.checkpoints,
                        root,
                        {}};
-  for (const StateImpl* impl : t.gradients) r.gradients.push_back({impl->position, impl->gradient_node});
+  for (const StateImpl* impl : t.gradients) r.gradients.push_back({t.use(*impl).position, t.use(*impl).gradient});
   remembered().push_front(std::move(r));
   if (remembered().size() > kRemembered) remembered().pop_back();
 }
@@ -502,7 +504,7 @@ void backward(Arg loss) {
   const NodeId root = loss.tensor().node(loss.where());
   if (!t.nodes[root].has(Node::requires_grad))
     fail_at(loss.where(), "backward: the loss does not depend on a trainable parameter", t.name(root),
-            "check for no_grad, detach, frozen parameters, or a loss that was already run");
+            "check for no_grad, detach, frozen parameters, a loss that was already run, or parameters that were set since");
   t.first_gradient = std::min(t.first_gradient, NodeId(t.nodes.size()));
   std::list<RememberedBackward>& known = remembered();
   const auto found = t.eager || !t.gradients.empty()
@@ -526,18 +528,20 @@ std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt, Unused 
   return gradients(output.tensor(), convert(upstream.tensor(), output.dtype(), output.where()), wrt, unused, output.where());
 }
 
-Tensor take_gradient(const Param& param) {
+Tensor take_gradient(const Param& param, Site where) {
+  param.shape(where);  // an error if it is absent
   Tape& t = tape();
   StateImpl& impl = *param.impl();
   Tensor g;
-  if (impl.gradient_epoch == t.epoch) g = handle(impl.gradient_node);
-  if (impl.pending && impl.zeroed_epoch != t.epoch) {
+  const StateUse known = t.use(impl);
+  if (known.gradient != Tape::kNone) g = handle(known.gradient);
+  if (impl.pending && !known.zeroed) {
     const Tensor before = State(impl.gradient).read();
-    g = g ? add(before, g, Site::current()) : before;
+    g = g ? add(before, g, where) : before;
   }
   if (g) {
-    impl.gradient_epoch = 0;
-    impl.zeroed_epoch = t.epoch;
+    t.use(impl).gradient = Tape::kNone;
+    t.use(impl).zeroed = true;
     if (impl.pending) on_commit([i = param.impl()] { i->pending = false; });
   }
   return g;
@@ -547,12 +551,12 @@ void keep_gradients() {
   Tape& t = tape();
   const NoGrad off;
   for (StateImpl* impl : t.gradients) {
-    if (impl->gradient_epoch != t.epoch) continue;
-    impl->gradient_epoch = 0;
-    const bool pending = impl->pending && impl->zeroed_epoch != t.epoch;
+    const NodeId gradient = std::exchange(t.use(*impl).gradient, Tape::kNone);
+    if (gradient == Tape::kNone) continue;
+    const bool pending = impl->pending && !t.use(*impl).zeroed;
     if (!impl->gradient) impl->gradient = std::make_shared<StateImpl>(impl->shape, impl->dtype, impl->name + ".gradient");
     const State state(impl->gradient);
-    Tensor g = handle(impl->gradient_node);
+    Tensor g = handle(gradient);
     if (pending) g = add(state.read(), g, Site::current());
     mark_assigned(state, Site::current());
     const std::int64_t position = state_position(state);

@@ -27,14 +27,14 @@ enum class Unused { error, zeros };
 // `backward(loss + sum(square(grad(loss, {x})[0])))`. Second derivatives go through every op but scan, whose line the error
 // then names, and through custom ops as far as their rules are made of ops. Inside no_grad a gradient is a constant, and so it
 // is after detach(). Outside `run` a value that leads to a Param keeps its history as long as it lives, so detach() what a loop
-// carries on; any other is a constant once it has been looked at.
+// carries on, and until a State that it was computed from changes; any other is a constant once it has been looked at.
 std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt, Unused unused = Unused::error);
 // With an upstream gradient instead of a loss of one element.
 std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt, Unused unused = Unused::error);
 
 // For optimizers: the gradient of `param`, of this recording and of earlier runs together, which the caller thereby consumes;
 // absent if there is none. It is a constant for later gradients.
-Tensor take_gradient(const Param& param);
+Tensor take_gradient(const Param& param, Site where = Site::current());
 
 // Adds gradients that nobody consumed to the Params' gradient States; called when a recording ends.
 void keep_gradients();

@@ -309,12 +309,12 @@ void launch_all(Plan& plan, const Tape& tape) {
 
 // A State lives on the device that was in use when it was made.
 void check_devices(const Tape& tape, Device device) {
-  for (const StateImpl* s : tape.states)
-    if (s->memory.device() != device)
-      throw Error(ErrorKind::usage, {fmt::format("state '{}' lives on another device than the step", s->name),
-                                     fmt::format("{} against {}", name_of(s->memory.device()), name_of(device)),
-                                     s->read_epoch == tape.epoch ? tape.where(s->read_node) : "",
-                                     "call use_device before models, parameters and caches are made"});
+  for (std::size_t k = 0; k < tape.states.size(); ++k)
+    if (const StateImpl& s = *tape.states[k]; s.memory.device() != device)
+      throw Error(ErrorKind::usage,
+                  {fmt::format("state '{}' lives on another device than the step", s.name),
+                   fmt::format("{} against {}", name_of(s.memory.device()), name_of(device)), tape.where_used(std::int32_t(k)),
+                   "call use_device before models, parameters and caches are made"});
 }
 
 void log_plan(const Plan& plan) {

@@ -53,6 +53,15 @@ bool has_effects(const Tape& t) {
   return false;
 }
 
+// The step writes States: see forget_history_of.
+void forget_history_of_written(const Tape& step) {
+  if (!tapes().pending.retained) return;
+  std::vector<std::int32_t> positions;
+  for (NodeId id = 0; id < step.nodes.size(); ++id)
+    if (const auto writes = step.op(id).writes) writes(step, id, positions);
+  for (const std::int32_t position : positions) forget_history_of(*step.states[std::size_t(position)]);
+}
+
 // A GPU and the libraries that its kernels need. A GPU that lacks them is worth a line.
 bool gpu_is_usable() {
   if (missing_cuda_device()) return false;
@@ -76,7 +85,6 @@ Recording::Recording(Site where) : where_(where) {
   Tapes& t = tapes();
   t.step.clear();
   t.use(t.step);
-  detail::gradients_on = true;
   record_start = Clock::now();
 }
 
@@ -85,7 +93,6 @@ Recording::~Recording() {
   Tapes& t = tapes();
   t.step.clear();
   t.use(t.pending);
-  detail::gradients_on = true;
   t.checkpointing = false;
   t.hold = 0;
 }
@@ -99,10 +106,11 @@ void Recording::finish(std::vector<Tensor*>& results) {
   {
     const NoGrad off;
     for (Tensor* r : results)
-      if (*r && !(r->value() && r->value()->memory && r->value()->epoch != t.epoch))
+      if (*r && !(r->value() && r->value()->memory && !r->value()->place.on(t.epoch)))
         wanted.emplace_back(r, copies.add(*r, where_));
   }
   context().stats.record_seconds = seconds_since(record_start);
+  forget_history_of_written(t);
   const std::vector<Tensor> values = execute(t, copies.nodes);
   commit(t);
   for (auto& [tensor, index] : wanted) *tensor = values[index];

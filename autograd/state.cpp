@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <mutex>
+#include <vector>
 
 #include "autograd/lowering.h"
 #include "autograd/op.h"
@@ -13,6 +15,32 @@
 
 namespace weft {
 namespace {
+
+// Small numbers of the States that live.
+class Indices {
+ public:
+  std::uint32_t take() {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return next_++;
+    const std::uint32_t index = free_.back();
+    free_.pop_back();
+    return index;
+  }
+  void give_back(std::uint32_t index) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(index);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::uint32_t> free_;
+  std::uint32_t next_ = 0;
+};
+
+Indices& indices() {
+  static auto* const of_the_process = new Indices;  // States may die after the statics
+  return *of_the_process;
+}
 
 // Host access happens between steps: what is pending runs first.
 void settle(const StateImpl& s, Site where) {
@@ -26,15 +54,13 @@ void settle(const StateImpl& s, Site where) {
 void state_dies(StateImpl& state) {
   if (!detail::active_tape) return;  // the thread is ending
   Tapes& t = tapes();
-  if (state.position_epoch == t.step.epoch) {
-    t.step.states[std::size_t(state.position)] = nullptr;
-  } else if (state.position_epoch == t.pending.epoch && !recording()) {
-    try {
-      flush();
-    } catch (const Error&) {  // the tape is cleared, its handles are dead
-    }
-    t.pending.clear();
+  if (const std::int32_t position = t.step.use(state).position; position >= 0) t.step.states[std::size_t(position)] = nullptr;
+  if (t.pending.use(state).position < 0) return;
+  try {
+    if (!recording()) flush();
+  } catch (const Error&) {  // the tape is cleared, its handles are dead
   }
+  t.pending.clear();
 }
 
 void writes_first_int(const Tape& t, NodeId id, std::vector<std::int32_t>& positions) {
@@ -92,6 +118,7 @@ const Op& assign_op() {
 
 StateImpl::StateImpl(Shape s, DType d, std::string n)
     : id(next_serial()),
+      index(indices().take()),
       dtype(d),
       shape(s),
       memory(device(), bytes_of(s, d), "state '" + n + "' " + to_string(s)),
@@ -107,7 +134,8 @@ StateImpl::Twin& StateImpl::make_twin() {
 }
 
 StateImpl::~StateImpl() {
-  if (position_epoch != 0) state_dies(*this);
+  state_dies(*this);
+  indices().give_back(index);
 }
 
 State::State(Shape shape, DType dtype, std::string name, Site where) {
@@ -125,20 +153,20 @@ Tensor State::read(Site where) const {
   before_record();
   Tape& t = tape();
   const bool differentiated = impl_->parameter && impl_->trainable && detail::gradients_on;
-  if (impl_->read_epoch != t.epoch) {
+  NodeId id = t.use(*impl_).read;
+  if (id == Tape::kNone) {
     const std::int64_t position = state_position(*this);
     const Out out{impl_->shape, impl_->dtype};
-    const NodeId id = t.record(state_op(), {}, {&out, 1}, {&position, 1}, {}, where);
+    id = t.record(state_op(), {}, {&out, 1}, {&position, 1}, {}, where);
     if (differentiated) t.nodes[id].flags |= Node::requires_grad;
-    impl_->read_epoch = t.epoch;
-    impl_->read_node = id;
+    t.use(*impl_).read = id;
   } else if (differentiated) {
     // Read before under NoGrad: the leaf may be shared, its users decide by their own flags.
-    t.nodes[impl_->read_node].flags = Node::requires_grad;
+    t.nodes[id].flags = Node::requires_grad;
   }
   if (differentiated && !impl_->placed) [[unlikely]]
     t.read_first(*impl_);
-  return handle(impl_->read_node);
+  return handle(id);
 }
 
 template <class T>
@@ -163,8 +191,9 @@ void State::set(const std::vector<T>& values, Site where) {
     std::vector<decltype(to)> data(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) data[i] = value_as<decltype(to)>(values[i]);
     impl_->memory.write(data.data());
-    impl_->written();
   });
+  impl_->written();
+  forget_history_of(*impl_);
 }
 
 template std::vector<float> State::to_host(Site) const;
@@ -192,6 +221,7 @@ void State::set_bytes(const void* bytes, Site where) {
     impl_->memory.write(bytes);
   }
   impl_->written();
+  forget_history_of(*impl_);
 }
 
 Param::Param(Shape shape, DType dtype, std::string name, Site where) : State(shape, dtype, std::move(name), where) {
@@ -209,8 +239,9 @@ template std::vector<float> Param::gradient(Site) const;
 template std::vector<double> Param::gradient(Site) const;
 
 void Param::zero_grad(Site where) {
-  there(where).gradient_epoch = 0;
-  impl_->zeroed_epoch = tape().epoch;
+  StateUse& use = tape().use(there(where));
+  use.gradient = Tape::kNone;
+  use.zeroed = true;
   on_commit([impl = impl_] { impl->pending = false; });
   if (!recording() && tape().nodes.empty()) {  // nothing to wait for
     impl_->pending = false;

@@ -20,12 +20,8 @@ struct Op;
 std::uint64_t next_serial();
 
 struct StateImpl {
-  // What recording touches comes first, in one cache line: caches of the recording that the epoch names.
-  std::uint64_t id = 0;  // its serial number; part of plan keys
-  std::uint64_t read_epoch = 0, assigned_epoch = 0, position_epoch = 0, gradient_epoch = 0, zeroed_epoch = 0;
-  NodeId read_node = 0;        // reads this State
-  std::int32_t position = -1;  // in Tape::states
-  NodeId gradient_node = 0;    // this recording's gradient, not yet consumed
+  std::uint64_t id = 0;     // its serial number; part of plan keys
+  std::uint32_t index = 0;  // among the living; what a recording knows of it stands there (Tape::use)
   bool parameter = false;
   bool trainable = true;  // a frozen parameter takes no gradient
   bool decay = true;      // takes part in weight decay
@@ -56,7 +52,7 @@ struct StateImpl {
 };
 
 // Handles are copied, to be moved too: what was moved from is the same State. Of an absent one everything but bool() is an
-// error.
+// error. Threads may read a State at the same time; while one writes it, no other may use it.
 class State {
  public:
   State() = default;  // absent

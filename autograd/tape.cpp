@@ -76,10 +76,11 @@ NodeId Tape::record(const Op& op, std::span<const NodeId> node_inputs, std::span
 }
 
 void Tape::read_first(StateImpl& parameter) {
+  const std::int32_t position = use(parameter).position;
   if (frame < 0)
     parameter.placed = true;  // by the program itself
-  else if (std::find(first_reads.begin(), first_reads.end(), parameter.position) == first_reads.end())
-    first_reads.push_back(parameter.position);
+  else if (std::find(first_reads.begin(), first_reads.end(), position) == first_reads.end())
+    first_reads.push_back(position);
 }
 
 void Tape::place_first_reads() {
@@ -122,6 +123,16 @@ std::string Tape::where(Site site, int f) const {
 }
 
 std::string Tape::where(NodeId id) const { return where(origins[id].where, origins[id].frame); }
+
+std::string Tape::where_used(std::int32_t state) const {
+  for (NodeId id = 0; id < nodes.size(); ++id) {
+    std::vector<std::int32_t> used;
+    if (&op(id) == &state_op()) used.push_back(std::int32_t(ints_of(id)[0]));
+    if (op(id).writes) op(id).writes(*this, id, used);
+    if (std::ranges::find(used, state) != used.end()) return where(id);
+  }
+  return "";
+}
 
 std::string Tape::name(NodeId id) const {
   const Node& node = nodes[id];
@@ -177,8 +188,7 @@ Tensor detail::kept_handle(Tape& t, NodeId id) {
     auto* v = new Value;
     v->dtype = t.nodes[id].dtype;
     v->shape = t.nodes[id].shape();
-    v->epoch = t.epoch;
-    v->node = id;
+    v->place.set(t.epoch, id);
     t.kept[id] = Tensor::of_value(v);
   }
   return t.kept[id];
@@ -198,31 +208,47 @@ void close_frame(std::int32_t frame, const Tensor& output) {
   if (frame < 0 || std::size_t(frame) >= t.frames.size()) return;  // the tape was flushed meanwhile
   Frame& f = t.frames[frame];
   f.last = NodeId(t.nodes.size());
-  if (const Value* v = output.value(); v ? v->epoch == t.epoch : output.epoch() == t.epoch)
-    f.output = v ? v->node : output.raw_node();
+  if (const Value* v = output.value()) {
+    if (const auto node = v->place.on(t.epoch)) f.output = *node;
+  } else if (output.epoch() == t.epoch) {
+    f.output = output.raw_node();
+  }
   t.frame = f.parent;
 }
 
+StateUse& Tape::use(const StateImpl& state) {
+  if (uses.size() <= state.index) uses.resize(state.index + 1);
+  StateUse& u = uses[state.index];
+  if (u.epoch != epoch || u.id != state.id) u = {epoch, state.id};
+  return u;
+}
+
 std::int32_t state_position(const State& state) {
+  state.shape();  // an error if it is absent
   Tape& t = tape();
   StateImpl& impl = *state.impl();
-  if (impl.position_epoch != t.epoch) {
-    impl.position_epoch = t.epoch;
-    impl.position = std::int32_t(t.states.size());
+  StateUse& use = t.use(impl);
+  if (use.position < 0) {
+    use.position = std::int32_t(t.states.size());
     t.states.push_back(&impl);
     t.state_ids.push_back(impl.id);
   }
-  return impl.position;
+  return use.position;
+}
+
+void forget_history_of(const StateImpl& state) {
+  if (!detail::active_tape) return;  // the thread is ending
+  if (Tape& t = tapes().pending; t.retained && t.use(state).position >= 0) t.clear();
 }
 
 void mark_assigned(const State& state, Site where) {
   Tape& t = tape();
-  StateImpl& impl = *state.impl();
-  if (impl.assigned_epoch == t.epoch)
-    fail_at(where, fmt::format("assign: state '{}' is written twice in one step", impl.name), {},
+  StateUse& use = t.use(*state.impl());
+  if (use.assigned)
+    fail_at(where, fmt::format("assign: state '{}' is written twice in one step", state.name()), {},
             "combine the values and assign once");
-  impl.assigned_epoch = t.epoch;
-  impl.read_epoch = 0;  // a later read sees the new value
+  use.assigned = true;
+  use.read = Tape::kNone;  // a later read sees the new value
 }
 
 void on_commit(std::function<void()> f) { tape().commits.push_back(std::move(f)); }

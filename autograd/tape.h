@@ -73,6 +73,16 @@ namespace detail {
 inline constinit const Op* op_table[512] = {};  // by Op::id, filled at static initialisation
 }
 
+// What a recording knows of a State. It lies in the tape, so that threads may read a State at the same time.
+struct StateUse {
+  std::uint64_t epoch = 0, id = 0;  // of the recording and of the State: of another one it says nothing
+  std::int32_t position = -1;       // in Tape::states, -1: the recording does not name it
+  NodeId read = ~NodeId(0);         // reads it as of now
+  NodeId gradient = ~NodeId(0);     // of this recording, not yet consumed
+  bool assigned = false;
+  bool zeroed = false;  // the gradient of earlier runs is consumed or forgotten
+};
+
 // Everything recorded since the epoch began. Plain data: backward, schedule and plan read it.
 struct Tape {
   static constexpr NodeId kNone = ~NodeId(0);
@@ -95,6 +105,7 @@ struct Tape {
   std::vector<StateImpl*> states;         // that nodes name by their position here; see ~StateImpl
   std::vector<std::uint64_t> state_ids;   // of each, part of the key
   std::vector<std::int32_t> first_reads;  // positions of the Params that the open frames read for the first time ever
+  std::vector<StateUse> uses;             // by StateImpl::index; see use()
   std::vector<StateImpl*> gradients;      // Params with a gradient of this recording not yet consumed
   std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
   std::vector<std::pair<NodeId, NodeId>> clones;       // a node of such a range, and what it was evaluated again as
@@ -110,6 +121,7 @@ struct Tape {
   void place_first_reads();               // those of first_reads are where they should be
   void clear();                           // forgets everything, keeps capacity, begins a new epoch
   void check_states(Site where) const;    // an error if a State that the recording names has died since
+  StateUse& use(const StateImpl& state);
 
   const Op& op(NodeId id) const { return *detail::op_table[nodes[id].op]; }
   std::span<const NodeId> inputs_of(NodeId id) const { return {inputs.data() + nodes[id].first_input, nodes[id].inputs}; }
@@ -118,7 +130,8 @@ struct Tape {
 
   std::string where(NodeId id) const;  // "at file:line", then each frame outward, a line each
   std::string where(Site site, int frame) const;
-  std::string name(NodeId id) const;  // "layers.3.mixer: matmul"
+  std::string where_used(std::int32_t state) const;  // of the first node that reads or writes the State at this position
+  std::string name(NodeId id) const;                 // "layers.3.mixer: matmul"
 };
 
 // ---- the tape in use on this thread -----------------------------------------------------------------------------------------
@@ -168,6 +181,10 @@ std::int32_t state_position(const State& state);
 
 // Declares that the op being recorded writes `state`. An error if it was written before in this recording.
 void mark_assigned(const State& state, Site where);
+
+// `state` changes between steps, or goes away: what was computed from it outside `run` could not be computed again. Its values
+// become constants: a gradient by them is an error then, and never one of other numbers.
+void forget_history_of(const StateImpl& state);
 
 // f runs when the recording has been executed; an exception before that drops it.
 void on_commit(std::function<void()> f);

@@ -18,15 +18,20 @@ namespace {
           "return the tensor from the step function to keep its value");
 }
 
+[[noreturn]] void fail_pending_elsewhere(Site where) {
+  fail_at(where, "tensor: its value was never computed", "it was recorded outside run by another thread, or with what failed",
+          "ask for its value, as by item(), in the thread that recorded it");
+}
+
 // Node of a value from outside on the active tape.
 NodeId import_value(Tape& t, const Tensor& tensor, Site where) {
   Value& v = *tensor.value();
   const std::int64_t position = std::int64_t(t.bound.size());
   t.bound.push_back(tensor);
   const Out out{v.shape, v.dtype};
-  v.node = t.record(input_op(), {}, {&out, 1}, {&position, 1}, {}, where);
-  v.epoch = t.epoch;
-  return v.node;
+  const NodeId node = t.record(input_op(), {}, {&out, 1}, {&position, 1}, {}, where);
+  v.place.set(t.epoch, node);
+  return node;
 }
 
 template <class T, class From>
@@ -106,9 +111,9 @@ template Tensor Tensor::from(const std::vector<std::uint8_t>&, Shape, Site);
 NodeId Tensor::resolve(Site where) const {
   Tape& t = tape();
   if (value_) {
-    if (value_->epoch == t.epoch) return value_->node;
+    if (const auto node = value_->place.on(t.epoch)) return *node;
     if (value_->memory) return import_value(t, *this, where);
-    fail_dead(where);
+    fail_pending_elsewhere(where);
   }
   if (epoch_ == t.epoch) return node_;
   if (epoch_ == 0) fail_at(where, "tensor: an absent tensor was used", {}, "assign a value to it first");
@@ -116,7 +121,7 @@ NodeId Tensor::resolve(Site where) const {
 }
 
 bool Tensor::requires_grad(Site where) const {
-  if (value_ && value_->epoch != tape().epoch) return false;
+  if (value_ && !value_->place.on(tape().epoch)) return false;
   return tape().nodes[node(where)].has(Node::requires_grad);
 }
 
@@ -128,7 +133,8 @@ const std::byte* Tensor::bytes(Site where) const {
     if (!value_) node(where);  // dead or absent: raises
     flush();
   }
-  if (!value_ || !value_->memory) fail_dead(where);
+  if (!value_) fail_dead(where);
+  if (!value_->memory) fail_pending_elsewhere(where);
   const std::byte* const fetched = value_->memory->host() + value_->offset;
   look_at_watched();
   return fetched;

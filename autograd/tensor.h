@@ -42,17 +42,31 @@ class Subscript {
 };
 using Subscripts = std::array<Subscript, kMostCoordinates>;
 
-// A value that outlives its tape, shared by handles. Before it is computed `memory` is null and (epoch, node) say where it is
+// A value that outlives its tape, shared by handles. Before it is computed `memory` is null and `place` says where it is
 // pending. Small results of a step share one block.
 struct Value {
+  // The node that stands for the value on the tape of an epoch, the last that used it: one number, for threads may use a value
+  // at the same time.
+  class Place {
+   public:
+    void set(std::uint64_t epoch, NodeId node) { place_.store(epoch << kNodeBits | node, std::memory_order_relaxed); }
+    std::optional<NodeId> on(std::uint64_t epoch) const {
+      const std::uint64_t place = place_.load(std::memory_order_relaxed);
+      if (place >> kNodeBits != epoch) return {};
+      return NodeId(place & ((1u << kNodeBits) - 1));
+    }
+
+   private:
+    static constexpr int kNodeBits = 28;
+    std::atomic<std::uint64_t> place_{0};
+  };
+
   std::atomic<int> references{0};
   DType dtype = DType::f32;
   Shape shape;
   std::shared_ptr<Memory> memory;
-  std::size_t offset = 0;   // in it
-  std::uint64_t epoch = 0;  // tape on which `node` stands for this value
-  NodeId node = 0;
-  bool requires_grad = false;
+  std::size_t offset = 0;  // in it
+  Place place;
 };
 
 class Tensor {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "autograd/op.h"
+#include "autograd/tape.h"
 #include "jit/convert.h"
 #include "jit/interp.h"
 #include "jit/parallel.h"
@@ -77,8 +78,9 @@ void initialise(const State& state, const Initialiser& init, std::uint64_t seed,
       for (std::int64_t i = chunk * kChunk; i < end; ++i) values[i] = value_as<T>(init(draws, i));
     });
     if (!staged.empty()) memory.write(staged.data());
-    state.impl()->written();
   });
+  state.impl()->written();
+  forget_history_of(*state.impl());
 }
 
 }  // namespace weft

@@ -333,7 +333,7 @@ void Module::check_parts(std::size_t reads_then) const {
   throw Error(
       ErrorKind::usage,
       {"module: a parameter is used that was never added to it", "'" + p->name + "' " + to_string(p->shape),
-       t.where(p->read_node),
+       t.where_used(t.use(*p).position),
        "add(\"name\", layer) in the constructor of the module that owns it, or an optimizer will not find it; of one that "
        "belongs elsewhere ask for the parameters() first, or call it under no_grad"});
 }

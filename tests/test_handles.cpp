@@ -102,6 +102,7 @@ TEST(AbsentHandles, EveryCallOnAParamIsAnError) {
                     {"has_gradient", [&] { absent.has_gradient(); }},
                     {"gradient", [&] { absent.gradient<float>(); }},
                     {"zero_grad", [&] { writable.zero_grad(); }},
+                    {"take_gradient", [&] { take_gradient(absent); }},
                     {"of a layer without a bias", [] { Linear(2, 2, {.bias = false}).bias().shape(); }},
                     {"an optimizer", [&] { AdamW opt({absent}); }},
                 });

@@ -1,8 +1,11 @@
 // The tape and what runs it: laziness, errors, states, pending gradients, replay, checkpoint, random draws, scheduling.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <thread>
 
 #include "autograd/backward.h"
 #include "autograd/check.h"
@@ -167,6 +170,68 @@ TEST(Eager, AnEvaluationLoopDoesNotGrow) {
   EXPECT_LT(tapes().pending.nodes.size(), 50u);
 }
 
+// A loss that was looked at keeps its history, and would be computed again from what its parameters have become.
+TEST(Eager, AValueStaysWhatItWasWhenAStateChanges) {
+  Param w({1}, DType::f32, "w");
+  const std::vector<float> other = {5};
+  const std::vector<std::function<void()>> changes = {
+      [&] { w.set(other); },
+      [&] { w.set_bytes(other.data()); },
+      [&] { initialise(w, init::constant(5), 0, "w"); },
+      [&] { assign(w, full({1}, 5)); },
+      [&] { run([&] { assign(w, full({1}, 5)); }); },
+  };
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    w.set(Floats{3});
+    const Tensor loss = sum(square(w));
+    EXPECT_EQ(loss.item(), 9);
+    changes[i]();
+    EXPECT_EQ((loss + 1).item(), 10) << "change " << i;
+    EXPECT_EQ(loss.item(), 9) << "change " << i;
+    expect_error(ErrorKind::usage, {"does not depend on a trainable parameter", "set since", "at test_tape.cpp:"},
+                 [&] { backward(loss); });
+    EXPECT_EQ(run([&] { return w * 2; }).item(), 10) << "change " << i;
+  }
+}
+
+TEST(Eager, AValueKeepsItsHistoryWhileOtherStatesChange) {
+  Param w({1}, DType::f32, "w"), other({1}, DType::f32, "other");
+  w.set(Floats{3});
+  const Tensor loss = sum(square(w));
+  EXPECT_EQ(loss.item(), 9);
+  other.set(Floats{1});
+  run([&] { assign(other, other + w); });
+  EXPECT_EQ(other.to_host<float>(), Floats({4}));
+  backward(loss);
+  EXPECT_EQ(w.gradient<float>(), Floats({6}));
+}
+
+// What outputs of several steps of training are printed and added up.
+TEST(Eager, OutputsOfATrainingLoopAddUp) {
+  Param w({1}, DType::f32, "w");
+  double sum_of_values = 0;
+  std::vector<Tensor> outputs;
+  for (int i = 0; i < 4; ++i) {
+    outputs.push_back(square(w + 1));
+    sum_of_values += outputs.back().item();
+    run([&] { assign(w, w + 1); });
+  }
+  EXPECT_EQ((outputs[0] + outputs[1] + outputs[2] + outputs[3]).item(), sum_of_values);
+}
+
+TEST(Eager, AParamThatDiesAfterARunHasReadItIsNoHistory) {
+  Tensor loss;
+  {
+    Param w({1000}, DType::f32, "w");
+    loss = sum(square(w + 1));
+    EXPECT_EQ(loss.item(), 1000);
+    run([&] { return w * 1; });
+  }
+  const State elsewhere({1000});
+  expect_error(ErrorKind::usage, {"does not depend on a trainable parameter"}, [&] { backward(loss * 2); });
+  EXPECT_EQ((loss + 1).item(), 1001);
+}
+
 TEST(States, AssignIsSeenByLaterReadsOnly) {
   State s({2}, DType::f32, "s");
   s.set(Floats{1, 2});
@@ -311,12 +376,30 @@ TEST(Backward, NoGradAndFrozen) {
   EXPECT_FALSE(frozen.has_gradient());
 }
 
+TEST(Backward, NoGradHoldsInsideARunAndAfterIt) {
+  Param w({2}, DType::f32, "w");
+  expect_error(ErrorKind::usage, {"does not depend", "no_grad"},
+               [&] { no_grad([&] { run([&] { backward(sum(square(w))); }); }); });
+  {
+    const NoGrad off;
+    run([&] { return w * 2; });
+    EXPECT_FALSE((w * 2).requires_grad());
+    EXPECT_THROW(run([] { throw std::runtime_error("of the step"); }), std::runtime_error);
+    EXPECT_FALSE((w * 2).requires_grad());
+  }
+  EXPECT_TRUE((w * 2).requires_grad());
+}
+
 TEST(Backward, ErrorsNameTheCause) {
   const Tensor x = vec({1, 2});
   Param w({2}, DType::f32, "w");
   expect_error(ErrorKind::usage, {"one real number", "(2,)"}, [&] { run([&] { backward(x * w); }); });
   expect_error(ErrorKind::usage, {"no gradient flows", "no_grad, detach"},
                [&] { run([&] { grad(sum(detach(square(x))), {x}); }); });
+  const Tensor ids = Tensor::from(std::vector<std::int64_t>{1, 2}, {2});
+  expect_error(ErrorKind::usage, {"grad: the tensor is not real", "i64 (2,)", "at test_tape.cpp:"}, [&] {
+    grad(sum(x * ids), {x, ids});
+  });
 }
 
 TEST(Backward, CheckpointGivesEqualGradientsAndRecomputes) {
@@ -532,6 +615,40 @@ TEST(Threads, GiveEqualBits) {
   set_threads(before);
   EXPECT_EQ(got[0], got[1]);
   EXPECT_EQ(got[0], got[2]);
+}
+
+// Threads that read the same parameters and the same input at the same time, in steps of their own.
+TEST(Threads, ReadOneModelAtTheSameTime) {
+  Linear first(4, 8), second(8, 1);
+  first.parameters(), second.parameters();
+  const Tensor x = vec({1, 2, 3, 4});
+  const auto step = [&](int more) {
+    Tensor y = second(relu(first(x)));
+    for (int i = 0; i < more; ++i) y = y + 1;  // recordings differ
+    return y;
+  };
+  const double want = run(step, 0).item();
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (int more = 0; more < 3; ++more)
+    threads.emplace_back([&, more] {
+      for (int i = 0; i < 500; ++i) {
+        const double got = i % 2 == 0 ? run(step, more).item() : no_grad([&] { return step(more); }).item();
+        if (std::abs(got - want - more) > 1e-5) ++wrong;
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(Threads, AValueThatAnotherOneHasNotComputedIsAnError) {
+  const Tensor pending = vec({1, 2}) * 2;
+  std::thread([&] {
+    const std::vector<std::string> words = {"never computed", "by another thread", "at test_tape.cpp:", "item()"};
+    expect_error(ErrorKind::usage, words, [&] { pending + 1; });
+    expect_error(ErrorKind::usage, words, [&] { pending.to_host<float>(); });
+  }).join();
+  EXPECT_EQ(pending.to_host<float>(), Floats({2, 4}));
 }
 
 }  // namespace
