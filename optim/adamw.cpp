@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -111,11 +113,21 @@ void adamw_writes(const Tape& tape, NodeId id, std::vector<std::int32_t>& positi
 
 const Op& adamw_op = register_op({.name = "adamw", .lower = lower_adamw, .cuda = cuda_adamw, .writes = adamw_writes});
 
+// Kernels compute with these numbers in fp32.
+bool is_size(double x) { return x >= 0 && x <= double(std::numeric_limits<float>::max()); }
+
+void check_rate(double lr, Site where) {
+  if (!is_size(lr))
+    fail_at(where, "AdamW: the learning rate must be a finite number that is not negative", fmt::format("{}", lr),
+            "check the schedule that it comes from");
+}
+
 void check_options(const AdamWOptions& o, Site where) {
+  check_rate(o.lr, where);
   for (double beta : o.betas)
     if (!(beta >= 0 && beta < 1)) fail_at(where, "AdamW: betas must lie in [0, 1)", fmt::format("{}", beta));
-  if (!(o.eps >= 0) || !(o.weight_decay >= 0) || !(o.clip_norm >= 0))
-    fail_at(where, "AdamW: eps, weight_decay and clip_norm may not be negative",
+  if (!is_size(o.eps) || !is_size(o.weight_decay) || !(o.clip_norm >= 0))
+    fail_at(where, "AdamW: eps and weight_decay must be finite numbers that, as clip_norm, are not negative",
             fmt::format("{}, {}, {}", o.eps, o.weight_decay, o.clip_norm));
 }
 
@@ -147,7 +159,15 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
   powers_.impl()->memory.write(std::vector<double>(2 * rows_.size(), 1).data());
 }
 
+void AdamW::set_lr(double lr, Site where) {
+  check_rate(lr, where);
+  options_.lr = lr;
+}
+
 void AdamW::step(Site where) {
+  if (tape().use(*progress_->bad_step.impl()).assigned)
+    fail_at(where, "AdamW: the second step() of this optimizer in one run", {},
+            "call run for each update; to accumulate gradients call backward more than once before step()");
   look_at_watched();
   std::vector<Tensor> inputs(1);
   inputs.reserve(rows_.size() + 1);
@@ -290,6 +310,12 @@ void AdamW::load_state_dict(const TensorMap& tensors) {
     }
   for (const auto& [name, tensor] : tensors)
     if (!known.contains(name)) problems += "\n  unexpected: " + name;
+  for (std::size_t i = 0; i < powers.size(); i += sizeof(double)) {
+    double power;
+    std::memcpy(&power, powers.data() + i, sizeof power);
+    if (!(power >= 0 && power <= 1)) problems += fmt::format("\n  a power of a beta is not in [0, 1]: {}", power);
+  }
+  if (steps < 0) problems += fmt::format("\n  step is negative: {}", steps);
   if (!problems.empty())
     fail(ErrorKind::io, "AdamW: the saved state does not fit the parameters", problems, "nothing was loaded");
   moments_.set_bytes(moments.data());

@@ -50,7 +50,7 @@ class AdamW {
   void zero_grad();  // forgets pending gradients
 
   double lr() const { return options_.lr; }
-  void set_lr(double lr) { options_.lr = lr; }                  // from the next step() on; costs nothing
+  void set_lr(double lr, Site where = Site::current());         // from the next step() on; costs nothing
   std::int64_t step_count() const { return progress_->steps; }  // steps executed, those that were left out too
 
   // The global norm of the gradients before clipping, a scalar: that of the last step() recorded, so return it from the step

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <ranges>
 
 #include "jit/parallel.h"
 #include "tests/expect_error.h"
@@ -402,6 +403,55 @@ TEST(AdamW, ALearningRateThatChangesReplays) {
     });
     EXPECT_EQ(last_run().replayed, i > 0) << i;
   }
+}
+
+TEST(AdamW, RefusesNumbersThatNoKernelCanUse) {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  Param p = make_param({1, 2});
+  AdamW opt({p}, {.lr = 0.5});
+  for (const double rate : {nan, inf, -inf, -1e-3, 1e39})
+    for (const bool later : {true, false})
+      expect_error(ErrorKind::usage, {"AdamW: the learning rate", fmt::format("{}", rate), "at test_optim.cpp:"},
+                   [&] { later ? opt.set_lr(rate) : (void)AdamW({p}, {.lr = rate}); });
+  EXPECT_EQ(opt.lr(), 0.5);
+  opt.set_lr(0);
+  for (const double number : {nan, inf, -1.0})
+    for (const AdamWOptions& options : {AdamWOptions{.eps = number}, AdamWOptions{.weight_decay = number}})
+      expect_error(ErrorKind::usage, {"eps and weight_decay", "at test_optim.cpp:"}, [&] { AdamW({p}, options); });
+}
+
+TEST(AdamW, TwoStepsInOneRunAreAnError) {
+  Param p = make_param({1, 2});
+  AdamW opt({p});
+  expect_error(ErrorKind::usage, {"AdamW: the second step()", "at test_optim.cpp:", "accumulate"}, [&] {
+    run([&] {
+      backward(sum(square(p)));
+      opt.step();
+      backward(sum(square(p)));
+      opt.step();
+    });
+  });
+  EXPECT_EQ(opt.step_count(), 0);
+}
+
+TEST(AdamW, RefusesAStateThatNoTrainingLeaves) {
+  Param p = make_param({1, 2});
+  AdamW opt({p});
+  step_with(opt, p, {1, 1});
+  const std::vector<std::byte> powers = opt.state_dict().at("powers.p").bytes;
+  const auto with = [&](const char* name, DType dtype, std::vector<std::int64_t> shape, const auto& values) {
+    TensorMap state = opt.state_dict();
+    state.at(name) = HostTensor::from<std::ranges::range_value_t<decltype(values)>>(dtype, std::move(shape), values);
+    return state;
+  };
+  for (const double power : {std::nan(""), -0.5, 1.5})
+    expect_error(ErrorKind::io, {"a power of a beta", fmt::format("{}", power), "nothing was loaded"}, [&] {
+      opt.load_state_dict(with("powers.p", DType::f64, {2}, std::vector<double>{0.9, power}));
+    });
+  expect_error(ErrorKind::io, {"step is negative: -5", "nothing was loaded"},
+               [&] { opt.load_state_dict(with("step", DType::i64, {}, std::vector<std::int64_t>{-5})); });
+  EXPECT_EQ(opt.step_count(), 1);
+  EXPECT_EQ(opt.state_dict().at("powers.p").bytes, powers);
 }
 
 struct Pair : Layer<Pair> {
