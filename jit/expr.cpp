@@ -526,12 +526,21 @@ Expr unless_zero(Expr g, Expr a) { return make(Op::unless_zero, g, a); }
 
 Expr square(Expr a) { return a * a; }
 Expr silu(Expr a) { return a * sigmoid(a); }
-Expr relu(Expr a) { return where(a <= Expr(), Expr(), a); }  // this way round a NaN stays one
+Expr relu(Expr a) {  // this way round a NaN stays one
+  const Expr zero = a.type() == ExprType::integer ? Expr(0) : Expr();
+  return where(a <= zero, zero, a);
+}
 Expr gelu(Expr a) { return Expr(0.5) * a * (Expr(1.0) + erf(a * expr::literal(std::numbers::sqrt2 / 2))); }
 Expr gelu_tanh(Expr a) {
-  Expr inner = expr::literal(std::sqrt(2 / std::numbers::pi)) * (a + expr::literal(0.044715) * a * a * a);
+  // Beyond 10 tanh is 1, and the slope of the cube would be infinite before the cube is.
+  const Expr x = clamp(a, expr::literal(-10), expr::literal(10));
+  const Expr inner = expr::literal(std::sqrt(2 / std::numbers::pi)) * (x + expr::literal(0.044715) * x * x * x);
   return Expr(0.5) * a * (Expr(1.0) + tanh(inner));
 }
-Expr clamp(Expr a, Expr low, Expr high) { return min(max(a, low), high); }
+Expr clamp(Expr a, Expr low, Expr high) {
+  for (const Expr e : {a, low, high})
+    if (e.type() != ExprType::integer) return where(a < low, low, where(a > high, high, a));
+  return min(max(a, low), high);  // whose bounds are known where a subscript is checked
+}
 
 }  // namespace weft

@@ -182,11 +182,11 @@ Expr to_integer(Expr a);
 Expr narrow(Expr a, DType to);  // f64, i64 and boolean hold any value of their kind
 Expr unless_zero(Expr g, Expr a);
 Expr square(Expr a);
-Expr silu(Expr a);       // a sigmoid(a)
-Expr relu(Expr a);       // max(a, 0), with derivative 0 at 0
-Expr gelu(Expr a);       // a Phi(a), by erf
-Expr gelu_tanh(Expr a);  // the tanh approximation
-Expr clamp(Expr a, Expr low, Expr high);
+Expr silu(Expr a);                        // a sigmoid(a)
+Expr relu(Expr a);                        // max(a, 0), with derivative 0 at 0
+Expr gelu(Expr a);                        // a Phi(a), by erf
+Expr gelu_tanh(Expr a);                   // the tanh approximation
+Expr clamp(Expr a, Expr low, Expr high);  // its derivative at the bounds is 1
 
 // Whether a kernel may compute x*y + z with one rounding, an FMA (WEFT_FMA=0: it may not). It is the one rewrite that changes
 // results: the last bits, and where a product alone overflows or cancels.

@@ -19,6 +19,10 @@
 namespace weft {
 
 // ---- pointwise (ops/pointwise.cpp): operands broadcast, right-aligned; the result has the widest dtype ----------------------
+//
+// A number beside integers is an integer if it is whole: i * 2.0 has i's type, i * 0.5 is real. Quotients, pow and the
+// functions of reals are real. Reals that integers or booleans become are f32. Arithmetic with booleans alone is real: b + b is
+// f32.
 
 Tensor operator+(Arg a, Arg b);
 Tensor operator-(Arg a, Arg b);
@@ -74,7 +78,7 @@ Tensor square(Arg a);
 Tensor floor(Arg a);
 Tensor sin(Arg a);
 Tensor cos(Arg a);
-Tensor clamp(Arg a, double low, double high);
+Tensor clamp(Arg a, double low, double high);  // the gradient passes at the bounds, too
 // Reals round to nearest even, in a kernel that computes on with the result too; to integers they truncate and saturate, NaN to
 // the smallest; integers wrap.
 Tensor cast(Arg a, DType dtype);
@@ -132,7 +136,7 @@ std::vector<Tensor> split(Arg a, std::vector<std::int64_t> sizes, int axis);
 
 Tensor sum(Arg a, std::vector<int> axes = {}, bool keep = false);
 Tensor mean(Arg a, std::vector<int> axes = {}, bool keep = false);
-Tensor max(Arg a, std::vector<int> axes, bool keep = false);  // ties share the gradient evenly
+Tensor max(Arg a, std::vector<int> axes, bool keep = false);  // ties, or NaNs, share the gradient evenly
 Tensor logsumexp(Arg a, std::vector<int> axes = {}, bool keep = false);
 Tensor softmax(Arg a, std::vector<int> axes = {-1});
 Tensor log_softmax(Arg a, std::vector<int> axes = {-1});

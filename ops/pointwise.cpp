@@ -42,6 +42,12 @@ Tensor apply(std::int64_t name, Expr body, std::initializer_list<Arg> list, std:
   return record_body(name, body, {inputs.data(), args.size()}, constants, shape, result_dtype(body, args), args[0].where());
 }
 
+bool is_whole(double x) { return std::abs(x) < 0x1p63 && x == std::trunc(x); }
+
+void check_drawn(std::string_view op, DType dtype, Site where) {
+  if (!is_real(dtype)) fail_at(where, fmt::format("{}: the dtype is not real", op), std::string(name_of(dtype)));
+}
+
 // The rows of the pointwise table. Each holds, for every combination of operand types, the interned body, so that recording
 // builds no expression.
 struct Unary {
@@ -78,7 +84,7 @@ struct Binary {
   // Exact numbers are part of the structure (and fold); others are slots.
   Tensor operator()(const Arg& a, double b, bool left = false) const {
     const ExprType type = expr_type(a.dtype());
-    const bool whole = type == ExprType::integer && std::abs(b) < 0x1p63 && b == std::trunc(b);
+    const bool whole = type == ExprType::integer && is_whole(b);
     for (const double exact : {0.0, 1.0, -1.0, 2.0, 0.5}) {
       if (b != exact && !whole) continue;
       const Expr x = expr::input(0, type), c = whole ? Expr(std::int64_t(b)) : expr::literal(exact);
@@ -198,9 +204,11 @@ Tensor sin(Arg a) { return kSin(a); }
 Tensor cos(Arg a) { return kCos(a); }
 
 Tensor clamp(Arg a, double low, double high) {
-  static const Expr body = min(max(expr::input(0), expr::slot(0)), expr::slot(1));
+  static const Expr body = weft::clamp(expr::input(0), expr::slot(0), expr::slot(1));
   static const std::int64_t name = name_id("clamp");
   if (!(low <= high)) fail_at(a.where(), "clamp: the bounds are out of order", fmt::format("[{}, {}]", low, high));
+  if (expr_type(a.dtype()) == ExprType::integer && is_whole(low) && is_whole(high))
+    return apply(name, weft::clamp(expr::input(0, ExprType::integer), std::int64_t(low), std::int64_t(high)), {a});
   const double bounds[] = {low, high};
   return apply(name, body, {a}, bounds);
 }
@@ -219,7 +227,7 @@ Tensor full(Shape shape, double value, DType dtype, Site where) { return constan
 Tensor uniform(Shape shape, DType dtype, Site where) {
   static const Expr draw = expr::uniform(0, expr::element()), in_bf16 = min(draw, expr::literal(1 - 0x1p-8));
   static const std::int64_t name = name_id("uniform");
-  if (!is_real(dtype)) fail_at(where, "uniform: the dtype is not real", std::string(name_of(dtype)));
+  check_drawn("uniform", dtype, where);
   // The last fp32 below 1 would be rounded to 1.
   return record_body(name, dtype == DType::bf16 ? in_bf16 : draw, {}, next_draw().constants, shape, dtype, where);
 }
@@ -229,6 +237,7 @@ Tensor normal(Shape shape, DType dtype, Site where) {
   static const Expr body =
       sqrt(expr::literal(-2) * log(expr::input(0))) * cos(expr::literal(6.283185307179586) * expr::input(1));
   static const std::int64_t name = name_id("normal");
+  check_drawn("normal", dtype, where);
   const Tensor inputs[] = {uniform(shape, dtype, where), uniform(shape, dtype, where)};
   return record_body(name, body, inputs, {}, shape, dtype, where);
 }

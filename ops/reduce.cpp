@@ -163,9 +163,10 @@ void reduce_vjp(Vjp& v) {
     v.add(0, expand(g, shape));
     return;
   }
-  // Ties share the gradient evenly.
+  // Ties share the gradient evenly, as NaNs do.
   const DType real = compute_dtype(x);
-  const Tensor hit = equal(x, with_axes(v.output(), shape, mask, v.where()));
+  const Tensor hit = pointwise("is_max", {Arg(x, v.where()), Arg(with_axes(v.output(), shape, mask, v.where()), v.where())},
+                               [](Expr e, Expr high) { return equal(e, high) || not_equal(e, e); });
   const Tensor weight = cast(hit, real);
   std::vector<int> axes;
   for (int i = 0; i < shape.rank(); ++i)

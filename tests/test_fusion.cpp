@@ -228,6 +228,14 @@ TEST(Fusion, SlopesAtTheEdges) {
       }
     expect_equal(of(max, a, b)[0], {1, 1, 0.5, 1, 0}, "max");
     expect_equal(of(min, a, b)[0], {1, 1, 0.5, 0, 1}, "min");
+    expect_equal(run([&] { return grad(sum(max(a, {0})), {a})[0]; }), {1, 0, 0, 0, 0}, "max over an axis, of a NaN");
+    const Tensor nans = reals({kNan, 1, kNan});
+    expect_equal(run([&] { return grad(max(nans, {0}), {nans})[0]; }), {0.5, 0, 0.5}, "NaNs share it");
+    const Tensor ends = reals({-3, -2, 0, 5, 7});
+    expect_equal(run([&] { return grad(sum(clamp(ends, -2, 5)), {ends})[0]; }), {0, 1, 1, 1, 0}, "clamp at its bounds");
+    const Tensor large = reals({1e30, -1e30, 1e13, -20, 20});
+    expect_equal(run([&] { return gelu_tanh(large); }), {double(1e30f), 0, double(1e13f), 0, 20}, "gelu_tanh");
+    expect_equal(run([&] { return grad(sum(gelu_tanh(large)), {large})[0]; }), {1, 0, 1, 0, 1}, "gelu_tanh far out");
     const auto quotient = [](Arg n, Arg d) { return n / d; };
     expect_equal(of(quotient, reals({0, 3}), reals({1e-40, 2}))[1], {0, -0.75}, "0 / 1e-40 by the divisor");
   });
@@ -306,6 +314,18 @@ TEST(Integers, BesideConstantsThatNoneOfThemHolds) {
               (std::vector{kLarge + 1, kLarge + 7, kLarge - 3}));
     for (const DType dtype : {DType::i32, DType::i64})
       EXPECT_EQ(run([&] { return full({1}, double(kOdd), dtype); }).to_host<std::int64_t>(), std::vector{kOdd});
+  });
+}
+
+TEST(Integers, ThatAreCutOffStayIntegers) {
+  constexpr std::int64_t kOdd = (std::int64_t(1) << 40) + 1;  // fp32 does not hold it
+  const Tensor x = integers({kOdd, -3});
+  both_ways([&] {
+    const auto [positive, bounded, between] = run([&] { return std::tuple(relu(x), clamp(x, -2, 1e13), clamp(x, -2.5, 7)); });
+    EXPECT_EQ(positive.to_host<std::int64_t>(), (std::vector<std::int64_t>{kOdd, 0}));
+    EXPECT_EQ(bounded.to_host<std::int64_t>(), (std::vector<std::int64_t>{kOdd, -2}));
+    EXPECT_EQ(between.dtype(), DType::f32) << "a bound is not whole";
+    expect_equal(between, {7, -2.5}, "between reals");
   });
 }
 
