@@ -6,6 +6,7 @@
 #include <atomic>
 #include <bit>
 
+#include "autograd/run.h"
 #include "autograd/settings.h"
 #include "autograd/tape.h"
 
@@ -54,6 +55,10 @@ Rng& rng() {
 }
 
 void seed(std::uint64_t value) {
+  if (!recording()) flush();  // what is pending has drawn already, and its end is not to count as a run with this seed
+  Tape& t = tape();
+  t.root_draws = 0;
+  for (Frame& f : t.frames) f.draws = 0;
   Generators& g = generators();
   if (g.in_use == &g.own && on_main_thread()) {
     ProcessSeed& process = process_seed();

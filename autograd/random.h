@@ -57,8 +57,9 @@ class Rng {
 // different numbers. They are numbered by their first draw or parameter since the process has its seed; a thread that must
 // draw the same again, whatever the others do first, calls seed() or has an Rng.
 Rng& rng();
-// Of the generator in use, whose tick returns to 0 and whose parameters count from 0. On the main thread, with no UseRng, it is
-// the seed of the process, which reaches all threads that have not called it; on another thread it is that thread's alone.
+// Of the generator in use, whose tick returns to 0 and whose draws and parameters count from 0: what is recorded next on this
+// thread is the same every time, also outside `run`, where what is pending runs first. On the main thread, with no UseRng, it
+// is the seed of the process, which reaches all threads that have not called it; on another thread it is that thread's alone.
 void seed(std::uint64_t value);
 
 // While alive, `rng` is the generator in use.

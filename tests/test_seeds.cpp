@@ -58,6 +58,40 @@ TEST(Seeds, ModulesOfOneStructureStartDifferently) {
   seed(0);
 }
 
+TEST(Seeds, BeginAgainOutsideRunWhateverIsPendingOrKept) {
+  const auto draw = [] { return uniform({8}).to_host<float>(); };
+  const auto check = [&] {
+    Dropout dropout(0.5);
+    seed(5);
+    const Values first = draw();
+    const Tensor pending = normal({3});
+    seed(5);
+    EXPECT_EQ(pending.to_host<float>().size(), 3u);
+    EXPECT_EQ(draw(), first) << "what was pending has drawn before";
+    seed(5);
+    const Tensor one = uniform({8});
+    seed(5);
+    const Tensor other = uniform({8});
+    EXPECT_EQ(one.to_host<float>(), first);
+    EXPECT_EQ(other.to_host<float>(), first);
+    const Param w({8});
+    const Tensor kept = dropout((w + 1.0) * uniform({8})), again = dropout(w + 1.0);  // may be differentiated yet
+    const Values values = kept.to_host<float>();
+    EXPECT_NE(again.to_host<float>(), values);
+    seed(5);
+    EXPECT_EQ(draw(), first);
+    const auto draw_in_a_module = [&] {
+      seed(5);
+      return dropout((w + 1.0) * uniform({8})).to_host<float>();
+    };
+    EXPECT_EQ(draw_in_a_module(), draw_in_a_module());
+    EXPECT_EQ(kept.to_host<float>(), values);
+  };
+  check();
+  std::thread(check).join();
+  seed(0);
+}
+
 TEST(Seeds, TheFirstOfANameDependsOnSeedAndNameAlone) {
   seed(5);
   Param expected(Shape{4, 3});
