@@ -498,6 +498,7 @@ void record_backward(Tape& t, const Arg& loss, NodeId root) {
 }  // namespace
 
 void backward(Arg loss) {
+  before_record();
   check_loss(loss, "backward");
   Tape& t = tape();
   t.check_states(loss.where());
@@ -516,12 +517,14 @@ void backward(Arg loss) {
 }
 
 std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt, Unused unused) {
+  before_record();
   check_loss(loss, "grad");
   const Tensor one = constant(1, loss.shape(), loss.dtype(), loss.where());
   return gradients(loss.tensor(), one, wrt, unused, loss.where());
 }
 
 std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt, Unused unused) {
+  before_record();
   if (output.shape() != upstream.shape())
     fail_at(output.where(), "grad: the upstream gradient has not the output's shape",
             fmt::format("{} against {}", to_string(upstream.shape()), to_string(output.shape())));

@@ -363,7 +363,7 @@ void refresh_twins(const Plan& plan, const Tape& tape, Context& c) {
       for (StateImpl* s : read) s->twin->stale = false;
     }
   }
-  for (const int s : plan.outdated) tape.states[std::size_t(s)]->written();
+  for (const int s : plan.outdated) tape.states[std::size_t(s)]->outdate_twin();
 }
 
 }  // namespace
@@ -384,6 +384,7 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
   c.last_plan = plan;
   check_devices(tape, device());
   refresh_twins(*plan, tape, c);
+  states_change(tape, plan->written);
   Clock::time_point bound;
   const std::vector<Tensor> values = launch(*plan, tape, c, bound);
   stats.lookup_seconds = std::chrono::duration<double>(bound - start).count() - stats.plan_seconds;

@@ -61,6 +61,7 @@ struct Plan {
   std::vector<Out> results;  // what the step returns
   // Copies that make the twins which the plan reads equal to their States: run before it when one is stale.
   std::unique_ptr<Plan> twins;
+  std::vector<int> written;   // States, by their position, that it writes
   std::vector<int> outdated;  // States, by their position, that it writes without writing their twins
   std::uint64_t hash = 0;     // plan_hash of what it was made from
   std::size_t arena_bytes = 0;

@@ -53,15 +53,6 @@ bool has_effects(const Tape& t) {
   return false;
 }
 
-// The step writes States: see forget_history_of.
-void forget_history_of_written(const Tape& step) {
-  if (!tapes().pending.retained) return;
-  std::vector<std::int32_t> positions;
-  for (NodeId id = 0; id < step.nodes.size(); ++id)
-    if (const auto writes = step.op(id).writes) writes(step, id, positions);
-  for (const std::int32_t position : positions) forget_history_of(*step.states[std::size_t(position)]);
-}
-
 // A GPU and the libraries that its kernels need. A GPU that lacks them is worth a line.
 bool gpu_is_usable() {
   if (missing_cuda_device()) return false;
@@ -110,7 +101,6 @@ void Recording::finish(std::vector<Tensor*>& results) {
         wanted.emplace_back(r, copies.add(*r, where_));
   }
   context().stats.record_seconds = seconds_since(record_start);
-  forget_history_of_written(t);
   const std::vector<Tensor> values = execute(t, copies.nodes);
   commit(t);
   for (auto& [tensor, index] : wanted) *tensor = values[index];
@@ -136,6 +126,7 @@ void flush(Site where) {
   if (recording()) fail_at(where, "flush: called inside run", "the step is only being recorded");
   Tape& t = tapes().pending;
   if (t.nodes.empty()) return;
+  if (t.outdated()) return t.clear();  // what another thread's writing left cannot be computed
   record_start = Clock::now();
   keep_gradients();
   Results copies;
@@ -170,7 +161,7 @@ void flush(Site where) {
   wanted.clear();
   // A forward pass whose loss was printed before backward() keeps its tape; its values are computed again then.
   if (!effects && differentiable(t))
-    t.retained = true;
+    t.retain();
   else
     t.clear();
 }

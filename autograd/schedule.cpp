@@ -100,6 +100,8 @@ std::unique_ptr<Plan> Scheduler::run() {
   place_outputs();
   emit_all();
   assign_memory();
+  for (std::size_t p = 0; p < assigned_.size(); ++p)
+    if (assigned_[p] >= 0) plan_->written.push_back(int(p));
   plan_twins();
   return std::move(plan_);
 }

@@ -16,25 +16,41 @@
 namespace weft {
 namespace {
 
-// Small numbers of the States that live.
+// Small numbers of the States that live, and their versions.
 class Indices {
  public:
   std::uint32_t take() {
     const std::lock_guard lock(mutex_);
-    if (free_.empty()) return next_++;
+    if (free_.empty()) {
+      versions_.push_back(0);
+      return std::uint32_t(versions_.size() - 1);
+    }
     const std::uint32_t index = free_.back();
     free_.pop_back();
     return index;
   }
   void give_back(std::uint32_t index) {
     const std::lock_guard lock(mutex_);
+    ++versions_[index];
     free_.push_back(index);
+  }
+  void change(std::uint32_t index) {
+    const std::lock_guard lock(mutex_);
+    ++versions_[index];
+  }
+  void change(const Tape& tape, const std::vector<int>& positions) {
+    const std::lock_guard lock(mutex_);
+    for (const int p : positions) ++versions_[tape.states[std::size_t(p)]->index];
+  }
+  std::uint64_t version(std::uint32_t index) {
+    const std::lock_guard lock(mutex_);
+    return versions_[index];
   }
 
  private:
   std::mutex mutex_;
+  std::vector<std::uint64_t> versions_;
   std::vector<std::uint32_t> free_;
-  std::uint32_t next_ = 0;
 };
 
 Indices& indices() {
@@ -126,6 +142,10 @@ StateImpl::StateImpl(Shape s, DType d, std::string n)
   memory.fill(0);
 }
 
+std::uint64_t state_version(std::uint32_t index) { return indices().version(index); }
+void states_change(const Tape& tape, const std::vector<int>& written) { indices().change(tape, written); }
+void StateImpl::changes() { indices().change(index); }
+
 StateImpl::Twin& StateImpl::make_twin() {
   if (!twin)
     twin.reset(
@@ -192,8 +212,8 @@ void State::set(const std::vector<T>& values, Site where) {
     for (std::size_t i = 0; i < values.size(); ++i) data[i] = value_as<decltype(to)>(values[i]);
     impl_->memory.write(data.data());
   });
-  impl_->written();
-  forget_history_of(*impl_);
+  impl_->outdate_twin();
+  impl_->changes();
 }
 
 template std::vector<float> State::to_host(Site) const;
@@ -220,8 +240,8 @@ void State::set_bytes(const void* bytes, Site where) {
   } else {
     impl_->memory.write(bytes);
   }
-  impl_->written();
-  forget_history_of(*impl_);
+  impl_->outdate_twin();
+  impl_->changes();
 }
 
 Param::Param(Shape shape, DType dtype, std::string name, Site where) : State(shape, dtype, std::move(name), where) {

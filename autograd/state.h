@@ -15,9 +15,14 @@
 namespace weft {
 
 struct Op;
+struct Tape;
 
 // Numbers of States and modules, in the order in which they are made; unique in the process.
 std::uint64_t next_serial();
+
+// Changes when the State with this index is written, and when it dies.
+std::uint64_t state_version(std::uint32_t index);
+void states_change(const Tape& tape, const std::vector<int>& written);  // by their positions on the tape
 
 struct StateImpl {
   std::uint64_t id = 0;     // its serial number; part of plan keys
@@ -45,10 +50,11 @@ struct StateImpl {
   ~StateImpl();
   StateImpl(const StateImpl&) = delete;
   StateImpl& operator=(const StateImpl&) = delete;
-  Twin& make_twin();  // unless there is one
-  void written() {    // by something that does not write the twin
+  Twin& make_twin();     // unless there is one
+  void outdate_twin() {  // something writes the State that does not write the twin
     if (twin) twin->stale = true;
   }
+  void changes();  // the host writes the State: it gets another version
 };
 
 // Handles are copied, to be moved too: what was moved from is the same State. Of an absent one everything but bool() is an

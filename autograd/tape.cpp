@@ -178,7 +178,7 @@ bool differentiable(const Tape& t) {
 
 void detail::keep_house(Tape& t) {
   if (tapes().hold > 0) return;
-  if (t.retained && !differentiable(t)) t.clear();
+  if (t.retained && (!differentiable(t) || t.outdated())) t.clear();
   if (t.nodes.size() >= kPendingNodes && t.nodes.size() % kPendingNodes < 64 && t.frame < 0 && !differentiable(t)) flush();
 }
 
@@ -197,6 +197,7 @@ Tensor detail::kept_handle(Tape& t, NodeId id) {
 // ---- module calls and States ------------------------------------------------------------------------------------------------
 
 std::int32_t open_frame(const std::string* path, Site where, const Tensor& input) {
+  before_record();
   Tape& t = tape();
   const NodeId node = input ? input.node(where) : Tape::kNone;
   t.frames.push_back({t.frame, where, path, 0, NodeId(t.nodes.size()), NodeId(t.nodes.size()), node, Tape::kNone});
@@ -223,6 +224,16 @@ StateUse& Tape::use(const StateImpl& state) {
   return u;
 }
 
+void Tape::retain() {
+  retained = true;
+  versions.clear();
+  for (const StateImpl* s : states) versions.emplace_back(s->index, state_version(s->index));
+}
+
+bool Tape::outdated() const {
+  return retained && std::ranges::any_of(versions, [](const auto& v) { return state_version(v.first) != v.second; });
+}
+
 std::int32_t state_position(const State& state) {
   state.shape();  // an error if it is absent
   Tape& t = tape();
@@ -234,11 +245,6 @@ std::int32_t state_position(const State& state) {
     t.state_ids.push_back(impl.id);
   }
   return use.position;
-}
-
-void forget_history_of(const StateImpl& state) {
-  if (!detail::active_tape) return;  // the thread is ending
-  if (Tape& t = tapes().pending; t.retained && t.use(state).position >= 0) t.clear();
 }
 
 void mark_assigned(const State& state, Site where) {

@@ -106,11 +106,12 @@ struct Tape {
   std::vector<std::uint64_t> state_ids;   // of each, part of the key
   std::vector<std::int32_t> first_reads;  // positions of the Params that the open frames read for the first time ever
   std::vector<StateUse> uses;             // by StateImpl::index; see use()
-  std::vector<StateImpl*> gradients;      // Params with a gradient of this recording not yet consumed
-  std::vector<std::pair<NodeId, NodeId>> checkpoints;  // ranges [begin, end) to evaluate again in backward
-  std::vector<std::pair<NodeId, NodeId>> clones;       // a node of such a range, and what it was evaluated again as
-  std::vector<std::shared_ptr<std::uint64_t>> draws;   // ticks of generators, which advance when the run commits
-  std::vector<std::function<void()>> commits;          // host effects of recording, in order
+  std::vector<std::pair<std::uint32_t, std::uint64_t>> versions;  // of a retained tape: index and version of each of its States
+  std::vector<StateImpl*> gradients;                              // Params with a gradient of this recording not yet consumed
+  std::vector<std::pair<NodeId, NodeId>> checkpoints;             // ranges [begin, end) to evaluate again in backward
+  std::vector<std::pair<NodeId, NodeId>> clones;                  // a node of such a range, and what it was evaluated again as
+  std::vector<std::shared_ptr<std::uint64_t>> draws;              // ticks of generators, which advance when the run commits
+  std::vector<std::function<void()>> commits;                     // host effects of recording, in order
 
   // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does and
   // gradients are on; whether its op has a rule for it shows when a gradient arrives. Further outputs get the ids that follow.
@@ -122,6 +123,8 @@ struct Tape {
   void clear();                           // forgets everything, keeps capacity, begins a new epoch
   void check_states(Site where) const;    // an error if a State that the recording names has died since
   StateUse& use(const StateImpl& state);
+  void retain();          // what was executed, for a later backward
+  bool outdated() const;  // it was retained, and a State that it names has changed since: its values cannot be computed again
 
   const Op& op(NodeId id) const { return *detail::op_table[nodes[id].op]; }
   std::span<const NodeId> inputs_of(NodeId id) const { return {inputs.data() + nodes[id].first_input, nodes[id].inputs}; }
@@ -181,10 +184,6 @@ std::int32_t state_position(const State& state);
 
 // Declares that the op being recorded writes `state`. An error if it was written before in this recording.
 void mark_assigned(const State& state, Site where);
-
-// `state` changes between steps, or goes away: what was computed from it outside `run` could not be computed again. Its values
-// become constants: a gradient by them is an error then, and never one of other numbers.
-void forget_history_of(const StateImpl& state);
 
 // f runs when the recording has been executed; an exception before that drops it.
 void on_commit(std::function<void()> f);

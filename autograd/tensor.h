@@ -51,9 +51,9 @@ struct Value {
    public:
     void set(std::uint64_t epoch, NodeId node) { place_.store(epoch << kNodeBits | node, std::memory_order_relaxed); }
     std::optional<NodeId> on(std::uint64_t epoch) const {
-      const std::uint64_t place = place_.load(std::memory_order_relaxed);
-      if (place >> kNodeBits != epoch) return {};
-      return NodeId(place & ((1u << kNodeBits) - 1));
+      const std::uint64_t both = place_.load(std::memory_order_relaxed);
+      if (both >> kNodeBits != epoch) return {};
+      return NodeId(both & ((1u << kNodeBits) - 1));
     }
 
    private:

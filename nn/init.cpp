@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "autograd/op.h"
-#include "autograd/tape.h"
 #include "jit/convert.h"
 #include "jit/interp.h"
 #include "jit/parallel.h"
@@ -79,8 +78,8 @@ void initialise(const State& state, const Initialiser& init, std::uint64_t seed,
     });
     if (!staged.empty()) memory.write(staged.data());
   });
-  state.impl()->written();
-  forget_history_of(*state.impl());
+  state.impl()->outdate_twin();
+  state.impl()->changes();
 }
 
 }  // namespace weft

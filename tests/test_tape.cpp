@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <thread>
 
@@ -180,6 +181,8 @@ TEST(Eager, AValueStaysWhatItWasWhenAStateChanges) {
       [&] { initialise(w, init::constant(5), 0, "w"); },
       [&] { assign(w, full({1}, 5)); },
       [&] { run([&] { assign(w, full({1}, 5)); }); },
+      [&] { std::thread([&] { w.set(other); }).join(); },
+      [&] { std::thread([&] { run([&] { assign(w, full({1}, 5)); }); }).join(); },
   };
   for (std::size_t i = 0; i < changes.size(); ++i) {
     w.set(Floats{3});
@@ -219,17 +222,25 @@ TEST(Eager, OutputsOfATrainingLoopAddUp) {
   EXPECT_EQ((outputs[0] + outputs[1] + outputs[2] + outputs[3]).item(), sum_of_values);
 }
 
-TEST(Eager, AParamThatDiesAfterARunHasReadItIsNoHistory) {
-  Tensor loss;
-  {
-    Param w({1000}, DType::f32, "w");
-    loss = sum(square(w + 1));
+TEST(Eager, AParamThatDiesIsNoHistory) {
+  for (const bool elsewhere : {false, true}) {
+    auto w = std::make_unique<Param>(Shape{1000}, DType::f32, "w");
+    const Tensor loss = sum(square(*w + 1));
     EXPECT_EQ(loss.item(), 1000);
-    run([&] { return w * 1; });
+    run([&] { return *w * 1; });
+    elsewhere ? std::thread([&] { w.reset(); }).join() : w.reset();
+    const State at_its_place({1000});
+    expect_error(ErrorKind::usage, {"does not depend on a trainable parameter"}, [&] { backward(loss); });
+    EXPECT_EQ((loss + 1).item(), 1001);
   }
-  const State elsewhere({1000});
-  expect_error(ErrorKind::usage, {"does not depend on a trainable parameter"}, [&] { backward(loss * 2); });
-  EXPECT_EQ((loss + 1).item(), 1001);
+}
+
+// A call of a module is the first that is recorded after a loss has gone.
+TEST(Eager, AModuleThatIsCalledAfterwardsHasItsFrame) {
+  Linear linear(2, 1);
+  linear.parameters();
+  { EXPECT_EQ(sum(linear.weight() * 0).item(), 0); }
+  expect_error(ErrorKind::usage, {"linear: ", "in the model, called at test_tape.cpp:"}, [&] { linear(vec({1, 2, 3})); });
 }
 
 TEST(States, AssignIsSeenByLaterReadsOnly) {
