@@ -22,7 +22,8 @@ struct Plan;  // autograd/plan.h
 
 // "auto" (cuda if there is one, else cpu), "cpu", "cuda", "emu" (the CUDA path on weft's own interpreter of PTX). States live
 // on the device in use when they are made. On the main thread it is for all threads that do not call it, on another thread for
-// that one. Errors (ErrorKind::device) say what is missing.
+// that one. Threads may compute on the CPU at the same time; a GPU, the emulated one too, is for one thread at a time. Errors
+// (ErrorKind::device) say what is missing.
 void use_device(std::string_view name, Site where = Site::current());
 Device device();
 Target target();  // what plans for it are made for

@@ -630,6 +630,8 @@ TEST(Threads, GiveEqualBits) {
 
 // Threads that read the same parameters and the same input at the same time, in steps of their own.
 TEST(Threads, ReadOneModelAtTheSameTime) {
+  const Device before = device();
+  use_device("cpu");  // a GPU is for one thread at a time
   Linear first(4, 8), second(8, 1);
   first.parameters(), second.parameters();
   const Tensor x = vec({1, 2, 3, 4});
@@ -650,6 +652,7 @@ TEST(Threads, ReadOneModelAtTheSameTime) {
     });
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
+  use_device(name_of(before));
 }
 
 TEST(Threads, AValueThatAnotherOneHasNotComputedIsAnError) {
