@@ -183,9 +183,8 @@ struct HoleInVjp {
   Hole gradient;
   Few<int, kMostRoots> outputs;  // of root r over the hole's space, -1: none
   Few<int, kMostRoots> sums;     // of the sum of root r over all coordinates but the last, -1: none
-  // Of what the kernel sums otherwise: of root r in SumForm(f), -1: none. Over (outer..., 1, 1), (outer..., rows, 1),
-  // (outer..., 1, columns), (outer..., rows + columns - 1), where element row - column + columns - 1 has the difference row -
-  // column.
+  // Of what the kernel sums otherwise: of root r in SumForm(f), -1: none. They are over (outer..., 1, 1), (outer..., rows, 1),
+  // (outer..., 1, columns) and (outer..., rows + columns - 1), in which element d has the difference d - (columns - 1).
   Few<std::array<int, kSumForms>, kMostRoots> forms;
 
   // Appends to `outs` the outputs that the gradients of loads need; `first` is the output of root 0, -1 if it has none. `real`

@@ -132,10 +132,6 @@ std::optional<Operand> walked(const Operand& o, Expr load, const Shape& space) {
   return leaf;
 }
 
-}  // namespace
-
-namespace {
-
 // A hole over what the node reads: load k is of input inputs[k], slot k constant slots[k].
 struct Body {
   std::vector<Expr> roots;

@@ -35,13 +35,12 @@ enum class Seen : std::uint8_t { none, some, all };
 // For each tile, for all of batch and heads: whether the mask hides all of it, some, or nothing.
 class TileMap {
  public:
-  TileMap(const Fused* mask, const Shape& scores)
-      : mask_(mask),
-        scores_(scores),
+  TileMap(const std::optional<Fused>& mask, const Shape& scores)
+      : scores_(scores),
         rows_(ceil_div(scores[2], kTileRows)),
         columns_(ceil_div(scores[3], kTileColumns)),
         seen_(std::size_t(rows_ * columns_), Seen::all) {
-    if (mask && scores.numel() > 0) find(0, rows_, 0, columns_);
+    if (mask && scores.numel() > 0) find(mask->roots[0], 0, rows_, 0, columns_);
   }
   std::int64_t rows() const { return rows_; }
   std::int64_t columns() const { return columns_; }
@@ -49,26 +48,25 @@ class TileMap {
 
  private:
   // A box of tiles that is undecided is cut in two, so that the work follows the borders of the mask.
-  void find(std::int64_t row, std::int64_t row_end, std::int64_t column, std::int64_t column_end) {
+  void find(Expr mask, std::int64_t row, std::int64_t row_end, std::int64_t column, std::int64_t column_end) {
     const auto axis = [](std::int64_t begin, std::int64_t end) { return Interval{double(begin), double(end - 1)}; };
     const Interval space[] = {axis(0, scores_[0]), axis(0, scores_[1]),
                               axis(row * kTileRows, std::min(row_end * kTileRows, scores_[2])),
                               axis(column * kTileColumns, std::min(column_end * kTileColumns, scores_[3]))};
-    const Interval visible = interval_of(mask_->roots[0], space);
+    const Interval visible = interval_of(mask, space);
     const std::int64_t rows = row_end - row, columns = column_end - column;
     if (visible.always_true() || visible.always_false() || rows * columns == 1) {
       const Seen seen = visible.always_true() ? Seen::all : visible.always_false() ? Seen::none : Seen::some;
       for (std::int64_t r = row; r < row_end; ++r) std::fill_n(seen_.begin() + r * columns_ + column, columns, seen);
     } else if (rows >= columns) {
-      find(row, row + rows / 2, column, column_end);
-      find(row + rows / 2, row_end, column, column_end);
+      find(mask, row, row + rows / 2, column, column_end);
+      find(mask, row + rows / 2, row_end, column, column_end);
     } else {
-      find(row, row_end, column, column + columns / 2);
-      find(row, row_end, column + columns / 2, column_end);
+      find(mask, row, row_end, column, column + columns / 2);
+      find(mask, row, row_end, column + columns / 2, column_end);
     }
   }
 
-  const Fused* mask_;
   Shape scores_;
   std::int64_t rows_, columns_;
   std::vector<Seen> seen_;
@@ -208,7 +206,7 @@ AttentionTask attention_task(Lowering& l, int mask, int score, int weight, int r
                      .score = filled_hole(l, score, sizes.scores()),
                      .weight = filled_hole(l, weight, sizes.scores()),
                      .tiles = {}};
-  task.tiles = std::make_shared<TileMap>(task.mask ? &*task.mask : nullptr, sizes.scores());
+  task.tiles = std::make_shared<TileMap>(task.mask, sizes.scores());
   return task;
 }
 

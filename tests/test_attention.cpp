@@ -481,6 +481,26 @@ TEST(Attention, WhatIsHiddenMayBeNan) {
   }
 }
 
+// What the mask hides in a whole tile is not computed with, so that the work of a window is linear in time.
+TEST(Attention, HiddenTilesAreNotRead) {
+  if (is_gpu(device())) GTEST_SKIP() << "its tiles are those of the CPU";
+  const Sizes z{1, 640, 640, 1, 1, 8, 8};
+  const auto spoilt = [](const Tensor& x, bool late) {
+    Values values = x.to_host<double>();
+    for (std::size_t t = 0; t < 640; ++t)
+      for (std::size_t c = 0; c < 8; ++c)
+        if (late ? t >= 384 : t < 256) values[t * 8 + c] = kNan;
+    return Tensor::from(values, x.shape());
+  };
+  const auto rows = [](const Tensor& x, Place begin, Place end) { return slice(x, 1, begin, end); };
+  const AttentionOptions window{.causal = true, .mask = [](Index, Index, Index i, Index j) { return i - j < 128; }};
+  const Tensor q = z.q(), k = z.k(), v = z.v(), o = attention(q, k, v, window);
+  const Tensor early = attention(q, spoilt(k, true), spoilt(v, true), window);
+  EXPECT_EQ(rows(early, 0, 384).to_host<double>(), rows(o, 0, 384).to_host<double>());
+  const Tensor late = attention(q, spoilt(k, false), spoilt(v, false), window);
+  EXPECT_EQ(rows(late, 384, 640).to_host<double>(), rows(o, 384, 640).to_host<double>());
+}
+
 TEST(Attention, EmptyShapes) {
   for (const Sizes& z : {Sizes{0, 3, 3, 2, 1, 8, 8}, Sizes{1, 0, 0, 2, 1, 8, 8}, Sizes{1, 0, 5, 2, 1, 8, 8},
                          Sizes{2, 5, 0, 2, 1, 8, 8}, Sizes{1, 4, 4, 2, 1, 8, 0}}) {
