@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -159,6 +160,61 @@ std::string read_text(const fs::path& file, std::size_t limit) {
   if (have > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
   bytes.resize(have);
   return bytes;
+}
+
+// ---- other formats ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::string_view kUnpack = "unpack it first", kSaveAgain = "save the model with save_pretrained of transformers";
+
+struct Signature {
+  std::string_view bytes;
+  ForeignFormat format;
+};
+using namespace std::string_view_literals;  // some have a zero byte
+constexpr std::array kSignatures = std::to_array<Signature>({
+    {"version https://git-lfs"sv,
+     {"a pointer of Git LFS, not the file itself", "`git lfs pull` in its folder, or download it again"}},
+    {"PK\x03\x04"sv, {"a zip archive, as torch.save and numpy.savez write", kSaveAgain}},
+    {"\x80\x02"sv, {"a pickle, which weft does not run", kSaveAgain}},
+    {"\x80\x03"sv, {"a pickle, which weft does not run", kSaveAgain}},
+    {"\x80\x04\x95"sv, {"a pickle, which weft does not run", kSaveAgain}},
+    {"\x80\x05\x95"sv, {"a pickle, which weft does not run", kSaveAgain}},
+    {"GGUF\x02\0\0\0"sv, {"a GGUF file of llama.cpp", "give the folder that it was converted from"}},
+    {"GGUF\x03\0\0\0"sv, {"a GGUF file of llama.cpp", "give the folder that it was converted from"}},
+    {"\x89HDF\r\n"sv, {"an HDF5 file", kSaveAgain}},
+    {"\x93NUMPY"sv, {"an array of NumPy", kSaveAgain}},
+    {"PAR1\x15"sv, {"a Parquet file", "write its texts as lines of JSON: {\"text\": \"...\"}"}},
+    {"\x1f\x8b\x08"sv, {"compressed by gzip", kUnpack}},
+    {"\x28\xb5\x2f\xfd"sv, {"compressed by zstd", kUnpack}},
+    {"\xfd"
+     "7zXZ\0"sv,
+     {"compressed by xz", kUnpack}},
+    {"BZh91AY&SY"sv, {"compressed by bzip2", kUnpack}},
+    {"<!doctype html"sv,
+     {"a web page", "on huggingface.co a file's own address has /resolve/ where its page has /blob/", true}},
+    {"<html"sv, {"a web page", "on huggingface.co a file's own address has /resolve/ where its page has /blob/", true}},
+});
+
+bool begins_with(std::string_view text, std::string_view lower_case) {
+  const auto lower = [](char c) { return 'A' <= c && c <= 'Z' ? char(c - 'A' + 'a') : c; };
+  return text.size() >= lower_case.size() &&
+         std::equal(lower_case.begin(), lower_case.end(), text.begin(), [&](char a, char b) { return a == lower(b); });
+}
+
+}  // namespace
+
+std::optional<ForeignFormat> foreign_format(std::string_view begin) {
+  const std::string_view text = begin.substr(std::min(begin.find_first_not_of(" \t\r\n"), begin.size()));
+  for (const Signature& s : kSignatures)
+    if (s.format.text ? begins_with(text, s.bytes) : begin.starts_with(s.bytes)) return s.format;
+  return std::nullopt;
+}
+
+void refuse_foreign(const std::string& file, std::string_view begin, std::string_view wanted) {
+  if (const auto is = foreign_format(begin))
+    fail(ErrorKind::io, fmt::format("{}: not {}", file, wanted), fmt::format("it is {}", is->what), std::string(is->hint));
 }
 
 }  // namespace weft

@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <filesystem>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace weft {
 
@@ -60,5 +62,18 @@ void write_file(const std::filesystem::path& file, std::span<const std::byte> by
 // A whole file, or stream such as /dev/stdin, of at most `limit` bytes.
 inline constexpr std::size_t kNoLimit = std::numeric_limits<std::ptrdiff_t>::max();
 std::string read_text(const std::filesystem::path& file, std::size_t limit = kNoLimit);
+
+// What often lies where another file should: a pointer of Git LFS, a web page, a pickle, something compressed.
+struct ForeignFormat {
+  std::string_view what;  // "a zip archive, as torch.save writes"
+  std::string_view hint;  // how to come by the file that is wanted
+  bool text = false;      // it may be a text that somebody wants to read as one
+};
+// The format that the first bytes of a file are known by; nothing: another one. kForeignBytes of them are enough.
+inline constexpr std::size_t kForeignBytes = 512;
+std::optional<ForeignFormat> foreign_format(std::string_view begin);
+// An error (ErrorKind::io) that says what `file`, which begins so, is instead of `wanted` ("a safetensors file"), if that is
+// known.
+void refuse_foreign(const std::string& file, std::string_view begin, std::string_view wanted);
 
 }  // namespace weft

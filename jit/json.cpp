@@ -182,10 +182,15 @@ json parse_json(std::string_view text, std::string_view name, std::size_t line) 
   return Builder(copy, name, line, std::move(specials)).build();
 }
 
-json read_json(const std::filesystem::path& file) { return parse_json(read_text(file, kMaxJsonBytes), file.string()); }
+json read_json(const std::filesystem::path& file) {
+  const std::string text = read_text(file, kMaxJsonBytes);
+  refuse_foreign(file.string(), text, "JSON");
+  return parse_json(text, file.string());
+}
 
-std::string text_of(const json& value) {
-  if (!value.is_number_float() || std::isfinite(value.get<double>())) return value.dump();
+std::string text_of(const json& value, int indent) {
+  if (!value.is_number_float() || std::isfinite(value.get<double>()))
+    return value.dump(indent, ' ', false, json::error_handler_t::replace);
   return std::isnan(value.get<double>()) ? "NaN" : value.get<double>() > 0 ? "Infinity" : "-Infinity";
 }
 

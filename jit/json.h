@@ -19,7 +19,9 @@ inline constexpr std::size_t kMaxJsonDepth = 64;
 // beginning in its file.
 nlohmann::json parse_json(std::string_view text, std::string_view name, std::size_t line = 1);
 nlohmann::json read_json(const std::filesystem::path& file);
-std::string text_of(const nlohmann::json& value);  // as it is read: NaN and Infinity too, which dump() makes null
+// As it is read: a NaN or Infinity too, which dump() makes null. Bytes of strings that are not UTF-8, for which dump() throws,
+// become U+FFFD: names of files may have any.
+std::string text_of(const nlohmann::json& value, int indent = -1);
 
 // The integer under a key of the object in `file`; what is none, or is beyond T, is ErrorKind::io. (nlohmann's get<T>()
 // converts any number, and of 1e300 that is undefined.) A missing key is nlohmann::json::out_of_range.
