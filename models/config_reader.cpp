@@ -1,8 +1,11 @@
 #include "models/config_reader.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -57,10 +60,24 @@ void ConfigReader::read(const std::string& key, std::optional<std::int64_t>& tok
   if (const auto id = j->get<std::int64_t>(); id >= 0) token = id;
 }
 
-void ConfigReader::require(const std::string& key, const json& value) {
+void ConfigReader::read(const std::string& key, std::vector<std::int64_t>& tokens) {
   const json* j = find(key);
-  if (j && *j != value)
-    problem("this model has no such feature", fmt::format("{} = {}; only {} is supported", key, text_of(*j), text_of(value)));
+  if (!j) return;
+  tokens.clear();
+  for (const json& one : j->is_array() ? *j : json::array({*j})) {
+    if (!one.is_number_integer()) return problem("a token's id is expected", key + " = " + text_of(*j));
+    if (const auto id = one.get<std::int64_t>(); id >= 0 && std::ranges::find(tokens, id) == tokens.end()) tokens.push_back(id);
+  }
+}
+
+void ConfigReader::require(const std::string& key, const json& value) { require_any(key, {value}); }
+
+void ConfigReader::require_any(const std::string& key, const std::vector<json>& values) {
+  const json* j = find(key);
+  if (!j || std::ranges::find(values, *j) != values.end()) return;
+  std::string texts;
+  for (const json& value : values) texts += (texts.empty() ? "" : " or ") + text_of(value);
+  problem("this model has no such feature", fmt::format("{} = {}; only {} is supported", key, text_of(*j), texts));
 }
 
 void ConfigReader::same(const std::string& key, std::int64_t value) {
@@ -87,6 +104,7 @@ void ConfigReader::ignore_common() {
           "transformers_version",
           "use_cache",
           "_name_or_path",
+          "_commit_hash",
           "_attn_implementation_autoset",
           "return_dict",
           "output_hidden_states",
@@ -97,23 +115,85 @@ void ConfigReader::ignore_common() {
           "id2label",
           "label2id",
           "is_decoder",
-          "is_encoder_decoder",
           "gradient_checkpointing",
           "n_positions",
           "type_vocab_size",
           "chunk_size_feed_forward",
-          "pruned_heads",
           "tie_encoder_decoder",
           "use_bfloat16",
           "torchscript"});
+  require("is_encoder_decoder", false);
+  require("add_cross_attention", false);
+  require_any("pruned_heads", {json::object(), json::array()});
+  if (const json* how = find("quantization_config"))
+    problem("the weights are quantized, which weft does not read", "quantization_config = " + text_of(*how).substr(0, 200),
+            "dequantize() of transformers, then save_pretrained");
+  // What generate() and training of transformers read there, and what names other files.
+  for (const char* key : {"max_length",
+                          "min_length",
+                          "max_new_tokens",
+                          "do_sample",
+                          "early_stopping",
+                          "num_beams",
+                          "num_beam_groups",
+                          "diversity_penalty",
+                          "temperature",
+                          "top_k",
+                          "top_p",
+                          "typical_p",
+                          "min_p",
+                          "repetition_penalty",
+                          "length_penalty",
+                          "no_repeat_ngram_size",
+                          "encoder_no_repeat_ngram_size",
+                          "bad_words_ids",
+                          "num_return_sequences",
+                          "output_scores",
+                          "return_dict_in_generate",
+                          "forced_bos_token_id",
+                          "forced_eos_token_id",
+                          "remove_invalid_values",
+                          "exponential_decay_length_penalty",
+                          "suppress_tokens",
+                          "begin_suppress_tokens",
+                          "finetuning_task",
+                          "tokenizer_class",
+                          "prefix",
+                          "sep_token_id",
+                          "decoder_start_token_id",
+                          "cross_attention_hidden_size",
+                          "tf_legacy_loss",
+                          "loss_type",
+                          "base_model_tp_plan",
+                          "attn_implementation",
+                          "_attn_implementation",
+                          "_attn_implementation_internal",
+                          "use_return_dict",
+                          "custom_pipelines",
+                          "unsloth_version",
+                          "unsloth_fixed",
+                          "max_position_embeddings",
+                          "model_max_length"}) {
+    if (known_.insert(key).second && find(key)) ignored_.push_back(key);
+  }
+}
+
+void ConfigReader::name_ignored() const {
+  if (ignored_.empty()) return;
+  fmt::print(stderr, "weft: {}: left out, for it changes nothing here: {}\n", name_, fmt::join(ignored_, ", "));
 }
 
 void ConfigReader::note_unknown() {
   const std::vector<std::string> words(known_.begin(), known_.end());
   std::string unknown;
   int count = 0;
-  for (const auto& [key, value] : object_.items())
-    if (!known_.contains(key)) ++count, unknown += (count > 1 ? ", " : "") + fmt::format("'{}'{}", key, suggestion(key, words));
+  for (const auto& [key, value] : object_.items()) {
+    if (known_.contains(key)) continue;
+    if (value.is_null())  // its default, which is what there is without it
+      ignored_.push_back(json(key).dump(-1, ' ', true));
+    else
+      ++count, unknown += (count > 1 ? ", " : "") + fmt::format("'{}'{}", key, suggestion(key, words));
+  }
   if (count)
     problem(count == 1 ? "unknown key" : "unknown keys", unknown,
             "what weft does not know may change the model; remove what does not");
@@ -134,6 +214,7 @@ void ConfigReader::throw_problems() const {
 void ConfigReader::finish(const std::function<void()>& check) {
   note_unknown();
   throw_problems();
+  name_ignored();
   if (!check) return;
   try {
     check();

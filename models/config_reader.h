@@ -20,7 +20,9 @@ inline constexpr double kLargestSize = 1 << 30;  // of one dimension: a product 
 template <class Config>
 struct ConfigKey {
   const char* key;
-  std::variant<std::int64_t Config::*, double Config::*, bool Config::*, std::optional<std::int64_t> Config::*> field;
+  std::variant<std::int64_t Config::*, double Config::*, bool Config::*, std::optional<std::int64_t> Config::*,
+               std::vector<std::int64_t> Config::*>
+      field;
 };
 
 class ConfigReader {
@@ -36,6 +38,7 @@ class ConfigReader {
   void read(const std::string& key, double& number);
   void read(const std::string& key, bool& flag);
   void read(const std::string& key, std::optional<std::int64_t>& token);  // an id; negative: none; of a list the first
+  void read(const std::string& key, std::vector<std::int64_t>& tokens);   // an id or a list of them; negative: none
   template <class Config>
   void read(Config& config, std::initializer_list<ConfigKey<Config>> keys) {
     for (const ConfigKey<Config>& k : keys) std::visit([&](auto field) { read(k.key, config.*field); }, k.field);
@@ -52,27 +55,32 @@ class ConfigReader {
   }
 
   void require(const std::string& key, const nlohmann::json& value);  // a key that may have this value only
-  void same(const std::string& key, std::int64_t value);              // a key that repeats what others say
-  void need(const std::vector<std::string>& keys);                    // sizes, of which none may be absent
-  void ignore(const std::vector<std::string>& keys);                  // keys that say nothing about the mathematics
-  void ignore_common();                                               // those that any model of Hugging Face may have
+  void require_any(const std::string& key, const std::vector<nlohmann::json>& values);
+  void same(const std::string& key, std::int64_t value);  // a key that repeats what others say
+  void need(const std::vector<std::string>& keys);        // sizes, of which none may be absent
+  void ignore(const std::vector<std::string>& keys);      // keys that say nothing about the mathematics
+  // Those that any model of Hugging Face may have. What somebody may have meant to set with them, such as a temperature, is
+  // named by finish() in one line; what would change the mathematics is a problem.
+  void ignore_common();
 
   void problem(std::string what, std::string numbers, std::string hint = {});
   bool good() const { return problems_.empty(); }  // so far
   void throw_problems() const;                     // an error (ErrorKind::io) with all problems so far, if there are any
-  // Likewise, where keys that nothing has asked for are problems too. If there are none, calls `check`; its error becomes one
-  // of this file.
+  // Likewise, where keys that nothing has asked for are problems too, unless they are null. If there are none, calls `check`;
+  // its error becomes one of this file.
   void finish(const std::function<void()>& check = {});
 
  private:
   struct Problem {
     std::string what, numbers, hint;
   };
-  void note_unknown();  // with suggestions
+  void note_unknown();        // with suggestions
+  void name_ignored() const;  // on stderr
 
   const nlohmann::json& object_;
   std::string name_;
   std::set<std::string> known_;
+  std::vector<std::string> ignored_;  // to be named
   std::vector<Problem> problems_;
 };
 

@@ -1,7 +1,8 @@
 // For the file of a family: a ModelFamily from a configuration struct, its reader and its table of options. The struct has,
 // besides the family's own fields,
 //   vocab                      tokens that the model knows
-//   bos, eos, pad              std::optional<std::int64_t>
+//   bos, pad                   std::optional<std::int64_t>
+//   eos                        std::vector<std::int64_t>
 //   dtype, activations         f32 or f64, of the parameters; bf16: of what the layers take and give
 //   recompute                  backward evaluates the blocks again
 //   parameter_count()          without taking memory
@@ -66,7 +67,8 @@ void check_option_names(const ModelFamily& family, const ModelOptions& given);
 template <class Config>
 Config config_from_options(const std::vector<ConfigOption<Config>>& table, const ModelOptions& given, const Vocabulary& v) {
   Config config;
-  config.vocab = v.size, config.eos = v.eos;
+  config.vocab = v.size;
+  if (v.eos) config.eos = {*v.eos};
   for (const ConfigOption<Config>& option : table) {
     const auto found = given.find(option.name);
     set_field(config, option, found == given.end() ? option.fallback : found->second);
@@ -102,7 +104,8 @@ ModelFamily make_family(ModelFamily family, std::vector<ConfigOption<typename Mo
 
 // Gives a tensor its other name, if it is there. Errors (ErrorKind::io): it is there under both.
 void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view to);
-// Of a model whose head is its embedding: removes the copy that a file may have. Errors (ErrorKind::io): the copy differs.
+// Of a model whose head is its embedding: what a file has under the name of the head, there or there alone, becomes the
+// embedding. Errors (ErrorKind::io): it is there under both names, with other values.
 void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view embedding);
 
 // ---- texts of unequal length ------------------------------------------------------------------------------------------------

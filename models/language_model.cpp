@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <span>
@@ -86,12 +87,33 @@ Tensor LanguageModel::prefill(Arg ids, const ModelCache& cache, const Tensor& le
 }
 Tensor LanguageModel::step(Arg ids, const ModelCache& cache) { return go(ids, cache, CacheUse::go_on, {}); }
 
+json read_model_config(const std::filesystem::path& folder) {
+  namespace fs = std::filesystem;
+  const fs::path file = folder / "config.json", adapter = folder / "adapter_config.json";
+  if (!fs::exists(file) && fs::exists(adapter)) {
+    const json about = read_json(adapter);
+    const auto text = [&](const char* key) {
+      return about.is_object() && about.contains(key) && about[key].is_string() ? about[key].dump() : "an unknown one";
+    };
+    fail(ErrorKind::io, folder.string() + ": an adapter, not a model",
+         fmt::format("peft_type {}, of the model {}", text("peft_type"), text("base_model_name_or_path")),
+         "merge_and_unload() of peft makes a model of both; then save_pretrained");
+  }
+  json config = read_json(file);
+  if (fs::exists(folder / "generation_config.json") && config.is_object()) {
+    const json generation = read_json(folder / "generation_config.json");
+    for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"})
+      if (generation.is_object() && generation.contains(key) && !generation[key].is_null()) config[key] = generation[key];
+  }
+  return config;
+}
+
 std::unique_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& folder, DType dtype) {
-  const std::filesystem::path file = folder / "config.json";
-  const json config = read_json(file);
-  const ModelFamily& family = family_of(config, file.string());
+  const std::string file = (folder / "config.json").string();
+  const json config = read_model_config(folder);
+  const ModelFamily& family = family_of(config, file);
   TensorMap tensors = read_safetensors_folder(folder);
-  auto model = family.from_json(config, file.string(), {.dtype = dtype}, &tensors);
+  auto model = family.from_json(config, file, {.dtype = dtype}, &tensors);
   model->load_weights(std::move(tensors));
   return model;
 }
@@ -277,10 +299,23 @@ void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view t
     fail(ErrorKind::io, "load: a tensor is there under both of its names", fmt::format("{} and {}", from, to));
 }
 
+namespace {
+
+bool equal_values(const HostTensor& a, const HostTensor& b) {
+  if (a.shape != b.shape) return false;
+  if (a.dtype == b.dtype) return a.bytes == b.bytes;
+  const std::vector<double> x = a.values<double>(), y = b.values<double>();  // which hold those of all types of weights
+  return std::equal(x.begin(), x.end(), y.begin(),
+                    [](double p, double q) { return p == q || (std::isnan(p) && std::isnan(q)); });
+}
+
+}  // namespace
+
 void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view embedding) {
   const auto copy = tensors.find(std::string(head)), original = tensors.find(std::string(embedding));
-  if (copy == tensors.end() || original == tensors.end()) return;
-  if (copy->second.bytes != original->second.bytes)
+  if (copy == tensors.end()) return;
+  if (original == tensors.end()) return rename_tensor(tensors, head, embedding);  // either name may be the one that is saved
+  if (!equal_values(copy->second, original->second))
     fail(ErrorKind::io, "load: the head differs from the embedding, but the configuration ties them", std::string(head),
          "set tie_word_embeddings (tie_embeddings) to false");
   tensors.erase(copy);

@@ -2,6 +2,7 @@
 // its own files (models/family.h helps to write them) and one line in models/families.cpp.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <filesystem>
@@ -57,7 +58,11 @@ std::string to_text(const CacheBytes& bytes, std::int64_t length);  // for peopl
 enum class CheckpointNames { hugging_face, original };  // whose names of weights and keys of config.json
 
 struct SpecialTokens {
-  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};  // nothing: the model has no such token
+  std::optional<std::int64_t> bos = {};  // nothing: the model has no such token
+  std::vector<std::int64_t> eos = {};    // any of them ends a text
+  std::optional<std::int64_t> pad = {};
+
+  bool ends(std::int64_t id) const { return std::find(eos.begin(), eos.end(), id) != eos.end(); }
 };
 
 // Shapes: b batch, t time, v rows of the head: the vocabulary, possibly padded.
@@ -165,6 +170,10 @@ const ModelFamily& family_of(const nlohmann::json& config, std::string_view file
 // from_json or from_options, a name that cannot be written on a command line, an option that has another type in another
 // family. Whether options and presets go with those of training is checked when these are read (tools/train/train_options.h).
 void add_model_family(ModelFamily family);
+
+// The config.json of a folder. Of special tokens it says what generation_config.json does, if there is one, as transformers has
+// it. Errors (ErrorKind::io): there is none, with what lies there instead, not JSON.
+nlohmann::json read_model_config(const std::filesystem::path& folder);
 
 // For a configuration from a file: an error (ErrorKind::io) if it has more than twice the parameters that the tensors have.
 void check_size(std::int64_t parameters, const TensorMap& tensors);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -102,8 +103,9 @@ void read_hugging_face(ConfigReader& r, MambaConfig& c) {
                           {"rescale_prenorm_residual", &MambaConfig::rescale_residual}});
   read_rank(r, "time_step_rank", c.rank);
   read_dt_init(r, "time_step_init_scheme", c.dt_constant);
-  r.require("hidden_act", "silu");
-  r.require("activation_function", "silu");
+  for (const char* key : {"hidden_act", "activation_function"})
+    r.require_any(key, {"silu", "swish"});                                       // two names of one function
+  r.require("time_step_limit", {0.0, std::numeric_limits<double>::infinity()});  // of the step size: none
   check_repeated(r, c);
 }
 
@@ -190,7 +192,9 @@ json to_hugging_face(const MambaConfig& c) {
           {"residual_in_fp32", c.residual_in_fp32},
           {"tie_word_embeddings", c.tie},
           {"bos_token_id", id(c.bos)},  // null too: the format's default is token 0
-          {"eos_token_id", id(c.eos)},
+          {"eos_token_id", c.eos.size() == 1 ? json(c.eos[0])
+                           : c.eos.empty()   ? json(nullptr)
+                                             : json(c.eos)},
           {"pad_token_id", id(c.pad)},
           {"use_cache", true},
           {"time_step_min", c.dt_min},

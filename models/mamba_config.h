@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "jit/dtype.h"
 
@@ -30,8 +31,10 @@ struct MambaConfig {
   bool dt_constant = false;      // dt_proj.weight all dt_scale / sqrt(rank) instead of uniform
   bool rescale_residual = true;  // out_proj.weight divided by sqrt(layers)
   double embedding_deviation = 0.02;
-  // Ids of special tokens, for generation; nothing: the model has no such token.
-  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};
+  // Ids of special tokens, for generation; nothing: the model has no such token. Any of eos ends a text.
+  std::optional<std::int64_t> bos = {};
+  std::vector<std::int64_t> eos = {};
+  std::optional<std::int64_t> pad = {};
   DType dtype = DType::f32;        // of the parameters: f32 or f64
   DType activations = DType::f32;  // bf16: matmul, conv and scan take and give bf16; f64 parameters: f64
   bool recompute = false;          // backward evaluates the blocks again instead of keeping their values

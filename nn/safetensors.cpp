@@ -67,6 +67,7 @@ struct Entry {
 class SafetensorsReader {
  public:
   explicit SafetensorsReader(const fs::path& file) : name_(file.string()), file_(file) {
+    refuse_others();
     std::uint64_t length = 0;
     if (file_.size() < sizeof length) refuse("too short for a header", fmt::format("{} bytes", file_.size()));
     fill(std::as_writable_bytes(std::span(&length, 1)));
@@ -110,6 +111,19 @@ class SafetensorsReader {
   }
 
  private:
+  // The length of a header is never eight characters of a text.
+  void refuse_others() {
+    std::string begin(kForeignBytes, '\0');
+    begin.resize(file_.read(std::as_writable_bytes(std::span(begin))));
+    if (file_.size() > 0) file_.seek(0);              // what is no regular file is too short
+    if (begin.size() > 8 && begin[8] == '{') return;  // whatever the length before it looks like
+    refuse_foreign(name_, begin, "a safetensors file");
+    const auto printable = std::find_if(begin.begin(), begin.end(), [](char c) { return c < ' ' || c > '~'; });
+    if (printable - begin.begin() >= 8)
+      refuse("not a safetensors file",
+             fmt::format("it is a text: \"{}\"", begin.substr(0, 60).substr(0, std::size_t(printable - begin.begin()))));
+  }
+
   void fill(std::span<std::byte> bytes) {
     if (file_.read(bytes) != bytes.size()) refuse("truncated while it was read");
   }
@@ -120,6 +134,7 @@ class SafetensorsReader {
         entries_.push_back(parse_entry(name, value));
         continue;
       }
+      if (value.is_null()) continue;  // as if there were none, to the format's own reader too
       if (!value.is_object()) refuse("__metadata__ is not an object");
       for (const auto& [key, text] : value.items()) {
         if (!text.is_string()) refuse("__metadata__ holds a value that is not a string", key);
@@ -188,12 +203,33 @@ class SafetensorsReader {
 
 constexpr const char *kSingle = "model.safetensors", *kIndex = "model.safetensors.index.json";
 
+// Files that a folder has instead of what is read, and what is to be done about each.
+struct OtherFile {
+  std::string_view ending, hint;
+};
+constexpr OtherFile kOthers[] = {
+    {"adapter_model.safetensors",
+     "holds an adapter, which changes a model that lies elsewhere; merge_and_unload() of peft, then save_pretrained"},
+    {"adapter_model.bin",
+     "holds an adapter, which changes a model that lies elsewhere; merge_and_unload() of peft, then save_pretrained"},
+    {".bin", "is a pickle, which weft does not run; save the model with save_pretrained of transformers"},
+    {".bin.index.json", "lists pickles, which weft does not run; save the model with save_pretrained of transformers"},
+    {".pt", "is a pickle, which weft does not run; save the model with save_pretrained of transformers"},
+    {".pth", "is a pickle, which weft does not run; save the model with save_pretrained of transformers"},
+    {".gguf", "is a file of llama.cpp; give the folder that it was converted from"},
+    {".h5", "is a file of TensorFlow; save the model with save_pretrained of transformers"},
+    {".msgpack", "is a file of Flax; save the model with save_pretrained of transformers"},
+    {".safetensors", "has another name than the model's file; rename it if it holds the whole model"},
+};
+
 [[noreturn]] void fail_no_model(const fs::path& folder) {
+  std::error_code error;
+  std::set<std::string> names;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) names.insert(entry.path().filename().string());
   std::string hint;
-  for (const char* pickle : {"pytorch_model.bin", "pytorch_model.bin.index.json"})
-    if (fs::exists(folder / pickle))
-      hint =
-          fmt::format("{} is a pickle, which weft does not run; save the model with save_pretrained of transformers", pickle);
+  for (const OtherFile& other : kOthers)
+    for (const std::string& name : names)
+      if (hint.empty() && name.ends_with(other.ending)) hint = fmt::format("{} {}", name, other.hint);
   fail(ErrorKind::io, "no model in " + folder.string(),
        fs::is_directory(folder) ? fmt::format("neither {} nor {}", kSingle, kIndex) : "no such folder", hint);
 }
@@ -235,13 +271,18 @@ TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wa
       fail(ErrorKind::io, "missing shard " + (folder / shard).string(),
            fmt::format("{} lists it for {} tensors, such as {}", index.filename().string(), names.size(), *names.begin()));
   TensorMap tensors;
-  for (auto& [shard, names] : shards) {
+  std::map<std::string, std::string> read_from;  // the shard of each
+  for (const auto& [shard, names] : shards) {
     SafetensorsReader reader(folder / shard);
     for (const Entry& entry : reader.entries()) {
-      if (!names.erase(entry.name)) reader.refuse("a tensor that the index does not list here", entry.name);
-      if (!wanted || wanted(entry.name)) tensors.emplace(entry.name, reader.read(entry));
+      if (wanted && !wanted(entry.name)) continue;
+      const auto [first, fresh] = read_from.emplace(entry.name, shard);
+      const bool listed = names.contains(entry.name);
+      if (!fresh && listed == shards.at(first->second).contains(entry.name))
+        reader.refuse("a tensor is in two shards", fmt::format("{}, also in {}", entry.name, first->second));
+      if (!fresh && !listed) continue;
+      tensors.insert_or_assign(entry.name, reader.read(entry)), first->second = shard;
     }
-    if (!names.empty()) reader.refuse("a tensor of the index is not in its shard", *names.begin());
   }
   return tensors;
 }

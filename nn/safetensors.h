@@ -25,8 +25,10 @@ using TensorFilter = std::function<bool(std::string_view name)>;  // which tenso
 TensorMap read_safetensors(const std::filesystem::path& file, std::map<std::string, std::string>* metadata = nullptr,
                            const TensorFilter& wanted = {});
 
-// Reads FOLDER/model.safetensors, or all shards listed in FOLDER/model.safetensors.index.json; the tensors of each
-// shard must be those that the index says are in it.
+// Reads FOLDER/model.safetensors, or all that is in the shards listed in FOLDER/model.safetensors.index.json. As in
+// transformers the index only names the shards: it may list a tied tensor that was not saved, and a shard may hold more than it
+// lists. (A model that lacks a tensor, or has no use for one, says so when it loads them.) Errors (ErrorKind::io): no such
+// files, with what lies there instead, a shard that is missing, a tensor in two shards.
 TensorMap read_safetensors_folder(const std::filesystem::path& folder, const TensorFilter& wanted = {});
 
 // Writes `file` atomically (a temporary name in the same folder, synced, renamed). The header has the names in sorted

@@ -24,7 +24,9 @@ struct NgramConfig {
   std::int64_t window = 4;
   double dropout = 0;
   bool skip = false;  // adds the embedding to what the layer makes of it
-  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};
+  std::optional<std::int64_t> bos = {};
+  std::vector<std::int64_t> eos = {};
+  std::optional<std::int64_t> pad = {};
   DType dtype = DType::f32, activations = DType::f32;
   bool recompute = false;
 
@@ -94,7 +96,7 @@ class Ngram : public LanguageModel {
     if (names == CheckpointNames::original) fail(ErrorKind::usage, "n-gram: there is no original form");
     nlohmann::json json = {{"model_type", "ngram"},    {"vocab_size", config_.vocab}, {"hidden_size", config_.width},
                            {"window", config_.window}, {"dropout", config_.dropout},  {"skip", config_.skip}};
-    if (config_.eos) json["eos_token_id"] = *config_.eos;
+    if (!config_.eos.empty()) json["eos_token_id"] = config_.eos;
     return json;
   }
   TensorMap weights(CheckpointNames) const override {

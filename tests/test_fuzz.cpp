@@ -171,7 +171,7 @@ TensorMap some_tensors() {
           {"none", make(DType::f64, {0, 5}, {})}};
 }
 
-MambaConfig tiny() { return {.vocab = 8, .width = 8, .layers = 1, .state = 2, .eos = 1}; }
+MambaConfig tiny() { return {.vocab = 8, .width = 8, .layers = 1, .state = 2, .eos = {1}}; }
 
 // Each writes good files into the folder and returns what mutates and reads them.
 

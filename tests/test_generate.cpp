@@ -150,7 +150,7 @@ TEST(Generate, TheModelEndsTheText) {
   EXPECT_LT(made.tokens, 5000);
   // Without </s>, by the token that its configuration names.
   MambaConfig config = small(256);
-  config.eos = 'e';
+  config.eos = {'e'};
   Mamba bytes(config);
   std::string text;
   EXPECT_TRUE(generate_text(bytes, Tokenizer::bytes(), "the", {.tokens = 5000, .seed = 1}, [&](std::string_view part) {

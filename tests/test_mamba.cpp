@@ -140,7 +140,7 @@ TEST(MambaConfig, MissingSizesWrongTypesAndOtherModelsAreErrors) {
   with("hidden_size", "64", "an integer is expected");
   with("hidden_size", -4, "width = -4");
   with("model_type", "mamba2", "no such feature");
-  with("hidden_act", "gelu", "only \"silu\" is supported");
+  with("hidden_act", "gelu", "only \"silu\" or \"swish\" is supported");
   with("n_layer", 5, "contradict");
   with("d_intermediate", 64, "d_intermediate = 64");
 }
@@ -149,14 +149,14 @@ TEST(MambaConfig, SpecialTokensGoRoundAndAreOnlyThoseThatTheModelHas) {
   MambaConfig c = small();
   json form = to_hugging_face(c);
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) EXPECT_TRUE(form.at(key).is_null()) << key;
-  EXPECT_FALSE(mamba_config_from_json(form).eos);
-  c.bos = 1, c.eos = 2;
+  EXPECT_TRUE(mamba_config_from_json(form).eos.empty());
+  c.bos = 1, c.eos = {2};
   const MambaConfig r = mamba_config_from_json(to_hugging_face(c));
   EXPECT_EQ(r.bos, 1);
-  EXPECT_EQ(r.eos, 2);
+  EXPECT_EQ(r.eos, (std::vector<std::int64_t>{2}));
   EXPECT_FALSE(r.pad);
   form["eos_token_id"] = {7, 8}, form["pad_token_id"] = -1;
-  EXPECT_EQ(mamba_config_from_json(form).eos, 7);
+  EXPECT_EQ(mamba_config_from_json(form).eos, (std::vector<std::int64_t>{7, 8}));
   EXPECT_FALSE(mamba_config_from_json(form).pad);
   form["eos_token_id"] = "</s>";
   expect_error(ErrorKind::io, {"a token's id is expected", "</s>"}, [&] { mamba_config_from_json(form); });

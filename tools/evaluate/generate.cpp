@@ -18,7 +18,7 @@ using Clock = std::chrono::steady_clock;
 
 TextModel load_text_model(const fs::path& path, DType dtype) {
   const fs::path folder = model_folder(path), file = folder / "tokenizer.model";
-  if (!fs::exists(folder / "config.json"))
+  if (!fs::exists(folder / "config.json") && !fs::exists(folder / "adapter_config.json"))
     fail(ErrorKind::io, path.string() + ": there is no model", "no config.json",
          "give a folder that `weft train --out` wrote, or one with a config.json and a model.safetensors");
   std::unique_ptr<LanguageModel> model = LanguageModel::load(folder, dtype);
@@ -54,7 +54,7 @@ std::vector<GeneratedText> generate_texts(LanguageModel& model, const Tokenizer&
     last = Clock::now();
     if (steps == 0) first = last;
     steps = std::max(steps, ++results[i].tokens);
-    results[i].ended = id == tokenizer.end_of_text() || id == model.special_tokens().eos;
+    results[i].ended = id == tokenizer.end_of_text() || model.special_tokens().ends(id);
     write(i, decoders[i].put(id));
     return !results[i].ended;
   });

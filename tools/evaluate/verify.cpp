@@ -63,14 +63,14 @@ double largest(const std::vector<double>& a) {
 }
 
 struct Verifier {
+  std::unique_ptr<LanguageModel> model;  // first: what is wrong with it explains more
   Reference reference;
-  std::unique_ptr<LanguageModel> model;
   Tensor inputs, labels;  // (b, t), (b, t-1)
   std::vector<VerifyRow> rows;
   bool bf16;
 
   Verifier(const std::filesystem::path& folder, DType dtype)
-      : reference(folder / "reference.safetensors"), model(LanguageModel::load(folder, dtype)), bf16(dtype == DType::bf16) {
+      : model(LanguageModel::load(folder, dtype)), reference(folder / "reference.safetensors"), bf16(dtype == DType::bf16) {
     const std::int64_t b = reference.dim("input_ids", 0), t = reference.dim("input_ids", 1);
     inputs = Tensor::from(reference.ids("input_ids"), {b, t});
     if (!has_loss()) return;
