@@ -46,7 +46,7 @@ std::int64_t HostTensor::numel() const {
   return n;
 }
 
-template <class T>
+template <HostTensorElement T>
 std::vector<T> HostTensor::values() const {
   std::vector<T> out(static_cast<std::size_t>(numel()));
   if (bytes.size() != out.size() * size_of(dtype))
@@ -67,7 +67,7 @@ std::vector<T> HostTensor::values() const {
   return out;
 }
 
-template <class T>
+template <HostTensorElement T>
 HostTensor HostTensor::from(DType dtype, std::vector<std::int64_t> shape, std::span<const T> values) {
   HostTensor tensor{dtype, std::move(shape), {}};
   if (tensor.numel() != std::int64_t(values.size()))

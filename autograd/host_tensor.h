@@ -1,6 +1,7 @@
 // Tensors in host memory: what is loaded, saved and checked.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -12,6 +13,9 @@
 
 namespace weft {
 
+template <class T>
+concept HostTensorElement = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, std::int64_t>;
+
 // A tensor in host memory: row-major values of `dtype`.
 struct HostTensor {
   DType dtype = DType::f32;
@@ -19,11 +23,11 @@ struct HostTensor {
   std::vector<std::byte> bytes;
 
   std::int64_t numel() const;  // an error if it does not fit 64 bits
-  // The values converted to T (float, double or std::int64_t). A real that is not an integer has no int64 value: an error.
-  template <class T>
+  // The values converted to T. A real that is not an integer has no int64 value: an error.
+  template <HostTensorElement T>
   std::vector<T> values() const;
   // Reals are rounded to `dtype`; a value that an integer dtype cannot hold is an error; any nonzero is true.
-  template <class T>
+  template <HostTensorElement T>
   static HostTensor from(DType dtype, std::vector<std::int64_t> shape, std::span<const T> values);
 };
 

@@ -190,7 +190,7 @@ Tensor State::read(Site where) const {
 }
 
 template <class T>
-std::vector<T> State::to_host(Site where) const {
+std::vector<T> State::to_stored(Site where) const {
   settle(there(where), where);
   std::vector<T> out(std::size_t(impl_->shape.numel()));
   visit_dtype(impl_->dtype, [&](auto from) {
@@ -202,7 +202,7 @@ std::vector<T> State::to_host(Site where) const {
 }
 
 template <class T>
-void State::set(const std::vector<T>& values, Site where) {
+void State::set_stored(const std::vector<T>& values, Site where) {
   settle(there(where), where);
   if (std::int64_t(values.size()) != impl_->shape.numel())
     fail_at(where, fmt::format("state '{}': the number of values is not that of the shape", impl_->name),
@@ -216,12 +216,16 @@ void State::set(const std::vector<T>& values, Site where) {
   impl_->changes();
 }
 
-template std::vector<float> State::to_host(Site) const;
-template std::vector<double> State::to_host(Site) const;
-template std::vector<std::int64_t> State::to_host(Site) const;
-template void State::set(const std::vector<float>&, Site);
-template void State::set(const std::vector<double>&, Site);
-template void State::set(const std::vector<std::int64_t>&, Site);
+template std::vector<float> State::to_stored(Site) const;
+template std::vector<double> State::to_stored(Site) const;
+template std::vector<std::int32_t> State::to_stored(Site) const;
+template std::vector<std::int64_t> State::to_stored(Site) const;
+template std::vector<std::uint8_t> State::to_stored(Site) const;
+template void State::set_stored(const std::vector<float>&, Site);
+template void State::set_stored(const std::vector<double>&, Site);
+template void State::set_stored(const std::vector<std::int32_t>&, Site);
+template void State::set_stored(const std::vector<std::int64_t>&, Site);
+template void State::set_stored(const std::vector<std::uint8_t>&, Site);
 
 std::vector<std::byte> State::bytes(Site where) const {
   settle(there(where), where);
@@ -249,14 +253,10 @@ Param::Param(Shape shape, DType dtype, std::string name, Site where) : State(sha
   impl_->decay = shape.rank() >= 2;
 }
 
-template <class T>
-std::vector<T> Param::gradient(Site where) const {
+State Param::gradient_sums(Site where) const {
   settle(there(where), where);
-  if (!impl_->pending) return std::vector<T>(std::size_t(impl_->shape.numel()));
-  return State(impl_->gradient).to_host<T>(where);
+  return impl_->pending ? State(impl_->gradient) : State();
 }
-template std::vector<float> Param::gradient(Site) const;
-template std::vector<double> Param::gradient(Site) const;
 
 void Param::zero_grad(Site where) {
   StateUse& use = tape().use(there(where));

@@ -79,11 +79,16 @@ class State {
     return read(a.where()).at({a, b, c, d, e, f});
   }
 
-  // Host access, between steps only (an error inside `run`; pending ops outside it run first). T: float or double or int64.
+  // Host access, between steps only (an error inside `run`; pending ops outside it run first). T: see is_host_element
+  // (jit/dtype.h).
   template <class T>
-  std::vector<T> to_host(Site where = Site::current()) const;
+  std::vector<T> to_host(Site where = Site::current()) const {
+    return host_elements<T>(to_stored<StoredElement<T>>(where));
+  }
   template <class T>
-  void set(const std::vector<T>& values, Site where = Site::current());
+  void set(const std::vector<T>& values, Site where = Site::current()) {
+    set_stored(stored_elements(values), where);
+  }
   // The raw bytes, row-major in dtype(): for checkpoints. Between steps only.
   std::vector<std::byte> bytes(Site where = Site::current()) const;
   void set_bytes(const void* bytes, Site where = Site::current());
@@ -101,6 +106,10 @@ class State {
 
  private:
   [[noreturn]] static void fail_absent(Site where);
+  template <class T>
+  std::vector<T> to_stored(Site where) const;
+  template <class T>
+  void set_stored(const std::vector<T>& values, Site where);
 };
 
 class Param : public State {
@@ -114,8 +123,14 @@ class Param : public State {
   // A gradient accumulated over runs and not yet consumed.
   bool has_gradient(Site where = Site::current()) const { return there(where).pending; }
   template <class T>
-  std::vector<T> gradient(Site where = Site::current()) const;  // its values, zeros if there is none
+  std::vector<T> gradient(Site where = Site::current()) const {  // its values, zeros if there is none
+    const State sums = gradient_sums(where);
+    return sums ? sums.to_host<T>(where) : std::vector<T>(std::size_t(shape(where).numel()));
+  }
   void zero_grad(Site where = Site::current());
+
+ private:
+  State gradient_sums(Site where) const;  // absent if there is none
 };
 
 const Op& assign_op();  // writes input 0 to the State at position ints[0] of Tape::states

@@ -95,18 +95,18 @@ Tensor Tensor::from_bytes(const void* bytes, DType dtype, Shape shape, Site wher
 }
 
 template <class T>
-Tensor Tensor::from(const std::vector<T>& values, Shape shape, Site where) {
+Tensor Tensor::from_stored(const std::vector<T>& values, Shape shape, Site where) {
   check_shape(shape, where);
   if (std::int64_t(values.size()) != shape.numel())
     fail_at(where, "Tensor::from: the number of values is not that of the shape",
             fmt::format("{} values, shape {} holds {}", values.size(), to_string(shape), shape.numel()));
   return from_bytes(values.data(), element_dtype<T>(), shape, where);
 }
-template Tensor Tensor::from(const std::vector<float>&, Shape, Site);
-template Tensor Tensor::from(const std::vector<double>&, Shape, Site);
-template Tensor Tensor::from(const std::vector<std::int32_t>&, Shape, Site);
-template Tensor Tensor::from(const std::vector<std::int64_t>&, Shape, Site);
-template Tensor Tensor::from(const std::vector<std::uint8_t>&, Shape, Site);
+template Tensor Tensor::from_stored(const std::vector<float>&, Shape, Site);
+template Tensor Tensor::from_stored(const std::vector<double>&, Shape, Site);
+template Tensor Tensor::from_stored(const std::vector<std::int32_t>&, Shape, Site);
+template Tensor Tensor::from_stored(const std::vector<std::int64_t>&, Shape, Site);
+template Tensor Tensor::from_stored(const std::vector<std::uint8_t>&, Shape, Site);
 
 NodeId Tensor::resolve(Site where) const {
   Tape& t = tape();
@@ -141,15 +141,17 @@ const std::byte* Tensor::bytes(Site where) const {
 }
 
 template <class T>
-std::vector<T> Tensor::to_host(Site where) const {
+std::vector<T> Tensor::to_stored(Site where) const {
   const std::byte* data = bytes(where);
   std::vector<T> out(static_cast<std::size_t>(numel(where)));
   visit_dtype(dtype(where), [&](auto from) { convert_all<T, decltype(from)>(data, numel(where), out.data()); });
   return out;
 }
-template std::vector<float> Tensor::to_host(Site) const;
-template std::vector<double> Tensor::to_host(Site) const;
-template std::vector<std::int64_t> Tensor::to_host(Site) const;
+template std::vector<float> Tensor::to_stored(Site) const;
+template std::vector<double> Tensor::to_stored(Site) const;
+template std::vector<std::int32_t> Tensor::to_stored(Site) const;
+template std::vector<std::int64_t> Tensor::to_stored(Site) const;
+template std::vector<std::uint8_t> Tensor::to_stored(Site) const;
 
 double Tensor::item(Site where) const {
   if (dead()) fail_dead(where);

@@ -93,10 +93,11 @@ class Tensor {
     if (value_) release();
   }
 
-  // A value from host memory, row-major. T: float, double, std::int32_t, std::int64_t, or std::uint8_t for
-  // booleans, of which every value but 0 is true.
+  // A value from host memory, row-major. T: see is_host_element (jit/dtype.h).
   template <class T>
-  static Tensor from(const std::vector<T>& values, Shape shape, Site where = Site::current());
+  static Tensor from(const std::vector<T>& values, Shape shape, Site where = Site::current()) {
+    return from_stored(stored_elements(values), shape, where);
+  }
   static Tensor from_bytes(const void* bytes, DType dtype, Shape shape, Site where = Site::current());
 
   explicit operator bool() const { return epoch_ != 0 || value_ != nullptr; }
@@ -117,9 +118,11 @@ class Tensor {
 
   // The one element of a tensor of one element. Outside `run` this runs what is pending; inside it is an error.
   double item(Site where = Site::current()) const;
-  // All elements, row-major, converted to T (float, double, std::int64_t).
+  // All elements, row-major, converted to T (see is_host_element, jit/dtype.h): reals are truncated to integers.
   template <class T>
-  std::vector<T> to_host(Site where = Site::current()) const;
+  std::vector<T> to_host(Site where = Site::current()) const {
+    return host_elements<T>(to_stored<StoredElement<T>>(where));
+  }
   // The raw memory, row-major in dtype(), valid while a handle of the value lives.
   const std::byte* bytes(Site where = Site::current()) const;
 
@@ -139,6 +142,10 @@ class Tensor {
   }
   void release();
   NodeId resolve(Site where) const;
+  template <class T>  // of these types alone
+  static Tensor from_stored(const std::vector<T>& values, Shape shape, Site where);
+  template <class T>
+  std::vector<T> to_stored(Site where) const;
   std::uint64_t epoch_ = 0;
   NodeId node_ = 0;
   Value* value_ = nullptr;
@@ -160,6 +167,9 @@ class Arg {
   operator const Tensor&() const { return tensor_; }
   Site where() const { return where_; }
   Shape shape() const { return tensor_.shape(where_); }
+  std::int64_t dim(int i) const { return tensor_.dim(i, where_); }
+  int rank() const { return tensor_.rank(where_); }
+  std::int64_t numel() const { return tensor_.numel(where_); }
   DType dtype() const { return tensor_.dtype(where_); }
   Expr operator()(Subscript a = {}, Subscript b = {}, Subscript c = {}, Subscript d = {}, Subscript e = {},
                   Subscript f = {}) const {

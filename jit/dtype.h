@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "jit/error.h"
 
@@ -97,6 +98,55 @@ decltype(auto) visit_dtype(DType dtype, F&& f) {
       break;
   }
   return f(float{});
+}
+
+// ---- types of values on the host
+// ---------------------------------------------------------------------------------------------
+
+// A type that values are given in and read in on the host: float, double, a signed integer of 32 or 64 bits under any of its
+// names, bool, or std::uint8_t for booleans, of which every value but 0 is true.
+template <class T>
+inline constexpr bool is_host_element = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bool> ||
+                                        std::same_as<T, std::uint8_t> ||
+                                        (std::signed_integral<T> && (sizeof(T) == 4 || sizeof(T) == 8) &&
+                                         !std::same_as<T, wchar_t>);
+
+namespace detail {
+template <class T>
+auto stored_element() {
+  static_assert(
+      is_host_element<T>,
+      "the elements on the host are float, double, bool, std::uint8_t (booleans), or signed integers of 32 or 64 bits; "
+      "give one of these types, or copy the values into a vector of one");
+  if constexpr (std::same_as<T, bool>)
+    return std::uint8_t();
+  else if constexpr (std::integral<T> && sizeof(T) == 4)
+    return std::int32_t();
+  else if constexpr (std::integral<T> && sizeof(T) == 8)
+    return std::int64_t();
+  else
+    return T();
+}
+}  // namespace detail
+
+// Which of the types that tensors are made of T is: functions are compiled for these alone.
+template <class T>
+using StoredElement = decltype(detail::stored_element<T>());
+
+// The same values; no copy where T is such a type itself.
+template <class T>
+decltype(auto) stored_elements(const std::vector<T>& values) {
+  if constexpr (std::same_as<T, StoredElement<T>>)
+    return (values);
+  else
+    return std::vector<StoredElement<T>>(values.begin(), values.end());
+}
+template <class T>
+std::vector<T> host_elements(std::vector<StoredElement<T>> values) {
+  if constexpr (std::same_as<T, StoredElement<T>>)
+    return values;
+  else
+    return std::vector<T>(values.begin(), values.end());
 }
 
 }  // namespace weft
