@@ -2,13 +2,14 @@
 // key; executes it; and returns what the step returned, with values.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <ranges>
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,22 +30,81 @@ Device device();
 Target target();  // what plans for it are made for
 
 namespace detail {
-inline void collect(Tensor& t, std::vector<Tensor*>& out) { out.push_back(&t); }
+
+// ---- what a step may return
+
+struct AnyField {  // stands for a member of any type, to count them
+  template <class T>
+  operator T() const;
+};
+template <class T, class... Fields>
+constexpr std::size_t count_fields() {
+  constexpr std::size_t kMost = 8;
+  if constexpr (sizeof...(Fields) <= kMost && requires { T{std::declval<Fields>()..., std::declval<AnyField>()}; })
+    return count_fields<T, Fields..., AnyField>();
+  else
+    return sizeof...(Fields);
+}
+
+// Gives f the members of a struct of 1 to 8 of them.
+template <class T, class F>
+void each_field(T& t, F&& f) {
+  constexpr std::size_t n = count_fields<T>();
+  const auto all = [&](auto&... fields) { (f(fields), ...); };
+  if constexpr (n == 1) {
+    auto& [a] = t;
+    all(a);
+  } else if constexpr (n == 2) {
+    auto& [a, b] = t;
+    all(a, b);
+  } else if constexpr (n == 3) {
+    auto& [a, b, c] = t;
+    all(a, b, c);
+  } else if constexpr (n == 4) {
+    auto& [a, b, c, d] = t;
+    all(a, b, c, d);
+  } else if constexpr (n == 5) {
+    auto& [a, b, c, d, e] = t;
+    all(a, b, c, d, e);
+  } else if constexpr (n == 6) {
+    auto& [a, b, c, d, e, g] = t;
+    all(a, b, c, d, e, g);
+  } else if constexpr (n == 7) {
+    auto& [a, b, c, d, e, g, h] = t;
+    all(a, b, c, d, e, g, h);
+  } else if constexpr (n == 8) {
+    auto& [a, b, c, d, e, g, h, i] = t;
+    all(a, b, c, d, e, g, h, i);
+  }
+}
 template <class T>
-void collect(std::vector<T>& v, std::vector<Tensor*>& out) {
-  for (T& t : v) collect(t, out);
-}
-template <class T, std::size_t N>
-void collect(std::array<T, N>& v, std::vector<Tensor*>& out) {
-  for (T& t : v) collect(t, out);
-}
-template <class A, class B>
-void collect(std::pair<A, B>& p, std::vector<Tensor*>& out) {
-  collect(p.first, out), collect(p.second, out);
-}
-template <class... T>
-void collect(std::tuple<T...>& t, std::vector<Tensor*>& out) {
-  std::apply([&](auto&... e) { (collect(e, out), ...); }, t);
+concept StructOfFields = std::is_aggregate_v<T> && count_fields<T>()
+>= 1 && count_fields<T>() <= 8;
+
+// The Tensors in what a step returned.
+template <class T>
+void collect(T& value, std::vector<Tensor*>& out) {
+  const auto inner = [&out](auto& part) { collect(part, out); };
+  if constexpr (std::is_same_v<T, Tensor>) {
+    out.push_back(&value);
+  } else if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T> || std::is_same_v<std::remove_cv_t<T>, std::string>) {
+    // A number or a text is what it is.
+  } else if constexpr (requires { value.has_value(), *value; }) {  // optional
+    if (value) inner(*value);
+  } else if constexpr (requires { typename T::mapped_type; }) {
+    for (auto& [key, mapped] : value) inner(mapped);
+  } else if constexpr (std::ranges::range<T>) {
+    for (auto& element : value) inner(element);
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    std::apply([&](auto&... parts) { (inner(parts), ...); }, value);
+  } else if constexpr (StructOfFields<T>) {
+    each_field(value, inner);
+  } else {
+    static_assert(
+        sizeof(T) == 0,
+        "run: a step returns nothing, a Tensor, a number or a text, or a vector, array, map, optional, pair, tuple or "
+        "struct (of at most 8 public members) of these, none of them const");
+  }
 }
 
 // Opens a recording; discards it unless finished (an exception while recording leaves nothing behind).
@@ -63,48 +123,58 @@ class Recording {
 };
 }  // namespace detail
 
-// The step returns nothing, a Tensor, or a vector, array, pair or tuple of them. Handles that it does not return are dead
-// afterwards. Not reentrant. On a GPU, the emulated one too, a replayed step returns before its kernels have run: what one of
-// them raises comes with the next call that waits for it (item, to_host, a State's bytes, a new step), of which it may then
-// bear the place; WEFT_CHECK=nan waits for every kernel.
+// A step's argument. (The place of the call is none.)
+template <class T>
+concept StepArgument = !std::is_same_v<std::remove_cvref_t<T>, Site>;
+
+namespace detail {
+template <class Step, class... A>
+auto run_step(Site where, Step& step, A&&... arguments) {
+  static_assert(std::is_invocable_v<Step&, A...>,
+                "run: the step cannot be called with the arguments that run was given after it");
+  if constexpr (std::is_invocable_v<Step&, A...>) {
+    using Result = std::decay_t<std::invoke_result_t<Step&, A...>>;
+    Recording recording(where);
+    std::vector<Tensor*> results;
+    if constexpr (std::is_void_v<Result>) {
+      step(std::forward<A>(arguments)...);
+      recording.finish(results);
+    } else {
+      Result result = step(std::forward<A>(arguments)...);
+      collect(result, results);
+      recording.finish(results);
+      return result;
+    }
+  }
+}
+}  // namespace detail
+
+// The step returns nothing, a Tensor, or a vector, array, map, optional, pair, tuple or struct of them, beside which there may
+// be numbers and texts. Handles that it does not return are dead afterwards. Not reentrant. On a GPU, the emulated one too, a
+// replayed step returns before its kernels have run: what one of them raises comes with the next call that waits for it (item,
+// to_host, a State's bytes, a new step), of which it may then bear the place; WEFT_CHECK=nan waits for every kernel.
 template <class Step>
 auto run(Step&& step, Site where = Site::current()) {
-  detail::Recording recording(where);
-  std::vector<Tensor*> results;
-  if constexpr (std::is_void_v<decltype(step())>) {
-    step();
-    recording.finish(results);
-  } else {
-    auto result = step();
-    detail::collect(result, results);
-    recording.finish(results);
-    return result;
-  }
+  return detail::run_step(where, step);
 }
 // run(step, args...) of step(args...). (A parameter pack takes no default argument after it; of a step of more than three
 // arguments errors of `run` itself have no line.)
-template <class T>
-concept StepArgument = !std::is_same_v<std::remove_cvref_t<T>, Site>;
 template <class Step, StepArgument A>
 auto run(Step&& step, A&& a, Site where = Site::current()) {
-  return run([&] { return step(std::forward<A>(a)); }, where);
+  return detail::run_step(where, step, std::forward<A>(a));
 }
 template <class Step, StepArgument A, StepArgument B>
 auto run(Step&& step, A&& a, B&& b, Site where = Site::current()) {
-  return run([&] { return step(std::forward<A>(a), std::forward<B>(b)); }, where);
+  return detail::run_step(where, step, std::forward<A>(a), std::forward<B>(b));
 }
 template <class Step, StepArgument A, StepArgument B, StepArgument C>
 auto run(Step&& step, A&& a, B&& b, C&& c, Site where = Site::current()) {
-  return run([&] { return step(std::forward<A>(a), std::forward<B>(b), std::forward<C>(c)); }, where);
+  return detail::run_step(where, step, std::forward<A>(a), std::forward<B>(b), std::forward<C>(c));
 }
 template <class Step, StepArgument A, StepArgument B, StepArgument C, StepArgument D, StepArgument... More>
 auto run(Step&& step, A&& a, B&& b, C&& c, D&& d, More&&... more) {
-  return run(
-      [&] {
-        return step(std::forward<A>(a), std::forward<B>(b), std::forward<C>(c), std::forward<D>(d),
-                    std::forward<More>(more)...);
-      },
-      Site());
+  return detail::run_step(Site(), step, std::forward<A>(a), std::forward<B>(b), std::forward<C>(c), std::forward<D>(d),
+                          std::forward<More>(more)...);
 }
 
 // The plan of a step for a target, which need not be there: records and schedules, runs nothing and leaves no trace. Its
@@ -113,9 +183,14 @@ template <class Step>
 std::unique_ptr<Plan> plan_for(const Target& target, Step&& step, Site where = Site::current()) {
   detail::Recording recording(where);
   std::vector<Tensor*> results;
-  auto result = step();
-  detail::collect(result, results);
-  return recording.plan(target, results);
+  if constexpr (std::is_void_v<decltype(step())>) {
+    step();
+    return recording.plan(target, results);
+  } else {
+    auto result = step();
+    detail::collect(result, results);
+    return recording.plan(target, results);
+  }
 }
 
 // Runs what is pending outside `run`, keeping the values of live handles. An error inside `run`.
