@@ -111,26 +111,51 @@ Plan* PlanCache::find(const Tape& tape, const std::vector<NodeId>& results) {
   return nullptr;
 }
 
-Plan* PlanCache::insert(const Tape& tape, const std::vector<NodeId>& results, std::unique_ptr<Plan> plan) {
-  if (entries_.size() == kCapacity) {
-    const auto last = std::prev(entries_.end());
-    const auto [begin, end] = index_.equal_range(last->hash);
-    for (auto it = begin; it != end; ++it)
-      if (it->second == last) {
-        index_.erase(it);
-        break;
-      }
-    entries_.pop_back();
+std::size_t Plan::bytes() const {
+  // Beside the strings: a kernel's function or text with its arguments, and on a GPU its node of a graph.
+  constexpr std::size_t kKernel = 2048, kGraphNode = 4096;
+  std::size_t total = sizeof *this + slots.size() * (sizeof(Slot) + sizeof(std::byte*)) + results.size() * sizeof(Out);
+  for (const Slot& s : slots) total += s.name.size() + s.where.size();
+  for (const PlannedKernel& k : kernels) {
+    total += sizeof k + kKernel + (std::holds_alternative<Kernel>(k.work) ? 0 : kGraphNode) + k.where.size() +
+             k.record.name.size() + k.record.where.size() + k.outputs.size() * sizeof(Operand);
+    for (const std::string& reason : k.record.reasons) total += sizeof reason + reason.size();
   }
+  return total + (twins ? twins->bytes() : 0);
+}
+
+std::size_t PlanCache::Key::bytes() const {
+  return nodes.size() * sizeof(Node) + (inputs.size() + results.size()) * sizeof(NodeId) +
+         (ints.size() + states.size()) * sizeof(std::int64_t);
+}
+
+void PlanCache::drop_last() {
+  const auto last = std::prev(entries_.end());
+  const auto [begin, end] = index_.equal_range(last->hash);
+  for (auto it = begin; it != end; ++it)
+    if (it->second == last) {
+      index_.erase(it);
+      break;
+    }
+  bytes_ -= last->bytes;
+  entries_.pop_back();
+}
+
+Plan* PlanCache::insert(const Tape& tape, const std::vector<NodeId>& results, std::unique_ptr<Plan> plan) {
   entries_.push_front(
-      {hash_, {tape.nodes, tape.inputs, results, tape.ints, tape.state_ids, switches(), target()}, std::move(plan)});
+      {hash_, {tape.nodes, tape.inputs, results, tape.ints, tape.state_ids, switches(), target()}, std::move(plan), 0});
+  Entry& entry = entries_.front();
+  entry.bytes = entry.key.bytes() + entry.plan->bytes();
+  bytes_ += entry.bytes;
   index_.emplace(hash_, entries_.begin());
-  return entries_.front().plan.get();
+  while (entries_.size() > 1 && bytes_ > settings().plan_bytes) drop_last();  // never the one that runs
+  return entry.plan.get();
 }
 
 void PlanCache::clear() {
   index_.clear();
   entries_.clear();
+  bytes_ = 0;
 }
 
 // An integer is structure: one that changes every step makes every step a new plan. Three misses in a row in which nothing but
@@ -142,18 +167,20 @@ void PlanCache::note_miss(const Tape& tape) {
     for (std::size_t i = 0; i < tape.ints.size(); ++i)
       if (tape.ints[i] != missed_ints_[i]) ++differences, at = i;
   misses_ = differences == 1 && (misses_ == 0 || at == missed_at_) ? misses_ + 1 : 0;
-  if (misses_ == 3)
+  // A real constant of an expression makes six of it: those of 0, 1, -1, 2, 1/2 and of any other number. Then all are known.
+  constexpr int kPatience = 3, kPatienceWithExpressions = 8;
+  if (misses_ == kPatience || misses_ == kPatienceWithExpressions)
     for (NodeId id = 0; id < tape.nodes.size(); ++id) {
       const Node& n = tape.nodes[id];
       if (at < n.first_int || at >= std::size_t(n.first_int) + n.ints) continue;
       const std::size_t k = at - n.first_int;
-      if (tape.op(id).identity || k < n.ints - plain_ints(tape, id).size())
-        fmt::print(
-            stderr,
-            "weft: an expression changes every step, so every step is planned anew: {} {}\n"
-            "      a constant in it is another integer, or has become 0, 1, -1, 2 or 1/2, which are part of it; pass what\n"
-            "      changes as a Scalar\n",
-            tape.name(id), tape.where(id));
+      const bool expression = tape.op(id).identity || k < n.ints - plain_ints(tape, id).size();
+      if (misses_ != (expression ? kPatienceWithExpressions : kPatience)) continue;
+      if (expression)
+        fmt::print(stderr,
+                   "weft: an expression changes every step, so every step is planned anew: {} {}\n"
+                   "      an integer in it is another one each time; pass what changes as a Scalar\n",
+                   tape.name(id), tape.where(id));
       else
         fmt::print(stderr,
                    "weft: an integer changes every step, so every step is planned anew: {} {}\n"

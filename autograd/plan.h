@@ -68,6 +68,7 @@ struct Plan {
   std::vector<std::byte*> addresses;  // of each slot
   std::vector<int> moving;            // slots bound at every run: inputs and results
   std::unique_ptr<GpuPlan> gpu;       // on a GPU: how it is launched
+  std::size_t bytes() const;          // that it takes itself, about; not its values
 };
 
 // A hash of all that a plan depends on which is equal in two processes that record the same step, whatever they have recorded
@@ -105,12 +106,12 @@ class PlanCache {
   Plan* find(const Tape& tape, const std::vector<NodeId>& results);
   Plan* insert(const Tape& tape, const std::vector<NodeId>& results, std::unique_ptr<Plan> plan);
   std::size_t size() const { return entries_.size(); }
+  std::size_t bytes() const { return bytes_; }
   void clear();
   Arena& io() { return io_[std::size_t(device())]; }
   Arena& arena() { return arenas_[std::size_t(device())]; }
 
  private:
-  static constexpr std::size_t kCapacity = 64;  // least recently used plans beyond it are dropped
   struct Key {
     std::vector<Node> nodes;
     std::vector<NodeId> inputs, results;
@@ -119,15 +120,19 @@ class PlanCache {
     std::uint8_t switches;
     Target target;
     bool matches(const Tape& tape, const std::vector<NodeId>& wanted) const;
+    std::size_t bytes() const;
   };
   struct Entry {
     std::uint64_t hash;
     Key key;
     std::unique_ptr<Plan> plan;
+    std::size_t bytes;  // of both
   };
+  void drop_last();
   void note_miss(const Tape& tape);  // names an integer that changes every step
 
-  std::list<Entry> entries_;  // most recent first
+  std::list<Entry> entries_;  // most recent first; the last ones go when all have more than Settings::plan_bytes
+  std::size_t bytes_ = 0;     // of all
   std::unordered_multimap<std::uint64_t, std::list<Entry>::iterator> index_;
   Arena io_[3] = {Arena(Device::cpu), Arena(Device::cuda), Arena(Device::emu)};
   Arena arenas_[3] = {Arena(Device::cpu), Arena(Device::cuda), Arena(Device::emu)};

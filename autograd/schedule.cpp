@@ -81,6 +81,9 @@ Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, const
   expr_.resize(n);
   reason_.resize(n);
   operand_.resize(n);
+  registers_.resize(n);
+  leaf_of_.resize(n);
+  constant_of_.resize(t_.constants.size() + 3);
   group_of_.assign(n, -1);
   assigned_.assign(t_.states.size(), -1);
   state_slot_.assign(t_.states.size(), -1);
@@ -592,23 +595,21 @@ Operand Scheduler::where(NodeId id) {
 // Expressions over input(node), slot(constant) become a program over operands broadcast to `space`.
 Fused Scheduler::fused_over(const std::vector<Expr>& roots, const Shape& space) {
   Fused fused;
-  std::vector<std::optional<Expr>> inputs(t_.nodes.size());
-  std::vector<int> slots(t_.constants.size() + 3);
   for (const Expr e : topological(roots)) {
     if (e.op() == ExprOp::input) {
       const NodeId leaf = NodeId(e.index());
-      inputs[leaf] = expr::input(int(fused.leaves.size()), e.type());
+      leaf_of_[leaf] = expr::input(int(fused.leaves.size()), e.type());
       fused.leaves.push_back(broadcast_to(where(leaf), space.dims()));
       touch(fused.leaves.back());
     } else if (e.op() == ExprOp::slot || e.op() == ExprOp::uniform) {
       const int count = e.op() == ExprOp::slot ? 1 : 3;
       for (int k = 0; k < count; ++k) {
-        slots[std::size_t(e.index() + k)] = int(fused.constants.size());
+        constant_of_[std::size_t(e.index() + k)] = int(fused.constants.size());
         fused.constants.push_back(int(e.index()) + k);
       }
     }
   }
-  for (const Expr root : roots) fused.roots.push_back(substitute(root, inputs, slots));
+  for (const Expr root : roots) fused.roots.push_back(substitute(root, leaf_of_, constant_of_));
   fused.dims.assign(space.dims().begin(), space.dims().end());
   fused.program = Program(fused.roots);
   return fused;
@@ -622,10 +623,9 @@ void Scheduler::emit_group(const Group& group) {
   std::vector<std::string> reasons;
   std::string names;
   // A member that reads another member takes its value from a register.
-  std::vector<std::optional<Expr>> registers(last + 1);
   for (const NodeId id : group.members) {
-    const Expr root = substitute(expr_[id], registers);
-    registers[id] = narrowed(id, root);
+    const Expr root = substitute(expr_[id], registers_);
+    registers_[id] = narrowed(id, root);
     const bool stored_narrow = root.op() == ExprOp::narrow && DType(root.index()) == t_.nodes[id].dtype;
     roots.push_back(stored_narrow ? root.arg(0) : root);
     outputs.push_back(operand_[id]);
@@ -633,6 +633,7 @@ void Scheduler::emit_group(const Group& group) {
     if (names.find(name) == std::string::npos && names.size() < 40) names += "_" + name;
     reasons.push_back(t_.name(id) + ": " + reason_[id]);
   }
+  for (const NodeId id : group.members) registers_[id].reset();
   const Shape space = t_.shape(last);
   Fused fused = fused_over(roots, space);
   for (const Operand& o : outputs) touch(o);

@@ -131,6 +131,10 @@ class Scheduler {
   std::vector<std::uint8_t> twin_written_;   // by state position: the node that writes the State writes the twin too
   std::map<std::pair<NodeId, DType>, Operand> converted_;  // copies, by input
   std::vector<int> touched_;                               // slots of the node being emitted
+  // By node and constant, made once: a kernel that had its own would make planning quadratic.
+  std::vector<std::optional<Expr>> registers_;  // of the group being emitted: what its members are there, else nothing
+  std::vector<std::optional<Expr>> leaf_of_;    // of fused_over: only what its expressions read is valid
+  std::vector<int> constant_of_;                // likewise
   int result_of(NodeId id) const;
 };
 

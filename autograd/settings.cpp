@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -63,6 +65,12 @@ Settings read_settings() {
   each_word("WEFT_TUNE", {"0", "1"}, [&](const std::string& w) {
     tune_gemms(w == "1");
     return w == "0" || w == "1";
+  });
+  each_word("WEFT_PLANS", {"256"}, [&](const std::string& w) {
+    std::size_t megabytes = 0;
+    const auto [end, error] = std::from_chars(w.data(), w.data() + w.size(), megabytes);
+    s.plan_bytes = std::min(megabytes, std::size_t(1) << 40) << 20;
+    return error == std::errc() && end == w.data() + w.size();
   });
   each_word("WEFT_CHECK", {"nan"}, [&](const std::string& w) { return s.check_nan = w == "nan"; });
   CompilerLog& compiler = compiler_log() = {};

@@ -7,10 +7,12 @@
 //   WEFT_TUNE=1           products take the fastest of cuBLASLt's first proposals, by timing, instead of the first
 //                         (jit/gemm_cuda.h); two runs may then choose differently, unless the second reads what the first
 //                         kept (tools/train/choices.h)
+//   WEFT_PLANS=256        megabytes of plans that are kept to be run again, the most recent ones
 //   WEFT_CHECK=nan        names the first op that makes a non-finite value
 //   WEFT_LOG=plan,why,kernels,cache,source   what to print on stderr; the last two are the compiler's (jit/compiler.h)
 #pragma once
 
+#include <cstddef>
 #include <string_view>
 
 #include "jit/device.h"
@@ -25,6 +27,7 @@ struct Settings {
   bool split_arena = false;
   bool check_nan = false;
   bool log_plan = false, log_why = false, log_kernels = false;
+  std::size_t plan_bytes = std::size_t(256) << 20;
 };
 
 // Unknown words in a variable are a usage error with a suggestion.

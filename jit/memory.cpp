@@ -5,7 +5,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <map>
 #include <numeric>
+#include <set>
+#include <utility>
 
 #include "jit/error.h"
 #include "jit/gpu.h"
@@ -103,7 +107,10 @@ std::byte* allocate(std::size_t bytes, const std::string& what) {
 
 void deallocate(std::byte* memory) { std::free(memory); }
 
-std::size_t place(std::vector<Lifetime>& values) {
+namespace {
+
+// Greedy by size: the tightest, in time that is quadratic in the number of values.
+std::size_t place_by_size(std::vector<Lifetime>& values) {
   std::vector<std::size_t> order(values.size());
   std::iota(order.begin(), order.end(), std::size_t(0));
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return values[a].bytes > values[b].bytes; });
@@ -125,6 +132,72 @@ std::size_t place(std::vector<Lifetime>& values) {
         i);
   }
   return total;
+}
+
+// In the order of time: each takes the smallest gap that it fits into, and gives it back when its life ends.
+class Gaps {
+ public:
+  std::size_t take(std::size_t bytes) {
+    const auto gap = by_size_.lower_bound({bytes, 0});
+    if (gap == by_size_.end()) {  // at the end, from where the last gap begins if it reaches there
+      const auto last = by_offset_.empty() ? by_offset_.end() : std::prev(by_offset_.end());
+      const bool open = last != by_offset_.end() && last->first + last->second == end_;
+      const std::size_t offset = open ? last->first : end_;
+      if (open) remove(last);
+      end_ = offset + bytes;
+      return offset;
+    }
+    const auto [size, offset] = *gap;
+    remove(by_offset_.find(offset));
+    if (size > bytes) add(offset + bytes, size - bytes);
+    return offset;
+  }
+  void give(std::size_t offset, std::size_t bytes) {
+    if (bytes == 0) return;
+    const auto next = by_offset_.lower_bound(offset);
+    if (next != by_offset_.end() && next->first == offset + bytes) bytes += next->second, remove(next);
+    const auto after = by_offset_.lower_bound(offset);
+    if (after != by_offset_.begin())
+      if (const auto before = std::prev(after); before->first + before->second == offset)
+        offset = before->first, bytes += before->second, remove(before);
+    add(offset, bytes);
+  }
+  std::size_t end() const { return end_; }
+
+ private:
+  using Place = std::map<std::size_t, std::size_t>::iterator;
+  void add(std::size_t offset, std::size_t size) { by_offset_.emplace(offset, size), by_size_.emplace(size, offset); }
+  void remove(Place gap) { by_size_.erase({gap->second, gap->first}), by_offset_.erase(gap); }
+
+  std::map<std::size_t, std::size_t> by_offset_;           // sizes
+  std::set<std::pair<std::size_t, std::size_t>> by_size_;  // and offsets
+  std::size_t end_ = 0;
+};
+
+std::size_t place_in_time(std::vector<Lifetime>& values) {
+  std::vector<std::size_t> begins(values.size());
+  std::iota(begins.begin(), begins.end(), std::size_t(0));
+  std::vector<std::size_t> ends = begins;
+  const auto earlier = [&](auto moment) {
+    return [&values, moment](auto a, auto b) { return values[a].*moment < values[b].*moment; };
+  };
+  std::stable_sort(begins.begin(), begins.end(), earlier(&Lifetime::first));
+  std::stable_sort(ends.begin(), ends.end(), earlier(&Lifetime::last));
+  Gaps gaps;
+  const auto size = [&](std::size_t i) { return round_up(values[i].bytes, kPlacement); };
+  auto over = ends.begin();
+  for (const std::size_t i : begins) {
+    for (; over != ends.end() && values[*over].last < values[i].first; ++over) gaps.give(values[*over].offset, size(*over));
+    values[i].offset = gaps.take(size(i));
+  }
+  return gaps.end();
+}
+
+}  // namespace
+
+std::size_t place(std::vector<Lifetime>& values) {
+  constexpr std::size_t kMany = 4096;  // from where the time that it takes counts for more than a few bytes
+  return values.size() < kMany ? place_by_size(values) : place_in_time(values);
 }
 
 }  // namespace weft

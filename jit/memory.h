@@ -72,8 +72,8 @@ struct Lifetime {
   int first, last;
   std::size_t offset = 0;  // result
 };
-// Gives each an offset such that no two that are alive together overlap; returns the total. Greedy by size. Offsets are
-// multiples of kPlacement: what a GPU's vectors and matrices need.
+// Gives each an offset such that no two that are alive together overlap; returns the total: greedy by size, or of many in the
+// order of time. Offsets are multiples of kPlacement: what a GPU's vectors and matrices need.
 inline constexpr std::size_t kPlacement = 256;
 std::size_t place(std::vector<Lifetime>& values);
 
