@@ -47,12 +47,6 @@ std::atomic<Device>& process_device() {
   return device;
 }
 
-bool has_effects(const Tape& t) {
-  for (NodeId id = 0; id < t.nodes.size(); ++id)
-    if (t.op(id).writes) return true;
-  return false;
-}
-
 // A GPU and the libraries that its kernels need. A GPU that lacks them is worth a line.
 bool gpu_is_usable() {
   if (missing_cuda_device()) return false;
@@ -122,6 +116,16 @@ std::unique_ptr<Plan> Recording::plan(const Target& target, std::vector<Tensor*>
 
 }  // namespace detail
 
+namespace {
+
+std::vector<Tensor> execute_pending(Tape& t, const std::vector<NodeId>& results) {
+  if (!t.retained) return execute(t, results);
+  Remainder remainder(t, results);
+  return execute(remainder.rest, remainder.results);
+}
+
+}  // namespace
+
 void flush(Site where) {
   if (recording()) fail_at(where, "flush: called inside run", "the step is only being recorded");
   Tape& t = tapes().pending;
@@ -134,11 +138,10 @@ void flush(Site where) {
   {
     const NoGrad off;
     ++tapes().hold;
-    const std::size_t live = t.kept.size();
-    for (NodeId id = 0; id < live; ++id) {
+    std::sort(t.handed_out.begin(), t.handed_out.end());
+    for (const NodeId id : std::exchange(t.handed_out, {})) {
       const Tensor value = t.kept[id];
-      if (value && value.value()->references.load() > 2 && !value.value()->memory)
-        wanted.emplace_back(value, copies.add(value, Site()));
+      if (value.value()->references.load() > 2 && !value.value()->memory) wanted.emplace_back(value, copies.add(value, Site()));
     }
     --tapes().hold;
   }
@@ -147,7 +150,7 @@ void flush(Site where) {
   std::vector<Tensor> values;
   if (effects || !copies.nodes.empty()) {
     try {
-      values = execute(t, copies.nodes);
+      values = execute_pending(t, copies.nodes);
     } catch (...) {
       t.clear();  // what was pending cannot run: it is gone, and its handles are dead
       throw;
@@ -159,9 +162,10 @@ void flush(Site where) {
     tensor.value()->offset = values[index].value()->offset;
   }
   wanted.clear();
-  // A forward pass whose loss was printed before backward() keeps its tape; its values are computed again then.
+  // A forward pass whose loss was printed before backward() keeps its tape. Values that were read are not computed again; what
+  // lies between them is.
   if (!effects && differentiable(t))
-    t.retain();
+    t.retain(), t.executed = NodeId(t.nodes.size());
   else
     t.clear();
 }

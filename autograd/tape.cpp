@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_map>
 
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
@@ -100,6 +101,8 @@ void Tape::clear() {
   bound.clear();
   kept.clear();
   retained = false;
+  executed = in_use = 0;
+  handed_out.clear();
   root_draws = 0;
   first_gradient = kNone;
   states.clear();
@@ -170,17 +173,129 @@ Tapes& tapes() {
 
 bool recording() { return detail::active_tape == &tapes().step; }
 
+namespace {
+
+bool held(const Tape& t, NodeId id) { return t.kept[id] && t.kept[id].value()->references.load() > 1; }
+
+// Something on the tape can still be asked for: a value that is held and is not there yet, or may be differentiated, a gradient
+// that no optimizer has taken, an effect that has not happened.
+bool is_needed(Tape& t) {
+  const auto wanted = [&](NodeId id) {
+    return held(t, id) && (t.nodes[id].has(Node::requires_grad) || !t.kept[id].value()->memory);
+  };
+  if (t.in_use < t.kept.size() && wanted(t.in_use)) return true;
+  for (NodeId id = NodeId(t.kept.size()); id-- > 0;)
+    if (wanted(id)) return t.in_use = id, true;
+  const auto pending = [&](const StateImpl* p) { return p && t.use(*p).gradient != Tape::kNone; };
+  return std::any_of(t.gradients.begin(), t.gradients.end(), pending) || !t.commits.empty() || !t.draws.empty() ||
+         has_effects(t);
+}
+
+}  // namespace
+
 bool differentiable(const Tape& t) {
-  for (NodeId id = 0; id < t.kept.size(); ++id)
-    if (t.kept[id] && t.kept[id].value()->references.load() > 1 && t.nodes[id].has(Node::requires_grad)) return true;
+  for (NodeId id = NodeId(t.kept.size()); id-- > 0;)
+    if (held(t, id) && t.nodes[id].has(Node::requires_grad)) return true;
+  return false;
+}
+
+bool has_effects(const Tape& t) {
+  for (NodeId id = t.executed; id < t.nodes.size(); ++id)
+    if (t.op(id).writes) return true;
   return false;
 }
 
 void detail::keep_house(Tape& t) {
   if (tapes().hold > 0) return;
-  if (t.retained && (!differentiable(t) || t.outdated())) t.clear();
+  if (t.retained && (!is_needed(t) || t.outdated())) t.clear();
   if (t.nodes.size() >= kPendingNodes && t.nodes.size() % kPendingNodes < 64 && t.frame < 0 && !differentiable(t)) flush();
 }
+
+// ---- the remainder of a tape ------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Marks what has to be evaluated, and what of it is there already.
+struct Needs {
+  enum Need : std::uint8_t { nothing, value, evaluation };
+
+  explicit Needs(const Tape& tape) : t(tape), of(tape.nodes.size(), nothing) {}
+
+  bool is_there(NodeId id) const {  // not of a State, which may have another value now
+    return id < t.kept.size() && t.kept[id] && t.kept[id].value()->memory && t.nodes[id].op != state_op().id;
+  }
+  void evaluate(NodeId id) {
+    if (t.nodes[id].op == output_op().id) id = t.inputs_of(id)[0];  // all outputs of an op go together
+    if (of[id] == evaluation) return;
+    for (NodeId output = id; output < id + t.nodes[id].outputs; ++output) of[output] = evaluation, ids.push_back(output);
+    open.push_back(id);
+  }
+  void need(NodeId id) {
+    if (of[id] != nothing) return;
+    if (!is_there(id)) return evaluate(id);
+    of[id] = value, ids.push_back(id);
+  }
+  void close() {
+    while (!open.empty()) {
+      const NodeId id = open.back();
+      open.pop_back();
+      for (const NodeId input : t.inputs_of(id))
+        if (input != Tape::kNone) need(input);
+    }
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  }
+
+  const Tape& t;
+  std::vector<Need> of;
+  std::vector<NodeId> ids, open;
+};
+
+}  // namespace
+
+Remainder::Remainder(Tape& t, const std::vector<NodeId>& wanted) : whole_(t) {
+  Needs needs(t);
+  for (const NodeId id : wanted) needs.need(id);
+  for (NodeId id = t.executed; id < t.nodes.size(); ++id)
+    if (t.op(id).writes) needs.evaluate(id);
+  needs.close();
+
+  rest.states = t.states, rest.state_ids = t.state_ids;
+  std::vector<NodeId> place(t.nodes.size(), Tape::kNone);
+  std::unordered_map<std::uint32_t, std::pair<std::uint32_t, std::uint16_t>> constants;  // of nodes that share them
+  for (const NodeId id : needs.ids) {
+    place[id] = NodeId(rest.nodes.size());
+    if (rest.first_gradient == Tape::kNone && id >= t.first_gradient) rest.first_gradient = place[id];
+    Node& node = rest.nodes.emplace_back(t.nodes[id]);
+    rest.origins.push_back(t.origins[id]);
+    node.first_input = std::uint32_t(rest.inputs.size());
+    node.first_int = std::uint32_t(rest.ints.size());
+    node.first_constant = 0;
+    const bool there = needs.of[id] == Needs::value;
+    if (there || node.op == input_op().id) {
+      node.op = input_op().id, node.outputs = 1, node.inputs = 0, node.ints = 1, node.constants = 0;
+      rest.ints.push_back(std::int64_t(rest.bound.size()));
+      rest.bound.push_back(there ? t.kept[id] : t.bound[std::size_t(t.ints_of(id)[0])]);
+      continue;
+    }
+    for (const NodeId input : t.inputs_of(id)) rest.inputs.push_back(input == Tape::kNone ? input : place[input]);
+    for (const std::int64_t integer : t.ints_of(id)) rest.ints.push_back(integer);
+    if (node.constants == 0) continue;
+    const std::uint32_t first = t.nodes[id].first_constant;
+    auto& [copy, count] = constants[first];
+    if (count < node.constants) {
+      copy = std::uint32_t(rest.constants.size()), count = node.constants;
+      for (std::uint32_t k = first; k < first + count; ++k) rest.constants.push_back(t.constants[k]);
+    }
+    node.first_constant = copy;
+  }
+  for (const NodeId id : wanted) results.push_back(place[id]);
+  rest.frames.swap(t.frames);
+}
+
+Remainder::~Remainder() { rest.frames.swap(whole_.frames); }
+
+// ---- handles ----------------------------------------------------------------------------------------------------------------
 
 Tensor detail::kept_handle(Tape& t, NodeId id) {
   t.kept.resize(t.nodes.size());
@@ -191,6 +306,7 @@ Tensor detail::kept_handle(Tape& t, NodeId id) {
     v->place.set(t.epoch, id);
     t.kept[id] = Tensor::of_value(v);
   }
+  if (!t.kept[id].value()->memory && !held(t, id)) t.handed_out.push_back(id);
   return t.kept[id];
 }
 

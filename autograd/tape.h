@@ -112,6 +112,9 @@ struct Tape {
   std::vector<std::pair<NodeId, NodeId>> clones;                  // a node of such a range, and what it was evaluated again as
   std::vector<std::shared_ptr<std::uint64_t>> draws;              // ticks of generators, which advance when the run commits
   std::vector<std::function<void()>> commits;                     // host effects of recording, in order
+  NodeId executed = 0;                                            // outside run, retained: its nodes before this one are
+  NodeId in_use = 0;               // likewise: a node that something outside held when it was last looked for
+  std::vector<NodeId> handed_out;  // outside run: nodes whose handles were given away since it was executed
 
   // Records a node; kNone among the inputs marks an absent optional operand. The node requires a gradient if an input does and
   // gradients are on; whether its op has a rule for it shows when a gradient arrives. Further outputs get the ids that follow.
@@ -162,6 +165,21 @@ bool recording();  // inside `run`
 
 // A live value that may still be differentiated: something outside the tape holds it, and it leads to a parameter.
 bool differentiable(const Tape& t);
+bool has_effects(const Tape& t);  // it writes States, and has not been executed yet
+
+// What is left to do of a tape that was executed before: the nodes that `results` and effects need, where values that are
+// there, since somebody read them, are inputs. So a loop that reads what it carries records the same few nodes each time.
+struct Remainder {
+  Remainder(Tape& tape, const std::vector<NodeId>& results);
+  ~Remainder();
+  Remainder(const Remainder&) = delete;
+  Remainder& operator=(const Remainder&) = delete;
+  Tape rest;
+  std::vector<NodeId> results;  // on it
+
+ private:
+  Tape& whole_;  // whose frames `rest` has meanwhile
+};
 
 // Before an op is recorded outside `run`: the tape is flushed when it has become long, and forgotten when nothing on it can be
 // asked for any more.
