@@ -37,16 +37,17 @@ struct Module::Data {
   std::vector<Entry> entries;  // in registration order
   const std::string* path = intern("");
   bool training = true;
-  bool placed = false;      // it was added to a module, or listed, loaded or put into a mode by itself
-  bool initialised = true;  // all entries of this module and those below; may be false though they are
+  std::weak_ptr<Data> owner;  // the first module that it was added to, whose names it has
+  bool placed = false;        // it was added to a module, or listed, loaded or put into a mode by itself
+  bool initialised = true;    // all entries of this module and those below; may be false though they are
 
   void check_new(const std::string& name, Site where) const;
   void set_path(const std::string& new_path);
   void train(bool on);
   void initialise();
-  // f(full name, entry) for each param and buffer, depth first.
+  // f(name, entry, module) for each param and buffer, depth first; the name is what it has seen from here.
   template <class F>
-  void visit(F&& f);
+  void visit(F&& f, const std::string& prefix = {});
 };
 
 void Module::Data::check_new(const std::string& name, Site where) const {
@@ -64,7 +65,7 @@ void Module::Data::set_path(const std::string& new_path) {
   for (auto e = entries.rbegin(); e != entries.rend(); ++e) {
     const std::string full = join(new_path, e->name);
     if (auto* child = std::get_if<std::shared_ptr<Data>>(&e->what)) {
-      (*child)->set_path(full);
+      if ((*child)->owner.lock().get() == this) (*child)->set_path(full);
     } else if (auto* param = std::get_if<Param>(&e->what)) {
       param->impl()->name = full;
     } else {
@@ -80,12 +81,13 @@ void Module::Data::train(bool on) {
 }
 
 template <class F>
-void Module::Data::visit(F&& f) {
+void Module::Data::visit(F&& f, const std::string& prefix) {
   for (Entry& e : entries) {
+    const std::string name = join(prefix, e.name);
     if (auto* child = std::get_if<std::shared_ptr<Data>>(&e.what)) {
-      (*child)->visit(f);
+      (*child)->visit(f, name);
     } else {
-      f(join(*path, e.name), e);
+      f(name, e, *this);
     }
   }
 }
@@ -114,7 +116,7 @@ void Module::add(std::string name, Param& param, Initialiser init, std::optional
     fail_at(where, "module: the shape in files has another number of elements",
             "'" + name + "' " + to_string(param.shape()) + ", in files " + to_string(*file_shape));
   bool named = false;  // a tied param keeps its first name
-  data_->visit([&](const std::string&, Data::Entry& e) {
+  data_->visit([&](const std::string&, Data::Entry& e, Data&) {
     if (auto* other = std::get_if<Param>(&e.what)) named |= other->impl() == param.impl();
   });
   if (!named) param.impl()->name = join(*data_->path, name);
@@ -134,6 +136,7 @@ void Module::add_child(std::string name, Module& child, std::shared_ptr<const Mo
   data_->check_new(name, where);
   if (child.data_ == data_) fail_at(where, "module: a module cannot be its own child", "'" + name + "'");
   child.data_->placed = true;
+  if (child.data_->owner.expired()) child.data_->owner = data_;
   data_->initialised &= child.data_->initialised;
   if (!data_->training) child.train(false);
   data_->entries.push_back({std::move(name), child.data_, std::move(part)});
@@ -145,7 +148,7 @@ std::vector<NamedParam> Module::named_parameters() const {
   initialise();
   std::vector<NamedParam> result;
   std::unordered_set<const StateImpl*> seen;
-  data_->visit([&](const std::string& name, Data::Entry& e) {
+  data_->visit([&](const std::string& name, Data::Entry& e, Data&) {
     if (auto* param = std::get_if<Param>(&e.what); param && seen.insert(param->impl().get()).second) {
       param->impl()->listed = true;
       result.push_back({name, *param});
@@ -163,7 +166,7 @@ std::vector<Param> Module::parameters() const {
 std::vector<NamedState> Module::named_states() const {
   std::vector<NamedState> result;
   std::unordered_set<const StateImpl*> seen;
-  data_->visit([&](const std::string& name, Data::Entry& e) {
+  data_->visit([&](const std::string& name, Data::Entry& e, Data&) {
     if (auto* state = std::get_if<State>(&e.what); state && seen.insert(state->impl().get()).second)
       result.push_back({name, *state});
   });
@@ -253,7 +256,7 @@ template <class Data>
 static std::map<std::string, ParameterSlot> slots_of(Data& data) {
   std::map<std::string, ParameterSlot> slots;
   std::unordered_set<const StateImpl*> seen;
-  data.visit([&](const std::string& name, auto& e) {
+  data.visit([&](const std::string& name, auto& e, Data&) {
     auto* param = std::get_if<Param>(&e.what);
     const State& state = param ? static_cast<const State&>(*param) : std::get<State>(e.what);
     if (seen.insert(state.impl().get()).second) slots.emplace(name, ParameterSlot{state, e.file_shape.value_or(state.shape())});
@@ -271,28 +274,43 @@ TensorMap Module::state_dict() const {
   return tensors;
 }
 
-void Module::load_state_dict(const TensorMap& tensors) {
+LoadReport Module::load_state_dict(const TensorMap& tensors, const LoadOptions& options) {
   data_->placed = true;
   const std::map<std::string, ParameterSlot> slots = slots_of(*data_);
+  LoadReport report;
   std::vector<std::string> problems;
+  std::map<std::string, const TensorMap::value_type*> given;  // by the model's names
+  for (const auto& tensor : tensors) {
+    const std::string name = options.rename ? options.rename(tensor.first) : tensor.first;
+    if (name.empty() && options.rename) continue;
+    if (const auto [other, fresh] = given.emplace(name, &tensor); !fresh)
+      problems.push_back("two tensors are renamed to " + name + ": " + other->second->first + ", " + tensor.first);
+  }
   for (auto& [name, slot] : slots) {
-    auto found = tensors.find(name);
-    if (found == tensors.end()) {
-      problems.push_back("missing: " + name + " " + to_string(slot.file_shape));
-    } else if (std::string text = problem(name, slot, found->second); !text.empty()) {
+    auto found = given.find(name);
+    if (found == given.end()) {
+      report.missing.push_back(name);
+      if (options.strict) problems.push_back("missing: " + name + " " + to_string(slot.file_shape));
+    } else if (std::string text = problem(name, slot, found->second->second); !text.empty()) {
       problems.push_back(std::move(text));
     }
   }
-  for (auto& [name, tensor] : tensors)
-    if (!slots.contains(name)) problems.push_back("unexpected: " + name + " " + shape_text(tensor.shape));
+  for (auto& [name, tensor] : given)
+    if (!slots.contains(name)) {
+      report.unexpected.push_back(tensor->first);
+      if (options.strict) problems.push_back("unexpected: " + tensor->first + " " + shape_text(tensor->second.shape));
+    }
   if (!problems.empty()) fail_load(problems);
-  for (auto& [name, slot] : slots) set_value(slot, tensors.at(name));
-  data_->visit([](const std::string& name, Data::Entry& e) {
+  for (auto& [name, slot] : slots)
+    if (const auto found = given.find(name); found != given.end()) set_value(slot, found->second->second);
+  data_->visit([&](const std::string& name, Data::Entry& e, Data& module) {
     if (auto* param = std::get_if<Param>(&e.what)) param->impl()->listed = true;
-    if (!e.init) return;
-    e.names->next(name);  // its place in the count stays: what is drawn after it does not depend on whether it was loaded
-    e.init = {};          // nor is it drawn over
+    if (!e.init || !given.contains(name)) return;
+    // Its place in the count stays: what is drawn after it does not depend on whether it was loaded. Nor is it drawn over.
+    e.names->next(join(*module.path, e.name));
+    e.init = {};
   });
+  return report;
 }
 
 // -----------------------------------------------------------------------------------------------------------------------------
@@ -324,7 +342,7 @@ void Module::check_mode() const {
 
 void Module::check_parts(std::size_t reads_then) const {
   std::unordered_set<const StateImpl*> below;
-  data_->visit([&](const std::string&, Data::Entry& e) {
+  data_->visit([&](const std::string&, Data::Entry& e, Data&) {
     if (auto* param = std::get_if<Param>(&e.what)) below.insert(param->impl().get());
   });
   Tape& t = tape();

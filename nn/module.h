@@ -1,11 +1,13 @@
 // Modules: a registry of named parameters, buffers and children; calling one opens a frame, so that errors, kernels and random
 // draws know the module path.
 //
-//   struct Mlp : Layer<Mlp> {
-//     Linear up, down;
-//     Mlp(int d) : up(d, 4 * d), down(4 * d, d) { add("up", up), add("down", down); }
-//     Tensor forward(const Tensor& x) { return down(gelu(up(x))); }
-//   };
+// ```cpp
+// struct Mlp : Layer<Mlp> {
+//   Linear up, down;
+//   Mlp(int d) : up(d, 4 * d), down(4 * d, d) { add("up", up), add("down", down); }
+//   Tensor forward(const Tensor& x) { return down(gelu(up(x))); }
+// };
+// ```
 //
 // Modules are handles: a copy shares parameters and registry with the original, and so does what was moved from. They are not
 // assigned: the module that a layer was added to would keep the old one. To replace the values of a layer load them; one that
@@ -44,6 +46,16 @@ struct NamedState {
   State state;
 };
 
+struct LoadOptions {
+  bool strict = true;  // false: what is missing keeps its values, what is unexpected is left; a wrong shape is still an error
+  // The model's name for a tensor of the file; "" leaves it out. Without one the names are equal.
+  std::function<std::string(const std::string& name)> rename = {};
+};
+struct LoadReport {                     // of a load that is not strict
+  std::vector<std::string> missing;     // names of the model
+  std::vector<std::string> unexpected;  // names of the file
+};
+
 class Module {
  public:
   Module();
@@ -51,7 +63,9 @@ class Module {
   Module(const Module&) = default;
   Module& operator=(const Module&) = delete;
 
-  // Parameters in registration order, depth first. A Param registered twice (tied weights) is listed once, at its first name.
+  // Parameters in registration order, depth first. Names, here and in state dicts, are those that things have in this module:
+  // "in_proj.weight" of a mixer, wherever the mixer is a part. A Param registered twice (tied weights) is listed once, at its
+  // first name.
   std::vector<NamedParam> named_parameters() const;
   std::vector<Param> parameters() const;
   std::vector<NamedState> named_states() const;  // buffers: States that are not parameters but are saved
@@ -59,7 +73,7 @@ class Module {
   void set_trainable(bool on);                   // of every parameter below
   bool training() const;
   void train(bool on = true);       // dropout, masks; this module and those below
-  const std::string& path() const;  // "layers.3.mixer"; "" for a root
+  const std::string& path() const;  // "layers.3.mixer", in the first module that it was added to; "" for a root
 
   // Draws the parameters that have an initialiser and no values yet, by the seed that was in use when they were added, their
   // full names, and how many of that name have had values under that seed: two models of one structure start differently.
@@ -79,10 +93,10 @@ class Module {
   }
   static constexpr bool is_part = false;
 
-  // Values of parameters and buffers by name. Loading is strict: missing, unexpected and mis-shaped tensors are all listed in
-  // one error, and nothing is changed.
+  // Values of parameters and buffers by name. Unless the options say otherwise, loading is strict: missing, unexpected and
+  // mis-shaped tensors are all listed in one error (ErrorKind::io), and nothing is changed.
   TensorMap state_dict() const;
-  void load_state_dict(const TensorMap& tensors);
+  LoadReport load_state_dict(const TensorMap& tensors, const LoadOptions& options = {});
 
  protected:
   // Names the param. A second name for a tied param is allowed; give it no initialiser. `file_shape` is the shape in files,

@@ -152,6 +152,86 @@ TEST(Module, LoadingListsAllProblemsAndChangesNothing) {
   EXPECT_EQ(net.state_dict().at("layers.1.up.bias").bytes, good.at("layers.1.up.bias").bytes);
 }
 
+TEST(Module, NamesAreRelativeToTheModuleThatIsAsked) {
+  Net net;
+  std::vector<std::string> names;
+  for (const NamedParam& p : net.layers[1].named_parameters()) names.push_back(p.name);
+  EXPECT_EQ(names, (std::vector<std::string>{"up.weight", "up.bias", "down.weight", "down.bias"}));
+  EXPECT_EQ(net.layers[1].named_parameters()[0].param.name(), "layers.1.up.weight");  // in errors: as the root has it
+  EXPECT_EQ(net.layers[1].down.state_dict().count("weight"), 1u);
+  // What one layer has goes into another, and into a model of which it is not a part.
+  net.layers[0].load_state_dict(net.layers[1].state_dict());
+  EXPECT_EQ(net.state_dict().at("layers.0.up.weight").bytes, net.state_dict().at("layers.1.up.weight").bytes);
+  const TensorMap alone = net.layers[0].state_dict();
+  EXPECT_EQ(alone.size(), 4u);
+  expect_error(ErrorKind::io, {"missing: up.weight (6, 4)", "unexpected: layers.0.up.weight"},
+               [&] { net.layers[0].load_state_dict(net.state_dict()); });
+}
+
+// A module that two others have: each has its own names for it, and the first one's stay.
+TEST(Module, ASecondParentRenamesNothing) {
+  struct Holder : Layer<Holder> {
+    Linear part;
+    Holder(const Linear& shared, const char* name) : part(shared) { add(name, part); }
+    Tensor forward(const Tensor& x) { return part(x); }
+  };
+  Linear shared(4, 4);
+  Holder first(shared, "encoder");
+  {
+    Holder second(shared, "decoder");
+    EXPECT_EQ(first.named_parameters()[0].name, "encoder.weight");
+    EXPECT_EQ(second.named_parameters()[0].name, "decoder.weight");
+    EXPECT_TRUE(first.state_dict().contains("encoder.weight"));
+    EXPECT_TRUE(second.state_dict().contains("decoder.weight"));
+    EXPECT_EQ(shared.path(), "encoder");
+    EXPECT_EQ(shared.weight().name(), "encoder.weight");
+  }
+  Linear other(4, 4);
+  { Holder gone(other, "gone"); }
+  Holder stays(other, "stays");  // the first one is no more
+  EXPECT_EQ(other.path(), "stays");
+}
+
+TEST(Module, ALoadThatIsNotStrictReports) {
+  seed(3);
+  Net a;
+  TensorMap tensors = a.state_dict();
+  tensors.erase("layers.0.up.weight");
+  tensors["head.weight"] = tensors.at("norm.weight");
+  seed(4);
+  Net b;
+  const LoadReport report = b.load_state_dict(tensors, {.strict = false});
+  EXPECT_EQ(report.missing, (std::vector<std::string>{"layers.0.up.weight"}));
+  EXPECT_EQ(report.unexpected, (std::vector<std::string>{"head.weight"}));
+  EXPECT_EQ(b.state_dict().at("layers.1.up.weight").bytes, a.state_dict().at("layers.1.up.weight").bytes);
+  seed(4);
+  Net c;  // as b would have been: what is missing is drawn
+  EXPECT_EQ(b.state_dict().at("layers.0.up.weight").bytes, c.state_dict().at("layers.0.up.weight").bytes);
+  tensors["norm.weight"].shape = {2, 2};  // still an error
+  expect_error(ErrorKind::io, {"1 problems", "shape of norm.weight"}, [&] { b.load_state_dict(tensors, {.strict = false}); });
+  const LoadReport whole = b.load_state_dict(a.state_dict());
+  EXPECT_TRUE(whole.missing.empty() && whole.unexpected.empty());
+}
+
+TEST(Module, TensorsAreRenamedByAFunction) {
+  seed(3);
+  Net a;
+  TensorMap tensors;
+  for (const auto& [name, tensor] : a.state_dict()) tensors["model." + name] = tensor;
+  tensors["rotary.inv_freq"] = tensors.at("model.norm.weight");
+  const auto rename = [](const std::string& name) { return name.starts_with("model.") ? name.substr(6) : ""; };
+  seed(4);
+  Net b;
+  b.load_state_dict(tensors, {.rename = rename});
+  EXPECT_EQ(b.state_dict().at("layers.0.up.weight").bytes, a.state_dict().at("layers.0.up.weight").bytes);
+  tensors["model.extra"] = tensors.at("model.norm.weight");
+  expect_error(ErrorKind::io, {"unexpected: model.extra (4,)"}, [&] { b.load_state_dict(tensors, {.rename = rename}); });
+  tensors.erase("model.extra");
+  const auto same = [](const std::string& name) { return name.ends_with("bias") ? "layers.0.up.bias" : name.substr(6); };
+  expect_error(ErrorKind::io, {"two tensors are renamed to layers.0.up.bias", "model.layers.0.down.bias"},
+               [&] { b.load_state_dict(tensors, {.strict = false, .rename = same}); });
+}
+
 TEST(Module, ErrorsNameTheModuleAndTheCallersLine) {
   Net net;
   const Tensor x = Tensor::from(ramp(10), {2, 5});
