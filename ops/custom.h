@@ -1,22 +1,24 @@
 // Ops whose CUDA kernel a user writes. The object is made once, and lives as long as the program; calling `custom` with it
 // records a node like any op's:
 //
-//   const CustomOp kSquaredRelu({
-//       .name = "squared_relu",
-//       .inputs = {{"x"}},
-//       .outputs = {"y"},
-//       .integers = {"n"},
-//       .cuda = R"(
-//   extern "C" __global__ void __launch_bounds__(256) KERNEL(PARAMETERS) {
-//     const i64 i = i64(blockIdx.x) * 256 + threadIdx.x;
-//     if (i >= a.n) return;
-//     const real x = max_of(real(read_real(a.x + i)), real(0));
-//     write_real(a.y + i, x * x);
-//   })",
-//       .launch = [](const CustomCall& c) { return CustomLaunch::of(c.integers[0], 256); },
-//       .gradient = [](const CustomGrad& g) { return std::vector{2 * relu(g.input(0)) * g.upstream()}; },
-//   });
-//   Tensor squared_relu(Arg x) { return custom(kSquaredRelu, {x}, {{x.shape(), x.dtype()}}, {.integers = {x.numel()}}); }
+// ```cpp
+// const CustomOp kSquaredRelu({
+//     .name = "squared_relu",
+//     .inputs = {{"x"}},
+//     .outputs = {"y"},
+//     .integers = {"n"},
+//     .cuda = R"(
+// extern "C" __global__ void __launch_bounds__(256) KERNEL(PARAMETERS) {
+//   const i64 i = i64(blockIdx.x) * 256 + threadIdx.x;
+//   if (i >= a.n) return;
+//   const real x = max_of(real(read_real(a.x + i)), real(0));
+//   write_real(a.y + i, x * x);
+// })",
+//     .launch = [](const CustomCall& c) { return CustomLaunch::of(c.integers[0], 256); },
+//     .gradient = [](const CustomGrad& g) { return std::vector{2 * relu(g.input(0)) * g.upstream()}; },
+// });
+// Tensor squared_relu(Arg x) { return custom(kSquaredRelu, {x}, {{x.shape(), x.dtype()}}, {.integers = {x.numel()}}); }
+// ```
 #pragma once
 
 #include <array>

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# readme_test.sh SOURCE BUILD COMPILER: every C++ block of README.md compiles against the installed package and runs. What a
-# block is stands in a comment on the line above it; the comment may hold code that the reader need not see:
+# readme_test.sh SOURCE BUILD COMPILER: every C++ block of README.md, and of the comments in the headers, compiles against the
+# installed package and runs. What a block is stands in a comment on the line above it; the comment may hold code that the reader
+# need not see:
 #   <!-- cpp: program -->      a whole file
 #   <!-- cpp: definitions CODE -->  functions and types; CODE follows them, an empty main if it has none
 #   <!-- cpp: body CODE -->    statements of a main; CODE comes before them
@@ -17,17 +18,20 @@ if [ ! -f "$source/README.md" ]; then
   exit 77
 fi
 
-awk -v work="$work" -v tick='```' '
+extract() {  # NAME: the blocks of the Markdown on standard input
+  awk -v work="$work" -v tick='```' -v name="$1" '
   function finish(    file, head) {
-    file = sprintf("%s/block_%d.cpp", work, line)
+    file = name
+    gsub(/[^A-Za-z0-9]/, "_", file)
+    file = sprintf("%s/block_%s_%d.cpp", work, file, line)
     head = "#include <weft/weft.h>\n\nusing namespace weft;\n\n"
     if (kind == "") kind = text ~ /int main/ ? "program" : "definitions"
     if (kind == "skip") return
-    if (kind == "program") printf "#line %d \"README.md\"\n%s", line + 1, text > file
+    if (kind == "program") printf "#line %d \"%s\"\n%s", line + 1, name, text > file
     else if (kind == "definitions")
-      printf "%s#line %d \"README.md\"\n%s\n%s\n%s\n", head, line + 1, text, code, code ~ /int main/ ? "" : "int main() {}" > file
-    else if (kind == "body") printf "%sint main() {\n%s\n#line %d \"README.md\"\n%s}\n", head, code, line + 1, text > file
-    else { printf "README.md:%d: unknown kind of block: %s\n", line, kind > "/dev/stderr"; exit 1 }
+      printf "%s#line %d \"%s\"\n%s\n%s\n%s\n", head, line + 1, name, text, code, code ~ /int main/ ? "" : "int main() {}" > file
+    else if (kind == "body") printf "%sint main() {\n%s\n#line %d \"%s\"\n%s}\n", head, code, line + 1, name, text > file
+    else { printf "%s:%d: unknown kind of block: %s\n", name, line, kind > "/dev/stderr"; exit 1 }
     close(file)
   }
   inside && $0 == tick { inside = 0; finish(); kind = code = ""; next }
@@ -40,7 +44,20 @@ awk -v work="$work" -v tick='```' '
     next
   }
   NF { kind = code = "" }
-' "$source/README.md"
+'
+}
+extract README.md <"$source/README.md"
+# In a header a block stands in a comment, and what looks like code there must stand in a block.
+cd "$source"
+for header in $(find autograd jit models nn ops optim tools -name '*.h' | sort); do
+  grep -q '^ *// *```cpp' "$header" && sed 's,^ *// \{0\,1\},,' "$header" | extract "$header"
+  if awk '/^ *\/\/ *```/ { inside = !inside } !inside && /^ *\/\/  .*[;{] *$/ && /\(|struct|class/ { print FILENAME ":" FNR ": " $0; found = 1 }
+          END { exit !found }' "$header" >&2; then
+    echo "an example that is not compiled: put it between // \`\`\`cpp and // \`\`\`" >&2
+    exit 1
+  fi
+done
+cd - >/dev/null
 
 shopt -s nullglob
 blocks=("$work"/block_*.cpp)
@@ -73,7 +90,7 @@ for block in "${blocks[@]}"; do
   else
     failed=$((failed + 1)) outcome="FAILED (exit $?)"
   fi
-  echo "README.md, line ${name#block_}: $outcome, $((SECONDS - begin)) s"
+  echo "${name#block_}: $outcome, $((SECONDS - begin)) s"
   tail -n 20 "$work/output" | sed 's/^/    /'
 done
 echo "$passed passed, $failed failed"

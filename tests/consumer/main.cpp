@@ -1,3 +1,6 @@
+#include "jit/error.h"
+#include "nn/layers.h"
+
 #if __has_include(<weft/weft.h>)
 #include <weft/weft.h>
 #endif
@@ -17,6 +20,7 @@ int main(int argc, char** argv) {
     if (weft::exit_code(error.kind()) != 4) return 1;
   }
   if (round_trip(argv[1]) != 0) return 1;
+  if (OwnLayer().width + own_error() != 8) return 1;
   std::puts("consumer works");
   return 0;
 }

@@ -1,0 +1,32 @@
+# cmake -D FROM=SOURCE -D TO=FOLDER -D LIST=FILE -D FOLDERS=... -P headers.cmake: writes the headers that FILE lists into TO, where
+# they include each other as <weft/...>; and weft.h beside the folders. What is there besides is removed.
+cmake_minimum_required(VERSION 3.25)
+file(STRINGS "${LIST}" headers)
+foreach(name IN LISTS FOLDERS ITEMS weft.h)  # earlier builds had links to the sources, which must not be written to
+  if(IS_SYMLINK "${TO}/${name}")
+    file(REMOVE "${TO}/${name}")
+  endif()
+endforeach()
+file(GLOB_RECURSE there RELATIVE "${TO}" "${TO}/*")
+list(JOIN FOLDERS "|" folders)
+
+function(publish source target)
+  file(READ "${FROM}/${source}" text)
+  string(REGEX REPLACE "(#include )\"((${folders})/[^\"\n]*)\"" "\\1<weft/\\2>" text "${text}")
+  set(before "")
+  if(EXISTS "${TO}/${target}")
+    file(READ "${TO}/${target}" before)
+  endif()
+  if(NOT text STREQUAL before)
+    file(WRITE "${TO}/${target}" "${text}")
+  endif()
+endfunction()
+
+foreach(header IN LISTS headers)
+  publish("${header}" "${header}")
+endforeach()
+publish(tools/weft.h weft.h)
+list(REMOVE_ITEM there ${headers} weft.h)
+foreach(old IN LISTS there)
+  file(REMOVE "${TO}/${old}")
+endforeach()
