@@ -308,6 +308,51 @@ TEST(Data, BytesThatAreNoTextAreFoundWhereTheyStand) {
 
 // ---- documents --------------------------------------------------------------------------------------------------------------
 
+TEST(Data, LinesOfJsonAreKnownByEveryNameThatTheyHave) {
+  TempFolder folder;
+  for (const char* name : {"d.jsonl", "d.JSONL", "d.ndjson", "d.Ndjson"})
+    EXPECT_EQ(load_corpus(folder.write(name, "{\"text\": \"one\"}\n")).size(), 3u) << name;
+  EXPECT_EQ(load_corpus(folder.write("d.txt", "{\"text\": \"one\"}\n")).size(), 16u);
+}
+
+TEST(Data, WhatIsCompressedOrNoTextIsRefused) {
+  TempFolder folder;
+  const std::pair<std::string, const char*> files[] = {{std::string("\x1f\x8b\x08\0\0\0\0\0", 8), "compressed by gzip"},
+                                                       {"\x28\xb5\x2f\xfd....", "compressed by zstd"},
+                                                       {std::string("\xfd"
+                                                                    "7zXZ\0",
+                                                                    6),
+                                                        "compressed by xz"},
+                                                       {"BZh91AY&SY", "compressed by bzip2"},
+                                                       {"PK\x03\x04", "a zip archive"},
+                                                       {"PAR1\x15", "a Parquet file"}};
+  for (const auto& [bytes, what] : files)
+    for (const char* name : {"t.txt", "t.jsonl", "t.txt.gz"})
+      expect_error(ErrorKind::io, {name, "not a text", what, "hint: "}, [&] { load_corpus(folder.write(name, bytes)); });
+}
+
+using DataProgram = ProgramTest;
+
+// Names of files may have any bytes.
+TEST_F(DataProgram, BytesThatAreNotUtf8InNames) {
+  ASSERT_EQ(shell("yes 'the cat sat on the mat' | head -100 > t.txt; cp t.txt \"$(printf 'b\\377.txt')\"").code, 0);
+  const std::string name = "\"$(printf 'b\\377.txt')\"", out = "\"$(printf 'o\\377')\"";
+  const std::string train =
+      "weft train --device cpu --width 16 --layers 1 --batch 2 --length 16 --steps 1 --sample 0 --eval-batches 1 ";
+  expect_words(shell(train + "--data " + name), 0, {"step 1"});
+  expect_words(shell(train + "--out run --data " + name), 2,
+               {"--data", "no config.json can hold bytes that are not UTF-8", "hint: "});
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
+  expect_words(shell(train + "--data t.txt --out " + out + " && weft train --resume " + out + " --steps 2"), 0,
+               {"resumed after step 1"});
+  expect_words(shell("weft generate --from " + out + " --tokens 2 --prompt " + name), 0, {"then 2 tokens"});
+  expect_words(shell("weft eval --from " + out + " --data " + name), 0, {"bits per character"});
+  expect_words(shell("weft inspect " + out + " --arch sm_80 --json j.json"), 0, {});
+  expect_words(shell("weft data make --out shards --data " + name + " && weft data check shards"), 0, {});
+  expect_words(shell(train + "--data t.txt --tokenizer " + name), 4, {"not a tokenizer"});
+  expect_words(shell("weft verify " + name), 4, {});
+}
+
 TEST(Data, LinesOfJsonAreDocuments) {
   TempFolder folder;
   const fs::path file = folder.write("d.jsonl", R"({"text": "one\ntwo", "id": 7})"

@@ -3,9 +3,22 @@
 
 #include <gtest/gtest.h>
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
 #include <map>
 #include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "jit/file.h"
 #include "nn/safetensors.h"
@@ -13,6 +26,7 @@
 #include "tests/temp_folder.h"
 #include "tools/data/data.h"
 #include "tools/data/utf8.h"
+#include "tools/system/apart.h"
 
 namespace weft {
 namespace {
@@ -239,6 +253,83 @@ TEST(Tokenizer, AModelOfAnotherKind) {
   EXPECT_EQ(bpe.decode(bpe.encode("ab a")), "ab a");
 }
 
+std::string byte_pieces() {
+  std::string pieces;
+  for (int b = 0; b < 256; ++b) pieces += piece(fmt::format("<0x{:02X}>", b), 0, 6);
+  return pieces;
+}
+
+TEST(Tokenizer, WhatLosesTextIsSaidWhenItIsLoaded) {
+  const std::string few = piece("<unk>", 0, 2) + piece("</s>", 0, 3) + piece("\xe2\x96\x81") + piece("a") + piece("b");
+  const std::string fallback = field(2, field(3, 1) + field(35, 1)), no_fallback = field(2, field(3, 1));
+  const std::string keeps = field(3, field(3, 0) + field(4, 0)), prefix = field(3, field(3, 1) + field(4, 0)),
+                    squeezes = field(3, field(3, 0) + field(4, 1));
+  const TempFolder folder;
+  const auto said = [&](const std::string& bytes, const std::string& loses) {
+    testing::internal::CaptureStderr();
+    const Tokenizer t = Tokenizer::load(folder.write("t.model", bytes));
+    const std::string text = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(t.loses(), loses);
+    EXPECT_EQ(text.empty(), loses.empty()) << text;
+    if (!loses.empty()) {
+      EXPECT_NE(text.find("t.model: this tokenizer loses " + loses), std::string::npos) << text;
+    }
+    return t;
+  };
+  EXPECT_EQ(trained().loses(), "");
+  EXPECT_EQ(Tokenizer::bytes().loses(), "");
+  said(few + byte_pieces() + fallback + keeps, "");
+  const Tokenizer llama = said(few + byte_pieces() + fallback + prefix, "");
+  for (const char* text : {"a", " a", "a  b", "x\ny", "", "  "}) EXPECT_EQ(llama.decode(llama.encode(text)), text);
+  said(few + no_fallback + keeps, "characters that are no piece of it");
+  said(few + byte_pieces() + fallback + squeezes, "spaces where several stand together");
+  said(few + no_fallback + squeezes, "characters that are no piece of it, and spaces where several stand together");
+}
+
+// Of a text that does not come back nothing is said per character.
+TEST(Tokenizer, CharactersAreThoseOfTheTextOrAreNotCounted) {
+  const std::string few = piece("<unk>", 0, 2) + piece("</s>", 0, 3) + piece("\xe2\x96\x81") + piece("a") + piece("b") +
+                          piece(
+                              "\xe2\x96\x81"
+                              "ab");
+  const TempFolder folder;
+  const auto counted = [&](const std::string& rest, const std::string& lines) {
+    const Tokenizer t = Tokenizer::from_model(few + rest, "m");
+    const fs::path file = folder.write("t.jsonl", lines);
+    const Batch batch = open_to_evaluate(file, "all", t, {.batch = 1, .length = 100}).validation(0);
+    return std::pair(batch.characters, batch.bytes);
+  };
+  // Targets are all tokens but the first. Three texts: "a", then "ab a" and "b\u00e9", before which a space is put.
+  const std::string llama = byte_pieces() + field(2, field(3, 1) + field(35, 1)) + field(3, field(3, 1) + field(4, 0));
+  const std::string lines = "{\"text\": \"a\"}\n{\"text\": \"ab a\"}\n{\"text\": \"b\u00e9\"}\n";
+  EXPECT_EQ(counted(llama, lines), (std::pair<std::int64_t, std::int64_t>(1 + 4 + 2, 1 + 4 + 3)));
+  const std::string loses = field(2, field(3, 1)) + field(3, field(3, 0) + field(4, 0));
+  EXPECT_EQ(counted(loses, lines), (std::pair<std::int64_t, std::int64_t>(0, 0)));
+}
+
+// A library that ends the process ends a process of its own.
+TEST(Apart, EveryEndOfTheWorkIsAnAnswer) {
+  EXPECT_EQ(run_apart([] { return std::string(3'000'000, 'x'); }).result, std::string(3'000'000, 'x'));
+  EXPECT_EQ(run_apart([] { return std::string(); }).result, "");
+  const auto complaint = [](std::function<std::string()> work) {
+    const Apart apart = run_apart(work);
+    EXPECT_FALSE(apart.result);
+    return apart.complaint;
+  };
+  EXPECT_EQ(complaint([]() -> std::string { throw std::runtime_error("first\nwhy"); }), "why");
+  EXPECT_EQ(complaint([]() -> std::string { std::exit(255); }), "ended with 255");
+  EXPECT_EQ(complaint([]() -> std::string {
+              std::fputs("LOG(FATAL) something failed\n", stderr);
+              std::exit(255);
+            }),
+            "LOG(FATAL) something failed");
+  EXPECT_NE(complaint([]() -> std::string {
+              std::raise(SIGKILL);
+              return "";
+            }).find("signal 9"),
+            std::string::npos);
+}
+
 TEST(Tokenizer, ModelsThatAreRefused) {
   const std::string unk = piece("<unk>", 0, 2), good = unk + piece("a");
   EXPECT_NO_THROW(Tokenizer::from_model(good, "m"));
@@ -272,8 +363,7 @@ TEST(Tokenizer, ModelsThatAreRefused) {
   }
   TempFolder folder;
   expect_error(ErrorKind::io, {"absent.model", "No such file"}, [&] { Tokenizer::load(folder / "absent.model"); });
-  expect_error(ErrorKind::io, {"not a tokenizer"},
-               [&] { Tokenizer::load(folder.write("t.model", "version https://git-lfs")); });
+  expect_error(ErrorKind::io, {"not a tokenizer"}, [&] { Tokenizer::load(folder.write("t.model", "anything")); });
 }
 
 // Whatever the file holds, it is refused or it encodes and decodes.
@@ -318,6 +408,33 @@ TEST(SlowTokenizer, ALineOf400kBytesIsLearntFrom) {
   std::replace(line.begin(), line.end(), '\n', ' ');
   const Tokenizer t = Tokenizer::train(line, 400);
   EXPECT_EQ(t.decode(t.encode(line)), line);
+}
+
+// Lines without spaces: letters of DNA, Chinese characters, base64.
+std::string long_line(const std::string& kind, std::size_t size) {
+  std::mt19937 random(5);
+  std::string line;
+  while (line.size() < size) {
+    if (kind == "DNA") line += "ACGT"[random() % 4];
+    if (kind == "CJK") line += utf8(char32_t(0x4e00 + std::min(random() % 800, random() % 800)));
+    if (kind == "base64") line += "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[random() % 64];
+  }
+  return line;
+}
+
+TEST(SlowTokenizer, LongLinesAreLearntFromInTimeThatIsLinear) {
+  for (const char* kind : {"DNA", "CJK", "base64"}) {
+    const auto seconds = [&](std::size_t size) {
+      const std::string line = long_line(kind, size);
+      const auto begin = std::chrono::steady_clock::now();
+      const Tokenizer t = Tokenizer::train(line, 1200);
+      const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      EXPECT_EQ(t.decode(t.encode(line)), line);
+      return took;
+    };
+    const double few = seconds(200'000);
+    EXPECT_LT(seconds(800'000), 12 * few + 1) << kind;
+  }
 }
 
 TEST(SlowTokenizer, TinyShakespeare) {

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <string>
 
 #include "tools/cli/commands.h"
 #include "tools/evaluate/eval.h"
@@ -11,10 +12,14 @@ int cmd_eval(const EvalCommand& c) {
   TextModel lm = open_model(c.model);
   const TokenStream text = open_to_evaluate(c.data, c.part, lm.tokenizer, c.options);
   const Evaluation e = evaluate(*lm.model, text);
-  fmt::print("{}: {} tokens ({}), {} characters, {} bytes, in windows of {} tokens\n", text.name(), e.tokens,
-             lm.tokenizer.name(), e.characters, e.bytes, text.options().length);
-  fmt::print("loss {:.4f} a token, perplexity {:.4f}, {:.4f} bits per character, {:.4f} bits per byte\n", e.loss(),
-             e.perplexity(), e.bits_per_character(), e.bits_per_byte());
+  const bool counted = e.characters > 0;  // the tokenizer gives the text back
+  const std::string size = counted ? fmt::format(", {} characters, {} bytes", e.characters, e.bytes) : "";
+  const std::string bits =
+      counted ? fmt::format(", {:.4f} bits per character, {:.4f} bits per byte", e.bits_per_character(), e.bits_per_byte())
+              : "";
+  fmt::print("{}: {} tokens ({}){}, in windows of {} tokens\n", text.name(), e.tokens, lm.tokenizer.name(), size,
+             text.options().length);
+  fmt::print("loss {:.4f} a token, perplexity {:.4f}{}\n", e.loss(), e.perplexity(), bits);
   return 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include "jit/error.h"
 #include "jit/file.h"
+#include "jit/json.h"
 #include "tools/cli/commands.h"
 #include "tools/inspect/inspect.h"
 #include "tools/inspect/sass.h"
@@ -71,7 +72,7 @@ int cmd_inspect(const InspectCommand& c) {
                to_text(table));
   }
   if (!c.html.empty()) write(c.html, to_html(table));
-  if (!c.json.empty()) write(c.json, to_json(table).dump(1) + "\n");
+  if (!c.json.empty()) write(c.json, text_of(to_json(table), 1) + "\n");
   if (!c.trace.empty()) write(c.trace, to_trace(table));
   return 0;
 }

@@ -24,6 +24,23 @@ constexpr std::size_t kMaxCharacter = 4;  // bytes, in UTF-8
 // Another program may be called bible too.
 bool is_king_james(const std::string& text) { return text.starts_with("Ge1:1 In the beginning") && text.size() > 4'000'000; }
 
+bool holds_documents(const std::filesystem::path& file) {
+  std::string ending = file.extension().string();
+  for (char& c : ending)
+    if ('A' <= c && c <= 'Z') c = char(c - 'A' + 'a');
+  return ending == ".jsonl" || ending == ".ndjson";
+}
+
+// Its size; 0 for a stream. What is compressed, or no text by its first bytes, would be learnt as it lies.
+std::size_t check_is_text(const std::filesystem::path& file) {
+  FileReader reader(file);
+  if (reader.size() == 0) return 0;
+  std::string begin(kForeignBytes, '\0');
+  begin.resize(reader.read(std::as_writable_bytes(std::span(begin))));
+  if (const auto foreign = foreign_format(begin); foreign && !foreign->text) refuse_foreign(file.string(), begin, "a text");
+  return reader.size();
+}
+
 std::string document_of(std::string_view line, const std::string& name, std::size_t number) {
   nlohmann::json object = parse_json(line, name, number);
   const auto text = object.is_object() ? object.find("text") : object.end();
@@ -80,8 +97,8 @@ Corpus load_corpus(const std::optional<std::filesystem::path>& file) {
   }
   Corpus corpus;
   corpus.name_ = file->string();
-  corpus.documents_ = file->extension() == ".jsonl";
-  corpus.size_ = FileReader(*file).size();
+  corpus.documents_ = holds_documents(*file);
+  corpus.size_ = check_is_text(*file);
   if (corpus.size_ > 0) {
     corpus.file_ = *file;
   } else {  // a stream perhaps, which can be read only once

@@ -99,9 +99,12 @@ Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>
     tokens.copy(places[row], window);
     std::copy(window.begin(), window.end() - 1, inputs.begin() + std::ptrdiff_t(row) * o.length);
     std::copy(window.begin() + 1, window.end(), targets.begin() + std::ptrdiff_t(row) * o.length);
-    for (std::size_t i = 1; i < window.size(); ++i) {
-      batch.characters += tokenizer_.characters(window[i]);
-      batch.bytes += std::int64_t(tokenizer_.piece(window[i]).size());
+    for (std::size_t i = 1; i < window.size() && tokenizer_.loses().empty(); ++i) {
+      // Of the first piece of a text the space that encoding put there is no part.
+      const std::string_view piece = tokenizer_.piece(window[i]);
+      const bool space = tokenizer_.strips_space() && window[i - 1] == tokenizer_.end_of_text() && piece.starts_with(' ');
+      batch.characters += tokenizer_.characters(window[i]) - space;
+      batch.bytes += std::int64_t(piece.size()) - space;
     }
     batch.counted += std::int64_t(window.size()) - 1;
   }

@@ -86,7 +86,7 @@ ShardFolder ShardFolder::make(const fs::path& folder, const Corpus& corpus, cons
     TextReader text(corpus);
     about["training"] = write_part(to, "training", text, corpus.split(), tokenizer, shard_tokens);
     about["validation"] = write_part(to, "validation", text, corpus.size(), tokenizer, shard_tokens);
-    const std::string description = about.dump(2) + "\n";
+    const std::string description = text_of(about, 2) + "\n";
     write_file(to / kDescription, std::as_bytes(std::span(description)));
   });
   return ShardFolder(folder);

@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -17,6 +19,7 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "tools/data/utf8.h"
+#include "tools/system/apart.h"
 
 namespace weft {
 namespace {
@@ -24,7 +27,9 @@ namespace {
 namespace sp = sentencepiece;
 
 constexpr std::size_t kMaxModelBytes = 64 << 20, kMaxPieces = 1 << 20, kMaxPieceBytes = 1024;
-constexpr std::size_t kMaxSentence = 1'000'000;      // bytes; SentencePiece leaves out longer lines
+// Bytes of a line that a tokenizer is made from; longer ones are cut. Its sums over a whole line lose their precision in long
+// ones, until it gives up.
+constexpr std::size_t kMaxSentence = 4096;
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, which stands for a space in pieces
 
 // ---- The model file, a protocol buffer message. SentencePiece trusts what is in it, so everything that its code relies on
@@ -242,7 +247,8 @@ class Lines : public sp::SentenceIterator {
     }
     std::size_t end = std::min(rest_.find('\n'), rest_.size()), next = std::min(end + 1, rest_.size());
     if (end > kMaxSentence) {
-      end = kMaxSentence;
+      const std::size_t space = rest_.rfind(' ', kMaxSentence);
+      end = space != rest_.npos && space > kMaxSentence / 2 ? space : kMaxSentence;  // between words, if there are any
       while (utf8_continues(rest_[end])) --end;
       next = end;
     }
@@ -259,6 +265,32 @@ class Lines : public sp::SentenceIterator {
   std::string line_;
   bool done_ = false;
 };
+
+// The model's file. SentencePiece ends its process where it meets what it did not expect, so it has one of its own.
+std::string train_apart(const Corpus& corpus, std::size_t end, std::size_t training_bytes, std::int64_t vocabulary) {
+  const Apart made = run_apart([&] {
+    Lines lines(corpus, end, training_bytes);
+    std::string serialized;
+    // The defaults lose new lines and rare characters, and the vocabulary would depend on the number of threads.
+    const sp::util::Status status = sp::SentencePieceTrainer::Train(
+        std::unordered_map<std::string, std::string>{{"model_type", "unigram"},
+                                                     {"vocab_size", std::to_string(vocabulary)},
+                                                     {"normalization_rule_name", "identity"},
+                                                     {"remove_extra_whitespaces", "false"},
+                                                     {"add_dummy_prefix", "false"},
+                                                     {"character_coverage", "1.0"},
+                                                     {"byte_fallback", "true"},
+                                                     {"num_threads", "1"},
+                                                     {"hard_vocab_limit", "false"},
+                                                     {"max_sentence_length", std::to_string(kMaxSentence)},
+                                                     {"minloglevel", "4"}},
+        &lines, &serialized);
+    if (!status.ok()) throw std::runtime_error(status.message());
+    return serialized;
+  });
+  if (!made.result) fail(ErrorKind::io, corpus.name() + ": no tokenizer can be made from this text", made.complaint);
+  return *made.result;
+}
 
 // What a vocabulary must have room for: every character (a zero byte is none), every byte, and <unk>, <s>, </s>; nothing if
 // all lines are empty.
@@ -279,7 +311,7 @@ std::optional<std::int64_t> least_vocabulary(Lines&& lines) {
 }  // namespace
 
 struct Tokenizer::Model {
-  std::string name;
+  std::string name, loses;
   std::uint64_t hash = 0;
   std::vector<std::string> pieces;
   std::vector<std::int32_t> characters;
@@ -339,14 +371,23 @@ Tokenizer Tokenizer::from_model(std::string serialized, const std::string& name)
   }
   if (std::size_t(model->processor->GetPieceSize()) != file.pieces.size()) refuse(name, "damaged: pieces are missing");
   const bool all_bytes = std::find(byte_ids.begin(), byte_ids.end(), -1) == byte_ids.end();
-  if (file.byte_fallback && all_bytes && !file.dummy_prefix && !file.squeeze) model->byte_ids = std::move(byte_ids);
+  const bool keeps_characters = file.byte_fallback && all_bytes;
+  if (keeps_characters && !file.dummy_prefix && !file.squeeze) model->byte_ids = std::move(byte_ids);
+  if (!keeps_characters) model->loses = "characters that are no piece of it";
+  if (file.squeeze) model->loses += (keeps_characters ? "" : ", and ") + std::string("spaces where several stand together");
   model->serialized = std::move(serialized);
   model->finish();
   return Tokenizer(std::move(model));
 }
 
 Tokenizer Tokenizer::load(const std::filesystem::path& file) {
-  return from_model(read_text(file, kMaxModelBytes), file.string());
+  const std::string bytes = read_text(file, kMaxModelBytes);
+  refuse_foreign(file.string(), bytes, "a SentencePiece model");
+  Tokenizer tokenizer = from_model(bytes, file.string());
+  if (!tokenizer.loses().empty())
+    fmt::print(stderr, "weft: {}: this tokenizer loses {}, so nothing is said per character or byte\n", file.string(),
+               tokenizer.loses());
+  return tokenizer;
 }
 
 Tokenizer Tokenizer::train(std::string_view text, std::int64_t vocabulary, const std::string& name) {
@@ -364,24 +405,7 @@ Tokenizer Tokenizer::train(const Corpus& corpus, std::size_t end, std::int64_t v
          fmt::format("{}: a vocabulary of {} is too {}", name, vocabulary, vocabulary < least ? "small" : "large"),
          fmt::format("every byte and every character of the text must be in it: {} to {}", least, kMaxPieces),
          "give another --vocab");
-  Lines lines(corpus, end, training_bytes);
-  std::string serialized;
-  // The defaults lose new lines and rare characters, and the vocabulary would depend on the number of threads.
-  const sp::util::Status status = sp::SentencePieceTrainer::Train(
-      std::unordered_map<std::string, std::string>{{"model_type", "unigram"},
-                                                   {"vocab_size", std::to_string(vocabulary)},
-                                                   {"normalization_rule_name", "identity"},
-                                                   {"remove_extra_whitespaces", "false"},
-                                                   {"add_dummy_prefix", "false"},
-                                                   {"character_coverage", "1.0"},
-                                                   {"byte_fallback", "true"},
-                                                   {"num_threads", "1"},
-                                                   {"hard_vocab_limit", "false"},
-                                                   {"max_sentence_length", std::to_string(kMaxSentence)},
-                                                   {"minloglevel", "4"}},
-      &lines, &serialized);
-  if (!status.ok()) fail(ErrorKind::io, name + ": no tokenizer can be made from this text", status.message());
-  Tokenizer tokenizer = from_model(std::move(serialized), name);
+  Tokenizer tokenizer = from_model(train_apart(corpus, end, training_bytes, vocabulary), name);
   if (tokenizer.vocabulary() < vocabulary)
     fail(ErrorKind::io, fmt::format("{}: too short for a vocabulary of {}", name, vocabulary),
          fmt::format("{} bytes give {} pieces", end, tokenizer.vocabulary()),
@@ -392,6 +416,7 @@ Tokenizer Tokenizer::train(const Corpus& corpus, std::size_t end, std::int64_t v
 std::int64_t Tokenizer::vocabulary() const { return std::int64_t(model_->pieces.size()); }
 const std::string& Tokenizer::name() const { return model_->name; }
 std::uint64_t Tokenizer::hash() const { return model_->hash; }
+const std::string& Tokenizer::loses() const { return model_->loses; }
 bool Tokenizer::strips_space() const { return model_->dummy_prefix; }
 std::int64_t Tokenizer::end_of_text() const { return model_->end_of_text; }
 

@@ -20,15 +20,15 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = default;
   static Tokenizer bytes();  // ids are the bytes; any text
 
-  // A SentencePiece model, unigram or BPE, without normalisation rules. Errors (ErrorKind::io): missing, not such a model,
-  // damaged.
+  // A SentencePiece model, unigram or BPE, without normalisation rules. Of one that loses something a line says so. Errors
+  // (ErrorKind::io): missing, not such a model, damaged.
   static Tokenizer load(const std::filesystem::path& file);
   static Tokenizer from_model(std::string serialized, const std::string& name);  // what a model file holds
 
   // A unigram model (arXiv:1804.10959) of the pieces that make up the corpus, up to byte `end`, best; it gives every text back
   // exactly. Of a longer text it sees `training_bytes`, lines drawn from all of it. Errors: ErrorKind::io for a text that is
-  // not UTF-8, empty, or too short for so many pieces; ErrorKind::usage for fewer pieces than the characters of the text and
-  // the 256 bytes take.
+  // not UTF-8, empty, or too short for so many pieces, and for all that SentencePiece ends with; ErrorKind::usage for fewer
+  // pieces than the characters of the text and the 256 bytes take.
   static constexpr std::size_t kTrainingBytes = 32 << 20;
   static Tokenizer train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary,
                          std::size_t training_bytes = kTrainingBytes);
@@ -50,6 +50,9 @@ class Tokenizer {
   std::string_view piece(std::int64_t id) const;
   std::int64_t characters(std::int64_t id) const;  // the number of characters that begin in piece(id)
 
+  // What of a text does not come back, "" if all of it does: "characters that are no piece of it". The pieces then do not say how
+  // many characters a text has.
+  const std::string& loses() const;
   bool strips_space() const;                    // decoding drops the space that encoding puts before a text
   std::int64_t end_of_text() const;             // the id of </s>; -1 if there is none
   std::vector<std::int64_t> separator() const;  // between documents: </s>, or a new line if there is none

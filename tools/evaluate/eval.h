@@ -11,7 +11,7 @@ namespace weft {
 struct Evaluation {
   double nats = 0;              // cross-entropy of all tokens together
   std::int64_t tokens = 0;      // that were predicted
-  std::int64_t characters = 0;  // of the text that they stand for; 0 if there is none
+  std::int64_t characters = 0;  // of the text that they stand for; 0 if there is none, or it cannot be told
   std::int64_t bytes = 0;
   std::int64_t right = 0;  // tokens that the model found most probable; only for a source that has an accuracy
 

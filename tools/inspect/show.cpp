@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "jit/error.h"
+#include "jit/json.h"
 
 namespace weft {
 namespace {
@@ -321,7 +322,7 @@ std::string to_trace(const KernelTable& table) {
                         {"flops", k.flops / k.launches}}}});
     at += duration;
   }
-  return nlohmann::json{{"traceEvents", std::move(events)}, {"displayTimeUnit", "ns"}}.dump(1) + "\n";
+  return text_of({{"traceEvents", std::move(events)}, {"displayTimeUnit", "ns"}}, 1) + "\n";
 }
 
 std::string line_difference(std::string_view a, std::string_view b) {

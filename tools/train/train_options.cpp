@@ -10,10 +10,12 @@
 #include <optional>
 #include <set>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "jit/error.h"
 #include "jit/json.h"
+#include "tools/data/utf8.h"
 
 namespace weft {
 namespace {
@@ -193,7 +195,7 @@ TrainOptions resumed_options(const TrainOptions& saved, const std::vector<Option
   each_option(saved, [&](const OptionInfo& info, const auto&) {
     if (info.fixed && before[info.name] != after[info.name])
       fail(ErrorKind::usage, fmt::format("train: {} cannot change when a run is resumed", flag_of(info.name)),
-           fmt::format("the run has {}, given is {}", before[info.name].dump(), after[info.name].dump()),
+           fmt::format("the run has {}, given is {}", text_of(before[info.name]), text_of(after[info.name])),
            "leave the option out, or start a new run");
   });
   options.check();
@@ -206,7 +208,13 @@ ComputeOptions compute_options(const TrainOptions& o) {
 
 json to_json(const TrainOptions& options) {
   json object = json::object();
-  each_option(options, [&](const OptionInfo& info, const auto& value) { object[info.name] = value; });
+  each_option(options, [&](const OptionInfo& info, const auto& value) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::string>)
+      if (utf8_error(value) != value.size())
+        fail(ErrorKind::usage, fmt::format("train: {}: no config.json can hold bytes that are not UTF-8", flag_of(info.name)),
+             value, "rename the file, or give it a link with another name");
+    object[info.name] = value;
+  });
   return object;
 }
 

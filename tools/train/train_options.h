@@ -144,7 +144,7 @@ TrainOptions resumed_options(const TrainOptions& saved, const std::vector<Option
 
 ComputeOptions compute_options(const TrainOptions& options);  // precision: fp32 or bf16, not auto
 
-nlohmann::json to_json(const TrainOptions& options);
+nlohmann::json to_json(const TrainOptions& options);  // errors (ErrorKind::usage): a text that is not UTF-8
 // The settings in a JSON object with one key for each option; `name` of the file appears in errors, which are ErrorKind::io.
 std::vector<OptionSetting> settings_from_json(const nlohmann::json& json, const std::string& name);
 
