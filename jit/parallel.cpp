@@ -12,10 +12,10 @@
 namespace weft {
 namespace {
 
-// A thread that waits for the others of a loop spins unless told otherwise, which on a busy machine takes the processor from the
-// very thread that it waits for. GNU's OpenMP reads its environment when it is loaded, before any constructor of a program runs,
-// and before main: what stands in .preinit_array runs earlier still. A shared library has none; there the constructor is in time
-// for LLVM's OpenMP, which reads at its first loop.
+// A thread that waits for the others of a loop spins unless told otherwise, which on a busy machine takes the processor from
+// the very thread that it waits for. GNU's OpenMP reads its environment when it is loaded, before any constructor of a program
+// runs: what stands in .preinit_array runs earlier still. A shared library has none; there the constructor is in time for
+// LLVM's OpenMP, which reads at its first loop.
 void wait_passively(int, char**, char**) {
   if (!std::getenv("KMP_BLOCKTIME") && !std::getenv("KMP_LIBRARY")) setenv("OMP_WAIT_POLICY", "passive", 0);
 }

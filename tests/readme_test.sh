@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # readme_test.sh SOURCE BUILD COMPILER: every C++ block of README.md, and of the comments in the headers, compiles against the
-# installed package and runs. What a block is stands in a comment on the line above it; the comment may hold code that the reader
-# need not see:
+# installed package and runs. What a block is stands in a comment on the line above it; the comment may hold code that the
+# reader need not see:
 #   <!-- cpp: program -->      a whole file
 #   <!-- cpp: definitions CODE -->  functions and types; CODE follows them, an empty main if it has none
 #   <!-- cpp: body CODE -->    statements of a main; CODE comes before them
@@ -51,7 +51,8 @@ extract README.md <"$source/README.md"
 cd "$source"
 for header in $(find autograd jit models nn ops optim tools -name '*.h' | sort); do
   grep -q '^ *// *```cpp' "$header" && sed 's,^ *// \{0\,1\},,' "$header" | extract "$header"
-  if awk '/^ *\/\/ *```/ { inside = !inside } !inside && /^ *\/\/  .*[;{] *$/ && /\(|struct|class/ { print FILENAME ":" FNR ": " $0; found = 1 }
+  if awk '/^ *\/\/ *```/ { inside = !inside }
+          !inside && /^ *\/\/  .*[;{] *$/ && /\(|struct|class/ { print FILENAME ":" FNR ": " $0; found = 1 }
           END { exit !found }' "$header" >&2; then
     echo "an example that is not compiled: put it between // \`\`\`cpp and // \`\`\`" >&2
     exit 1

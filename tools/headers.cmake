@@ -1,5 +1,5 @@
-# cmake -D FROM=SOURCE -D TO=FOLDER -D LIST=FILE -D FOLDERS=... -P headers.cmake: writes the headers that FILE lists into TO, where
-# they include each other as <weft/...>; and weft.h beside the folders. What is there besides is removed.
+# cmake -D FROM=SOURCE -D TO=FOLDER -D LIST=FILE -D FOLDERS=... -P headers.cmake: writes the headers that FILE lists into TO,
+# where they include each other as <weft/...>; and weft.h beside the folders. What is there besides is removed.
 cmake_minimum_required(VERSION 3.25)
 file(STRINGS "${LIST}" headers)
 foreach(name IN LISTS FOLDERS ITEMS weft.h)  # earlier builds had links to the sources, which must not be written to

@@ -30,8 +30,9 @@ class Corpus {
   std::size_t size_ = 0;
 };
 
-// A text file, or the documents of a .jsonl or .ndjson file: each line is an object whose string "text" is one. Without a file, the King
-// James Bible as Debian's package bible-kjv prints it: one verse a line, each after its reference ("Ge1:1 In the beginning
+// A text file, or the documents of a .jsonl or .ndjson file: each line is an object whose string "text" is one. Without a file,
+// the King James Bible as Debian's package bible-kjv prints it: one verse a line, each after its reference ("Ge1:1 In the
+// beginning
 // ..."). Errors are ErrorKind::io: missing, empty, compressed or no text at all (with what it is), not JSON (with the
 // line), no such package.
 Corpus load_corpus(const std::optional<std::filesystem::path>& file = std::nullopt);

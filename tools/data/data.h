@@ -34,7 +34,7 @@ struct Batch {
   Tensor inputs;                // (batch, length) of i64
   Tensor targets;               // (batch, length) of i64: what is to be predicted at each input
   std::int64_t counted = 0;     // targets that are not kIgnored
-  std::int64_t characters = 0;  // of the text that the counted targets stand for; 0 if there is none, or the tokenizer loses some
+  std::int64_t characters = 0;  // of the text that the counted targets stand for; 0 if there is none or some was lost
   std::int64_t bytes = 0;       // likewise
 };
 

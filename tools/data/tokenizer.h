@@ -50,8 +50,8 @@ class Tokenizer {
   std::string_view piece(std::int64_t id) const;
   std::int64_t characters(std::int64_t id) const;  // the number of characters that begin in piece(id)
 
-  // What of a text does not come back, "" if all of it does: "characters that are no piece of it". The pieces then do not say how
-  // many characters a text has.
+  // What of a text does not come back, "" if all of it does: "characters that are no piece of it". The pieces then do not say
+  // how many characters a text has.
   const std::string& loses() const;
   bool strips_space() const;                    // decoding drops the space that encoding puts before a text
   std::int64_t end_of_text() const;             // the id of </s>; -1 if there is none
