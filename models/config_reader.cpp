@@ -223,4 +223,9 @@ void ConfigReader::finish(const std::function<void()>& check) {
   }
 }
 
+json token_json(std::optional<std::int64_t> token) { return token ? json(*token) : json(nullptr); }
+json token_json(const std::vector<std::int64_t>& tokens) {
+  return tokens.empty() ? json(nullptr) : tokens.size() == 1 ? json(tokens[0]) : json(tokens);
+}
+
 }  // namespace weft

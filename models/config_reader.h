@@ -84,4 +84,8 @@ class ConfigReader {
   std::vector<Problem> problems_;
 };
 
+// How a configuration says which tokens are special: null, an id, or a list of several.
+nlohmann::json token_json(std::optional<std::int64_t> token);
+nlohmann::json token_json(const std::vector<std::int64_t>& tokens);
+
 }  // namespace weft

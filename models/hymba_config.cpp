@@ -185,8 +185,7 @@ void read_rank(ConfigReader& r, HymbaConfig& c) {
 
 // Keys of the released code that may have one value only, or that repeat what others say.
 void check_fixed(ConfigReader& r, const HymbaConfig& c) {
-  r.require("hidden_act", "silu");
-  r.require("mlp_hidden_act", "silu");
+  for (const char* key : {"hidden_act", "mlp_hidden_act"}) r.require_any(key, {"silu", "swish"});
   r.require("kq_norm", "none");
   r.require("mamba_inner_layernorms", true);
   r.require("num_experts", 1);
@@ -253,7 +252,6 @@ HymbaConfig hymba_config_from_json(const json& object, std::string_view name) {
 }
 
 json to_hugging_face(const HymbaConfig& c) {
-  const auto id = [](const std::optional<std::int64_t>& token) { return token ? json(*token) : json(nullptr); };
   const LayerKinds kinds = c.kinds();
   std::vector<std::int64_t> global;
   for (std::size_t l = 0; l < kinds.size(); ++l)
@@ -298,9 +296,9 @@ json to_hugging_face(const HymbaConfig& c) {
           {"orig_max_position_embeddings", c.rope_ntk ? c.trained_positions : c.positions},
           {"initializer_range", c.deviation},
           {"tie_word_embeddings", c.tie},
-          {"bos_token_id", id(c.bos)},
-          {"eos_token_id", id(c.eos)},
-          {"pad_token_id", id(c.pad)},
+          {"bos_token_id", token_json(c.bos)},
+          {"eos_token_id", token_json(c.eos)},
+          {"pad_token_id", token_json(c.pad)},
           {"use_cache", true}};
 }
 

@@ -207,7 +207,6 @@ HymbaStudyConfig hymba_study_config_from_json(const json& object, std::string_vi
 }
 
 json to_json(const HymbaStudyConfig& c) {
-  const auto id = [](const std::optional<std::int64_t>& token) { return token ? json(*token) : json(nullptr); };
   return {{"model_type", "hymba_study"},
           {"vocab_size", c.vocab},
           {"hidden_size", c.width},
@@ -230,9 +229,9 @@ json to_json(const HymbaStudyConfig& c) {
           {"rms_norm_eps", c.eps},
           {"rope_theta", c.rope_base},
           {"initializer_range", c.deviation},
-          {"bos_token_id", id(c.bos)},
-          {"eos_token_id", id(c.eos)},
-          {"pad_token_id", id(c.pad)}};
+          {"bos_token_id", token_json(c.bos)},
+          {"eos_token_id", token_json(c.eos)},
+          {"pad_token_id", token_json(c.pad)}};
 }
 
 }  // namespace weft

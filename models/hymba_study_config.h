@@ -44,7 +44,9 @@ struct HymbaStudyConfig {
   double eps = 1e-6;
   double rope_base = 1e4;
   double deviation = 0.02;  // of initial values: N(0, deviation^2) in embedding, projections and MLP
-  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};
+  std::optional<std::int64_t> bos = {};
+  std::vector<std::int64_t> eos = {};  // any of them ends a text
+  std::optional<std::int64_t> pad = {};
   DType dtype = DType::f32;        // of the parameters: f32 or f64
   DType activations = DType::f32;  // bf16: what the layers take and give; f64 parameters: f64
   bool recompute = false;          // backward evaluates the blocks again instead of keeping their values

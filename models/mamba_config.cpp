@@ -173,7 +173,6 @@ MambaConfig mamba_config_from_json(const json& object, std::string_view name) {
 }
 
 json to_hugging_face(const MambaConfig& c) {
-  const auto id = [](const std::optional<std::int64_t>& token) { return token ? json(*token) : json(nullptr); };
   return {{"architectures", {"MambaForCausalLM"}},
           {"model_type", "mamba"},
           {"torch_dtype", c.dtype == DType::f64 ? "float64" : "float32"},  // "dtype" since 4.56, which reads both
@@ -191,11 +190,9 @@ json to_hugging_face(const MambaConfig& c) {
           {"layer_norm_epsilon", c.eps},
           {"residual_in_fp32", c.residual_in_fp32},
           {"tie_word_embeddings", c.tie},
-          {"bos_token_id", id(c.bos)},  // null too: the format's default is token 0
-          {"eos_token_id", c.eos.size() == 1 ? json(c.eos[0])
-                           : c.eos.empty()   ? json(nullptr)
-                                             : json(c.eos)},
-          {"pad_token_id", id(c.pad)},
+          {"bos_token_id", token_json(c.bos)},  // null too: the format's default is token 0
+          {"eos_token_id", token_json(c.eos)},
+          {"pad_token_id", token_json(c.pad)},
           {"use_cache", true},
           {"time_step_min", c.dt_min},
           {"time_step_max", c.dt_max},

@@ -294,7 +294,6 @@ void write_window(json& j, const Config& c, const std::string& kind) {
 
 json to_hugging_face(const Config& c) {
   const std::string kind = kind_of(c);
-  const auto id = [](const std::optional<std::int64_t>& token) { return token ? json(*token) : json(nullptr); };
   json j = {{"architectures", {class_of(kind)}},
             {"model_type", kind},
             {"torch_dtype", c.dtype == DType::f64 ? "float64" : "float32"},  // "dtype" since 4.56, which reads both
@@ -311,9 +310,9 @@ json to_hugging_face(const Config& c) {
             {"initializer_range", c.deviation},
             {"tie_word_embeddings", c.tie},
             {"attention_dropout", 0.0},
-            {"bos_token_id", id(c.bos)},
-            {"eos_token_id", id(c.eos)},
-            {"pad_token_id", id(c.pad)},
+            {"bos_token_id", token_json(c.bos)},
+            {"eos_token_id", token_json(c.eos)},
+            {"pad_token_id", token_json(c.pad)},
             {"use_cache", true}};
   if (kind == "llama" || kind == "qwen3") j["attention_bias"] = c.qkv_bias;
   if (kind == "llama") j["mlp_bias"] = c.mlp_bias;

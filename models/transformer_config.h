@@ -31,7 +31,9 @@ struct TransformerConfig {
   bool tie = false;         // the head is the embedding
   double eps = 1e-6;        // of the norms
   double deviation = 0.02;  // weights start as N(0, deviation^2)
-  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};
+  std::optional<std::int64_t> bos = {};
+  std::vector<std::int64_t> eos = {};  // any of them ends a text
+  std::optional<std::int64_t> pad = {};
   DType dtype = DType::f32;        // of the parameters: f32 or f64
   DType activations = DType::f32;  // bf16: products and attention take and give bf16; the residual stream is in f32
   bool recompute = false;

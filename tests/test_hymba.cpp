@@ -201,7 +201,7 @@ TEST(HymbaConfig, ReadsThePublishedFile) {
   EXPECT_EQ(c.kinds(), hymba_1_5b().kinds());
   EXPECT_EQ(c.producers(), hymba_1_5b().producers());
   EXPECT_NEAR(c.rotary_base(), 74534.83, 0.005);
-  EXPECT_EQ(c.eos, 2);
+  EXPECT_EQ(c.eos, std::vector<std::int64_t>{2});
   EXPECT_TRUE(c.tie && !c.window_inclusive && c.rope_ntk);
 }
 

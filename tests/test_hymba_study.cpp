@@ -218,7 +218,7 @@ TEST(HymbaStudy, CountsItsArithmetic) {
 
 TEST(HymbaStudyConfig, SurvivesItsFile) {
   HymbaStudyConfig c = narrow(study_model("hybrid_50_50"));
-  c.window_inclusive = true, c.kv_group_max = 0, c.keep_consumer_kv = true, c.tie = false, c.conv = 3, c.eos = 4;
+  c.window_inclusive = true, c.kv_group_max = 0, c.keep_consumer_kv = true, c.tie = false, c.conv = 3, c.eos = {4};
   const HymbaStudyConfig r = hymba_study_config_from_json(to_json(c));
   EXPECT_EQ(to_json(r), to_json(c));
   EXPECT_EQ(r.parameter_count(), c.parameter_count());

@@ -191,7 +191,7 @@ TEST(TransformerConfig, ReadsTheKinds) {
   EXPECT_EQ(llama.groups(), 2);
   EXPECT_EQ(llama.head_size(), 8);
   EXPECT_EQ(llama.rope.base, 500000);
-  EXPECT_EQ(llama.eos, 2);
+  EXPECT_EQ(llama.eos, std::vector<std::int64_t>{2});
   EXPECT_FALSE(llama.qkv_bias || llama.qk_norm || llama.window);
   json biased = llama_json();
   biased["attention_bias"] = biased["mlp_bias"] = true;
@@ -292,7 +292,7 @@ TEST(TransformerConfig, WhatIsWrittenIsReadAgain) {
   };
   TransformerConfig c = little();
   same(c, "llama");
-  c.qkv_bias = c.out_bias = c.mlp_bias = c.tie = true, c.eos = 3;
+  c.qkv_bias = c.out_bias = c.mlp_bias = c.tie = true, c.eos = {3};
   c.rope = {.base = 77, .scaling = RopeScaling::llama3, .factor = 2, .trained = 64, .low = 1, .high = 3};
   same(c, "llama");
   c = little(), c.window = 9, c.rope.scaling = RopeScaling::linear, c.rope.factor = 2;
