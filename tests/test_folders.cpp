@@ -397,13 +397,13 @@ TEST_F(Folders, AnAdapterIsToldFromAModel) {
 
 TEST_F(Folders, AnotherKindOfModelIsNamedBeforeWhatItLacks) {
   json form = config();
-  form["model_type"] = "llama";
+  form["model_type"] = "bert";
   set_config(form);
-  expect_error(ErrorKind::io, {"this kind of model is unknown", "model_type = \"llama\""},
+  expect_error(ErrorKind::io, {"this kind of model is unknown", "model_type = \"bert\""},
                [&] { verify_model(folder_.path(), DType::f32); });
   write_safetensors(folder_ / "reference.safetensors",
                     {{"input_ids", tensors_.at(kEmbeddings)}, {"loss", tensors_.at(kEmbeddings)}});
-  expect_error(ErrorKind::io, {"model_type = \"llama\""}, [&] { verify_model(folder_.path(), DType::f32); });
+  expect_error(ErrorKind::io, {"model_type = \"bert\""}, [&] { verify_model(folder_.path(), DType::f32); });
 }
 
 }  // namespace

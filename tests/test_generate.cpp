@@ -251,9 +251,12 @@ Ids best_after(const std::vector<float>& logits, std::size_t texts) {
 
 double farthest(const std::vector<float>& a, const std::vector<float>& b) {
   EXPECT_EQ(a.size(), b.size());
-  double d = 0;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) d = std::max(d, std::abs(double(a[i]) - double(b[i])));
-  return d;
+  double d = 0, largest = 1;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    d = std::max(d, std::abs(double(a[i]) - double(b[i])));
+    largest = std::max(largest, std::abs(double(b[i])));
+  }
+  return d / largest;
 }
 
 // Greedy tokens of 200 steps are those that one pass over the whole text finds most probable, each after what is before it.

@@ -191,7 +191,7 @@ TEST(TransformerConfig, ReadsTheKinds) {
   EXPECT_EQ(llama.groups(), 2);
   EXPECT_EQ(llama.head_size(), 8);
   EXPECT_EQ(llama.rope.base, 500000);
-  EXPECT_EQ(llama.eos, std::vector<std::int64_t>{2});
+  EXPECT_EQ(llama.eos, (std::vector<std::int64_t>{2, 3}));
   EXPECT_FALSE(llama.qkv_bias || llama.qk_norm || llama.window);
   json biased = llama_json();
   biased["attention_bias"] = biased["mlp_bias"] = true;
