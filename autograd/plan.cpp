@@ -16,6 +16,7 @@
 #include "autograd/schedule.h"
 #include "autograd/settings.h"
 #include "jit/parallel.h"
+#include "jit/print.h"
 
 namespace weft {
 namespace {
@@ -177,15 +178,15 @@ void PlanCache::note_miss(const Tape& tape) {
       const bool expression = tape.op(id).identity || k < n.ints - plain_ints(tape, id).size();
       if (misses_ != (expression ? kPatienceWithExpressions : kPatience)) continue;
       if (expression)
-        fmt::print(stderr,
-                   "weft: an expression changes every step, so every step is planned anew: {} {}\n"
-                   "      an integer in it is another one each time; pass what changes as a Scalar\n",
-                   tape.name(id), tape.where(id));
+        print_error(
+            "weft: an expression changes every step, so every step is planned anew: {} {}\n"
+            "      an integer in it is another one each time; pass what changes as a Scalar\n",
+            tape.name(id), tape.where(id));
       else
-        fmt::print(stderr,
-                   "weft: an integer changes every step, so every step is planned anew: {} {}\n"
-                   "      its integer {} was {} and is {}; pass what changes as a Scalar or a tensor\n",
-                   tape.name(id), tape.where(id), k, missed_ints_[at], tape.ints[at]);
+        print_error(
+            "weft: an integer changes every step, so every step is planned anew: {} {}\n"
+            "      its integer {} was {} and is {}; pass what changes as a Scalar or a tensor\n",
+            tape.name(id), tape.where(id), k, missed_ints_[at], tape.ints[at]);
     }
   missed_at_ = at;
   missed_ints_ = tape.ints;
@@ -347,12 +348,12 @@ void check_devices(const Tape& tape, Device device) {
 void log_plan(const Plan& plan) {
   const Settings& s = settings();
   if (s.log_plan)
-    fmt::print(stderr, "weft: plan of {} kernels, {:.1f} MB of values\n", plan.kernels.size(), double(plan.arena_bytes) / 1e6);
+    print_error("weft: plan of {} kernels, {:.1f} MB of values\n", plan.kernels.size(), double(plan.arena_bytes) / 1e6);
   if (!s.log_kernels && !s.log_why) return;
   for (const PlannedKernel& k : plan.kernels) {
-    fmt::print(stderr, "  {:48} {}\n", k.record.name, k.record.where);
+    print_error("  {:48} {}\n", k.record.name, k.record.where);
     if (s.log_why)
-      for (const std::string& r : k.record.reasons) fmt::print(stderr, "      {}\n", r);
+      for (const std::string& r : k.record.reasons) print_error("      {}\n", r);
   }
 }
 

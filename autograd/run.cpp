@@ -15,6 +15,7 @@
 #include "autograd/random.h"
 #include "autograd/schedule.h"
 #include "jit/gpu.h"
+#include "jit/print.h"
 
 namespace weft {
 namespace {
@@ -52,7 +53,7 @@ bool gpu_is_usable() {
   if (missing_cuda_device()) return false;
   for (const CudaLibrary library : {CudaLibrary::nvrtc, CudaLibrary::cublas_lt})
     if (const auto missing = missing_library(library)) {
-      fmt::print(stderr, "weft: there is a GPU, but {}; computing on the CPU\n      {}\n", *missing, install_line(library));
+      print_error("weft: there is a GPU, but {}; computing on the CPU\n      {}\n", *missing, install_line(library));
       return false;
     }
   return true;

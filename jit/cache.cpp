@@ -1,5 +1,6 @@
 #include "jit/cache.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 
 #include "jit/error.h"
 #include "jit/file.h"
+#include "jit/print.h"
 
 namespace weft {
 namespace {
@@ -35,11 +37,13 @@ struct Header {
 static_assert(sizeof(Header) == 72, "written as it stands: no padding");
 constexpr std::size_t kUnsummed = offsetof(Header, cubin_bytes);
 
+constexpr std::uint64_t kMaxEntry = std::uint64_t(1) << 30;  // bytes
+
 void warn_once(const std::string& text) {
   static std::mutex mutex;
   static std::set<std::string> said;
   std::lock_guard lock(mutex);
-  if (said.insert(text).second) fmt::print(stderr, "weft: {}\n", text);
+  if (said.insert(text).second) print_error("weft: {}\n", text);
 }
 
 fs::path folder() {
@@ -53,18 +57,22 @@ fs::path folder() {
   return home.empty() ? home : home / ".cache" / "weft";
 }
 
-// Why code must not be loaded from the folder, or "".
-std::string distrust(const fs::path& path) {
-  struct stat info;
-  if (stat(path.c_str(), &info) != 0) return std::strerror(errno);
-  if (!S_ISDIR(info.st_mode)) return "is not a folder";
-  if (info.st_uid != geteuid()) return "belongs to another user";
-  if (info.st_mode & (S_IWGRP | S_IWOTH)) return "can be written by others; chmod go-w makes it private";
+// Why code must not be loaded from what others may have made or changed, or "". Taking their rights away afterwards does not
+// help: what they left stays.
+std::string distrust(const struct stat& info) {
+  if (info.st_uid != geteuid()) return "belongs to another user; delete it";
+  if (info.st_mode & (S_IWGRP | S_IWOTH)) return "can be written by others; delete it, and a private one is made";
   return "";
 }
 
+std::string distrust_folder(const fs::path& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) return std::strerror(errno);
+  return S_ISDIR(info.st_mode) ? distrust(info) : "is not a folder";
+}
+
 bool trusted(const fs::path& path) {
-  const std::string reason = distrust(path);
+  const std::string reason = distrust_folder(path);
   if (!reason.empty()) warn_once(fmt::format("kernels are not cached: {}: {}", path.string(), reason));
   return reason.empty();
 }
@@ -74,26 +82,51 @@ std::uint64_t checksum(std::string_view file) { return XXH3_64bits(file.data() +
 bool sound(std::string_view file, Header& header) {
   if (file.size() < sizeof header) return false;
   std::memcpy(&header, file.data(), sizeof header);
+  const std::uint64_t rest = file.size() - sizeof header;
+  for (const std::uint64_t part : {header.cubin_bytes, header.ptx_bytes, header.log_bytes})
+    if (part > rest) return false;  // else their sum could wrap
   return header.magic == kMagic && header.checksum == checksum(file) &&
-         header.cubin_bytes + header.ptx_bytes + header.log_bytes == file.size() - sizeof header;
+         header.cubin_bytes + header.ptx_bytes + header.log_bytes == rest;
 }
 
-// Not durable: an entry that a power cut leaves incomplete is found by its checksum.
+// Not durable: an entry that a power cut leaves incomplete is found by its checksum. Private whatever the umask says, or it
+// would not be trusted.
 bool store(const fs::path& path, std::string_view bytes) {
   try {
-    write_file(path, std::as_bytes(std::span(bytes)), false);
+    AtomicFile file(path, 0600);
+    file.write(std::as_bytes(std::span(bytes)));
+    file.commit(false);
     return true;
   } catch (const Error&) {
     return false;
   }
 }
 
+// The bytes of an entry. Nothing: it is missing (another process may have removed it), cannot be read, or is not to be trusted.
+// What is checked is the opened file, which nobody can exchange; a pipe is not waited for, a link not followed.
 std::optional<std::string> load(const fs::path& path) {
-  try {
-    return read_text(path);
-  } catch (const Error&) {  // another process may have removed it
+  const int fd = retried([&] { return open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
+  struct stat info {};
+  if (fd < 0 || fstat(fd, &info) != 0) {
+    const int error = errno;
+    if (fd >= 0) close(fd);
+    if (error != ENOENT)
+      warn_once(fmt::format("an entry of the kernel cache is not used: {}: {}", path.string(), std::strerror(error)));
     return std::nullopt;
   }
+  const std::string reason = S_ISREG(info.st_mode) ? distrust(info) : "is not a file; delete it";
+  std::string bytes(reason.empty() && std::uint64_t(info.st_size) <= kMaxEntry ? std::size_t(info.st_size) : 0, '\0');
+  std::size_t have = 0;
+  while (have < bytes.size()) {
+    const auto n = retried([&] { return read(fd, bytes.data() + have, bytes.size() - have); });
+    if (n <= 0) break;
+    have += std::size_t(n);
+  }
+  close(fd);
+  bytes.resize(have);  // one that has become shorter is damaged
+  if (reason.empty()) return bytes;
+  warn_once(fmt::format("an entry of the kernel cache is not used: {} {}", path.string(), reason));
+  return std::nullopt;
 }
 
 bool make_private(const fs::path& path) {
@@ -118,7 +151,7 @@ std::optional<Compiled> cache_load(const std::string& key, int nvrtc) {
   if (!file) return std::nullopt;
   Header header;
   if (!sound(*file, header)) {
-    fmt::print(stderr, "weft: a damaged entry of the kernel cache is dropped and made again: {}\n", path.string());
+    print_error("weft: a damaged entry of the kernel cache is dropped and made again: {}\n", path.string());
     fs::remove(path, error);
     return std::nullopt;
   }
@@ -167,7 +200,7 @@ CacheState cache_state() {
   std::error_code error;
   if (state.folder.empty()) state.problem = "neither WEFT_CACHE nor HOME is set";
   if (!state.problem.empty() || !fs::exists(state.folder, error)) return state;
-  state.problem = distrust(state.folder);
+  state.problem = distrust_folder(state.folder);
   if (state.problem.empty() && access(state.folder.c_str(), W_OK) != 0) state.problem = "cannot be written";
   for (fs::directory_iterator i(state.folder, error), end; !error && i != end; i.increment(error)) {
     std::error_code gone;  // another process may have renamed it

@@ -1,7 +1,8 @@
 // Compiled kernels on disk. An entry is two files: <key> holds the machine code, <key>.cu the text it was made from.
 //
 // The folder is WEFT_CACHE, or $XDG_CACHE_HOME/weft, or ~/.cache/weft. It is private to the user, since code that is
-// loaded from it runs: made with mode 0700, and not used if it belongs to somebody else or others may write to it.
+// loaded from it runs: made with mode 0700, and not used if it belongs to somebody else or others may write to it. The same
+// holds of each entry (mode 0600), since what others put into the folder once stays when their rights are taken away.
 // Processes may share it: an entry is written under a temporary name and renamed. Trouble with it is said once on
 // stderr and costs time only.
 #pragma once

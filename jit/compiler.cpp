@@ -16,6 +16,7 @@
 #include "jit/driver.h"
 #include "jit/error.h"
 #include "jit/parallel.h"
+#include "jit/print.h"
 
 namespace weft {
 
@@ -142,7 +143,7 @@ class NvrtcProgram {
 bool makes_ptx(std::string_view target) { return target.starts_with("compute_"); }
 
 Compiled compile_now(const CompileJob& job) {
-  if (compiler_log().source) fmt::print(stderr, "---- {} for {}\n{}\n", job.name, job.target, job.source);
+  if (compiler_log().source) print_error("---- {} for {}\n{}\n", job.name, job.target, job.source);
   std::vector<std::string> options = options_of(job.target);
   for (std::string& option : fast_options(nvrtc_version())) options.push_back(std::move(option));
   const auto begin = std::chrono::steady_clock::now();
@@ -165,15 +166,14 @@ Compiled compile_now(const CompileJob& job) {
 std::optional<Compiled> load(const CompileJob& job) {
   std::optional<Compiled> compiled = cache_load(key_of(job), nvrtc_version());
   if (compiled && job.want_ptx && compiled->ptx.empty()) compiled.reset();
-  if (compiler_log().cache) fmt::print(stderr, "cache {}  {} for {}\n", compiled ? "hit " : "miss", job.name, job.target);
+  if (compiler_log().cache) print_error("cache {}  {} for {}\n", compiled ? "hit " : "miss", job.name, job.target);
   return compiled;
 }
 
 Compiled compile_and_store(const CompileJob& job) {
   Compiled compiled = compile_now(job);
   cache_store(key_of(job), compiled, nvrtc_version(), job.source);
-  if (compiler_log().cache)
-    fmt::print(stderr, "compiled    {} for {} in {:.0f} ms\n", job.name, job.target, 1e3 * compiled.seconds);
+  if (compiler_log().cache) print_error("compiled    {} for {} in {:.0f} ms\n", job.name, job.target, 1e3 * compiled.seconds);
   return compiled;
 }
 
@@ -257,8 +257,8 @@ std::string target_of(int major, int minor) {
   static std::once_flag said;
   if (target.find(std::to_string(10 * major + minor)) == std::string::npos)
     std::call_once(said, [&] {
-      fmt::print(stderr, "weft: NVRTC {}.{} is older than the device ({}.{}): kernels are compiled for {}; {}\n",
-                 nvrtc_version() / 1000, nvrtc_version() % 1000 / 10, major, minor, target, install_line(CudaLibrary::nvrtc));
+      print_error("weft: NVRTC {}.{} is older than the device ({}.{}): kernels are compiled for {}; {}\n",
+                  nvrtc_version() / 1000, nvrtc_version() % 1000 / 10, major, minor, target, install_line(CudaLibrary::nvrtc));
     });
   return target;
 }

@@ -10,11 +10,13 @@
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <system_error>
 
 #include "jit/error.h"
+#include "jit/sizes.h"
 
 namespace weft {
 
@@ -44,19 +46,23 @@ class HoldSigxfsz {
   sigset_t set_, old_;
 };
 
-// The file that will be replaced: links followed, so that the link stays one.
-fs::path destination(const fs::path& file) {
-  std::error_code error;
-  fs::path target = file;
-  for (int links = 0; links < 40 && fs::is_symlink(target, error); ++links)
-    target = target.parent_path() / fs::read_symlink(target, error);
-  auto type = fs::status(target, error).type();
-  if (type != fs::file_type::regular && type != fs::file_type::not_found && type != fs::file_type::none)
+// Refuses what cannot be replaced by renaming over it, or must not be: a folder, a device, a pipe.
+void check_replaceable(const fs::path& file) {
+  struct stat about {};
+  if (lstat(file.c_str(), &about) == 0 && !S_ISREG(about.st_mode) && !S_ISLNK(about.st_mode))
     fail(ErrorKind::io, "cannot write " + file.string(), "it is not a regular file", "give the name of a file");
-  return target;
 }
 
 }  // namespace
+
+void write_all(int descriptor, std::span<const std::byte> bytes, const fs::path& name) {
+  HoldSigxfsz hold;
+  while (!bytes.empty()) {
+    const auto n = retried([&] { return ::write(descriptor, bytes.data(), std::min<std::size_t>(bytes.size(), 1 << 30)); });
+    if (n < 0) fail_errno("cannot write " + name.string(), errno);
+    bytes = bytes.subspan(std::size_t(n));
+  }
+}
 
 void fail_errno(const std::string& what, int number) {
   std::string hint;
@@ -65,15 +71,16 @@ void fail_errno(const std::string& what, int number) {
 }
 
 void sync_folder(const fs::path& folder) {
-  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int fd = retried([&] { return open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
   if (fd < 0 && errno == EACCES) return;  // it may be written, but not read
   if (fd < 0) fail_errno("cannot write " + folder.string(), errno);
-  const int error = fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP ? 0 : errno;
+  const int error = retried([&] { return fsync(fd); }) == 0 || errno == EINVAL || errno == ENOTSUP ? 0 : errno;
   close(fd);
   if (error) fail_errno("cannot write " + folder.string(), error);
 }
 
-FileReader::FileReader(const fs::path& file) : name_(file.string()), fd_(open(file.c_str(), O_RDONLY | O_CLOEXEC)) {
+FileReader::FileReader(const fs::path& file)
+    : name_(file.string()), fd_(retried([&] { return open(file.c_str(), O_RDONLY | O_CLOEXEC); })) {
   if (fd_ < 0) fail_errno("cannot read " + name_, errno);
   struct stat about {};
   if (fstat(fd_, &about) != 0 || S_ISDIR(about.st_mode)) {
@@ -89,8 +96,7 @@ FileReader::~FileReader() { close(fd_); }
 std::size_t FileReader::read(std::span<std::byte> bytes) {
   std::size_t have = 0;
   while (have < bytes.size()) {
-    auto n = ::read(fd_, bytes.data() + have, std::min<std::size_t>(bytes.size() - have, 1 << 30));
-    if (n < 0 && errno == EINTR) continue;
+    auto n = retried([&] { return ::read(fd_, bytes.data() + have, std::min<std::size_t>(bytes.size() - have, 1 << 30)); });
     if (n < 0) fail_errno("cannot read " + name_, errno);
     if (n == 0) break;
     have += std::size_t(n);
@@ -102,14 +108,40 @@ void FileReader::seek(std::size_t offset) {
   if (lseek(fd_, off_t(offset), SEEK_SET) < 0) fail_errno("cannot read " + name_, errno);
 }
 
-AtomicFile::AtomicFile(const fs::path& file) : file_(destination(file)) {
+fs::path temporary_name(const fs::path& beginning) {
   static std::atomic<unsigned> counter = 0;
+  return beginning.string() + fmt::format(".weft-{}-{}.tmp", getpid(), counter++);
+}
+
+std::optional<std::string> temporary_of(const fs::path& name) {
+  const std::string text = name.filename().string();
+  const auto at = std::min(text.rfind(".weft-"), text.size());
+  unsigned long process = 0, count = 0;
+  if (std::sscanf(text.c_str() + at, ".weft-%lu-%lu.tmp", &process, &count) != 2) return std::nullopt;
+  if (text.substr(at) != fmt::format(".weft-{}-{}.tmp", process, count)) return std::nullopt;
+  return text.substr(0, at);
+}
+
+fs::path link_target(const fs::path& file) {
+  std::error_code error;
+  fs::path target = file;
+  for (int links = 0; links < 40 && fs::is_symlink(target, error); ++links)
+    target = target.parent_path() / fs::read_symlink(target, error);
+  return target;
+}
+
+AtomicFile::AtomicFile(const fs::path& file, std::optional<mode_t> mode) : file_(file) {
+  check_replaceable(file_);
   do {  // a name can be taken by what a killed process of the same number left
-    temporary_ = file_.parent_path() / fmt::format(".weft-{}-{}.tmp", getpid(), counter++);
-    fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    temporary_ = temporary_name(file_.parent_path() / "");
+    fd_ = retried([&] { return open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode.value_or(0666)); });
   } while (fd_ < 0 && errno == EEXIST);
   if (fd_ < 0) fail_errno("cannot write " + file_.string(), errno);
-  if (struct stat old{}; stat(file_.c_str(), &old) == 0) (void)!fchmod(fd_, old.st_mode & 07777);
+  struct stat old {};
+  if (mode)
+    (void)!fchmod(fd_, *mode);
+  else if (lstat(file_.c_str(), &old) == 0 && S_ISREG(old.st_mode))
+    (void)!fchmod(fd_, old.st_mode & 07777);
 }
 
 AtomicFile::~AtomicFile() {
@@ -117,15 +149,7 @@ AtomicFile::~AtomicFile() {
   if (!done_) unlink(temporary_.c_str());
 }
 
-void AtomicFile::write(std::span<const std::byte> bytes) {
-  HoldSigxfsz hold;
-  while (!bytes.empty()) {
-    auto n = ::write(fd_, bytes.data(), std::min<std::size_t>(bytes.size(), 1 << 30));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_errno("cannot write " + file_.string(), errno);
-    bytes = bytes.subspan(std::size_t(n));
-  }
-}
+void AtomicFile::write(std::span<const std::byte> bytes) { write_all(fd_, bytes, file_); }
 
 void AtomicFile::rewrite(std::size_t offset, std::span<const std::byte> bytes) {
   if (lseek(fd_, off_t(offset), SEEK_SET) < 0) fail_errno("cannot write " + file_.string(), errno);
@@ -133,7 +157,7 @@ void AtomicFile::rewrite(std::size_t offset, std::span<const std::byte> bytes) {
 }
 
 void AtomicFile::commit(bool durable) {
-  if (durable && fsync(fd_) != 0) fail_errno("cannot write " + file_.string(), errno);
+  if (durable && retried([&] { return fsync(fd_); }) != 0) fail_errno("cannot write " + file_.string(), errno);
   int closed = close(fd_);
   fd_ = -1;
   if (closed != 0 || ::rename(temporary_.c_str(), file_.c_str()) != 0) fail_errno("cannot write " + file_.string(), errno);
@@ -149,15 +173,23 @@ void write_file(const fs::path& file, std::span<const std::byte> bytes, bool dur
 
 std::string read_text(const fs::path& file, std::size_t limit) {
   FileReader reader(file);
+  if (reader.size() == 0) limit = std::min(limit, kMaxStream);  // a stream perhaps
+  const auto check = [&](std::size_t bytes) {
+    if (bytes > limit)
+      fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit),
+           reader.size() == 0 ? "a stream may have no end: write it into a file first" : "");
+  };
+  check(reader.size());
+  check_memory(reader.size(), file.string());
   std::string bytes;
   std::size_t have = 0, room = reader.size();
   do {  // one byte more than expected shows whether the end is there: streams and files of /proc show size 0
-    if (have > limit || room > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
+    check(have);
     room = std::max(room, 2 * have) + 1;
     bytes.resize(room);
     have += reader.read(std::as_writable_bytes(std::span(bytes)).subspan(have));
   } while (have == room);
-  if (have > limit) fail(ErrorKind::io, file.string() + ": too large", fmt::format("limit {} bytes", limit));
+  check(have);
   bytes.resize(have);
   return bytes;
 }

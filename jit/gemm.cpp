@@ -1,11 +1,16 @@
 #include "jit/gemm.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <atomic>
 #include <climits>
+#include <string>
 #include <vector>
 
 #include <cblas.h>
 
+#include "jit/error.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"
@@ -234,6 +239,23 @@ void add_partials(const T* partials, std::int64_t parts, std::int64_t m, std::in
   });
 }
 
+// OpenBLAS maps a buffer for each thread that is in it at once, and where it cannot (`ulimit -d`, `ulimit -v`) it tries for
+// ever.
+void check_blas_buffers() {
+  constexpr std::size_t kBuffer = std::size_t(128) << 20;  // its BUFFER_SIZE on x86-64, the largest
+  static std::atomic<int> possible = 0;
+  const int wanted = threads();
+  if (wanted <= possible) return;
+  const std::size_t bytes = std::size_t(wanted - possible) * kBuffer;
+  void* there = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (there == MAP_FAILED)
+    fail(ErrorKind::device, "memory: the BLAS has no room for its buffers",
+         std::to_string(wanted) + " threads, 128 MiB of addresses each",
+         "use fewer --threads, or raise `ulimit -d` or `ulimit -v`");
+  munmap(there, bytes);
+  possible = wanted;
+}
+
 }  // namespace
 
 template <class T>
@@ -241,6 +263,7 @@ void gemm_batched(std::span<const GemmOffsets> batch, std::int64_t m, std::int64
                   const GemmInput& b, const GemmOutput& c, const GemmOptions& options) {
   static const bool once = (openblas_set_num_threads(1), true);
   static_cast<void>(once);
+  check_blas_buffers();
   const auto count = std::int64_t(batch.size());
   if (count == 0 || m == 0 || n == 0) return;
   const Cut cut = cut_of(m, n, k, count);

@@ -19,6 +19,7 @@
 #include "jit/emulator/device.h"
 #include "jit/emulator/gemm.h"
 #include "jit/error.h"
+#include "jit/print.h"
 
 namespace weft {
 
@@ -291,7 +292,7 @@ void Gpu::load_new(std::span<const CudaKernel* const> kernels) {
   // A line while it takes long, on a terminal.
   const bool terminal = isatty(STDERR_FILENO);
   const auto progress = [&](int done, int of) {
-    if (terminal) fmt::print(stderr, "\rweft: compiling kernels, {} of {}{}", done, of, done == of ? "\r\033[K" : "");
+    if (terminal) put_error(fmt::format("\rweft: compiling kernels, {} of {}{}", done, of, done == of ? "\r\033[K" : ""));
   };
   try {
     std::vector<Compiled> compiled = compile_all(jobs, progress);

@@ -1,10 +1,13 @@
 #include "jit/memory.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <iterator>
 #include <map>
 #include <numeric>
@@ -13,11 +16,32 @@
 
 #include "jit/error.h"
 #include "jit/gpu.h"
+#include "jit/sizes.h"
 
 namespace weft {
 namespace {
-constexpr std::size_t kReserved = std::size_t(1) << 40;  // addresses, not memory
 constexpr std::size_t kReservedOnGpu = std::size_t(1) << 36;
+constexpr std::size_t kMostBytes = std::size_t(1) << 62;  // sums of two do not wrap
+constexpr std::size_t kHugePage = std::size_t(1) << 21;
+
+std::size_t addresses_in_use() {  // pages, the first number
+  std::size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages * std::size_t(sysconf(_SC_PAGESIZE));
+}
+
+// Addresses of an arena, not memory: 1 TiB, or where they are limited (`ulimit -v`) a quarter of those that are left, so that
+// other arenas, the weights and the libraries have room too.
+std::size_t reserved_addresses() {
+  static const std::size_t bytes = [] {
+    rlimit limit{};
+    const std::size_t usual = std::size_t(1) << 40;
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return usual;
+    const std::size_t left = limit.rlim_cur - std::min<std::size_t>(limit.rlim_cur, addresses_in_use());
+    return std::min(usual, left / (16 * kHugePage) * 4 * kHugePage);
+  }();
+  return bytes;
+}
 }  // namespace
 
 bool& split_memory() {
@@ -70,35 +94,41 @@ const std::byte* Memory::host() const {
 }
 
 Arena::~Arena() {
-  if (base_ && !is_gpu(device_)) munmap(base_, kReserved);
+  if (base_ && !is_gpu(device_)) munmap(base_, reserved_addresses());
 }
 
 void Arena::grow(std::size_t bytes) {
   if (bytes <= size_) return;
   if (is_gpu(device_)) {
     Gpu& gpu = Gpu::of(device_);
-    if (!base_) base_ = gpu.reserve(std::max(gpu.total_memory(), kReservedOnGpu));
+    const std::size_t usual = std::max(gpu.total_memory(), kReservedOnGpu);
+    // The emulated device's are the host's, and it keeps notes on each byte.
+    if (!base_) base_ = gpu.reserve(gpu.emulated() ? std::min(usual, reserved_addresses() / 4) : usual);
     const std::size_t size = round_up(bytes, gpu.granularity());
     gpu.extend(base_, size_, size, "the values of a step");
     size_ = size;
     return;
   }
   if (!base_) {
-    void* range = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* range = mmap(nullptr, reserved_addresses(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED)
-      fail(ErrorKind::device, "memory: cannot reserve addresses for the arena", "1 TiB", "raise the limit of `ulimit -v`");
+      fail(ErrorKind::device, "memory: cannot reserve addresses for the values of a step",
+           std::to_string(reserved_addresses()) + " bytes", "raise the limit of `ulimit -v`");
     base_ = static_cast<std::byte*>(range);
   }
-  const std::size_t size = round_up(bytes, std::size_t(1) << 21);
-  if (size > kReserved || mprotect(base_ + size_, size - size_, PROT_READ | PROT_WRITE) != 0)
+  const std::size_t size = bytes < kMostBytes ? round_up(bytes, kHugePage) : bytes;
+  if (bytes > host_memory() || size > reserved_addresses() ||
+      mprotect(base_ + size_, size - size_, PROT_READ | PROT_WRITE) != 0)
     fail(ErrorKind::device, "memory: the step does not fit", std::to_string(bytes) + " bytes",
-         "use a smaller batch or length, or checkpoint()");
+         "use a smaller batch or length, checkpoint(), or a higher limit of `ulimit -v`");
   madvise(base_ + size_, size - size_, MADV_HUGEPAGE);  // fewer page faults; harmless where unsupported
   size_ = size;
 }
 
 std::byte* allocate(std::size_t bytes, const std::string& what) {
-  void* memory = std::aligned_alloc(kAlignment, round_up(std::max<std::size_t>(bytes, 1), kAlignment));
+  // More than there is would be given too, and the process ended when it is touched.
+  const bool possible = bytes <= host_memory();
+  void* memory = possible ? std::aligned_alloc(kAlignment, round_up(std::max<std::size_t>(bytes, 1), kAlignment)) : nullptr;
   if (!memory)
     fail(ErrorKind::device, "memory: out of memory", what + ": " + std::to_string(bytes) + " bytes",
          "use a smaller model or batch");
@@ -125,6 +155,8 @@ std::size_t place_by_size(std::vector<Lifetime>& values) {
       if (offset + value.bytes <= other.offset) break;
       offset = std::max(offset, round_up(other.offset + other.bytes, kPlacement));
     }
+    if (value.bytes > kMostBytes || offset > kMostBytes)
+      fail(ErrorKind::device, "memory: the step does not fit", "more than 2^62 bytes", "use a smaller batch or length");
     value.offset = offset;
     total = std::max(total, offset + value.bytes);
     placed.insert(

@@ -2,12 +2,14 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <string>
 
 #include "jit/error.h"
+#include "jit/sizes.h"
 
 namespace weft {
 namespace {
@@ -26,10 +28,12 @@ void wait_passively(int, char**, char**) {
 
 }  // namespace
 
-int threads() { return omp_get_max_threads(); }
+int threads() { return std::min(omp_get_max_threads(), kMostThreads); }
 
 void set_threads(int n) {
-  if (n < 1) fail(ErrorKind::usage, "set_threads: at least one thread is needed", "n = " + std::to_string(n));
+  if (n < 1 || n > kMostThreads)
+    fail(ErrorKind::usage, "set_threads: at least one thread is needed, and at most " + std::to_string(kMostThreads),
+         "n = " + std::to_string(n));
   omp_set_num_threads(n);
 }
 
@@ -41,7 +45,7 @@ void parallel(std::int64_t parts, const std::function<void(std::int64_t)>& f) {
   // An exception must not leave an OpenMP region. Parts not yet begun are skipped once there is one.
   std::exception_ptr error;
   std::atomic<bool> failed{false};
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads())
   for (std::int64_t part = 0; part < parts; ++part) {
     if (failed.load(std::memory_order_relaxed)) continue;
     try {

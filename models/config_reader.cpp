@@ -11,6 +11,7 @@
 
 #include "jit/error.h"
 #include "jit/json.h"
+#include "jit/print.h"
 
 namespace weft {
 
@@ -180,7 +181,7 @@ void ConfigReader::ignore_common() {
 
 void ConfigReader::name_ignored() const {
   if (ignored_.empty()) return;
-  fmt::print(stderr, "weft: {}: left out, for it changes nothing here: {}\n", name_, fmt::join(ignored_, ", "));
+  print_error("weft: {}: left out, for it changes nothing here: {}\n", name_, fmt::join(ignored_, ", "));
 }
 
 void ConfigReader::note_unknown() {

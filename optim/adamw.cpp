@@ -14,6 +14,7 @@
 #include "autograd/op.h"
 #include "autograd/run.h"
 #include "jit/parallel.h"
+#include "jit/print.h"
 #include "optim/adamw_op.h"
 #include "optim/chunks.h"
 #include "optim/clip.h"
@@ -221,7 +222,7 @@ void AdamW::Progress::look() {
       "WEFT_CHECK=nan names the op that makes the first such value; clear_bad_step() leaves the step out and goes on, "
       "OnBadStep::poll lets the program decide"};
   if (on_bad_step == OnBadStep::fail) throw Error(ErrorKind::training, parts);
-  fmt::print(stderr, "weft: {}\n", Error(ErrorKind::training, parts).what());
+  print_error("weft: {}\n", Error(ErrorKind::training, parts).what());
 }
 
 void AdamW::zero_grad() {

@@ -31,17 +31,19 @@ TEST(WriteFolder, ReplacesAFolderOrLeavesItAsItWas) {
   const fs::path folder = temp / "a/b";
   write_folder(folder, [](const fs::path& to) { put(to / "x", "old"); });
   EXPECT_EQ(read_text(folder / "x"), "old");
-  EXPECT_THROW(write_folder(folder,
-                            [](const fs::path& to) {
-                              put(to / "x", "half");
-                              throw std::runtime_error("disk");
-                            }),
-               std::runtime_error);
+  const auto half = [](const fs::path& to) {
+    put(to / "x", "half");
+    throw std::runtime_error("disk");
+  };
+  const auto whole = [](const fs::path& to) { put(to / "y", "new"); };
+  EXPECT_THROW(write_folder(folder, half, Replace::whatever), std::runtime_error);
   EXPECT_EQ(read_text(folder / "x"), "old");
-  write_folder(folder, [](const fs::path& to) { put(to / "y", "new"); });
+  expect_error(ErrorKind::io, {folder.string(), "the folder is not empty"}, [&] { write_folder(folder, whole); });
+  EXPECT_EQ(read_text(folder / "x"), "old");
+  write_folder(folder, whole, Replace::whatever);
   EXPECT_EQ(read_text(folder / "y"), "new");
   EXPECT_FALSE(fs::exists(folder / "x"));
-  EXPECT_FALSE(fs::exists(temp / "a/b.tmp"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(temp / "a"), {}), 1) << "something is left beside it";
   temp.write("file", "");
   expect_error(ErrorKind::io, {(temp / "file").string()}, [&] { write_folder(temp / "file/sub", [](const fs::path&) {}); });
 }

@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -146,6 +148,67 @@ TEST_F(CacheTest, IsPrivate) {
   EXPECT_NE(said.find("can be written by others"), std::string::npos) << said;
   EXPECT_EQ(said.find("not cached"), said.rfind("not cached")) << "said more than once: " << said;
   EXPECT_NE(cache_state().problem.find("can be written by others"), std::string::npos);
+}
+
+// What others put into a cache that was open to them stays there when their rights are taken away.
+TEST_F(CacheTest, EntriesOfOthersAreNotLoaded) {
+  const std::string key = cache_key("a");
+  const auto refused = [&](const std::string& why) {
+    testing::internal::CaptureStderr();
+    EXPECT_FALSE(cache_load(key, 13000));
+    const std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_NE(said.find(why), std::string::npos) << said;
+    EXPECT_NE(said.find("delete it"), std::string::npos) << said;
+  };
+  const mode_t before = umask(0);
+  cache_store(key, kSample, 13000, "source");
+  umask(before);
+  struct stat info;
+  ASSERT_EQ(stat((cache_ / key).c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u) << "whatever the umask leaves";
+  for (const mode_t mode : {0620, 0602}) {
+    ASSERT_EQ(chmod((cache_ / key).c_str(), mode), 0);
+    refused("can be written by others");
+    use(cache_.string() + "/.");  // another text, so it is said again
+  }
+  cache_store(key, kSample, 13000, "source");  // made anew, it is private
+  EXPECT_TRUE(cache_load(key, 13000));
+  if (geteuid() == 0) {
+    ASSERT_EQ(chown((cache_ / key).c_str(), 12345, 12345), 0);
+    refused("belongs to another user");
+  }
+}
+
+TEST_F(CacheTest, WhatIsNoFileIsNotReadAndNotWaitedFor) {
+  const std::string pipe = cache_key("pipe"), nested = cache_key("folder"), link = cache_key("link"), real = cache_key("real");
+  cache_store(real, kSample, 13000, "source");
+  ASSERT_EQ(mkfifo((cache_ / pipe).c_str(), 0600), 0);
+  fs::create_directory(cache_ / nested);
+  fs::create_symlink(cache_ / real, cache_ / link);
+  testing::internal::CaptureStderr();
+  for (const std::string& key : {pipe, nested, link}) EXPECT_FALSE(cache_load(key, 13000));
+  for (const std::string& key : {pipe, nested, link}) cache_store(key, kSample, 13000, "source");
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("is not a file"), std::string::npos) << said;
+  EXPECT_TRUE(cache_load(link, 13000)) << "a link is replaced";
+  EXPECT_FALSE(fs::is_symlink(cache_ / link));
+}
+
+TEST_F(CacheTest, LengthsWhoseSumWrapsAreDamage) {
+  const std::string key = cache_key("text");
+  cache_store(key, kSample, 13000, "source");
+  std::string bytes = contents(cache_ / key);
+  constexpr std::size_t kChecksum = 8, kLengths = 16;  // where they stand
+  std::uint64_t lengths[3];
+  std::memcpy(lengths, bytes.data() + kLengths, sizeof lengths);
+  lengths[0] += std::uint64_t(1) << 63, lengths[1] += std::uint64_t(1) << 63;
+  std::memcpy(bytes.data() + kLengths, lengths, sizeof lengths);
+  const std::uint64_t sum = XXH3_64bits(bytes.data() + kLengths, bytes.size() - kLengths);
+  std::memcpy(bytes.data() + kChecksum, &sum, sizeof sum);
+  std::ofstream(cache_ / key, std::ios::binary) << bytes;
+  testing::internal::CaptureStderr();
+  EXPECT_FALSE(cache_load(key, 13000));
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("damaged entry"), std::string::npos);
 }
 
 TEST_F(CacheTest, AFolderThatCannotBeMadeCostsAWarning) {

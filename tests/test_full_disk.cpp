@@ -69,6 +69,17 @@ TEST_F(FullDisk, ARunThatCannotBegin) {
                0, {"filled", "weft: cannot ", "disk/run", kFull, "train: 4"});
 }
 
+TEST_F(FullDisk, APictureAppearsWholeOrNotAtAll) {
+  expect_words(on_disk(R"(
+    command -v gnuplot >/dev/null || { echo "plot: 4 loss.png: No space left on device"; exit 0; }
+    train --steps 3 --out disk/run >/dev/null
+    rm -f disk/run/loss.*; left=$(df --output=avail -k disk | tail -n 1)
+    head -c $(((left - 12) * 1024)) /dev/zero >disk/filler  # what is left takes the curve's data and script
+    weft plot disk/run >output 2>&1 && exit 1 || echo "plot: $?"
+    cat output; [ -f disk/run/loss.gp ]; [ ! -e disk/run/loss.png ])"),
+               0, {"plot: 4", "loss.png: No space left on device"});
+}
+
 TEST_F(FullDisk, ShardsAppearWholeOrNotAtAll) {
   expect_words(on_disk(R"(
     weft data make --data text.txt --out disk/shards --shard-tokens 120000 && exit 1 || echo "make: $?"

@@ -360,20 +360,28 @@ TEST(Safetensors, PlacesThatCannotBeWritten) {
   EXPECT_TRUE(fs::is_character_file("/dev/null"));
 }
 
-TEST(Files, ReplaceKeepsLinksAndMode) {
+TEST(Files, ReplaceKeepsTheModeAndOfLinksOnlyThoseThatAreAskedFor) {
   TempFolder folder, other;
   std::string text = "abc";
   auto bytes = std::as_bytes(std::span(text));
   auto target = other.write("target", "old");
   fs::permissions(target, fs::perms::owner_read | fs::perms::owner_write);
   fs::create_symlink(target, folder / "link");
-  write_file(folder / "link", bytes);
+  write_file(link_target(folder / "link"), bytes);
   EXPECT_TRUE(fs::is_symlink(folder / "link"));
   EXPECT_EQ(read_text(target), "abc");
   EXPECT_EQ(fs::status(target).permissions(), fs::perms::owner_read | fs::perms::owner_write);
   fs::create_symlink(other / "fresh", folder / "dangling");
-  write_file(folder / "dangling", bytes);
+  write_file(link_target(folder / "dangling"), bytes);
   EXPECT_EQ(read_text(other / "fresh"), "abc");
+  other.write("target", "theirs");
+  write_file(folder / "link", bytes);
+  EXPECT_FALSE(fs::is_symlink(folder / "link"));
+  EXPECT_EQ(read_text(target), "theirs");
+  EXPECT_EQ(read_text(folder / "link"), "abc");
+  fs::create_symlink(folder / "link", folder / "again");
+  EXPECT_EQ(link_target(folder / "again"), folder / "link");
+  fs::remove(folder / "again");
   EXPECT_EQ(count_files(folder.path()), 2u);
   fs::path here = fs::current_path();
   fs::current_path(folder.path());

@@ -21,11 +21,11 @@
 #include <vector>
 
 #include "jit/file.h"
+#include "jit/utf8.h"
 #include "nn/safetensors.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
 #include "tools/data/data.h"
-#include "tools/data/utf8.h"
 #include "tools/system/apart.h"
 
 namespace weft {

@@ -11,6 +11,8 @@
 #include <set>
 #include <string>
 
+#include "jit/print.h"
+
 namespace weft::emulator {
 namespace {
 
@@ -64,7 +66,7 @@ class Coverage {
     if (kernels_.empty()) return;
     const std::string path = fmt::format("{}/{}.tsv", std::getenv("WEFT_EMU_COVERAGE"), getpid());
     std::FILE* file = std::fopen(path.c_str(), "w");
-    if (!file) return fmt::print(stderr, "WEFT_EMU_COVERAGE: cannot write {}\n", path);
+    if (!file) return print_error("WEFT_EMU_COVERAGE: cannot write {}\n", path);
     for (const auto& [name, blocks] : kernels_)
       for (const BasicBlock& b : blocks) fmt::print(file, "{}\t{}\t{}\t{}\n", name, b.line, int(b.executed), b.opcodes);
     std::fclose(file);

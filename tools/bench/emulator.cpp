@@ -8,6 +8,7 @@
 #include "jit/compiler.h"
 #include "jit/emulator/device.h"
 #include "jit/parallel.h"
+#include "jit/print.h"
 #include "tools/bench/host.h"
 
 namespace weft {
@@ -67,14 +68,14 @@ void measure(const Case& c) {
   }
   for (const CUdeviceptr m : memory) emu.cuMemFree(m);
   emu.cuLibraryUnload(library);
-  fmt::print("{:28} {:7.0f} M instructions/s\n", c.name, best / 1e6);
+  print("{:28} {:7.0f} M instructions/s\n", c.name, best / 1e6);
 }
 
 }  // namespace
 
 void bench_emulator() {
   if (nvrtc_version() == 0) {
-    fmt::print("skipped: there is no NVRTC\n");
+    print("skipped: there is no NVRTC\n");
     return;
   }
   const int before = threads();

@@ -7,6 +7,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "jit/print.h"
 #include "models/language_model.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"
@@ -39,9 +40,9 @@ HostCost measure_host_cost(std::int64_t layers, int runs) {
 
 void bench_host() {
   const HostCost cost = measure_host_cost();
-  fmt::print("host time of a replayed training step, Mamba with 24 layers: {} nodes, {} kernels\n", cost.nodes, cost.kernels);
-  fmt::print("  recording {:.1f} us, key and lookup {:.1f} us, together {:.1f} us\n", cost.record_seconds * 1e6,
-             cost.lookup_seconds * 1e6, cost.total() * 1e6);
+  print("host time of a replayed training step, Mamba with 24 layers: {} nodes, {} kernels\n", cost.nodes, cost.kernels);
+  print("  recording {:.1f} us, key and lookup {:.1f} us, together {:.1f} us\n", cost.record_seconds * 1e6,
+        cost.lookup_seconds * 1e6, cost.total() * 1e6);
 }
 
 }  // namespace weft

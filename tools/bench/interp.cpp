@@ -9,6 +9,7 @@
 
 #include "jit/diff.h"
 #include "jit/interp.h"
+#include "jit/print.h"
 #include "jit/vmath.h"
 
 namespace weft {
@@ -68,8 +69,8 @@ void compare(Arrays& a, std::string_view name, Expr root, const ConstantScope& s
   for (std::int64_t i = 0; i < kElements; ++i) {
     worst = std::max(worst, double(std::abs(a.out[i] - a.expected[i]) / (1 + std::abs(a.expected[i]))));
   }
-  fmt::print("{:<34} {:>9.2f} {:>9.2f} {:>7.2f}{}\n", name, interpreted, written, interpreted / written,
-             worst < 1e-5 ? "" : fmt::format("  differs by {:.1e}", worst));
+  print("{:<34} {:>9.2f} {:>9.2f} {:>7.2f}{}\n", name, interpreted, written, interpreted / written,
+        worst < 1e-5 ? "" : fmt::format("  differs by {:.1e}", worst));
 }
 
 }  // namespace
@@ -79,7 +80,7 @@ void bench_interpreter() {
   ConstantScope scope;
   Expr x = expr::input(0), y = expr::input(1), z = expr::input(2);
   auto run = [&](std::string_view name, Expr root, auto f) { compare(arrays, name, root, scope, f); };
-  fmt::print("{:<34} {:>9} {:>9} {:>7}\n", "16 M floats, one thread", "interp ms", "hand ms", "ratio");
+  print("{:<34} {:>9} {:>9} {:>7}\n", "16 M floats, one thread", "interp ms", "hand ms", "ratio");
   run("x + y", x + y, [](float a, float b, float, std::int64_t) { return a + b; });
   run("0.9 x + 0.1 y", 0.9 * x + 0.1 * y, [](float a, float b, float, std::int64_t) { return 0.9f * a + 0.1f * b; });
   run("relu(x)^2", square(relu(x)), [](float a, float, float, std::int64_t) {

@@ -11,6 +11,7 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
+#include "jit/print.h"
 
 namespace weft {
 namespace {
@@ -89,7 +90,7 @@ BenchReport::BenchReport(std::filesystem::path file) : json_(std::move(file)) {
 }
 
 void BenchReport::append(BenchJson row, const RowName& name) {
-  fmt::print("{}\n", line(row));
+  print("{}\n", line(row));
   std::fflush(stdout);
   rows_.push_back(std::move(row));
   names_.push_back(name);
@@ -137,7 +138,7 @@ void BenchReport::save() const {
         out["rows"].push_back(row);
   }
   for (const BenchJson& row : rows_) out["rows"].push_back(row);
-  AtomicFile file(json_);
+  AtomicFile file(link_target(json_));
   const std::string text = out.dump(1) + "\n";
   file.write(std::as_bytes(std::span(text)));
   file.commit();
@@ -148,23 +149,23 @@ void BenchReport::print_against(const std::filesystem::path& file) const {
   if (!peers.contains("rows"))
     fail(ErrorKind::io, fmt::format("{}: has no rows", file.string()), {},
          "give a file that `weft bench --json` wrote, or one of its form");
-  fmt::print("\nbeside {} on {}; ratio: peer's time / weft's\n", file.string(),
-             peers.value("meta", nlohmann::json::object()).value("device", "another machine"));
-  fmt::print("{:<9} {:<28} {:<22} {:<5} {:>10} {:>8} {:>10} {:>8} {:>7}  {}\n", "group", "op", "shape", "phase", "weft ms",
-             "floor", "peer ms", "floor", "ratio", "peer");
+  print("\nbeside {} on {}; ratio: peer's time / weft's\n", file.string(),
+        peers.value("meta", nlohmann::json::object()).value("device", "another machine"));
+  print("{:<9} {:<28} {:<22} {:<5} {:>10} {:>8} {:>10} {:>8} {:>7}  {}\n", "group", "op", "shape", "phase", "weft ms", "floor",
+        "peer ms", "floor", "ratio", "peer");
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     const RowName& n = names_[i];
-    fmt::print("{:<9.9} {:<28.28} {:<22.22} {:<5.5} ", n.group, n.op, n.shape, n.phase);
+    print("{:<9.9} {:<28.28} {:<22.22} {:<5.5} ", n.group, n.op, n.shape, n.phase);
     if (!rows_[i].contains("ms")) {
-      fmt::print("{}\n", rows_[i].value("note", "n/a"));
+      print("{}\n", rows_[i].value("note", "n/a"));
       continue;
     }
     const double ms = rows_[i].at("ms").get<double>();
-    fmt::print("{:>10.4f} {:>8}", ms, distance(rows_[i].value("x_floor", 0.0)));
+    print("{:>10.4f} {:>8}", ms, distance(rows_[i].value("x_floor", 0.0)));
     if (const auto peer = best_peer(peers.at("rows"), n))
-      fmt::print(" {:>10.4f} {:>8} {:>7.2f}  {}\n", peer->ms, distance(peer->x_floor), peer->ms / ms, peer->impl);
+      print(" {:>10.4f} {:>8} {:>7.2f}  {}\n", peer->ms, distance(peer->x_floor), peer->ms / ms, peer->impl);
     else
-      fmt::print(" {:>10}\n", "no peer");
+      print(" {:>10}\n", "no peer");
   }
 }
 

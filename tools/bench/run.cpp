@@ -22,6 +22,7 @@
 #include "jit/emulator/device.h"
 #include "jit/error.h"
 #include "jit/gpu.h"
+#include "jit/print.h"
 #include "tools/bench/cases.h"
 #include "tools/bench/host.h"
 #include "tools/bench/report.h"
@@ -112,7 +113,7 @@ class Bench {
     else
       for (const BenchCase& c : bench_cases(group, options_.smoke))
         if (const auto measured = measure(c)) add(c, *measured);
-    fmt::print("# {}: {:.1f} s\n", group, seconds_since(start));
+    print("# {}: {:.1f} s\n", group, seconds_since(start));
   }
 
   void finish() {
@@ -197,12 +198,12 @@ std::vector<std::string> chosen_groups(const std::vector<std::string>& words) {
 void list_rows(const std::vector<std::string>& groups, bool smoke) {
   for (const std::string& group : groups) {
     if (is_machine_group(group)) {
-      fmt::print("{}\n", group);
+      print("{}\n", group);
       continue;
     }
     for (const BenchCase& c : bench_cases(group, smoke))
       for (const BenchRow& row : c.rows)
-        fmt::print("{:<9} {:<28} {:<22} {:<5} {}\n", group, row.name.op, row.name.shape, row.name.phase, row.name.impl);
+        print("{:<9} {:<28} {:<22} {:<5} {}\n", group, row.name.op, row.name.shape, row.name.phase, row.name.impl);
   }
 }
 
@@ -224,7 +225,7 @@ void run_bench(const BenchOptions& options) {
   Bench bench(options);
   for (const std::string& group : groups) bench.run_group(group);
   bench.finish();
-  fmt::print("# {:.0f} s in all\n", seconds_since(start));
+  print("# {:.0f} s in all\n", seconds_since(start));
 }
 
 }  // namespace weft

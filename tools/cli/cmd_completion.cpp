@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <map>
 
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 
 namespace weft {
@@ -182,7 +183,7 @@ fi
 }  // namespace
 
 int cmd_completion(const std::string& shell, const CompletionCommand& program) {
-  fmt::print("{}", shell == "zsh" ? zsh_script(program) : bash_script(program));
+  print("{}", shell == "zsh" ? zsh_script(program) : bash_script(program));
   return 0;
 }
 

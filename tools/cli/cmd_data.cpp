@@ -2,16 +2,17 @@
 
 #include <optional>
 
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 #include "tools/data/shards.h"
 
 namespace weft {
 namespace {
 
-void print(const std::string& folder, const ShardFolder& shards) {
+void print_shards(const std::string& folder, const ShardFolder& shards) {
   const Tokenizer& t = shards.tokenizer();
-  fmt::print("{}: {}; tokens: {} ({}); {} to train on, {} to validate with, in {} shards\n", folder, shards.source(), t.name(),
-             t.vocabulary(), shards.training().size(), shards.validation().size(), shards.shards());
+  print("{}: {}; tokens: {} ({}); {} to train on, {} to validate with, in {} shards\n", folder, shards.source(), t.name(),
+        t.vocabulary(), shards.training().size(), shards.validation().size(), shards.shards());
 }
 
 }  // namespace
@@ -19,15 +20,15 @@ void print(const std::string& folder, const ShardFolder& shards) {
 int cmd_data_make(const DataCommand& c) {
   const Corpus corpus = load_corpus(c.data.empty() ? std::nullopt : std::optional<std::filesystem::path>(c.data));
   const Tokenizer tokenizer = make_tokenizer(c.tokenizer, corpus);
-  print(c.out, ShardFolder::make(c.out, corpus, tokenizer, c.shard_tokens));
+  print_shards(c.out, ShardFolder::make(c.out, corpus, tokenizer, c.shard_tokens));
   return 0;
 }
 
 int cmd_data_check(const DataCommand& c) {
   const ShardFolder shards(c.folder);
   shards.verify();
-  print(c.folder, shards);
-  fmt::print("every token is as it was written\n");
+  print_shards(c.folder, shards);
+  print("every token is as it was written\n");
   return 0;
 }
 

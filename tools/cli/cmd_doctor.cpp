@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 #include "tools/system/doctor.h"
 
@@ -11,7 +12,7 @@ int cmd_doctor() {
   const auto findings = examine_machine();
   std::size_t width = 0;
   for (const auto& [heading, finding] : findings) width = std::max(width, heading.size());
-  for (const auto& [heading, finding] : findings) fmt::print("{:<{}}  {}\n", heading, width, finding);
+  for (const auto& [heading, finding] : findings) print("{:<{}}  {}\n", heading, width, finding);
   return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <string>
 
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 #include "tools/evaluate/eval.h"
 
@@ -17,9 +18,9 @@ int cmd_eval(const EvalCommand& c) {
   const std::string bits =
       counted ? fmt::format(", {:.4f} bits per character, {:.4f} bits per byte", e.bits_per_character(), e.bits_per_byte())
               : "";
-  fmt::print("{}: {} tokens ({}){}, in windows of {} tokens\n", text.name(), e.tokens, lm.tokenizer.name(), size,
-             text.options().length);
-  fmt::print("loss {:.4f} a token, perplexity {:.4f}{}\n", e.loss(), e.perplexity(), bits);
+  print("{}: {} tokens ({}){}, in windows of {} tokens\n", text.name(), e.tokens, lm.tokenizer.name(), size,
+        text.options().length);
+  print("loss {:.4f} a token, perplexity {:.4f}{}\n", e.loss(), e.perplexity(), bits);
   return 0;
 }
 

@@ -7,21 +7,23 @@
 
 #include "jit/error.h"
 #include "jit/file.h"
+#include "jit/print.h"
 #include "tools/cli/commands.h"
-#include "tools/cli/progress.h"
 #include "tools/evaluate/generate.h"
 
 namespace weft {
 namespace {
+
+constexpr std::size_t kMaxPrompt = 64 << 20;  // bytes: standard input may have no end
 
 std::vector<std::string> prompts_of(const GenerateCommand& c) {
   std::vector<std::string> prompts = c.prompts;
   if (std::count(prompts.begin(), prompts.end(), "-") > 1)
     fail(ErrorKind::usage, "generate: standard input is one prompt", {}, "give --prompt - once");
   for (std::string& prompt : prompts)
-    if (prompt == "-") prompt = read_text("/dev/stdin");
+    if (prompt == "-") prompt = read_text("/dev/stdin", kMaxPrompt);
   if (!c.prompt_file.empty()) {
-    std::istringstream lines(read_text(c.prompt_file));
+    std::istringstream lines(read_text(c.prompt_file, kMaxPrompt));
     for (std::string line; std::getline(lines, line);)
       if (!line.empty()) prompts.push_back(line);
     if (prompts.empty()) fail(ErrorKind::io, c.prompt_file + ": there is no prompt", "no line has a text");
@@ -32,7 +34,7 @@ std::vector<std::string> prompts_of(const GenerateCommand& c) {
 class Output {
  public:
   void write(std::string_view text) const {
-    const std::string shown = terminal_ ? printable(std::string(text)) : std::string(text);
+    const std::string shown = terminal_ ? printable(text) : std::string(text);
     std::fwrite(shown.data(), 1, shown.size(), stdout);
     std::fflush(stdout);
   }
@@ -63,14 +65,14 @@ void report(const LanguageModel& model, const std::vector<GeneratedText>& made) 
     longest = std::max(longest, text.prompt_tokens + text.tokens);
   }
   const GeneratedText& first = made.front();
-  fmt::print(stderr, "prompt: {} tokens, {:.2f} s; then {} tokens", prompt, first.prompt_seconds, tokens);
+  print_error("prompt: {} tokens, {:.2f} s; then {} tokens", prompt, first.prompt_seconds, tokens);
   if (first.token_seconds > 0) {
-    fmt::print(stderr, ", {:.0f} tokens/s", 1 / first.token_seconds);
-    if (made.size() > 1) fmt::print(stderr, " of each of {} texts", made.size());
+    print_error(", {:.0f} tokens/s", 1 / first.token_seconds);
+    if (made.size() > 1) print_error(" of each of {} texts", made.size());
   }
-  if (ended > 0) fmt::print(stderr, "; the model ended {}", made.size() == 1 ? "the text" : fmt::format("{} texts", ended));
-  if (full > 0) fmt::print(stderr, "; its context of {} tokens is full", *model.context());
-  fmt::print(stderr, "\n{}\n", to_text(model.cache_bytes(longest), longest));
+  if (ended > 0) print_error("; the model ended {}", made.size() == 1 ? "the text" : fmt::format("{} texts", ended));
+  if (full > 0) print_error("; its context of {} tokens is full", *model.context());
+  print_error("\n{}\n", to_text(model.cache_bytes(longest), longest));
 }
 
 }  // namespace

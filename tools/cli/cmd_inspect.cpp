@@ -5,6 +5,7 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 #include "tools/inspect/inspect.h"
 #include "tools/inspect/sass.h"
@@ -14,28 +15,28 @@ namespace weft {
 namespace {
 
 void print_counts(std::string_view what, const SassCounts& c) {
-  fmt::print("{}: {} instructions; {} multiply-adds, {} MUFU, {} tensor; global {} loads, {} stores; shared {}; local {}\n",
-             what, c.instructions, c.fma, c.mufu, c.tensor, c.loads, c.stores, c.shared, c.local);
+  print("{}: {} instructions; {} multiply-adds, {} MUFU, {} tensor; global {} loads, {} stores; shared {}; local {}\n", what,
+        c.instructions, c.fma, c.mufu, c.tensor, c.loads, c.stores, c.shared, c.local);
 }
 
 void print_sass(const KernelView& view) {
   for (const SassKernel& k : read_sass(view.compiled.cubin)) {
-    fmt::print("{}: sm_{}, {} registers, {} bytes of stack, {} of shared memory\n", k.name, k.architecture, k.registers,
-               k.stack_bytes, k.shared_bytes);
+    print("{}: sm_{}, {} registers, {} bytes of stack, {} of shared memory\n", k.name, k.architecture, k.registers,
+          k.stack_bytes, k.shared_bytes);
     print_counts("all", k.counts);
     if (const SassLoop* loop = k.hottest())
       print_counts(fmt::format("hottest loop of {}, [{:#06x}, {:#06x})", k.loops.size(), loop->begin, loop->end), loop->counts);
-    for (const auto& [name, n] : k.counts.histogram) fmt::print("  {:12} {:6}\n", name, n);
+    for (const auto& [name, n] : k.counts.histogram) print("  {:12} {:6}\n", name, n);
   }
   if (const auto text = disassemble(view.compiled.cubin))
-    fmt::print("\n{}", *text);
+    print("\n{}", *text);
   else
-    fmt::print("\n{}\n", disassembler_hint());
+    print("\n{}\n", disassembler_hint());
 }
 
 void write(const std::string& file, const std::string& text) {
-  write_file(file, std::as_bytes(std::span(text)));
-  fmt::print("{}\n", file);
+  write_file(link_target(file), std::as_bytes(std::span(text)));
+  print("{}\n", file);
 }
 
 void show_kernel(const InspectCommand& c, const KernelTable& table) {
@@ -43,15 +44,15 @@ void show_kernel(const InspectCommand& c, const KernelTable& table) {
   const bool text = c.source || c.ptx || c.sass || !c.diff.empty();
   if (!view.kernel && text)
     fail(ErrorKind::usage, fmt::format("inspect: {} is a product of cuBLASLt, which has no text", view.name), view.product);
-  if (c.source) fmt::print("{}", view.kernel->text);
-  if (c.ptx) fmt::print("{}", view.compiled.ptx);
+  if (c.source) print("{}", view.kernel->text);
+  if (c.ptx) print("{}", view.compiled.ptx);
   if (c.sass) print_sass(view);
-  if (c.repro) fmt::print("{}", to_program(view, table.target));
+  if (c.repro) print("{}", to_program(view, table.target));
   if (!c.diff.empty()) {
     const KernelView& other = kernel_named(table, c.diff);
-    fmt::print("{}", line_difference(view.kernel->text, other.kernel ? other.kernel->text : ""));
+    print("{}", line_difference(view.kernel->text, other.kernel ? other.kernel->text : ""));
   }
-  if (c.why || (!text && !c.repro)) fmt::print("{}", to_why(view));
+  if (c.why || (!text && !c.repro)) print("{}", to_why(view));
 }
 
 }  // namespace
@@ -68,8 +69,8 @@ int cmd_inspect(const InspectCommand& c) {
   if (!c.kernel.empty()) {
     show_kernel(c, table);
   } else {
-    fmt::print("{}, {}\n{}\n{}{}\n{}", table.title, table.target, table.cache, table.timing, table.timing.empty() ? "" : "\n",
-               to_text(table));
+    print("{}, {}\n{}\n{}{}\n{}", table.title, table.target, table.cache, table.timing, table.timing.empty() ? "" : "\n",
+          to_text(table));
   }
   if (!c.html.empty()) write(c.html, to_html(table));
   if (!c.json.empty()) write(c.json, text_of(to_json(table), 1) + "\n");

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "jit/error.h"
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 #include "tools/train/plot.h"
 
@@ -19,7 +20,7 @@ int cmd_plot(const PlotCommand& c) {
   if (!plot_runs(runs, name))
     fail(ErrorKind::io, "plot: gnuplot is not installed", fmt::format("{0}.gp and {0}.dat are written", name.string()),
          "apt-get install gnuplot-nox");
-  fmt::print("{0}.png\n{0}.svg\n", name.string());
+  print("{0}.png\n{0}.svg\n", name.string());
   return 0;
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "autograd/run.h"
 #include "jit/error.h"
@@ -12,6 +13,7 @@
 #include "jit/gpu.h"
 #include "jit/json.h"
 #include "jit/parallel.h"
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/stop_signal.h"
@@ -31,8 +33,9 @@ namespace fs = std::filesystem;
 // What the command line asks for.
 struct Start {
   TrainOptions options;
-  fs::path run;         // empty: nothing is saved
-  fs::path checkpoint;  // to go on from; empty: from the beginning
+  fs::path run;                         // empty: nothing is saved
+  fs::path checkpoint;                  // to go on from; empty: from the beginning
+  std::optional<FolderLock> lock = {};  // on `run`; taken before its checkpoint is chosen, if it has one
 };
 
 std::vector<OptionSetting> settings_of(const TrainCommand& c) {
@@ -43,14 +46,19 @@ std::vector<OptionSetting> settings_of(const TrainCommand& c) {
   return settings;
 }
 
+// Into a folder that is new, or empty, or in which a run has begun and has nothing to lose.
 void check_unused(const fs::path& run) {
   if (const auto checkpoint = Checkpoints(run).newest())
     fail(ErrorKind::usage, "train: the folder holds a run already", checkpoint->string(),
          fmt::format("go on with it: `weft train --resume {}`; or give another --out", run.string()));
+  std::error_code error;
+  const bool foreign = fs::is_directory(run) && !is_run(run) && !fs::is_empty(run, error);
+  if (error) fail_errno("cannot read " + run.string(), error.value());
+  if (foreign) fail(ErrorKind::usage, "train: the folder is not empty, and holds no run", run.string(), "give another --out");
 }
 
 Start new_start(const TrainCommand& c) {
-  const Start start{options_from(settings_of(c)), c.out, {}};
+  Start start{options_from(settings_of(c)), c.out, {}};
   if (!c.out.empty()) check_unused(c.out);
   return start;
 }
@@ -59,8 +67,12 @@ Start resumed_start(const TrainCommand& c) {
   if (!fs::exists(c.resume))
     fail(ErrorKind::io, "resume: no such folder", c.resume, "give a folder that `weft train --out` wrote");
   const auto run = run_of(c.resume);
-  Start start{.options = {}, .run = c.out.empty() ? run.value_or("") : fs::path(c.out), .checkpoint = model_folder(c.resume)};
-  if (!c.out.empty() && !(run && fs::exists(c.out) && fs::equivalent(c.out, *run))) check_unused(c.out);
+  Start start{.options = {}, .run = c.out.empty() ? run.value_or("") : fs::path(c.out), .checkpoint = {}};
+  if (!c.out.empty() && !(run && fs::exists(c.out) && fs::equivalent(c.out, *run)))
+    check_unused(c.out);
+  else if (run)
+    start.lock.emplace(*run);
+  start.checkpoint = model_folder(c.resume);
   if (run && start.checkpoint == c.resume &&
       !fs::exists(start.checkpoint / "state.json")) {  // stopped before the first checkpoint
     const fs::path config = *run / "config.json";
@@ -98,7 +110,7 @@ void count_steps(TrainOptions& o, const BatchSource& data) {
   if (!text) fail(ErrorKind::usage, "train: this data has no end, so there are no epochs", data.name(), "give --steps");
   const double batch = double(o.batch) * double(o.length) * double(o.accumulate);
   const double steps = std::ceil(o.epochs * double(text->training_tokens().size()) / batch);
-  if (!(steps < 0x1p63))
+  if (!(steps <= kMostSteps))
     fail(ErrorKind::usage, "train: so many epochs have more steps than can be counted", fmt::format("--epochs {}", o.epochs),
          "give --steps");
   o.steps = std::max<std::int64_t>(1, std::int64_t(steps));
@@ -110,7 +122,7 @@ Trainer make_trainer(Start& start) {
   if (start.checkpoint.empty()) return Trainer(data, start.options);
   Trainer trainer = Trainer::resume(start.checkpoint, data, start.options);
   for (const std::string& change : changes_since(read_state(start.checkpoint).environment))
-    fmt::print(stderr, "weft: the checkpoint was made under other circumstances, so bits may differ: {}\n", change);
+    print_error("weft: the checkpoint was made under other circumstances, so bits may differ: {}\n", change);
   return trainer;
 }
 
@@ -118,25 +130,26 @@ void print_start(Trainer& trainer) {
   const TrainOptions& o = trainer.options();
   const BatchSource& data = trainer.data();
   if (const Tokenizer* tokenizer = data.tokenizer())
-    fmt::print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), tokenizer->name(), data.vocabulary());
+    print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), tokenizer->name(), data.vocabulary());
   else
-    fmt::print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
-  fmt::print("model: {}\n", trainer.model().description());
+    print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
+  print("model: {}\n", trainer.model().description());
   const std::string where = is_gpu(device()) ? Gpu::of(device()).name() : fmt::format("{} threads", threads());
   const std::string accumulated = o.accumulate > 1 ? fmt::format("{} x ", o.accumulate) : "";
-  fmt::print("device: {} ({}), {}; {} steps of {}{} x {} tokens\n", name_of(device()), where, o.precision, o.steps, accumulated,
-             o.batch, o.length);
-  if (trainer.steps_done()) fmt::print("resumed after step {}\n", trainer.steps_done());
+  print("device: {} ({}), {}; {} steps of {}{} x {} tokens\n", name_of(device()), where, o.precision, o.steps, accumulated,
+        o.batch, o.length);
+  if (trainer.steps_done()) print("resumed after step {}\n", trainer.steps_done());
   std::fflush(stdout);
 }
 
 // One start of a run, to its end or until it is stopped.
 class Session {
  public:
-  Session(Trainer& trainer, const fs::path& run, const std::vector<std::string>& command)
+  Session(Trainer& trainer, Start& start, const std::vector<std::string>& command)
       : trainer_(trainer),
         o_(trainer.options()),
-        run_(run),
+        run_(start.run),
+        lock_(std::move(start.lock)),
         progress_(trainer.steps_done(), o_.steps, trainer.tokens_per_step()) {
     saved_ = trainer.steps_done();
     if (!run_.empty()) open_folder(command);
@@ -164,6 +177,11 @@ class Session {
   bool due(std::int64_t every) const { return every > 0 && trainer_.steps_done() % every == 0; }
 
   void open_folder(const std::vector<std::string>& command) {
+    if (!lock_) {
+      check_unused(run_);
+      lock_.emplace(run_);
+      check_unused(run_);  // whoever held it before may have trained
+    }
     const std::string options = to_json(o_).dump(2) + "\n";
     make_folder(run_);
     write_file(run_ / "config.json", std::as_bytes(std::span(options)));
@@ -227,13 +245,23 @@ class Session {
     const std::string text = summary.dump(2) + "\n";
     write_file(run_ / "summary.json", std::as_bytes(std::span(text)));
     progress_.note("saved: " + run_.string());
-    if (trainer_.steps_done() > 0 && !plot_runs({run_}, run_ / "loss"))
-      progress_.note(fmt::format("no picture of the curve: gnuplot is not installed; afterwards: weft plot {}", run_.string()));
+    if (trainer_.steps_done() > 0) plot();
+  }
+
+  // What happens to a picture is no reason for a run to fail.
+  void plot() {
+    const std::string afterwards = fmt::format("; afterwards: weft plot {}", run_.string());
+    try {
+      if (!plot_runs({run_}, run_ / "loss")) progress_.note("no picture of the curve: gnuplot is not installed" + afterwards);
+    } catch (const Error& e) {
+      progress_.note(fmt::format("no picture of the curve: {}: {}{}", e.parts().what, e.parts().numbers, afterwards));
+    }
   }
 
   Trainer& trainer_;
   const TrainOptions& o_;
   fs::path run_;
+  std::optional<FolderLock> lock_;
   Progress progress_;
   std::optional<MetricsLog> metrics_;
   std::int64_t saved_;  // the step of the newest checkpoint
@@ -246,11 +274,11 @@ int cmd_train(const TrainCommand& c) {
   use_options(start.options);
   Trainer trainer = make_trainer(start);
   print_start(trainer);
-  if (const int code = Session(trainer, start.run, c.words).train()) return code;
+  if (const int code = Session(trainer, start, c.words).train()) return code;
   const TrainOptions& o = trainer.options();
   if (o.sample > 0 && trainer.data().tokenizer())
-    fmt::print("sample (temperature {:g}):\n{}\n", o.temperature,
-               printable(trainer.sample(o.prompt, o.sample, o.temperature, o.top_k, o.seed)));
+    print("sample (temperature {:g}):\n{}\n", o.temperature,
+          trainer.sample(o.prompt, o.sample, o.temperature, o.top_k, o.seed));
   return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "autograd/run.h"
+#include "jit/print.h"
 #include "tools/cli/commands.h"
 #include "tools/evaluate/verify.h"
 
@@ -14,19 +15,19 @@ int cmd_verify(const VerifyCommand& c) {
   const std::vector<VerifyRow> rows = verify_model(c.folder, dtype);
   std::size_t width = 0;
   for (const VerifyRow& row : rows) width = std::max(width, row.what.size());
-  fmt::print("{} on {} in {}\n", c.folder, name_of(device()), name_of(dtype));
-  fmt::print("{:<{}}  {:>9}  {:>9}  {:<6}\n", "check", width, "error", "allowed", "");
+  print("{} on {} in {}\n", c.folder, name_of(device()), name_of(dtype));
+  print("{:<{}}  {:>9}  {:>9}  {:<6}\n", "check", width, "error", "allowed", "");
   std::size_t failed = 0;
   for (const VerifyRow& row : rows) {
     failed += !row.passed();
-    fmt::print("{:<{}}  {:>9.2e}  {:>9.0e}  {:<6}  {}\n", row.what, width, row.error, row.tolerance,
-               row.passed() ? "ok" : "FAILED", row.unit);
+    print("{:<{}}  {:>9.2e}  {:>9.0e}  {:<6}  {}\n", row.what, width, row.error, row.tolerance, row.passed() ? "ok" : "FAILED",
+          row.unit);
   }
   if (failed) {
-    fmt::print("{} of {} checks failed\n", failed, rows.size());
+    print("{} of {} checks failed\n", failed, rows.size());
     return 1;
   }
-  fmt::print("all {} checks passed\n", rows.size());
+  print("all {} checks passed\n", rows.size());
   return 0;
 }
 

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -17,7 +18,10 @@
 #include <vector>
 
 #include "jit/error.h"
+#include "jit/print.h"
+#include "jit/sizes.h"
 #include "tools/cli/commands.h"
+#include "tools/cli/stop_signal.h"
 #include "tools/version.h"
 
 namespace weft {
@@ -46,18 +50,24 @@ CLI::Validator one_of(const std::vector<std::string>& words) {
   });
 }
 
-CLI::Validator at_least(double least) {
-  const auto check = [least](const std::string& text) {
+CLI::Validator between(double least, double most) {
+  const auto check = [least, most](const std::string& text) {
     double number = 0;
     std::int64_t integer = 0;  // the parser takes the largest there is for a larger one
     if (!CLI::detail::lexical_cast(text, number)) return fmt::format("'{}' is no number", text);
     if (std::from_chars(text.data(), text.data() + text.size(), integer).ec == std::errc::result_out_of_range)
       return fmt::format("{} is beyond 64 bits", text);
     if (!std::isfinite(number)) return fmt::format("'{}' is no finite number", text);
+    if (number > most) return fmt::format("{} is above {:.0f}", text, most);
     return number >= least ? std::string() : fmt::format("{} is below {}", text, least);
   };
   return CLI::Validator(check, "");
 }
+
+CLI::Validator at_least(double least) { return between(least, std::numeric_limits<double>::max()); }
+
+// Of what is counted: every sum and product of some fits 63 bits.
+constexpr double kMostWindows = 0x1p30, kMostTokens = 0x1p40;
 
 CLI::Validator architecture() {
   const auto check = [](const std::string& text) {
@@ -156,7 +166,8 @@ void add_model(CLI::App* sub, ModelCommand& c) {
   add_device(sub, c.device);
   sub->add_option("--precision", c.precision, "Activations: fp32, bf16, or auto (bf16 on a GPU)")
       ->check(one_of({"auto", "fp32", "bf16"}));
-  sub->add_option("--threads", c.threads, "Threads; 0: as many as OMP_NUM_THREADS or the machine says")->check(at_least(0));
+  sub->add_option("--threads", c.threads, "Threads; 0: as many as OMP_NUM_THREADS or the machine says")
+      ->check(between(0, kMostThreads));
 }
 
 void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chosen) {
@@ -167,8 +178,9 @@ void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chose
       ->allow_extra_args(false)
       ->default_str("a new line");
   sub->add_option("--prompt-file", c.prompt_file, "A file with a text to continue in each line")->type_name(kFile);
-  sub->add_option("--batch", c.batch, "Texts to continue at a time")->check(at_least(1));
-  sub->add_option("--tokens", o.tokens, "Tokens to append, unless the model ends the text before")->check(at_least(0));
+  sub->add_option("--batch", c.batch, "Texts to continue at a time")->check(between(1, kMostWindows));
+  sub->add_option("--tokens", o.tokens, "Tokens to append, unless the model ends the text before")
+      ->check(between(0, kMostTokens));
   sub->add_option("--temperature", o.temperature, "Temperature; 0: always the most probable token")->check(at_least(0));
   sub->add_option("--top-k", o.top_k, "Sample among the k most probable tokens; 0: all")->check(at_least(0));
   sub->add_option("--top-p", o.top_p, "Sample among the most probable tokens that make up this share; 1: all")
@@ -185,8 +197,8 @@ void add_eval(CLI::App& app, EvalCommand& c, std::function<int()>& chosen) {
   sub->add_option("--part", c.part, "all, training (the first 9/10), or validation (the rest)")
       ->check(one_of({"all", "training", "validation"}));
   sub->add_option("--length", c.options.length, "Tokens a window; a window knows nothing of the one before")
-      ->check(at_least(1));
-  sub->add_option("--batch", c.options.batch, "Windows at a time")->check(at_least(1));
+      ->check(between(1, kMostWindows));
+  sub->add_option("--batch", c.options.batch, "Windows at a time")->check(between(1, kMostWindows));
   add_model(sub, c.model);
 }
 
@@ -200,13 +212,22 @@ void add_data(CLI::App& app, DataCommand& c, std::function<int()>& chosen) {
   make->add_option("--tokenizer", c.tokenizer.name,
                    "bytes, unigram (made from the text, with --vocab pieces), or a SentencePiece model")
       ->type_name(kFile);
-  make->add_option("--vocab", c.tokenizer.vocabulary, "Pieces of a unigram tokenizer")->check(at_least(1));
+  make->add_option("--vocab", c.tokenizer.vocabulary, "Pieces of a unigram tokenizer")->check(between(1, kMostWindows));
   make->add_option("--out", c.out, "Folder for the shards; new or empty")->type_name(kFolder)->required();
-  make->add_option("--shard-tokens", c.shard_tokens, "Tokens a shard, at most")->check(at_least(1));
+  make->add_option("--shard-tokens", c.shard_tokens, "Tokens a shard, at most")->check(between(1, kMostTokens));
   CLI::App* check = subcommand(
       *sub, "check", "Read all shards of a folder and compare them with their checksums", [&] { return cmd_data_check(c); },
       chosen);
   check->add_option("folder", c.folder, "Folder that `weft data make` wrote")->type_name(kFolder)->required();
+}
+
+void add_check(CLI::App& app, CheckCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub = subcommand(
+      app, "check", "Say whether the files of a run, checkpoint or folder of shards are those that were written",
+      [&] { return cmd_check(c); }, chosen);
+  sub->add_option("folder", c.folder, "Folder that `weft train --out` or `weft data make` wrote")
+      ->type_name(kFolder)
+      ->required();
 }
 
 void add_others(CLI::App& app, VerifyCommand& verify, std::function<int()>& chosen) {
@@ -261,10 +282,10 @@ void add_inspect(CLI::App& app, InspectCommand& c, std::function<int()>& chosen)
       ->check(architecture())
       ->default_str("auto");
   sub->add_option("--batch", c.options.batch, "Sequences a step; auto: as the run, or 8")
-      ->check(at_least(1))
+      ->check(between(1, kMostWindows))
       ->default_str("auto");
   sub->add_option("--length", c.options.length, "Tokens a sequence; auto: as the run, or 256")
-      ->check(at_least(1))
+      ->check(between(1, kMostWindows))
       ->default_str("auto");
   sub->add_option("--precision", c.precision, "Activations: fp32, bf16, or auto (the run's, or bf16)")
       ->check(one_of({"auto", "fp32", "bf16"}));
@@ -327,6 +348,16 @@ void add_completion(CLI::App& app, std::string& shell, std::function<int()>& cho
 
 // ---- mistakes ---------------------------------------------------------------------------------------------------------------
 
+// A file or folder whose name is empty, as of a shell's variable that is not set, is not "none was given".
+void forbid_empty(CLI::App& app) {
+  const CLI::Validator check([](std::string& text) { return text.empty() ? std::string("the value is empty") : std::string(); },
+                             "");
+  for (CLI::Option* option : app.get_options())
+    if (const std::string type = option->get_type_name(); type == kFile || type == kFolder || option->check_lname("task"))
+      option->check(check);
+  for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) forbid_empty(*sub);
+}
+
 // Words that nothing takes are usage errors that name what is meant. `app` is called `name`.
 void check_extras(const CLI::App& app, const std::string& name) {
   std::vector<std::string> names, options;
@@ -368,6 +399,7 @@ int run_words(int argc, char** argv) {
   GenerateCommand generate;
   EvalCommand eval;
   DataCommand data;
+  CheckCommand check;
   VerifyCommand verify;
   BenchCommand bench;
   InspectCommand inspect;
@@ -379,10 +411,12 @@ int run_words(int argc, char** argv) {
   add_generate(app, generate, chosen);
   add_eval(app, eval, chosen);
   add_data(app, data, chosen);
+  add_check(app, check, chosen);
   add_others(app, verify, chosen);
   add_bench(app, bench, chosen);
   add_inspect(app, inspect, chosen);
   add_completion(app, shell, chosen);
+  forbid_empty(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {
@@ -400,6 +434,7 @@ int run_words(int argc, char** argv) {
 }  // namespace
 
 int run_program(int argc, char** argv) {
+  prepare_process();
   std::string text;
   int code = 1;
   try {
@@ -418,7 +453,7 @@ int run_program(int argc, char** argv) {
     text = e.what();
   }
   std::fflush(stdout);
-  fmt::print(stderr, "weft: {}\n", text);
+  print_error("weft: {}\n", text);
   return code;
 }
 

@@ -58,6 +58,11 @@ struct DataCommand {
 int cmd_data_make(const DataCommand& command);
 int cmd_data_check(const DataCommand& command);
 
+struct CheckCommand {
+  std::string folder;  // a run, a checkpoint, or shards
+};
+int cmd_check(const CheckCommand& command);
+
 struct VerifyCommand {
   std::string folder, device = "auto", dtype = "f32";
 };

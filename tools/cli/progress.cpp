@@ -11,6 +11,7 @@
 
 #include "autograd/run.h"
 #include "jit/gpu.h"
+#include "jit/print.h"
 
 namespace weft {
 namespace {
@@ -79,7 +80,7 @@ void Progress::wipe() {
 
 void Progress::note(const std::string& text) {
   wipe();
-  std::fputs((text + "\n").c_str(), stdout);
+  std::fputs((printable(text) + "\n").c_str(), stdout);
   std::fflush(stdout);
   mark_ = Clock::now();
 }
@@ -98,19 +99,6 @@ std::size_t peak_memory() { return is_gpu(device()) ? Gpu::of(device()).peak_mem
 std::string format_duration(double seconds) {
   const auto s = std::int64_t(std::min(seconds + 0.5, 1e15));
   return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
-}
-
-std::string printable(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    const auto u = static_cast<unsigned char>(c);
-    if ((u < 0x20 && c != '\n' && c != '\t') || u == 0x7f) {
-      out += fmt::format("\\x{:02x}", u);
-    } else {
-      out.push_back(c);
-    }
-  }
-  return out;
 }
 
 }  // namespace weft

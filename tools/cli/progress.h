@@ -40,7 +40,4 @@ std::size_t peak_memory();  // of the device in use
 
 std::string format_duration(double seconds);  // "1:05", "2:03:04"
 
-// `text` with control characters other than newline and tab escaped, so that what a model writes cannot control the terminal.
-std::string printable(const std::string& text);
-
 }  // namespace weft

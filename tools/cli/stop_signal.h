@@ -2,10 +2,13 @@
 
 #include <signal.h>
 
+#include <array>
+
 namespace weft {
 
-// While one is alive, the first SIGINT or SIGTERM is only remembered, so that a step can be finished and saved; the second ends
-// the program at once.
+// While one is alive, the first SIGINT, SIGTERM or SIGHUP is only remembered, so that a step can be finished and saved; the
+// second ends the program at once. Those that were ignored before (nohup) stay ignored. SIGPIPE is ignored meanwhile: a reader
+// of the output that goes away (`| head`) ends what is printed, not what is computed.
 class StopSignal {
  public:
   StopSignal();
@@ -16,7 +19,13 @@ class StopSignal {
   int received() const;  // 0: none
 
  private:
-  struct sigaction interrupt_, terminate_;  // the handlers before
+  static constexpr std::array kSignals = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+  std::array<struct sigaction, kSignals.size()> before_;
 };
+
+// What a program does first. A closed stdin, stdout or stderr becomes /dev/null, or the next file that is opened would take its
+// number, and get what is printed. A file size limit (`ulimit -f`) becomes an error of write(), as a full disk is, instead of a
+// signal.
+void prepare_process();
 
 }  // namespace weft

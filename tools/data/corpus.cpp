@@ -13,7 +13,7 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
-#include "tools/data/utf8.h"
+#include "jit/utf8.h"
 #include "tools/system/process.h"
 
 namespace weft {
@@ -89,7 +89,9 @@ Corpus::Corpus(std::string name, std::string text)
 
 Corpus load_corpus(const std::optional<std::filesystem::path>& file) {
   if (!file) {
-    std::string text = output_of("PATH=\"$PATH:/usr/bin:/usr/games\" bible -f 'Gen1:1-Rev22:21' </dev/null 2>/dev/null");
+    std::string text;
+    if (const auto bible = find_program("bible", {"/usr/bin", "/usr/games"}))
+      text = output_of({.program = *bible, .arguments = {"-f", "Gen1:1-Rev22:21"}}).value_or("");
     if (!is_king_james(text))
       fail(ErrorKind::io, "no text to train on", "the program bible, which prints the default one, is not installed",
            "`apt-get install bible-kjv`, or give a text of your own: `--data FILE`");

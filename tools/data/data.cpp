@@ -9,6 +9,7 @@
 
 #include "jit/error.h"
 #include "jit/philox.h"
+#include "jit/sizes.h"
 #include "tools/data/shards.h"
 
 namespace weft {
@@ -34,6 +35,9 @@ BatchSource::BatchSource(BatchOptions options) : options_(options) {
   if (options_.batch < 1 || options_.length < 1)
     fail(ErrorKind::usage, "batch and length must be at least 1",
          fmt::format("batch {}, length {}", options_.batch, options_.length));
+  // Inputs and targets, as lists and as tensors: what a batch takes before there is a model.
+  const std::int64_t bytes = checked_product("a batch, in bytes", {options_.batch, options_.length, 4 * sizeof(std::int64_t)});
+  check_memory(std::size_t(bytes), fmt::format("a batch of {} x {} tokens", options_.batch, options_.length));
 }
 
 Batch BatchSource::next() {

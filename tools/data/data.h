@@ -67,7 +67,7 @@ class BatchSource {
   const BatchOptions& options() const { return options_; }
 
  protected:
-  explicit BatchSource(BatchOptions options);  // errors (ErrorKind::usage): batch or length below 1
+  explicit BatchSource(BatchOptions options);  // errors: batch or length below 1, or beyond memory
   BatchSource(const BatchSource&) = default;
   BatchSource& operator=(const BatchSource&) = default;
   virtual Batch training(std::int64_t position) const = 0;

@@ -18,7 +18,8 @@
 
 #include "jit/error.h"
 #include "jit/file.h"
-#include "tools/data/utf8.h"
+#include "jit/print.h"
+#include "jit/utf8.h"
 #include "tools/system/apart.h"
 
 namespace weft {
@@ -385,8 +386,8 @@ Tokenizer Tokenizer::load(const std::filesystem::path& file) {
   refuse_foreign(file.string(), bytes, "a SentencePiece model");
   Tokenizer tokenizer = from_model(bytes, file.string());
   if (!tokenizer.loses().empty())
-    fmt::print(stderr, "weft: {}: this tokenizer loses {}, so nothing is said per character or byte\n", file.string(),
-               tokenizer.loses());
+    print_error("weft: {}: this tokenizer loses {}, so nothing is said per character or byte\n", file.string(),
+                tokenizer.loses());
   return tokenizer;
 }
 

@@ -1,20 +1,22 @@
-// Sequences of token ids, packed: in memory, or in shard files that are mapped while they are read.
+// Sequences of token ids, packed: in memory, or in shard files of which only what is asked for is read.
 //
-// A shard is a header of 64 bytes and then the tokens; all numbers are little-endian:
+// A shard is a header of 64 bytes, the tokens, and a checksum of each 16 KiB of them; all numbers are little-endian:
 //
 //   0  "WEFTTOKS"
-//   8  u32  version, 1
+//   8  u32  version, 2; version 1 has no checksums behind its tokens
 //  12  u32  bytes of a token: 2 or 4
 //  16  u64  tokens
 //  24  u64  hash of the tokenizer (Tokenizer::hash)
 //  32  u64  its vocabulary: every token is below
 //  40  u64  XXH3-64 of the tokens' bytes
-//  48  u64  0
+//  48  u64  XXH3-64 of the checksums behind them; version 1: 0
 //  56  u64  XXH3-64 of bytes 0 to 55
+//  64       the tokens; then a u64 for each 16 KiB of their bytes, the last of which may be fewer: its XXH3-64
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -24,19 +26,22 @@
 
 namespace weft {
 
-// Two bytes for each token where the vocabulary allows it, else four.
+// Two bytes for each token where the vocabulary allows it, else four. Their memory grows without being copied.
 class PackedTokens {
  public:
   explicit PackedTokens(std::int64_t vocabulary) : width_(vocabulary <= 65536 ? 2 : 4) {}
   void append(std::span<const std::int64_t> ids);
   std::size_t width() const { return width_; }
-  std::int64_t size() const { return std::int64_t(bytes_.size() / width_); }
-  const std::vector<std::byte>& bytes() const { return bytes_; }
-  void clear() { bytes_.clear(); }
+  std::int64_t size() const { return std::int64_t(used_ / width_); }
+  std::span<const std::byte> bytes() const { return {bytes_.get(), used_}; }
+  void drop(std::size_t bytes);  // the first ones
 
  private:
-  std::size_t width_;
-  std::vector<std::byte> bytes_;
+  struct Free {
+    void operator()(std::byte* bytes) const { std::free(bytes); }
+  };
+  std::size_t width_, used_ = 0, room_ = 0;  // the last two in bytes
+  std::unique_ptr<std::byte, Free> bytes_;
 };
 
 class Tokens {
@@ -49,7 +54,8 @@ class Tokens {
 
   void append(const Tokens& more);  // shares their memory
   std::int64_t size() const { return size_; }
-  // Tokens [at, at + out.size()). Errors (ErrorKind::io): one that is not in the vocabulary.
+  // Tokens [at, at + out.size()). What is read of a shard is compared with its checksums each time. Errors (ErrorKind::io):
+  // bytes other than those written, a shard that has become shorter, a token that is not in the vocabulary.
   void copy(std::int64_t at, std::span<std::int64_t> out) const;
   std::uint64_t hash() const;  // of all tokens, as it stands in the headers of shards
   // Reads everything. Errors (ErrorKind::io): tokens other than those written, or not in the vocabulary.
@@ -57,12 +63,16 @@ class Tokens {
 
  private:
   struct Segment {
-    std::shared_ptr<const void> owner;
-    const std::byte* bytes;
+    std::shared_ptr<const PackedTokens> memory;                // or, if there is none,
+    std::filesystem::path file;                                // a shard,
+    std::shared_ptr<const std::vector<std::uint64_t>> blocks;  // with these checksums; version 1: none
     std::size_t width;
     std::int64_t begin, size;
     std::uint64_t checksum, vocabulary;
-    std::string name;
+
+    std::size_t bytes() const { return std::size_t(size) * width; }
+    // Bytes [at, at + n) of the tokens; `buffer` may be used to hold them.
+    std::span<const std::byte> read(std::size_t at, std::size_t n, std::vector<std::byte>& buffer) const;
   };
   std::vector<Segment> segments_;
   std::int64_t size_ = 0;
@@ -81,7 +91,7 @@ class ShardWriter {
 
  private:
   struct Impl;
-  void flush();
+  void flush(std::size_t bytes);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -14,12 +14,10 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-}  // namespace
-
-TextModel load_text_model(const fs::path& path, DType dtype) {
-  const fs::path folder = model_folder(path), file = folder / "tokenizer.model";
+TextModel load_from(const fs::path& folder, DType dtype) {
+  const fs::path file = folder / "tokenizer.model";
   if (!fs::exists(folder / "config.json") && !fs::exists(folder / "adapter_config.json"))
-    fail(ErrorKind::io, path.string() + ": there is no model", "no config.json",
+    fail(ErrorKind::io, folder.string() + ": there is no model", "no config.json",
          "give a folder that `weft train --out` wrote, or one with a config.json and a model.safetensors");
   std::unique_ptr<LanguageModel> model = LanguageModel::load(folder, dtype);
   const std::int64_t vocab = model->vocab();
@@ -33,6 +31,12 @@ TextModel load_text_model(const fs::path& path, DType dtype) {
     fail(ErrorKind::io, folder.string() + ": the tokenizer is not the model's",
          fmt::format("{} tokens, the model knows {}", tokenizer.vocabulary(), vocab));
   return {std::move(model), std::move(tokenizer)};
+}
+
+}  // namespace
+
+TextModel load_text_model(const fs::path& path, DType dtype) {
+  return read_model_folder(path, [&](const fs::path& folder) { return load_from(folder, dtype); });
 }
 
 std::vector<GeneratedText> generate_texts(LanguageModel& model, const Tokenizer& tokenizer,

@@ -12,6 +12,7 @@
 #include "jit/emulator/device.h"
 #include "jit/gpu.h"
 #include "jit/json.h"
+#include "jit/sizes.h"
 #include "models/language_model.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"
@@ -45,11 +46,26 @@ TrainOptions step_options(const fs::path& path, const InspectOptions& given) {
       fs::exists(folder / "state.json") ? read_state(folder).options : TrainOptions{.length = 256, .precision = "bf16"};
   o.batch = given.batch.value_or(o.batch), o.length = given.length.value_or(o.length);
   if (given.bf16) o.precision = *given.bf16 ? "bf16" : "fp32";
+  o.check();
   return o;
+}
+
+struct Inspected {
+  fs::path file;
+  TrainOptions options;
+  nlohmann::json config;
+};
+Inspected read_inspected(const fs::path& path, const InspectOptions& given) {
+  const auto read = [&](const fs::path& place) {
+    const fs::path file = config_file(place);
+    return Inspected{file, step_options(file, given), read_json(file)};
+  };
+  return fs::is_directory(path) ? read_model_folder(path, read) : read(path);
 }
 
 // Scattered over the vocabulary, as a text's are: equal ids would make the embedding's gradient one long sum.
 Tensor some_ids(const Shape& shape, std::int64_t vocab, std::uint64_t salt) {
+  check_memory(std::size_t(shape.numel()) * sizeof(std::int64_t), "a batch of " + to_string(shape));
   std::vector<std::int64_t> ids(std::size_t(shape.numel()));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = std::int64_t(((i + salt) * 2654435761u >> 8) % std::uint64_t(vocab));
   return Tensor::from(ids, shape);
@@ -154,12 +170,10 @@ void compile_views(std::vector<KernelView>& views, const std::string& target, bo
 }
 
 KernelTable inspect_training_step(const fs::path& path, const InspectOptions& options) {
-  const fs::path file = config_file(path);
-  const TrainOptions o = step_options(path, options);
+  const auto [file, o, config] = read_inspected(path, options);
   const bool timed = options.device != "none";
   if (timed) use_device(options.device);
   const std::string target = inspected_target(options);
-  const nlohmann::json config = read_json(file);
   const auto model = family_of(config, file.string()).from_json(config, file.string(), compute_options(o), nullptr);
   AdamW optimizer(model->parameters(), {.weight_decay = o.weight_decay, .clip_norm = o.clip});
   const Shape shape{o.batch, o.length};

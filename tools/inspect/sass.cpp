@@ -104,28 +104,15 @@ void find_loops(SassKernel& kernel, const std::vector<std::uint64_t>& words) {
 
 // ---- programs of the toolkit ------------------------------------------------------------------------------------------------
 
-std::string shell_quoted(const std::filesystem::path& p) {
-  std::string out = "'";
-  for (const char c : p.string()) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return out + "'";
-}
-
-std::optional<std::filesystem::path> find_program(std::string_view name) {
+// The toolkit's programs are often installed beside PATH.
+std::optional<std::filesystem::path> find_tool(std::string_view name) {
   std::vector<std::filesystem::path> folders;
-  const char* path = std::getenv("PATH");
-  for (std::string_view rest = path ? path : ""; !rest.empty();) {
-    const auto end = std::min(rest.find(':'), rest.size());
-    if (end > 0) folders.emplace_back(rest.substr(0, end));
-    rest.remove_prefix(std::min(end + 1, rest.size()));
-  }
   if (const char* home = std::getenv("CUDA_HOME")) folders.push_back(std::filesystem::path(home) / "bin");
   folders.emplace_back("/usr/local/cuda/bin");
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/usr/local", error))
     if (entry.path().filename().string().starts_with("cuda-")) folders.push_back(entry.path() / "bin");
-  for (const auto& folder : folders)
-    if (access((folder / name).c_str(), X_OK) == 0) return folder / name;
-  return {};
+  return find_program(name, folders);
 }
 
 }  // namespace
@@ -151,17 +138,17 @@ std::vector<SassKernel> read_sass(std::string_view cubin) {
 }
 
 std::optional<std::string> disassemble(std::string_view cubin) {
-  const auto nvdisasm = find_program("nvdisasm"), cuobjdump = nvdisasm ? std::nullopt : find_program("cuobjdump");
+  const auto nvdisasm = find_tool("nvdisasm"), cuobjdump = nvdisasm ? std::nullopt : find_tool("cuobjdump");
   if (!nvdisasm && !cuobjdump) return {};
   std::string name = (std::filesystem::temp_directory_path() / "weft_XXXXXX").string();
   const int file = mkstemp(name.data());
   if (file < 0) fail(ErrorKind::io, "no temporary file can be made", name, "check TMPDIR");
   close(file);
   std::ofstream(name, std::ios::binary) << cubin;
-  std::string text = output_of(nvdisasm ? fmt::format("{} -c {}", shell_quoted(*nvdisasm), shell_quoted(name))
-                                        : fmt::format("{} -sass {}", shell_quoted(*cuobjdump), shell_quoted(name)));
+  const auto text = output_of(nvdisasm ? Process{.program = *nvdisasm, .arguments = {"-c", name}}
+                                       : Process{.program = *cuobjdump, .arguments = {"-sass", name}});
   std::filesystem::remove(name);
-  if (text.empty()) return {};
+  if (!text || text->empty()) return {};
   return text;
 }
 

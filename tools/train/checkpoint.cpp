@@ -49,6 +49,15 @@ std::vector<std::int64_t> steps_in(const fs::path& folder) {
   return steps;
 }
 
+// What a killed process has left in a folder of the run: exactly these names.
+void remove_leftovers(const fs::path& folder) {
+  for (const fs::path& name : entries(folder)) {
+    const auto written = temporary_of(name);
+    if ((written && (written->empty() || step_of(*written))) || (step_of(name.stem()) && name.extension() == kUnfinished))
+      remove_tree(name);
+  }
+}
+
 // Under its name a checkpoint is whole, so it loses the name first.
 void remove_checkpoint(const fs::path& folder) {
   const fs::path gone = unfinished(folder);
@@ -61,6 +70,12 @@ void remove_checkpoint(const fs::path& folder) {
 
 fs::path Checkpoints::of_step(std::int64_t step) const { return folder() / fmt::format("{}{}", kPrefix, step); }
 
+std::vector<fs::path> Checkpoints::all() const {
+  std::vector<fs::path> folders;
+  for (const std::int64_t step : steps_in(folder())) folders.push_back(of_step(step));
+  return folders;
+}
+
 std::optional<fs::path> Checkpoints::newest() const {
   const std::vector<std::int64_t> steps = steps_in(folder());
   if (steps.empty()) return std::nullopt;
@@ -72,16 +87,16 @@ std::optional<fs::path> Checkpoints::newest() const {
 }
 
 void Checkpoints::point_to(std::int64_t step) const {
-  const fs::path temporary = unfinished(run_ / "latest");
-  remove_tree(temporary);
+  const fs::path latest = run_ / "latest", temporary = temporary_name(run_ / "");
   const fs::path target = fs::path("checkpoints") / of_step(step).filename();
-  if (symlink(target.c_str(), temporary.c_str()) != 0) fail_errno("cannot write " + (run_ / "latest").string(), errno);
-  rename_or_fail(temporary, run_ / "latest");
+  check_link(latest);
+  if (symlink(target.c_str(), temporary.c_str()) != 0) fail_errno("cannot write " + latest.string(), errno);
+  rename_or_fail(temporary, latest);
   sync_folder(run_);
 }
 
 void Checkpoints::write(std::int64_t step, std::int64_t keep, const std::function<void(const fs::path&)>& fill) const {
-  write_folder(of_step(step), fill);
+  write_folder(of_step(step), fill, Replace::whatever);
   point_to(step);
   if (keep == 0) return;
   const std::vector<std::int64_t> steps = steps_in(folder());
@@ -92,20 +107,29 @@ void Checkpoints::rewind(std::int64_t step) const {
   if (step > 0)
     point_to(step);
   else
-    remove_tree(run_ / "latest");
+    remove_link(run_ / "latest");
   for (const std::int64_t newer : steps_in(folder()))
     if (newer > step) remove_checkpoint(of_step(newer));
-  for (const fs::path& name : entries(folder()))
-    if (name.filename().string().ends_with(kUnfinished)) remove_tree(name);
+  remove_leftovers(folder());
   for (const fs::path& name : entries(run_))
-    if (name.filename().string().ends_with(kUnfinished)) remove_tree(name);
+    if (temporary_of(name) == "") remove_tree(name);
 }
 
 fs::path model_folder(const fs::path& path) {
   if (fs::exists(path) && !fs::is_directory(path))
     fail(ErrorKind::io, path.string() + ": not a folder", {},
          "give the folder that `weft train --out` wrote, or one with a config.json and a model.safetensors");
+  std::error_code error;
+  if (const fs::path real = fs::canonical(path, error); !error && fs::is_symlink(path) && step_of(real)) return real;
   return Checkpoints(path).newest().value_or(path);
+}
+
+bool superseded(const fs::path& path, const fs::path& folder) {
+  return (!fs::exists(folder) || fs::is_symlink(folder)) && model_folder(path) != folder;
+}
+
+bool is_run(const fs::path& folder) {
+  return fs::exists(folder / kLockFile) || (fs::exists(folder / "config.json") && fs::is_directory(folder / "checkpoints"));
 }
 
 std::optional<fs::path> run_of(const fs::path& path) {

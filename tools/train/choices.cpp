@@ -12,6 +12,7 @@
 #include "jit/file.h"
 #include "jit/gpu.h"
 #include "jit/json.h"
+#include "jit/print.h"
 
 namespace weft {
 namespace {
@@ -76,9 +77,8 @@ void load_choices(const std::filesystem::path& file) {
   const std::string& here = Gpu::of(Device::cuda).name();
   const std::size_t version = gemm_library_version();
   if (kept.device == here && kept.cublas_lt == version) return use_gemm_choices(kept.gemms);
-  fmt::print(stderr,
-             "weft: {} was made on {} with cuBLASLt {}, this is {} with {}: products are chosen anew, so bits may differ\n",
-             file.string(), kept.device, kept.cublas_lt, here, version);
+  print_error("weft: {} was made on {} with cuBLASLt {}, this is {} with {}: products are chosen anew, so bits may differ\n",
+              file.string(), kept.device, kept.cublas_lt, here, version);
 }
 
 }  // namespace weft

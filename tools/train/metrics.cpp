@@ -41,18 +41,10 @@ std::string event_of(const json& line) {
 }
 
 int open_to_append(const fs::path& file) {
-  const int descriptor = open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  const int descriptor =
+      retried([&] { return open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666); });
   if (descriptor < 0) fail_errno("cannot write " + file.string(), errno);
   return descriptor;
-}
-
-void append(int descriptor, const fs::path& file, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const auto n = write(descriptor, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_errno("cannot write " + file.string(), errno);
-    bytes.remove_prefix(std::size_t(n));
-  }
 }
 
 }  // namespace
@@ -99,14 +91,15 @@ MetricsLog::~MetricsLog() {
 
 void MetricsLog::add(json line) {
   line["time"] = now();
-  append(lines_.descriptor, lines_.name, line.dump() + "\n");
-  append(events_.descriptor, events_.name, event_of(line));
+  const std::string text = line.dump() + "\n", event = event_of(line);
+  write_all(lines_.descriptor, std::as_bytes(std::span(text)), lines_.name);
+  write_all(events_.descriptor, std::as_bytes(std::span(event)), events_.name);
   if (line.contains("validation_loss")) validated_ = line["step"];
 }
 
 void MetricsLog::sync() {
   for (const File& file : {lines_, events_})
-    if (fsync(file.descriptor) != 0) fail_errno("cannot write " + file.name.string(), errno);
+    if (retried([&] { return fsync(file.descriptor); }) != 0) fail_errno("cannot write " + file.name.string(), errno);
 }
 
 }  // namespace weft

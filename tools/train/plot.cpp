@@ -1,18 +1,17 @@
 #include "tools/train/plot.h"
 
 #include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
 
+#include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 
 #include "jit/error.h"
 #include "jit/file.h"
+#include "jit/print.h"
+#include "tools/system/process.h"
 #include "tools/train/metrics.h"
 
 namespace weft {
@@ -29,6 +28,12 @@ struct Curves {
   std::string data;  // two blocks of gnuplot's: step, loss, smoothed loss; then step, validation loss
   bool training = false, validation = false;
 };
+
+std::string one_line(const std::string& text) {
+  std::string line = printable(text);
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  return line;
+}
 
 // The smoothed loss is a mean that forgets over about a hundredth of the run.
 Curves curves_of(const fs::path& run) {
@@ -49,19 +54,23 @@ Curves curves_of(const fs::path& run) {
   }
   curves.training = !training.empty(), curves.validation = !validation.empty();
   // A block must not be empty, or the next would take its number.
-  curves.data = fmt::format("# {}: step, loss, smoothed\n{}\n\n# step, validation loss\n{}\n\n", curves.title,
+  curves.data = fmt::format("# {}: step, loss, smoothed\n{}\n\n# step, validation loss\n{}\n\n", one_line(curves.title),
                             curves.training ? training : "NaN NaN NaN\n", curves.validation ? validation : "NaN NaN\n");
   return curves;
 }
 
-std::string quoted(const std::string& text) {  // gnuplot's single quotes know one escape
+// In gnuplot's single quotes nothing is replaced, and they know one escape.
+std::string quoted(const std::string& text) {
   std::string out = "'";
-  for (const char c : text) out += c == '\'' ? "''" : c == '\n' ? " " : std::string(1, c);
+  for (const char c : one_line(text)) out += c == '\'' ? "''" : std::string(1, c);
   return out + "'";
 }
 
-std::string script_of(const std::vector<Curves>& runs, const std::string& name) {
-  const std::string data = quoted(name + ".dat");
+// A file beside the script. With ./ in front it is none of gnuplot's special names: "|command", "<command", "-", "+".
+std::string file_word(const std::string& name) { return quoted("./" + name); }
+
+std::string curves_word(const std::vector<Curves>& runs, const std::string& name) {
+  const std::string data = file_word(name + ".dat");
   std::string plots;
   for (std::size_t r = 0; r < runs.size(); ++r) {
     const std::string title = runs.size() > 1 ? runs[r].title + ", " : "", colour = kColours[r % kColours.size()];
@@ -77,38 +86,47 @@ std::string script_of(const std::vector<Curves>& runs, const std::string& name) 
       add(fmt::format(" index {} using 1:2 with linespoints lw 2 pt 7 ps 0.8 dt 2 lc rgb '{}' title {}", 2 * r + 1,
                       validation_colour, quoted(title + "validation")));
   }
-  return fmt::format(
-      "# gnuplot {0}.gp\n"
-      "set xlabel 'step'\nset ylabel 'loss (nats per token)'\nset grid lt 1 lc rgb '#dddddd'\nset key top right noenhanced\n"
-      "set border 3\nset tics nomirror\n"
-      "set terminal pngcairo noenhanced size 1000,640 font 'sans,11'\nset output {1}\n{3}\n"
-      "set terminal svg noenhanced size 1000,640 font 'sans,14' background '#ffffff'\nset output {2}\nreplot\n",
-      name, quoted(name + ".png"), quoted(name + ".svg"), plots);
+  return plots + "\n";
 }
 
-// In `folder`, whose names the script uses. False: not installed.
-bool run_gnuplot(const fs::path& folder, const std::string& script) {
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addchdir_np(&actions, folder.c_str());
-  std::string program = "gnuplot", argument = script;
-  char* const words[] = {program.data(), argument.data(), nullptr};
-  pid_t child = 0;
-  const int error = posix_spawnp(&child, "gnuplot", &actions, nullptr, words, environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (error == ENOENT) return false;
-  if (error != 0) fail(ErrorKind::io, "plot: gnuplot cannot be started", std::strerror(error));
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+struct Picture {
+  const char *ending, *terminal;
+};
+constexpr Picture kPictures[] = {{".png", "set terminal pngcairo noenhanced size 1000,640 font 'sans,11'\n"},
+                                 {".svg", "set terminal svg noenhanced size 1000,640 font 'sans,14' background '#ffffff'\n"}};
+constexpr const char* kLook =
+    "set xlabel 'step'\nset ylabel 'loss (nats per token)'\nset grid lt 1 lc rgb '#dddddd'\nset key top right noenhanced\n"
+    "set border 3\nset tics nomirror\n";
+
+// For people: it draws both pictures.
+std::string script_of(const std::string& curves, const std::string& name) {
+  std::string script = fmt::format("# gnuplot {}.gp\n{}", printable(name), kLook);
+  for (const Picture& picture : kPictures)
+    script += fmt::format("{}set output {}\n{}", picture.terminal, file_word(name + picture.ending), curves);
+  return script;
+}
+
+// Gnuplot writes into a pipe, and what it drew is then written as every file is: whole or not at all, and over no link.
+void draw_pictures(const fs::path& gnuplot, const fs::path& folder, const std::string& curves, const std::string& name) {
+  for (const Picture& picture : kPictures) {
+    const auto drawn = output_of({.program = gnuplot,
+                                  .arguments = {"-d", "-"},  // no settings of the user's, nor of the folder
+                                  .input = std::string(kLook) + picture.terminal + curves,
+                                  .folder = folder});
+    if (!drawn || drawn->empty())
+      fail(ErrorKind::io, "plot: gnuplot failed, or took more than a minute", (folder / (name + ".gp")).string(),
+           "run gnuplot on that script to see why");
+    write_file(folder / (name + picture.ending), std::as_bytes(std::span(*drawn)));
   }
-  if (status != 0)
-    fail(ErrorKind::io, "plot: gnuplot failed", (folder / script).string(), "run gnuplot on that script to see why");
-  return true;
 }
 
 }  // namespace
 
 bool plot_runs(const std::vector<fs::path>& runs, const fs::path& name) {
+  const std::string base = name.filename().string();
+  if (base.empty() || printable(base) != base || base.find('\n') != base.npos)
+    fail(ErrorKind::usage, "plot: the name of a picture needs letters, and no control characters", "'" + name.string() + "'",
+         "give another --out");
   std::vector<Curves> curves;
   std::string data;
   for (const fs::path& run : runs) {
@@ -118,10 +136,12 @@ bool plot_runs(const std::vector<fs::path>& runs, const fs::path& name) {
       fail(ErrorKind::io, "plot: no losses yet", (run / "metrics.jsonl").string(), "train for some steps first");
   }
   const fs::path folder = fs::absolute(name).parent_path();
-  const std::string base = name.filename().string(), script = script_of(curves, base);
+  const std::string words = curves_word(curves, base), script = script_of(words, base);
   write_file(folder / (base + ".dat"), std::as_bytes(std::span(data)));
   write_file(folder / (base + ".gp"), std::as_bytes(std::span(script)));
-  return run_gnuplot(folder, base + ".gp");
+  const auto gnuplot = find_program("gnuplot");
+  if (gnuplot) draw_pictures(*gnuplot, folder, words, base);
+  return gnuplot.has_value();
 }
 
 }  // namespace weft

@@ -15,7 +15,8 @@
 
 #include "jit/error.h"
 #include "jit/json.h"
-#include "tools/data/utf8.h"
+#include "jit/sizes.h"
+#include "jit/utf8.h"
 
 namespace weft {
 namespace {
@@ -99,13 +100,20 @@ std::string flag_of(const std::string& name) {
 }
 
 void TrainOptions::check() const {
-  std::string problems;
+  std::string problems, large;
+  const auto add = [](std::string& list, const std::string& problem) { list += (list.empty() ? "" : ", ") + problem; };
   each_option(*this, [&](const OptionInfo& info, const auto& value) {
-    if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(value)>>)
-      if (!(double(value) >= 0 && std::isfinite(double(value))))
-        problems += fmt::format("{}{} {}", problems.empty() ? "" : ", ", flag_of(info.name), value);
+    using T = std::remove_cvref_t<decltype(value)>;
+    if constexpr (std::is_arithmetic_v<T>)
+      if (!(double(value) >= 0 && std::isfinite(double(value)))) add(problems, fmt::format("{} {}", flag_of(info.name), value));
+    if constexpr (std::is_same_v<T, std::int64_t>)
+      if (double(value) > info.most) add(large, fmt::format("{} {}, at most {:.0f}", flag_of(info.name), value, info.most));
   });
   if (!problems.empty()) fail(ErrorKind::usage, "train: must be finite and may not be negative", problems);
+  if (!large.empty()) fail(ErrorKind::usage, "train: too large", large, "give a smaller number");
+  if (!task.empty() && !data.empty())
+    fail(ErrorKind::usage, "train: a task has no text", fmt::format("--task {} --data {}", task, data), "give one of them");
+  checked_product("train: a step, of accumulate x batch x length tokens", {accumulate, batch, length});
   if (steps < 1) fail(ErrorKind::usage, "train: at least one step is needed", fmt::format("steps {}", steps));
   if (accumulate < 1) fail(ErrorKind::usage, "train: a step has at least one batch", fmt::format("accumulate {}", accumulate));
   if (!(lr > 0)) fail(ErrorKind::usage, "train: lr must be positive", fmt::format("lr {}", lr));
@@ -222,20 +230,26 @@ std::vector<OptionSetting> settings_from_json(const json& object, const std::str
   if (!object.is_object()) fail(ErrorKind::io, name + ": not an object of options");
   std::vector<OptionSetting> settings;
   TrainOptions scratch;
-  const auto read = [&](const std::string& key, const json& value) {
-    settings.emplace_back(key, value.is_string() ? value.get<std::string>() : text_of(value));
+  const auto of_file = [&](const auto& check) {
     try {
-      if (value.is_structured() || value.is_null())
-        fail(ErrorKind::usage, fmt::format("train: {} must be a number, a text, true or false", key),
-             value.dump().substr(0, 40));
-      set_option(scratch, settings.back());
+      check();
     } catch (const Error& e) {
       throw Error(ErrorKind::io, {name + ": " + e.parts().what, e.parts().numbers, {}, e.parts().hint});
     }
   };
+  const auto read = [&](const std::string& key, const json& value) {
+    settings.emplace_back(key, value.is_string() ? value.get<std::string>() : text_of(value));
+    of_file([&] {
+      if (value.is_structured() || value.is_null())
+        fail(ErrorKind::usage, fmt::format("train: {} must be a number, a text, true or false", key),
+             value.dump().substr(0, 40));
+      set_option(scratch, settings.back());
+    });
+  };
   if (object.contains("model")) read("model", object["model"]);  // it says which others there are
   for (const auto& [key, value] : object.items())
     if (key != "model") read(key, value);
+  of_file([&] { scratch.check(); });
   return settings;
 }
 

@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "jit/sizes.h"
 #include "models/language_model.h"
 
 namespace weft {
@@ -51,7 +52,7 @@ struct TrainOptions {
   double temperature = 0.7;
   std::int64_t top_k = 0;
 
-  // Errors (ErrorKind::usage): numbers that make no sense.
+  // Errors (ErrorKind::usage): numbers that make no sense or are out of range, a task and a text.
   void check() const;
 };
 
@@ -60,7 +61,9 @@ struct OptionInfo {
   std::string help;
   std::vector<std::string> words = {};  // the only values, if there are any
   bool fixed = false;                   // resuming cannot change it
+  double most = 0x1p53;                 // of whole numbers that count something: every sum and product of some fits 63 bits
 };
+inline constexpr double kMostSteps = 0x1p40;
 
 OptionInfo model_info();                              // of --model: the families
 OptionInfo preset_info(const TrainOptions& options);  // of --preset: the help has those of the family, the words all
@@ -78,9 +81,9 @@ void each_option(Options& o, F&& f) {
                {"", "selective-copying", "induction"},
                true},
     o.task);
-  f(OptionInfo{"memorize", "Tokens to remember in selective-copying; 16 in the paper", {}, true}, o.memorize);
+  f(OptionInfo{"memorize", "Tokens to remember in selective-copying; 16 in the paper", {}, true, 0x1p30}, o.memorize);
   f(OptionInfo{"tokenizer", "bytes, unigram (made from the text), or a SentencePiece model", {}, true}, o.tokenizer);
-  f(OptionInfo{"vocab", "Pieces of a unigram tokenizer", {}, true}, o.vocab);
+  f(OptionInfo{"vocab", "Pieces of a unigram tokenizer", {}, true, 0x1p30}, o.vocab);
   for (const ModelOption& option : model_family(o.model).options) {
     const OptionInfo info{option.name, option.help, {}, true};
     if constexpr (std::is_const_v<Options>) {
@@ -90,11 +93,11 @@ void each_option(Options& o, F&& f) {
       std::visit([&](auto& value) { f(info, value); }, o.model_options.try_emplace(option.name, option.fallback).first->second);
     }
   }
-  f(OptionInfo{"steps", "Steps in all"}, o.steps);
+  f(OptionInfo{"steps", "Steps in all", {}, false, kMostSteps}, o.steps);
   f(OptionInfo{"epochs", "Instead of --steps: times the training part is seen"}, o.epochs);
-  f(OptionInfo{"batch", "Windows of text a batch", {}, true}, o.batch);
-  f(OptionInfo{"length", "Tokens a window", {}, true}, o.length);
-  f(OptionInfo{"accumulate", "Batches a step, whose gradients are averaged", {}, true}, o.accumulate);
+  f(OptionInfo{"batch", "Windows of text a batch", {}, true, 0x1p30}, o.batch);
+  f(OptionInfo{"length", "Tokens a window", {}, true, 0x1p30}, o.length);
+  f(OptionInfo{"accumulate", "Batches a step, whose gradients are averaged", {}, true, 0x1p20}, o.accumulate);
   f(OptionInfo{"lr", "Learning rate after the warm-up; a cosine takes it to --min-lr"}, o.lr);
   f(OptionInfo{"min_lr", "Learning rate at the end"}, o.min_lr);
   f(OptionInfo{"warmup", "Steps of linear warm-up"}, o.warmup);
@@ -111,14 +114,14 @@ void each_option(Options& o, F&& f) {
       o.precision);
   f(OptionInfo{"tf32", "Let products of fp32 round their operands to tf32 on a GPU", {}, true}, o.tf32);
   f(OptionInfo{"recompute", "Compute blocks again in backward, which needs less memory"}, o.recompute);
-  f(OptionInfo{"threads", "Threads; 0: as many as OMP_NUM_THREADS or the machine says"}, o.threads);
+  f(OptionInfo{"threads", "Threads; 0: as many as OMP_NUM_THREADS or the machine says", {}, false, kMostThreads}, o.threads);
   f(OptionInfo{"eval_every", "Steps between validations; 0: at the end only"}, o.eval_every);
   f(OptionInfo{"eval_batches", "Batches of a validation; 0: the whole validation part"}, o.eval_batches);
   f(OptionInfo{"save_every", "Steps between checkpoints; 0: at the end only"}, o.save_every);
   f(OptionInfo{"keep", "Checkpoints to keep, the newest; 0: all"}, o.keep);
   f(OptionInfo{"skip_bad_steps", "Steps that may fail with a value that is not finite, and are left out"}, o.skip_bad_steps);
   f(OptionInfo{"prompt", "What the sample at the end begins with"}, o.prompt);
-  f(OptionInfo{"sample", "Tokens of the sample at the end; 0: none"}, o.sample);
+  f(OptionInfo{"sample", "Tokens of the sample at the end; 0: none", {}, false, 0x1p40}, o.sample);
   f(OptionInfo{"temperature", "Temperature of the sample; 0: always the most probable token"}, o.temperature);
   f(OptionInfo{"top_k", "Sample among the k most probable tokens; 0: all"}, o.top_k);
 }

@@ -17,6 +17,7 @@
 #include "tools/evaluate/generate.h"
 #include "tools/system/environment.h"
 #include "tools/system/folder.h"
+#include "tools/train/checksums.h"
 #include "tools/train/choices.h"
 #include "tools/version.h"
 
@@ -27,6 +28,7 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr const char* kTokenizerFile = "tokenizer.model";
+constexpr const char* kState = "state.json";
 constexpr int kFormat = 2;  // of state.json
 
 Vocabulary vocabulary_of(const BatchSource& data) {
@@ -148,12 +150,14 @@ std::string Trainer::sample(const std::string& prompt, std::int64_t tokens, doub
 }
 
 void Trainer::save(const fs::path& folder) const {
-  write_folder(folder, [&](const fs::path& to) { write_files(to); });
+  const bool again = fs::exists(folder / kState);  // over a checkpoint, but over nothing else
+  write_folder(
+      folder, [&](const fs::path& to) { write_files(to); }, again ? Replace::whatever : Replace::nothing);
 }
 
 void Trainer::write_files(const fs::path& folder) const {
   const std::string step = std::to_string(step_);
-  const json state = {
+  json state = {
       {"format", kFormat},
       {"step", step_},
       {"bad_steps", bad_steps_},
@@ -162,13 +166,24 @@ void Trainer::write_files(const fs::path& folder) const {
       {"options", to_json(options_)},
       {"environment", environment()}};
   const std::string config = model_->config_json().dump(2) + "\n";
-  const std::string text = state.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   write_safetensors(folder / "model.safetensors", model_->weights(), {{"format", "pt"}, {"step", step}});
   write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
   save_choices(folder / "choices.json");
   write_file(folder / "config.json", std::as_bytes(std::span(config)));
-  write_file(folder / "state.json", std::as_bytes(std::span(text)));
+  state["files"] = checksums_of(folder, kState);
+  // As it will be read: text that is no UTF-8 is replaced before it is summed.
+  state = json::parse(state.dump(-1, ' ', false, json::error_handler_t::replace));
+  seal(state);
+  const std::string text = state.dump(2) + "\n";
+  write_file(folder / kState, std::as_bytes(std::span(text)));
+}
+
+void check_files(const fs::path& folder, const SavedState& state) {
+  std::string all;
+  for (const std::string& line : differences(folder, state.files)) all += (all.empty() ? "" : "\n  ") + line;
+  if (!all.empty())
+    fail(ErrorKind::io, "the checkpoint is damaged: " + folder.string(), all, "use another checkpoint, or a copy of this one");
 }
 
 Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data) {
@@ -189,6 +204,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
          "give the same file with --data");
   trainer.model_->load_weights(std::move(weights));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
+  check_files(folder, state);
   trainer.data_->seek(state.position);
   trainer.rng_->set(state.seed, state.tick);
   trainer.step_ = state.step, trainer.bad_steps_ = state.bad_steps;
@@ -196,7 +212,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
 }
 
 SavedState read_state(const fs::path& folder) {
-  const fs::path file = folder / "state.json";
+  const fs::path file = folder / kState;
   if (!fs::exists(file))
     fail(ErrorKind::io, "resume: no training state", file.string(), "give a folder that `weft train --out` wrote");
   const json saved = read_json(file);
@@ -215,6 +231,9 @@ SavedState read_state(const fs::path& folder) {
     read(saved.at("data"), "position", state.position), saved.at("data").at("hash").get_to(state.data_hash);
     state.options = options_from(settings_from_json(saved.at("options"), file.string()));
     state.environment = saved.at("environment");
+    state.files = saved.value("files", json::object());
+    if (has_seal(saved) && !is_sealed(saved))
+      fail(ErrorKind::io, "resume: state.json is not what was written", file.string(), "use another checkpoint");
   } catch (const json::exception& e) {
     fail(ErrorKind::io, "resume: state.json is damaged", file.string() + ": " + e.what(), "use another checkpoint");
   }

@@ -48,8 +48,8 @@ class Trainer {
   std::string sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                      std::uint64_t seed);
 
-  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, state.json; on an error
-  // what was in `folder` before stays.
+  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, and state.json with the
+  // checksums of the others. `folder` is new, empty or a checkpoint; on an error what was in it before stays.
   void save(const std::filesystem::path& folder) const;
   void write_files(const std::filesystem::path& folder) const;  // one by one, into an existing folder
   // Goes on as if training had not been interrupted, bit for bit. `data` must be the same; `options` are the saved ones,
@@ -82,7 +82,10 @@ struct SavedState {
   std::string data_hash;
   TrainOptions options;
   nlohmann::json environment;  // see tools/system/environment.h
+  nlohmann::json files;        // checksums of the others, see tools/train/checksums.h; empty: of a weft that wrote none
 };
 SavedState read_state(const std::filesystem::path& folder);
+// Reads all files of the checkpoint. Errors (ErrorKind::io): one is missing, or its bytes are not those that were written.
+void check_files(const std::filesystem::path& folder, const SavedState& state);
 
 }  // namespace weft

@@ -1,4 +1,4 @@
-#include "tools/data/utf8.h"
+#include "jit/utf8.h"
 
 namespace weft {
 
