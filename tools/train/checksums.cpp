@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
-#include <array>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
