@@ -98,7 +98,7 @@ void differentiate(const Keep& keep, bool backward, const Tensor& y, const State
   if (backward) keep(grad(y, upstream, {wrt.begin(), wrt.end()}));
 }
 
-std::vector<Tensor> read(const std::vector<State>& states) {
+std::vector<Tensor> values_of(const std::vector<State>& states) {
   std::vector<Tensor> tensors;
   for (const State& s : states) tensors.push_back(s.read());
   return tensors;
@@ -204,7 +204,7 @@ TrainStep scan_step(Int b, Int l, Int d, Int n) {
   s.push_back(constant_state({d}, 1));
   s.push_back(constant_state({d}, -4));
   return [s, upstream](const Keep& keep, bool backward) {
-    const std::vector<Tensor> in = read(s);
+    const std::vector<Tensor> in = values_of(s);
     enum { u, delta, z, B, C, A, D, bias };
     const Tensor y =
         scan(in[u], in[delta], in[A], in[B], in[C], {.D = in[D], .delta = softplus_bias(in[bias]), .out = gate(in[z])});
@@ -405,7 +405,7 @@ TimedStep optimizer_step(const std::vector<Shape>& shapes) {
     optimizer->step();
     keep(params[0].read());
   };
-  timed.first = [gradients](const Keep& keep) { keep(global_norm(read(gradients))); };
+  timed.first = [gradients](const Keep& keep) { keep(global_norm(values_of(gradients))); };
   timed.second = [](const KernelRecord& k) { return k.where.ends_with("adamw"); };
   return timed;
 }

@@ -30,13 +30,13 @@ class Pipe {
   Pipe& operator=(const Pipe&) = delete;
   int end(int i) const { return ends_[i]; }
   void close_end(int i) {
-    if (ends_[i] >= 0) ::close(ends_[i]);
+    if (ends_[i] >= 0) close(ends_[i]);
     ends_[i] = -1;
   }
   // What is there now; false at the end.
   bool read_some(std::string& text) const {
     std::array<char, 1 << 16> buffer;
-    const ssize_t n = ::read(ends_[0], buffer.data(), buffer.size());
+    const ssize_t n = read(ends_[0], buffer.data(), buffer.size());
     if (n > 0) text.append(buffer.data(), std::size_t(n));
     return n > 0 || (n < 0 && errno == EINTR);
   }
@@ -47,7 +47,7 @@ class Pipe {
 
 bool write_whole(int fd, std::string_view text) {
   while (!text.empty()) {
-    const ssize_t n = ::write(fd, text.data(), text.size());
+    const ssize_t n = write(fd, text.data(), text.size());
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return false;
     text.remove_prefix(std::size_t(n));
