@@ -302,11 +302,11 @@ TEST(EveryFamily, LogitsOfPaddedPromptsAreThoseOfTheTextsAlone) {
     };
     std::vector<std::vector<float>> next;
     for (std::size_t i = 0; i < 3; ++i) {
-      EXPECT_LT(farthest(row(i), run([&] { return e.model->prefill(one_text(texts[i]), *alone); }).to_host<float>()), 2e-5);
+      EXPECT_LT(farthest(row(i), run([&] { return e.model->prefill(one_text(texts[i]), *alone); }).to_host<float>()), 5e-5);
       next.push_back(run([&] { return e.model->step(one_text({7}), *alone); }).to_host<float>());
     }
     together = run([&] { return e.model->step(Tensor::from(Ids{7, 7, 7}, {3, 1}), *cache); }).to_host<float>();
-    for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(farthest(row(i), next[i]), 2e-5) << i;
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(farthest(row(i), next[i]), 5e-5) << i;
   }
 }
 
@@ -327,7 +327,7 @@ TEST(EveryFamily, PrefillThenStepsIsPrefill) {
     const auto whole = after({17});
     const std::vector<std::vector<std::size_t>> ways = {
         {16, 17}, {1, 17}, {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17}, {1, 3, 9, 10, 16, 17}, {6, 13, 14, 17}};
-    for (std::size_t i = 0; i < ways.size(); ++i) EXPECT_LT(farthest(after(ways[i]), whole), 2e-5) << e.name << ", way " << i;
+    for (std::size_t i = 0; i < ways.size(); ++i) EXPECT_LT(farthest(after(ways[i]), whole), 5e-5) << e.name << ", way " << i;
     EXPECT_EQ(cache->tokens(), 17);
   }
 }
@@ -485,7 +485,7 @@ TEST(KvCaches, ACacheIsUsedAgainForAnotherText) {
   run([&] { return model.prefill(one_text({1, 2}), cache); });
   const auto after = run([&] { return model.step(one_text({3}), cache); }).to_host<float>();
   const auto all = all_logits(model, {1, 2, 3});
-  EXPECT_LT(farthest(after, {all.end() - 50, all.end()}), 2e-5);
+  EXPECT_LT(farthest(after, {all.end() - 50, all.end()}), 5e-5);
 }
 
 TEST(KvCaches, WhatMakesNoSenseIsRefused) {

@@ -177,13 +177,12 @@ class Session {
   bool due(std::int64_t every) const { return every > 0 && trainer_.steps_done() % every == 0; }
 
   void open_folder(const std::vector<std::string>& command) {
+    const std::string options = to_json(o_).dump(2) + "\n";
     if (!lock_) {
       check_unused(run_);
       lock_.emplace(run_);
       check_unused(run_);  // whoever held it before may have trained
     }
-    const std::string options = to_json(o_).dump(2) + "\n";
-    make_folder(run_);
     write_file(run_ / "config.json", std::as_bytes(std::span(options)));
     record_start(run_, command, trainer_.steps_done());
     make_folder(run_ / "checkpoints");  // from here on it can be resumed

@@ -176,8 +176,10 @@ void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chose
   GenerateOptions& o = c.options;
   sub->add_option("--prompt", c.prompts, "The text to continue; - for standard input; may be given several times")
       ->allow_extra_args(false)
-      ->default_str("a new line");
-  sub->add_option("--prompt-file", c.prompt_file, "A file with a text to continue in each line")->type_name(kFile);
+      ->default_str("newline");
+  sub->add_option("--prompt-file", c.prompt_file, "A file with a text to continue in each line")
+      ->type_name(kFile)
+      ->default_str("none");
   sub->add_option("--batch", c.batch, "Texts to continue at a time")->check(between(1, kMostWindows));
   sub->add_option("--tokens", o.tokens, "Tokens to append, unless the model ends the text before")
       ->check(between(0, kMostTokens));
