@@ -163,7 +163,7 @@ void refuse_original(CheckpointNames names) {
 
 nlohmann::json Transformer::config_json(CheckpointNames names) const {
   refuse_original(names);
-  return to_hugging_face(config_);
+  return transformer_config_to_json(config_);
 }
 
 TensorMap Transformer::weights(CheckpointNames names) const {

@@ -292,7 +292,7 @@ void write_window(json& j, const Config& c, const std::string& kind) {
 
 }  // namespace
 
-json to_hugging_face(const Config& c) {
+json transformer_config_to_json(const Config& c) {
   const std::string kind = kind_of(c);
   json j = {{"architectures", {class_of(kind)}},
             {"model_type", kind},

@@ -53,6 +53,6 @@ struct TransformerConfig {
 // lacks. `name` appears in errors.
 TransformerConfig transformer_config_from_json(const nlohmann::json& json, std::string_view name = "config.json");
 // As the kind of Hugging Face reads it that has these features. Errors (ErrorKind::usage): none has.
-nlohmann::json to_hugging_face(const TransformerConfig& config);
+nlohmann::json transformer_config_to_json(const TransformerConfig& config);
 
 }  // namespace weft

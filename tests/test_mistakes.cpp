@@ -559,10 +559,10 @@ void prepare(const TempFolder& folder) {
   TensorMap reference{{"input_ids", HostTensor::from<std::int64_t>(DType::i64, {1, 2}, std::vector<std::int64_t>{3, 4})}};
   write_safetensors(copy("nologits") / "reference.safetensors", reference);
   reference["logits"] = HostTensor::from<float>(DType::f32, {1, 2, 16}, std::vector<float>(32, 1));
-  for (const char* name : {"wrong", "cut", "bert", "typo", "sizes", "nojson", "shapes", "huge", "nan", "barenan"})
+  for (const char* name : {"wrong", "cut", "gpt2", "typo", "sizes", "nojson", "shapes", "huge", "nan", "barenan"})
     write_safetensors(copy(name) / "reference.safetensors", reference);
   fs::resize_file(folder / "cut/model.safetensors", 100);
-  change_json(folder / "bert/config.json", [](auto& j) { j["model_type"] = "bert"; });
+  change_json(folder / "gpt2/config.json", [](auto& j) { j["model_type"] = "gpt2"; });
   change_json(folder / "typo/config.json", [](auto& j) { j["hidden_sise"] = 8; });
   change_json(folder / "sizes/config.json", [](auto& j) { j.erase("state_size"), j.erase("num_hidden_layers"); });
   std::ofstream(folder / "nojson/config.json") << "{\"model_type\": \"mamba\",\n}";
@@ -697,7 +697,10 @@ TEST_F(Program, Mistakes) {
       {"truncated weights", "weft verify cut", 4, {"cut/model.safetensors", "truncated inside the header"}},
       {"pickle", "weft verify pickle", 4, {"no model in pickle", "pytorch_model.bin is a pickle", "save_pretrained"}},
       {"missing shard", "weft verify noshard", 4, {"missing shard", "model-00001-of-00002.safetensors", "lm_head.weight"}},
-      {"another architecture", "weft verify bert", 4, {"bert/config.json", "model_type = \"bert\"", "\"mamba\""}},
+      {"another architecture",
+       "weft verify gpt2",
+       4,
+       {"gpt2/config.json", "model_type = \"gpt2\"; only \"mamba\", ", "are supported"}},
       {"misspelt key", "weft verify typo", 4, {"unknown key", "'hidden_sise'; did you mean 'hidden_size'?"}},
       {"missing keys", "weft verify sizes", 4, {"size keys are missing: num_hidden_layers, state_size"}},
       {"comma too many", "weft verify nojson", 4, {"nojson/config.json: not valid JSON", "line 2, column 1"}},

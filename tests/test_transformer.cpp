@@ -286,9 +286,9 @@ TEST(TransformerConfig, RefusesWhatItDoesNotKnow) {
 
 TEST(TransformerConfig, WhatIsWrittenIsReadAgain) {
   const auto same = [](const TransformerConfig& c, const char* kind) {
-    const json j = to_hugging_face(c);
+    const json j = transformer_config_to_json(c);
     EXPECT_EQ(j.at("model_type"), kind);
-    EXPECT_EQ(to_hugging_face(transformer_config_from_json(j)), j);
+    EXPECT_EQ(transformer_config_to_json(transformer_config_from_json(j)), j);
   };
   TransformerConfig c = little();
   same(c, "llama");
@@ -302,7 +302,8 @@ TEST(TransformerConfig, WhatIsWrittenIsReadAgain) {
   c = little(), c.qk_norm = true, c.window = 9;
   same(c, "qwen3");
   c.mlp_bias = true;
-  expect_error(ErrorKind::usage, {"no kind of Hugging Face has these features", "qk_norm true"}, [&] { to_hugging_face(c); });
+  expect_error(ErrorKind::usage, {"no kind of Hugging Face has these features", "qk_norm true"},
+               [&] { transformer_config_to_json(c); });
 }
 
 TEST(TransformerConfig, SizesThatMakeNoSense) {
