@@ -80,11 +80,8 @@ void StudyBlock::add_attention(const HymbaStudyConfig& c, const HybridSizes& siz
   const AttentionSizes of = sizes.attention_of(l);
   const std::int64_t m = c.mixer_width();
   const bool own = sizes.makes_keys(l);
-  add("attn", attn_.emplace(SelfAttentionOptions{.width = m,
-                                                 .sizes = of,
-                                                 .keys = own,
-                                                 .weight_init = init::normal(c.deviation),
-                                                 .dtype = c.dtype}));
+  add("attn", attn_.emplace(SelfAttentionOptions{
+                  .width = m, .sizes = of, .keys = own, .weight_init = init::normal(c.deviation), .dtype = c.dtype}));
   if (own || !c.keep_consumer_kv) return;
   add("attn.k_proj", kept_k_proj_.emplace(m, of.groups * of.key, study_linear(c)));
   add("attn.v_proj", kept_v_proj_.emplace(m, of.groups * of.value, study_linear(c)));

@@ -311,6 +311,7 @@ TEST(Hymba, GradientsOfSharedKeysAndValues) {
 
 // What a window and the meta tokens hide or show where they reach beyond the text.
 TEST(Hymba, WindowsAndMetaTokensMayBeLongerThanTheText) {
+  if (emulated()) GTEST_SKIP() << "many models";
   const Tensor ids = row_of(hybrid_ids(6));
   HymbaConfig c = tiny_hymba();
   const auto logits = [&] {
@@ -470,6 +471,7 @@ void expect_printed(const Printed& printed, const std::string& out, const std::s
 }
 
 TEST(Hymba, BothFamiliesGoThroughTheWholeProgram) {
+  if (emulated()) GTEST_SKIP() << "two trainings of many layers";
   const TempFolder folder;
   std::string text;
   for (int i = 0; i < 400; ++i) text += "the cat sat on the mat, the dog on the log. ";
