@@ -71,9 +71,8 @@ HybridModel::HybridModel(HybridSizes sizes)
   add("lm_head", *lm_head_);
 }
 
-// The residual stream is in the parameters' type. A prefill of a fresh model is no call of it, so meta tokens are drawn here.
+// The residual stream is in the parameters' type.
 Tensor HybridModel::embed(const Tensor& ids, bool from_the_start) {
-  initialise();
   const Tensor x = embed_tokens_(ids);
   if (!from_the_start || !memory_tokens_) return x;
   return concat({expand(memory_tokens_.read(), {ids.dim(0), sizes_.meta_tokens, sizes_.width}), x}, 1);

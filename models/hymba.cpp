@@ -118,7 +118,7 @@ std::string Hymba::description() const {
 
 nlohmann::json Hymba::config_json(CheckpointNames names) const {
   if (names == CheckpointNames::original) fail(ErrorKind::usage, "Hymba: its config.json has one form, that of Hugging Face");
-  return to_hugging_face(config_);
+  return hymba_config_to_json(config_);
 }
 
 // ---- family -----------------------------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ HymbaConfig hymba_config_from_json(const json& object, std::string_view name) {
   return c;
 }
 
-json to_hugging_face(const HymbaConfig& c) {
+json hymba_config_to_json(const HymbaConfig& c) {
   const LayerKinds kinds = c.kinds();
   std::vector<std::int64_t> global;
   for (std::size_t l = 0; l < kinds.size(); ++l)

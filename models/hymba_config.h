@@ -61,6 +61,6 @@ struct HymbaConfig {
 // Errors (ErrorKind::io), all in one: unknown keys (with suggestions), missing sizes, wrong types, features that this model
 // lacks. `name` appears in errors.
 HymbaConfig hymba_config_from_json(const nlohmann::json& json, std::string_view name = "config.json");
-nlohmann::json to_hugging_face(const HymbaConfig& config);  // as HymbaForCausalLM reads it
+nlohmann::json hymba_config_to_json(const HymbaConfig& config);  // as HymbaForCausalLM reads it
 
 }  // namespace weft

@@ -74,6 +74,7 @@ Tensor LanguageModel::go(const Arg& ids, const ModelCache& cache, CacheUse use, 
     fail_at(ids.where(), "model: the text is longer than the model's context",
             fmt::format("{} tokens, the context is {}", after, *context()), "give fewer tokens");
   NoGrad scope;
+  initialise();  // what a call of the model does before it
   progress->epoch = tape().epoch;
   if (lengths) assign(cache.pads_, pointwise("pads", {lengths}, [&](Expr n) { return Expr(t) - n; }));
   const Tensor logits = last_logits(ids.tensor(), cache, use, lengths);

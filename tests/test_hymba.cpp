@@ -211,8 +211,8 @@ TEST(HymbaConfig, SurvivesItsFile) {
   c.pad = 3;
   c.global_layers = std::vector<std::int64_t>{2}, c.kv_groups = LayerGroups{{3, 4, 5}};
   c.rope_ntk = true, c.positions = 64, c.trained_positions = 16;
-  const HymbaConfig r = hymba_config_from_json(to_hugging_face(c));
-  EXPECT_EQ(to_hugging_face(r), to_hugging_face(c));
+  const HymbaConfig r = hymba_config_from_json(hymba_config_to_json(c));
+  EXPECT_EQ(hymba_config_to_json(r), hymba_config_to_json(c));
   EXPECT_EQ(r.parameter_count(), c.parameter_count());
   EXPECT_EQ(r.kinds(), "LLGLLLL");
   EXPECT_EQ(r.producers(), (std::vector<std::int64_t>{0, 1, 2, 3, 3, 3, 6}));
@@ -222,7 +222,7 @@ TEST(HymbaConfig, SurvivesItsFile) {
 
 TEST(HymbaConfig, WhatDoesNotFitIsAnError) {
   const auto with = [](const char* key, const json& value, const std::vector<std::string>& words) {
-    json j = to_hugging_face(tiny_hymba());
+    json j = hymba_config_to_json(tiny_hymba());
     j["v_head_dim"] = -1, j.erase("layer_type");  // which repeat what others say
     j[key] = value;
     expect_error(ErrorKind::io, words, [&] { hymba_config_from_json(j); });
@@ -249,7 +249,7 @@ TEST(HymbaConfig, WhatDoesNotFitIsAnError) {
   with("layer_type", {"h", "m"}, {"hybrid layers alone"});
   with("num_hidden_layers", 1 << 20, {"at most 10000 layers"});
   with("hidden_size", std::int64_t(1) << 40, {"no size is so large"});
-  json j = to_hugging_face(tiny_hymba());
+  json j = hymba_config_to_json(tiny_hymba());
   j.erase("mamba_d_state"), j.erase("num_memory_tokens");
   expect_error(ErrorKind::io, {"size keys are missing: num_memory_tokens, mamba_d_state"}, [&] { hymba_config_from_json(j); });
   HymbaConfig c = tiny_hymba();
