@@ -219,7 +219,20 @@ namespace {
 struct Needs {
   enum Need : std::uint8_t { nothing, value, evaluation };
 
-  explicit Needs(const Tape& tape) : t(tape), of(tape.nodes.size(), nothing) {}
+  explicit Needs(const Tape& tape) : t(tape), of(table()) {
+    if (of.size() < t.nodes.size()) of.resize(t.nodes.size(), nothing);
+  }
+  ~Needs() {
+    for (const NodeId id : ids) of[id] = nothing;
+  }
+  Needs(const Needs&) = delete;
+  Needs& operator=(const Needs&) = delete;
+
+  // Of every node of the longest tape so far: a read takes the time of what it evaluates, however long the tape is.
+  static std::vector<Need>& table() {
+    thread_local std::vector<Need> all;
+    return all;
+  }
 
   bool is_there(NodeId id) const {  // not of a State, which may have another value now
     return id < t.kept.size() && t.kept[id] && t.kept[id].value()->memory && t.nodes[id].op != state_op().id;
@@ -247,7 +260,7 @@ struct Needs {
   }
 
   const Tape& t;
-  std::vector<Need> of;
+  std::vector<Need>& of;
   std::vector<NodeId> ids, open;
 };
 
@@ -261,7 +274,8 @@ Remainder::Remainder(Tape& t, const std::vector<NodeId>& wanted) : whole_(t) {
   needs.close();
 
   rest.states = t.states, rest.state_ids = t.state_ids;
-  std::vector<NodeId> place(t.nodes.size(), Tape::kNone);
+  thread_local std::vector<NodeId> place;  // of the nodes in `ids`, to which all that are looked up belong
+  if (place.size() < t.nodes.size()) place.resize(t.nodes.size());
   std::unordered_map<std::uint32_t, std::pair<std::uint32_t, std::uint16_t>> constants;  // of nodes that share them
   for (const NodeId id : needs.ids) {
     place[id] = NodeId(rest.nodes.size());
