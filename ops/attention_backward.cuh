@@ -237,10 +237,11 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
     Rows<DV>(a.g + (i64(b) * a.g_batch + i64(h) * a.g_head), index(a.g_time))
         .template copy<OTHER>(gradients + stage * OTHER * pitch(DV), from, tq);
     const i64 row = i64(b * index(a.heads) + h) * tq;
-    for (int c = int(threadIdx.x); c < OTHER; c += THREADS) {
-      const i64 at = from + c < tq ? row + from + c : row;
-      copy_real(lse + stage * OTHER + c, a.lse + at, from + c < tq);
-      copy_real(delta + stage * OTHER + c, a.delta + at, from + c < tq);
+    static_assert(THREADS >= OTHER, "a thread copies what belongs to one query");
+    if (const int c = int(threadIdx.x); c < OTHER) {
+      const bool exists = from + c < tq;
+      copy_real(lse + stage * OTHER + c, a.lse + row + from + c, exists);
+      copy_real(delta + stage * OTHER + c, a.delta + row + from + c, exists);
     }
   };
   Rows<DK>(a.k + (i64(b) * a.k_batch + i64(g) * a.k_head), index(a.k_time)).copy<OWN>(own, first, tk);

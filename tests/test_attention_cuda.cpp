@@ -10,7 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "autograd/context.h"
 #include "autograd/op.h"
+#include "autograd/plan.h"
+#include "autograd/random.h"
 #include "jit/driver.h"
 #include "tests/expect_error.h"
 #include "tests/values.h"
@@ -33,6 +36,8 @@ class AttentionKernels : public testing::Test {
  private:
   Device before_ = Device::cpu;
 };
+
+using SlowAttentionKernels = AttentionKernels;
 
 struct Case {
   int64_t b = 1, h = 1, g = 1, tq = 16, tk = 16, dk = 16, dv = 16;
@@ -148,7 +153,7 @@ void check(const Case& c, const Body& body) {
                            c.dv, name_of(c.dtype)));
   Results right;
   const Results got = run(c, body, &right);
-  const double tolerance = c.dtype == DType::f64 ? 1e-12 : c.dtype == DType::f32 ? 2e-6 : 5e-3;
+  const double tolerance = c.dtype == DType::f64 ? 1e-12 : c.dtype == DType::f32 ? 5e-6 : 8e-3;
   EXPECT_LT(error_of(got.o, right.o), tolerance);
   // Rotated features are rounded to bf16 again, others enter the products as they are.
   const bool rounded = c.dtype == DType::bf16 && body.angle;
@@ -205,7 +210,7 @@ TEST_F(AttentionKernels, Scales) {
     for (const DType dtype : kTypes) {
       Body body = causal(3);
       body.options.scale = scale;
-      check({1, 1, 1, 20, 70, 16, 16, dtype}, body);
+      check({1, 1, 1, 70, 90, 16, 16, dtype}, body);
     }
 }
 TEST_F(AttentionKernels, OneQuery) {
@@ -225,15 +230,25 @@ TEST_F(AttentionKernels, WindowAndMeta) {
 // Above 384 places the two kinds of blocks have launches of their own.
 TEST_F(AttentionKernels, TwoLaunches) {
   check({1, 2, 1, 400, 400, 16, 16}, causal());
-  check({1, 1, 1, 390, 40, 16, 16, DType::f32}, {});
+  check({1, 1, 1, 390, 40, 16, 72}, {});
+  check({1, 1, 1, 390, 40, 16, 48, DType::f32}, {});
+  check({1, 1, 1, 390, 20, 8, 24, DType::f64}, {});
 }
 // The keys that all see have a list that is cut, with partial sums.
 TEST_F(AttentionKernels, ListsThatAreCut) {
-  for (const DType dtype : kTypes) check({2, 2, 1, 1100, 1100, 8, 8, dtype}, window(16, 3));
+  check({2, 2, 1, 700, 700, 8, 8}, window(16, 3));
+  check({1, 1, 1, 450, 450, 8, 8, DType::f32}, window(16, 3));
+}
+TEST_F(SlowAttentionKernels, ListsThatAreCut) {
+  for (const DType dtype : {DType::f32, DType::f64}) check({2, 2, 1, 1100, 1100, 8, 8, dtype}, window(16, 3));
 }
 TEST_F(AttentionKernels, SizesOfHeads) {
-  for (const auto& [dk, dv] : {std::pair{8, 8}, {16, 40}, {72, 24}, {64, 128}, {128, 64}, {128, 128}, {96, 192}, {256, 256}})
+  for (const auto& [dk, dv] : {std::pair{8, 8}, {16, 40}, {72, 24}, {64, 128}, {256, 256}})
     for (const DType dtype : kTypes) check({1, 2, 1, 21, 35, dk, dv, dtype}, causal(14));
+}
+TEST_F(SlowAttentionKernels, SizesOfHeads) {
+  for (const auto& [dk, dv] : {std::pair{32, 32}, {128, 64}, {128, 128}, {96, 192}, {8, 256}})
+    for (const DType dtype : kTypes) check({1, 2, 1, 70, 97, dk, dv, dtype}, causal(27));
 }
 // Each head its own window: lists of its own, and in the blocks that own keys entries of its own.
 TEST_F(AttentionKernels, AMaskOfTheHead) {
@@ -274,14 +289,16 @@ TEST_F(AttentionKernels, Weight) {
 TEST_F(AttentionKernels, Rotation) {
   for (const Pairing pairing : {Pairing::halves, Pairing::neighbours}) {
     Body body = causal(3);
-    const auto angle = [](Index t, Index p) { return to_real(t) * exp(to_real(p) * -0.3); };
-    body.angle = [](int64_t t, int64_t p) { return double(t) * std::exp(double(p) * -0.3); };
+    // So large that they are reduced with care, and exact in fp32.
+    const auto angle = [](Index t, Index p) { return to_real(t * (p + 1) * 1500); };
+    body.angle = [](int64_t t, int64_t p) { return double(t * (p + 1) * 1500); };
     body.options.pairing = pairing;
     body.options.rotate = [=](Expr x, Expr y, Index, Index, Index t, Index p) {
       const Expr c = cos(angle(t, p)), s = sin(angle(t, p));
       return Pair{x * c - y * s, x * s + y * c};
     };
     for (const DType dtype : kTypes) check({2, 4, 2, 37, 40, 16, 16, dtype}, body);
+    check({1, 1, 1, 20, 390, 16, 16}, body);
   }
 }
 // Gradients of what the score captures, which the kernels sum over what its subscripts do not depend on: as the CPU has them.
@@ -313,6 +330,47 @@ TEST_F(AttentionKernels, GradientsOfCapturedTensors) {
       }
     }
 }
+// Dropped probabilities are drawn by their place: the same on the CPU, and again in the backward pass.
+TEST_F(AttentionKernels, Dropped) {
+  const auto run_on = [](const char* name) {
+    use_device(name);
+    Rng frozen(3);
+    const UseRng use(frozen);
+    const Tensor q = operand({2, 70, 2, 16}, 1, DType::f32), k = operand({2, 70, 1, 16}, 2, DType::f32);
+    const Tensor v = operand({2, 70, 1, 16}, 3, DType::f32), g = operand({2, 70, 2, 16}, 4, DType::f32);
+    const Tensor o = attention(q, k, v, {.causal = true, .weight = dropped(0.4)});
+    std::vector<Tensor> results = grad(o, g, {q, k, v});
+    results.push_back(o);
+    std::vector<Values> out;
+    for (const Tensor& r : results) out.push_back(r.to_host<double>());
+    return out;
+  };
+  const std::vector<Values> right = run_on("cpu"), got = run_on("emu");
+  for (std::size_t k = 0; k < right.size(); ++k) EXPECT_LT(error_of(got[k], right[k]), 5e-6) << k;
+}
+// A text holds no size of the batch or of time.
+TEST_F(AttentionKernels, TextsOfOtherSizes) {
+  const auto texts_of = [](int64_t b, int64_t tq, int64_t tk) {
+    const Tensor q = operand({b, tq, 4, 16}, 1, DType::bf16), k = operand({b, tk, 2, 16}, 2, DType::bf16);
+    const Tensor v = operand({b, tk, 2, 16}, 3, DType::bf16);
+    const auto plan = plan_for(target_for("sm_80"), [&] {
+      const Tensor o = attention(q, k, v,
+                                 {.score = [](Expr s) { return tanh(s); },
+                                  .mask = [](Index, Index, Index i, Index j) { return j <= i && (i - j < 16 || j < 3); }});
+      return grad(sum(o), {q, k, v});
+    });
+    std::vector<std::string> texts;
+    for (const PlannedKernel& kernel : plan->kernels)
+      if (const auto* cuda = std::get_if<CudaKernelPointer>(&kernel.work))
+        if ((*cuda)->name.starts_with("attention")) texts.push_back((*cuda)->text);
+    return texts;
+  };
+  const std::vector<std::string> two = texts_of(2, 900, 900), one = texts_of(1, 1500, 1600), few = texts_of(3, 60, 70);
+  EXPECT_EQ(two.size(), 4u);  // forward, queries, keys, sums of parts
+  EXPECT_EQ(two, one);
+  EXPECT_EQ(two[0], few[0]);
+}
+
 TEST_F(AttentionKernels, EqualBits) {
   const Case c{1, 4, 2, 200, 200, 32, 32};
   const Results first = run(c, window(40, 9)), second = run(c, window(40, 9));
