@@ -161,6 +161,20 @@ Step adamw_step() {
   };
 }
 
+// Causal, or with a window, keys that all see, and a score whose bias and slopes have gradients.
+Step attention_step(DType dtype, std::int64_t t, bool holes) {
+  const Tensor q = values({1, t, 4, 32}, dtype, 0), k = values({1, t, 2, 32}, dtype, 1), v = values({1, t, 2, 64}, dtype, 2),
+               g = values({1, t, 4, 64}, dtype, 3), bias = values({4, t}, DType::f32, 4), slopes = values({4}, DType::f32, 5);
+  return [=] {
+    if (!holes) return both_ways(attention(q, k, v, {.causal = true}), g, {q, k, v});
+    const Tensor o = attention(
+        q, k, v,
+        {.score = [&](Expr s, Index, Index h, Index i, Index j) { return s + bias(h, i - j) + slopes(h) * to_real(j); },
+         .mask = [](Index, Index, Index i, Index j) { return j <= i && (i - j < 40 || j < 5); }});
+    return both_ways(o, g, {q, k, v, bias, slopes});
+  };
+}
+
 // Without the hash of its text.
 std::string base_name(const std::string& kernel) {
   const auto hash = kernel.rfind("__");
@@ -248,6 +262,11 @@ TEST_F(SlowBudget, Softmax) {
 }
 TEST_F(SlowBudget, Reduce) {
   for (const auto& [type, dtype] : kTypes) count(fmt::format("reduce, {}", type), reduce_step(dtype));
+}
+TEST_F(SlowBudget, Attention) {
+  for (const auto& [type, dtype] : kTypes) count(fmt::format("attention, {}", type), attention_step(dtype, 150, false));
+  count("attention in two launches, bf16", attention_step(DType::bf16, 400, false));
+  count("attention with holes, bf16", attention_step(DType::bf16, 400, true));
 }
 TEST_F(SlowBudget, Random) { count("random numbers, f32", random_step()); }
 
