@@ -652,6 +652,25 @@ TEST(TileClasses, AScalarDecidesWhatTheIntegerWould) {
   }
 }
 
+TEST(TileClasses, ArithmeticOnIntegersOf64BitsSaysNothing) {
+  const auto says_something = [](DType dtype, std::array<std::int64_t, 4> strides, Expr mask) {
+    Fused f;
+    f.roots = {mask}, f.dims = {2, 1, 64, 64};
+    f.leaves = {{.slot = 0, .dtype = dtype, .rank = 4, .dims = {2, 1, 64, 64}}};
+    std::copy(strides.begin(), strides.end(), f.leaves[0].strides.begin());
+    const TileClass kind = tile_class(f, 16, 16);
+    return kind.never.op() != ExprOp::literal || kind.always.op() != ExprOp::literal;
+  };
+  const Expr x = expr::input(0, ExprType::integer);
+  for (const std::array<std::int64_t, 4> strides : {std::array<std::int64_t, 4>{1, 0, 0, 0}, {64, 0, 1, 0}, {64, 0, 0, 1}}) {
+    EXPECT_TRUE(says_something(DType::i32, strides, j < x + 1));
+    EXPECT_FALSE(says_something(DType::i64, strides, j < x + 1)) << "it may wrap";
+    EXPECT_TRUE(says_something(DType::i64, strides, j < x));
+    EXPECT_FALSE(says_something(DType::i32, strides, j < x * x * x));
+  }
+  EXPECT_FALSE(says_something(DType::i32, {0, 0, 64, 1}, j < x)) << "it depends on both";
+}
+
 // ---- classes made by a kernel -----------------------------------------------------------------------------------------------
 
 constexpr int kQueries = 16, kKeys = 8;
