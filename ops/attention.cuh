@@ -48,6 +48,56 @@ DEVICE Entry entry_at(const i64* entries, int n) {
   const i64 x = entries[n];
   return {int(x), int(x >> 32)};
 }
+// Walks the entries of a block, those of `heads` heads one after the other. Where the mask is the same for all heads, so are
+// their entries: an item then has them once, ITEM_HEADS is 1. Where the mask is evaluated, kind(head, tile) tells the class of
+// a tile: -1 if nothing of it is visible, and it is passed over, 1 if all of it is.
+template <int ITEM_HEADS, class Kind>
+class Walk {
+ public:
+  DEVICE Walk(const i64* item, const i64* entries, int heads, const Kind& kind)
+      : item_(item), entries_(entries), heads_(heads), kind_(kind) {
+    enter(), pass();
+  }
+  DEVICE bool done() const { return head_ >= heads_; }
+  DEVICE int head() const { return head_; }
+  DEVICE Entry entry() const {
+    Entry entry = entry_at(entries_, at_);
+    if (EVALUATED && class_ > 0) entry.bits = -1;
+    return entry;
+  }
+  DEVICE void advance() { step(), pass(); }
+
+ private:
+  DEVICE void step() {
+    if (++at_ == last_) ++head_, enter();
+  }
+  // The first entry of the next head that has any.
+  DEVICE void enter() {
+    for (; head_ < heads_; ++head_) {
+      const Item item = item_at(item_, ITEM_HEADS == 1 ? 0 : head_);
+      at_ = item.first, last_ = item.last;
+      if (at_ < last_) return;
+    }
+  }
+  DEVICE void pass() {
+    if constexpr (EVALUATED)
+      while (!done() && (class_ = kind_(head_, entry_at(entries_, at_).tile)) < 0) step();
+  }
+  const i64 *item_, *entries_;
+  int heads_;
+  const Kind& kind_;
+  int head_ = 0, at_ = 0, last_ = 0, class_ = 0;
+};
+template <int ITEM_HEADS, class Kind>
+DEVICE Walk<ITEM_HEADS, Kind> walk_of(const i64* item, const i64* entries, int heads, const Kind& kind) {
+  return Walk<ITEM_HEADS, Kind>(item, entries, heads, kind);
+}
+// The class of a pair of tiles, of which queries and keys end here. One that reaches over the edge of the space is not all
+// visible.
+DEVICE int kind_of(const Args& a, bool never, bool always, i64 queries, i64 keys) {
+  return never ? -1 : always & (queries <= a.tq) & (keys <= a.tk) ? 1 : 0;
+}
+
 // The list of a block of heads, where there are several.
 DEVICE i64 list_at(const i64* lists, index block) {
   if constexpr (LISTS) return lists[block];
@@ -104,27 +154,24 @@ class Rows {
   int row_, column_;
 };
 
-// Waits for step `n` of `count` and begins with the copies of the next one; copy(n, stage). Returns the stage of step n.
-template <class Copy>
-DEVICE int arrive(int n, int count, Copy copy) {
-  if constexpr (STAGES == 1) {
-    __syncthreads();  // the step before has been used
-    copy(n, 0);
-    commit_copies();
+template <class Steps, class Copy>
+DEVICE void begin_copies(Steps& next, int stage, Copy copy) {
+  if (!next.done()) {
+    copy(stage);
+    next.advance();
   }
+  commit_copies();
+}
+// Waits for the tiles of step `n` and begins with those of the next one. `next` walks ahead; copy(stage) begins to copy the
+// tiles of its entry. Returns the stage of step n.
+template <class Steps, class Copy>
+DEVICE int arrive(int n, Steps& next, Copy copy) {
+  if constexpr (STAGES == 1) __syncthreads();  // the step before has been used
+  if constexpr (STAGES == 1) begin_copies(next, 0, copy);
   wait_for_copies();
   __syncthreads();
-  if constexpr (STAGES == 2) {
-    if (n + 1 < count) copy(n + 1, (n + 1) & 1);
-    commit_copies();
-  }
+  if constexpr (STAGES == 2) begin_copies(next, (n + 1) & 1, copy);
   return STAGES == 1 ? 0 : n & 1;
-}
-template <class Copy>
-DEVICE void begin_copies(int count, Copy copy) {
-  if constexpr (STAGES == 2)
-    if (count > 0) copy(0, 0);
-  commit_copies();
 }
 
 // What is multiplied by the scale: scores where a hole takes them, else exponents, whose unit is log2. The scale is read where

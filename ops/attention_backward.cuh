@@ -105,7 +105,8 @@ DEVICE real delta_of(const Element* o, const Element* g) {
 }
 
 DEVICE void own_queries(const Args& a, index b, index h, index number, Element* memory) {
-  const Item item = item_at(a.queries, list_at(a.queries_lists, h) * a.queries_items + number);
+  const i64* const items = a.queries + 2 * (list_at(a.queries_lists, h) * a.queries_items + number);
+  const Item item = item_at(items, 0);
   if (item.tile < 0) return;
   Element *const own = memory, *const own_g = own + OWN * pitch(DK), *const keys = own_g + OWN * pitch(DV);
   Element* const values = keys + STAGES * OTHER * pitch(DK);
@@ -113,16 +114,21 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
   const Lane lane = this_lane();
   const Rows<DK> k(a.k + (i64(b) * a.k_batch + i64(g) * a.k_head), index(a.k_time));
   const Rows<DV> v(a.v + (i64(b) * a.v_batch + i64(g) * a.v_head), index(a.v_time));
-  const auto copy = [&](int n, int stage) {
-    const index from = index(entry_at(a.queries_entries, item.first + n).tile) * OTHER;
+  const auto kind = [&](int, int tile) {
+    bool never[1] = {false}, always[1] = {false};
+    class_of_queries(a, b, h, item.tile, tile, never, always);
+    return kind_of(a, never[0], always[0], first + OWN, i64(tile + 1) * OTHER);
+  };
+  auto now = walk_of<1>(items, a.queries_entries, 1, kind), next = now;
+  const auto copy = [&](int stage) {
+    const index from = index(next.entry().tile) * OTHER;
     k.copy<OTHER>(keys + stage * OTHER * pitch(DK), from, tk);
     v.copy<OTHER>(values + stage * OTHER * pitch(DV), from, tk);
   };
   const Element* const g_head = a.g + (i64(b) * a.g_batch + i64(h) * a.g_head);
   Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time)).copy<OWN>(own, first, tq);
   Rows<DV>(g_head, index(a.g_time)).copy<OWN>(own_g, first, tq);
-  const int count = item.last - item.first;
-  begin_copies(count, copy);
+  if constexpr (STAGES == 2) begin_copies(next, 0, copy);
 
   const index i = first + lane.row, row = (b * index(a.heads) + h) * tq + i;
   const QueryHoles holes(a, b, h, inside(i, tq), inside(i + 8, tq));
@@ -144,10 +150,10 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
   Accumulators<DK> acc = {};
   RowSums<ROW_SUMS> row_sums;
   Diagonals diagonals(a, b, h, item.tile, memory);
-  for (int n = 0; n < count; ++n) {
-    const int stage = arrive(n, count, copy);
+  for (int n = 0; !now.done(); ++n, now.advance()) {
+    const int stage = arrive(n, next, copy);
     if (n == 0) queries.hold(), gradients.hold();
-    const Entry entry = entry_at(a.queries_entries, item.first + n);
+    const Entry entry = now.entry();
 #pragma unroll
     for (int sub = 0; sub < OTHER; sub += SUB) {
       const Element* const key_rows = keys + (stage * OTHER + sub) * pitch(DK);
@@ -185,38 +191,7 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
 
 // ---- blocks that own keys ---------------------------------------------------------------------------------------------------
 
-// Walks the entries of a block that owns keys: those of each head of the group, one after the other. Where the mask is the same
-// for all heads, so are their entries.
-class Walk {
- public:
-  DEVICE Walk(const Args& a, const i64* item) : a_(a), item_(item) { enter(); }
-  DEVICE int head() const { return head_; }
-  DEVICE Entry entry() const { return entry_at(a_.keys_entries, at_); }
-  DEVICE void advance() {
-    if (++at_ == last_) ++head_, enter();
-  }
-  DEVICE int steps() const {
-    const int group = int(a_.group);
-    if constexpr (ITEM_HEADS == 1) return group * (last_ - at_);
-    int sum = 0;
-    for (int k = 0; k < group; ++k) sum += item_at(item_, k).last - item_at(item_, k).first;
-    return sum;
-  }
-
- private:
-  // The first entry of the next head that has any.
-  DEVICE void enter() {
-    for (; head_ < int(a_.group); ++head_) {
-      const Item item = item_at(item_, ITEM_HEADS == 1 ? 0 : head_);
-      at_ = item.first, last_ = item.last;
-      if (at_ < last_) return;
-    }
-  }
-  const Args& a_;
-  const i64* item_;
-  int head_ = 0, at_ = 0, last_ = 0;
-};
-
+// The list is walked once for each head of the group.
 DEVICE void own_keys(const Args& a, index b, index g, index number, Element* memory) {
   const i64* const items = a.keys + (list_at(a.keys_lists, g) * a.keys_items + number) * (2 * ITEM_HEADS);
   const Item item = item_at(items, 0);
@@ -227,11 +202,14 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   real* const delta = lse + STAGES * OTHER;
   const index tq = index(a.tq), tk = index(a.tk), first = index(item.tile) * OWN, first_head = g * index(a.group);
   const Lane lane = this_lane();
-  Walk now(a, items), next = now;  // `next`: whose copies begin next
-  const int count = now.steps();
-  const auto copy = [&](int, int stage) {
+  const auto kind = [&](int head, int tile) {
+    bool never[1] = {false}, always[1] = {false};
+    class_of_keys(a, b, first_head + head, tile, item.tile, never, always);
+    return kind_of(a, never[0], always[0], i64(tile + 1) * OTHER, first + OWN);
+  };
+  auto now = walk_of<ITEM_HEADS>(items, a.keys_entries, int(a.group), kind), next = now;
+  const auto copy = [&](int stage) {
     const index h = first_head + next.head(), from = index(next.entry().tile) * OTHER;
-    next.advance();
     Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time))
         .template copy<OTHER>(queries + stage * OTHER * pitch(DK), from, tq);
     Rows<DV>(a.g + (i64(b) * a.g_batch + i64(h) * a.g_head), index(a.g_time))
@@ -246,7 +224,7 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   };
   Rows<DK>(a.k + (i64(b) * a.k_batch + i64(g) * a.k_head), index(a.k_time)).copy<OWN>(own, first, tk);
   Rows<DV>(a.v + (i64(b) * a.v_batch + i64(g) * a.v_head), index(a.v_time)).copy<OWN>(own_v, first, tk);
-  begin_copies(count, copy);
+  if constexpr (STAGES == 2) begin_copies(next, 0, copy);
 
   const index j = first + lane.row;
   const real scale = score_factor(a), unit = exponent_factor(a);
@@ -255,8 +233,8 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   Accumulators<DK> dk = {};
   Accumulators<DV> dv = {};
   RowSums<COLUMN_SUMS> column_sums;
-  for (int n = 0; n < count; ++n) {
-    const int stage = arrive(n, count, copy);
+  for (int n = 0; !now.done(); ++n) {
+    const int stage = arrive(n, next, copy);
     if (n == 0) keys.hold(), values.hold();
     const Entry entry = now.entry();
     const KeyHoles holes(a, b, first_head + now.head(), inside(j, tk), inside(j + 8, tk));
@@ -301,17 +279,18 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
     }
     const index h = first_head + now.head();
     now.advance();
-    if (COLUMN_SUMS > 0 && (n + 1 == count || first_head + now.head() != h))
+    if (COLUMN_SUMS > 0 && first_head + now.head() != h)
       column_sums.store(lane, [&](int k, int r) { return j + 8 * r < tk ? column_sum_at(a, k, b, h, j + 8 * r) : nullptr; });
   }
   wait_for_copies();
   __syncthreads();  // nobody reads the keys and values any more
   const real factor[2] = {a.scale(), a.scale()}, one[2] = {1, 1};
-  if (item.part < 0) {
+  const int part = item_at(items, 0).part;  // held all along it would take a register
+  if (part < 0) {
     store_rows<DK>(lane, dk, factor, a.dk + (i64(b) * a.dk_batch + i64(g) * a.dk_head), a.dk_time, first, tk, own);
     store_rows<DV>(lane, dv, one, a.dv + (i64(b) * a.dv_batch + i64(g) * a.dv_head), a.dv_time, first, tk, own_v);
   } else {  // (parts, b, g, OWN, DK + DV)
-    const i64 groups = a.heads / a.group, at = (item.part * a.batch + b) * groups + g;
+    const i64 groups = a.heads / a.group, at = (part * a.batch + b) * groups + g;
     real* const to = a.parts + at * (OWN * (DK + DV));
     store_rows<DK>(lane, dk, factor, to, DK + DV, 0, OWN, own);
     store_rows<DV>(lane, dv, one, to + DK, DK + DV, 0, OWN, own_v);

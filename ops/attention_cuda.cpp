@@ -69,7 +69,7 @@ struct ForwardCut : Cut {
   unsigned shared() const {
     return unsigned(own * std::max(row_bytes(dk), row_bytes(dv)) + stages * other * (row_bytes(dk) + row_bytes(dv)));
   }
-  int blocks_resident() const { return blocks(tensor() && !filled && accumulators(dv) <= 32 ? 512 : 256); }
+  int blocks_resident() const { return blocks(tensor() && !filled && accumulators(dv) <= 32 ? 384 : 256); }
   int held() const { return tensor() && padded(dk) <= 128; }
 };
 
@@ -90,9 +90,10 @@ struct BackwardCut : Cut {
     const int statistics = stages * other * 2 + differences * own * (columns() + 1);
     return unsigned((own + stages * other) * (row_bytes(dk) + row_bytes(dv)) + statistics * 4 * words());
   }
-  int blocks_resident() const { return blocks(!tensor() || filled || sums() > 64 ? 256 : sums() > 16 ? 384 : 512); }
+  // Blocks that own keys hold two sums, the others one.
+  int blocks_resident(bool keys) const { return blocks(!tensor() || filled || sums() > (keys ? 32 : 64) ? 256 : 384); }
   int queries_held() const { return tensor() && padded(dk) <= 64 && padded(dv) <= 64 ? 2 : 0; }
-  int keys_held() const { return tensor() && sums() <= 32 ? 2 : 0; }
+  int keys_held() const { return queries_held(); }
 };
 
 // ---- operands ---------------------------------------------------------------------------------------------------------------
@@ -341,6 +342,32 @@ void places_text(CudaText& text, const Attention& x, bool rows_are_keys, bool ev
   places.finish();
 }
 
+// class_of(a, b, h, tile of queries, tile of keys, never, always), where the mask is evaluated: by the ranges of what it reads.
+void class_text(CudaText& text, const Attention& x, const Cut& cut, bool rows_are_keys, bool evaluated, const char* name) {
+  if (!evaluated) {
+    text.function(
+        fmt::format("DEVICE void {}(const Args&, index, index, index, index, bool (&)[1], bool (&)[1]) {{}}\n", name));
+    return;
+  }
+  const int queries = rows_are_keys ? cut.other : cut.own, keys = rows_are_keys ? cut.own : cut.other;
+  const TileClass kind = tile_class(x.mask, queries, keys);
+  std::vector<Operand> ranges;
+  for (const TileRange& range : kind.ranges) {
+    const Operand& leaf = x.mask.leaves[std::size_t(range.leaf)];
+    ranges.push_back(x.l.scratch(DType::i64, ranges_dims(leaf, range)));
+    x.l.emit(ranges_cuda(leaf, range, ranges.back()));
+  }
+  Fused hole = tile_class_hole(kind, x.mask, queries, keys, ranges);
+  hole.hole.clear();
+  const std::string roots = fmt::format("{}_roots", name);
+  hole_text(text, roots, hole, {2, 3});
+  text.function(
+      fmt::format("DEVICE void {}(const Args& a, index b, index h, index i, index j, bool (&never)[1], bool (&always)[1]) {{\n "
+                  " {}<1>(a, b, h, "
+                  "i, j, never, always);\n}}\n",
+                  name, roots));
+}
+
 std::string text_of(const Cut& cut, std::string_view file) {
   return joined_texts({cut.tensor() ? "ops/attention_tensor.cuh" : "ops/attention_plain.cuh", "ops/attention.cuh", file});
 }
@@ -367,6 +394,7 @@ void cuda_attention(Lowering& l) {
   text.pointer("lse", lse);
   lists_text(text, "queries", lists, x.head_count, lists.lists > 1);
   places_text(text, x, false, lists.evaluated);
+  class_text(text, x, cut, false, lists.evaluated, "class_of_queries");
   l.emit(text.launch_text(text_of(cut, "ops/attention_forward.cuh"),
                           {unsigned(x.batch * x.head_count), unsigned(lists.item_count), 1}, {unsigned(cut.threads()), 1, 1},
                           cut.shared()));
@@ -514,7 +542,7 @@ class Backward {
       parts = l_.scratch(x_.real, dims);
     }
     CudaText text = l_.text(name);
-    x_.describe(text, cut_, cut_.blocks_resident());
+    x_.describe(text, cut_, cut_.blocks_resident(keys));
     text.define("QUERIES", queries).define("KEYS", keys).define("DELTA", queries && !keys).define("SUB", cut_.sub);
     text.define("QUERIES_HELD", cut_.queries_held()).define("KEYS_HELD", cut_.keys_held());
     text.define("EVALUATED", evaluated).define("LISTS", most_lists > 1).define("ITEM_HEADS", std::max(by_key.heads, 1));
@@ -528,6 +556,8 @@ class Backward {
     const SumsOfLaunch of_launch(*this, text, queries, keys);
     places_text(text, x_, false, evaluated, &gradient_, of_launch.query_roots);
     places_text(text, x_, true, evaluated, &gradient_, of_launch.key_roots);
+    class_text(text, x_, cut_, false, evaluated && queries, "class_of_queries");
+    class_text(text, x_, cut_, true, evaluated && keys, "class_of_keys");
     const std::int64_t rows = (keys ? ceil_div(by_key.item_count, x_.group) : 0) + by_query.item_count;
     l_.emit(text.launch_text(text_of(cut_, "ops/attention_backward.cuh"),
                              {unsigned(x_.batch * x_.head_count), unsigned(rows), 1}, {unsigned(cut_.threads()), 1, 1},

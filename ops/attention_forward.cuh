@@ -5,7 +5,8 @@
 struct Softmax {
   real high[2] = {-infinity(), -infinity()}, sum[2] = {};
 
-  // Takes in the scores s, in units of which `scale` > 0 makes exponents, and leaves the exponents there, so that what is accumulated and what comes refer to the same maximum.
+  // Takes in the scores s, of which `scale` > 0 makes exponents of two, and leaves their powers there, so that what is
+  // accumulated and what comes refer to the same maximum.
   // That moves only when it would grow by more than 2^8, for each row by itself: what another row holds changes no bit.
   template <int N, int M>
   DEVICE void take(real (&s)[N][4], real scale, real (&acc)[M][4]) {
@@ -45,31 +46,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   Element* const values = keys + STAGES * OTHER * pitch(DK);
   const index b = index(blockIdx.x) / index(a.heads), h = index(blockIdx.x) - b * index(a.heads), g = h / index(a.group);
   const index tq = index(a.tq), tk = index(a.tk);
-  const Item item = item_at(a.queries, list_at(a.queries_lists, h) * a.queries_items + blockIdx.y);
+  const i64* const items = a.queries + 2 * (list_at(a.queries_lists, h) * a.queries_items + blockIdx.y);
+  const Item item = item_at(items, 0);
   if (item.tile < 0) return;
   const index first = index(item.tile) * OWN;
   const Lane lane = this_lane();
 
   const Rows<DK> k(a.k + (i64(b) * a.k_batch + i64(g) * a.k_head), index(a.k_time));
   const Rows<DV> v(a.v + (i64(b) * a.v_batch + i64(g) * a.v_head), index(a.v_time));
-  const auto copy = [&](int n, int stage) {
-    const index from = index(entry_at(a.queries_entries, item.first + n).tile) * OTHER;
+  const auto kind = [&](int, int tile) {
+    bool never[1] = {false}, always[1] = {false};
+    class_of_queries(a, b, h, item.tile, tile, never, always);
+    return kind_of(a, never[0], always[0], first + OWN, i64(tile + 1) * OTHER);
+  };
+  auto now = walk_of<1>(items, a.queries_entries, 1, kind), next = now;
+  const auto copy = [&](int stage) {
+    const index from = index(next.entry().tile) * OTHER;
     k.copy<OTHER>(keys + stage * OTHER * pitch(DK), from, tk);
     v.copy<OTHER>(values + stage * OTHER * pitch(DV), from, tk);
   };
   Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time)).copy<OWN>(own, first, tq);
-  const int count = item.last - item.first;
-  begin_copies(count, copy);
+  if constexpr (STAGES == 2) begin_copies(next, 0, copy);
 
   const index i = first + lane.row;
   const QueryHoles holes(a, b, h, inside(i, tq), inside(i + 8, tq));
   OwnRows<padded(DK), pitch(DK), (HELD > 0)> queries(own, lane.warp_row);
   Accumulators<DV> acc = {};
   Softmax softmax;
-  for (int n = 0; n < count; ++n) {
-    const int stage = arrive(n, count, copy);
+  for (int n = 0; !now.done(); ++n, now.advance()) {
+    const int stage = arrive(n, next, copy);
     if (n == 0) queries.hold();
-    const Entry entry = entry_at(a.queries_entries, item.first + n);
+    const Entry entry = now.entry();
     const index j = index(entry.tile) * OTHER + lane.column;
     real s[OTHER / 8][4];
     queries.times<OTHER / 8>(keys + stage * OTHER * pitch(DK), s);

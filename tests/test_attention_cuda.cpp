@@ -15,6 +15,7 @@
 #include "autograd/plan.h"
 #include "autograd/random.h"
 #include "jit/driver.h"
+#include "jit/emulator/device.h"
 #include "tests/expect_error.h"
 #include "tests/values.h"
 #include "tools/weft.h"
@@ -371,6 +372,34 @@ TEST_F(AttentionKernels, TextsOfOtherSizes) {
   EXPECT_EQ(two[0], few[0]);
 }
 
+// Documents and windows that the kernel alone knows: tiles of which nothing is visible cost no products.
+TEST_F(AttentionKernels, TilesThatTheKernelPassesOver) {
+  const auto products = [](const AttentionOptions& options, int64_t length) {
+    const Tensor q = operand({1, length, 2, 16}, 1, DType::bf16), k = operand({1, length, 1, 16}, 2, DType::bf16);
+    const Tensor v = operand({1, length, 1, 16}, 3, DType::bf16), g = operand({1, length, 2, 16}, 4, DType::bf16);
+    for (const Tensor& t : {q, k, v, g}) t.to_host<double>();
+    reset_emulated_counters();
+    weft::run([&] { return grad(attention(q, k, v, options), g, {q, k, v}); });
+    std::uint64_t count = 0;
+    for (const auto& [name, counters] : emulated_counters())
+      for (const auto& [counter, value] : counters.named())
+        if (name.starts_with("attention") && std::string_view(counter) == "warp_instructions.matrix") count += value;
+    return count;
+  };
+  const int64_t length = 384;
+  std::vector<int64_t> ids;
+  for (int64_t t = 0; t < length; ++t) ids.push_back(7 - t / 128);
+  const Tensor segments = Tensor::from(ids, {1, length});
+  const auto windowed = [](int64_t width) {
+    const Scalar window{double(width)};
+    return AttentionOptions{.mask = [&](Index, Index, Index i, Index j) { return j <= i && i - j < to_integer(window); }};
+  };
+  const std::uint64_t all = products({}, length), triangle = products({.causal = true}, length);  // 36 and 21 pairs of tiles
+  EXPECT_EQ(products({.segments = segments}, length), all / 3);
+  EXPECT_EQ(products({.causal = true, .segments = segments}, length), triangle * 9 / 21);
+  EXPECT_EQ(products(windowed(64), length), triangle * 11 / 21);
+  EXPECT_EQ(products(windowed(1000), length), triangle);
+}
 TEST_F(AttentionKernels, EqualBits) {
   const Case c{1, 4, 2, 200, 200, 32, 32};
   const Results first = run(c, window(40, 9)), second = run(c, window(40, 9));
