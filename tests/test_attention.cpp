@@ -818,15 +818,18 @@ TEST(Attention, RefusesHolesThatDoNotKeepTheirContract) {
 TEST(Attention, ASubscriptThatLeavesItsTensorWhereSomethingIsSeen) {
   const Sizes z{1, 9, 9, 2, 1, 8, 8};
   const Tensor q = z.q(), k = z.k(), v = z.v(), bias = draw({2, 7}, 7);
-  const auto call = [&](Place window) {
-    return attention(q, k, v,
-                     {.score = [&](Expr s, Index, Index h, Index i, Index j) { return s + bias(h, i - j); },
-                      .mask = [&](Index, Index, Index i, Index j) { return i >= j && i - j < Index(window); }});
+  const auto options = [&](Place window) {
+    return AttentionOptions{.score = [&](Expr s, Index, Index h, Index i, Index j) { return s + bias(h, i - j); },
+                            .mask = [=](Index, Index, Index i, Index j) { return i >= j && i - j < Index(window); }};
   };
-  call(7).to_host<double>();
-  expect_error(ErrorKind::usage,
-               {"a subscript in a hole is outside of its tensor", "subscript 7 of axis 1, which has 7 places"},
-               [&] { call(8).to_host<double>(); });
+  const auto check = [&](const auto& call) {
+    call(7).template to_host<double>();
+    expect_error(ErrorKind::usage,
+                 {"a subscript in a hole is outside of its tensor", "subscript 7 of axis 1, which has 7 places"},
+                 [&] { call(8).template to_host<double>(); });
+  };
+  check([&](Place window) { return attention(q, k, v, options(window)); });
+  check([&](Place window) { return attention_map(q, k, options(window)); });
 }
 
 TEST(Attention, RefusesGradientsThatNeedAllPairs) {
