@@ -87,10 +87,10 @@ void ConfigReader::same(const std::string& key, std::int64_t value) {
   if (other != value) problem("two keys contradict each other", fmt::format("{} = {}, elsewhere {}", key, other, value));
 }
 
-void ConfigReader::need(const std::vector<std::string>& keys) {
+void ConfigReader::need(const std::vector<std::string>& keys, bool null_says_something) {
   std::string missing;
   for (const std::string& key : keys)
-    if (!object_.contains(key)) missing += (missing.empty() ? "" : ", ") + key;
+    if (null_says_something ? !object_.contains(key) : !find(key)) missing += (missing.empty() ? "" : ", ") + key;
   if (!missing.empty())
     problem("size keys are missing", missing, "the defaults of the format fit no published model, so weft assumes none");
 }

@@ -57,8 +57,9 @@ class ConfigReader {
   void require(const std::string& key, const nlohmann::json& value);  // a key that may have this value only
   void require_any(const std::string& key, const std::vector<nlohmann::json>& values);
   void same(const std::string& key, std::int64_t value);  // a key that repeats what others say
-  void need(const std::vector<std::string>& keys);        // sizes, of which none may be absent
-  void ignore(const std::vector<std::string>& keys);      // keys that say nothing about the mathematics
+  // Sizes, of which none may be absent; nor null, unless that says something.
+  void need(const std::vector<std::string>& keys, bool null_says_something = false);
+  void ignore(const std::vector<std::string>& keys);  // keys that say nothing about the mathematics
   // Those that any model of Hugging Face may have. What somebody may have meant to set with them, such as a temperature, is
   // named by finish() in one line; what would change the mathematics is a problem.
   void ignore_common();

@@ -57,12 +57,25 @@ void read_scaling(ConfigReader& r, RopeOptions& rope, std::int64_t context) {
   r.read("original_max_position_embeddings", rope.trained);
 }
 
-// transformers 5 has rope_parameters, the versions before it rope_theta and rope_scaling.
+bool same_scaling(const RopeOptions& a, const RopeOptions& b) {
+  return a.scaling == b.scaling && a.factor == b.factor && a.trained == b.trained && a.low == b.low && a.high == b.high;
+}
+
+// transformers 5 has rope_parameters, the versions before it rope_theta and rope_scaling. A file may have both forms, which say
+// the same: who edits one of them would otherwise change nothing.
 void read_rope(ConfigReader& r, Config& c) {
-  r.read("rope_theta", c.rope.base);
   r.require("partial_rotary_factor", 1.0);
-  for (const char* key : {"rope_scaling", "rope_parameters"})
-    r.read_object(key, [&](ConfigReader& inner) { read_scaling(inner, c.rope, c.context); });
+  RopeOptions before = c.rope;
+  const bool theta = r.find("rope_theta"), scaling = r.find("rope_scaling"), parameters = r.find("rope_parameters");
+  r.read("rope_theta", before.base);
+  r.read_object("rope_scaling", [&](ConfigReader& inner) { read_scaling(inner, before, c.context); });
+  RopeOptions now = c.rope;
+  now.base = before.base;
+  r.read_object("rope_parameters", [&](ConfigReader& inner) { read_scaling(inner, now, c.context); });
+  if (parameters && ((theta && now.base != before.base) || (scaling && !same_scaling(now, before))))
+    r.problem("two keys contradict each other", "rope_parameters says something else than rope_theta or rope_scaling",
+              "keep rope_parameters, which transformers 5 reads, or the other two");
+  c.rope = parameters ? now : before;
 }
 
 // ---- what the kinds differ in
@@ -95,7 +108,7 @@ void read_layer_types(ConfigReader& r, Config& c, std::int64_t first_windowed) {
 
 void read_window(ConfigReader& r, Config& c, const std::string& type) {
   const bool qwen = type == "qwen2" || type == "qwen3";
-  if (type == "mistral") r.need({"sliding_window"});
+  if (type == "mistral") r.need({"sliding_window"}, true);
   r.read("sliding_window", c.window);
   bool use = !qwen;
   if (qwen) r.read("use_sliding_window", use);
@@ -120,9 +133,9 @@ void read_kind(ConfigReader& r, Config& c, const std::string& type) {
     r.read("mlp_bias", c.mlp_bias);
     r.ignore({"pretraining_tp"});
   } else {
-    r.need({"num_key_value_heads"});  // the formats' own defaults fit no small model
+    r.need({"num_key_value_heads"}, true);  // the formats' own defaults fit no small model
   }
-  if (type == "qwen3") r.need({"head_dim"});
+  if (type == "qwen3") r.need({"head_dim"}, true);
   if (type != "llama") read_window(r, c, type);
 }
 
@@ -140,12 +153,23 @@ Number count_parameters(const Config& c) {
   return of(c.layers) * layer + of(c.tie ? 1 : 2) * of(c.vocab) * d + d;
 }
 
-void check_rope(const RopeOptions& rope, std::int64_t head) {
+// llama3 writes the extended context itself.
+bool extends_context(const RopeOptions& rope) {
+  return rope.scaling == RopeScaling::linear || rope.scaling == RopeScaling::dynamic;
+}
+
+void check_rope(const RopeOptions& rope, std::int64_t head, std::int64_t context) {
   const auto finite = [](double x) { return std::isfinite(x) && x > 0; };
   if (!finite(rope.base) || !finite(rope.factor) || !finite(rope.low) || !(rope.high > rope.low) || !std::isfinite(rope.high))
     fail(ErrorKind::usage, "TransformerConfig: the numbers of the rotary positions make no sense",
          fmt::format("base {}, factor {}, low {}, high {}", rope.base, rope.factor, rope.low, rope.high),
          "all are positive, and low is below high");
+  if ((rope.scaling == RopeScaling::dynamic || rope.scaling == RopeScaling::llama3) && rope.trained < 1)
+    fail(ErrorKind::usage, "TransformerConfig: the scaling of the positions needs the context that the model was trained with",
+         fmt::format("rope.trained {}", rope.trained), "set rope.trained (original_max_position_embeddings)");
+  if (extends_context(rope) && double(context) * rope.factor > kLargestSize)
+    fail(ErrorKind::usage, "TransformerConfig: the scaled context is larger than 2^30 tokens",
+         fmt::format("context {}, factor {}", context, rope.factor));
   if (head % 2 != 0 || (rope.scaling == RopeScaling::dynamic && head < 4))
     fail(ErrorKind::usage, "TransformerConfig: the features of a head are rotated in pairs, so their number is even",
          fmt::format("a head of {}", head), "choose width / heads, or head, even");
@@ -157,10 +181,8 @@ std::int64_t TransformerConfig::window_of(std::int64_t layer) const {
   return windowed.empty() || windowed[std::size_t(layer)] ? window : 0;
 }
 
-// llama3 writes the extended context itself.
 std::int64_t TransformerConfig::longest() const {
-  const bool extends = rope.scaling == RopeScaling::linear || rope.scaling == RopeScaling::dynamic;
-  return extends ? std::int64_t(double(context) * std::max(rope.factor, 1.0)) : context;
+  return extends_context(rope) ? std::int64_t(double(context) * std::max(rope.factor, 1.0)) : context;
 }
 
 AttentionSizes TransformerConfig::sizes(std::int64_t layer) const {
@@ -190,7 +212,7 @@ void TransformerConfig::check() const {
   if (head_size() > kMostHeadSize)
     fail(ErrorKind::usage, fmt::format("TransformerConfig: a head of at most {} features is supported", kMostHeadSize),
          fmt::format("{}", head_size()), "more heads");
-  check_rope(rope, head_size());
+  check_rope(rope, head_size(), context);
   if (layers > kMostTransformerLayers || count_parameters<double>(*this) > kMostTransformerParameters)
     fail(ErrorKind::usage,
          fmt::format("TransformerConfig: at most {} layers and {:g} parameters are supported", kMostTransformerLayers,

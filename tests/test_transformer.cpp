@@ -253,6 +253,36 @@ TEST(TransformerConfig, ReadsTheScalingsOfBothForms) {
   EXPECT_EQ(dynamic.base, 1234);
 }
 
+// A file that weft writes has both forms: who edits one of them must not change nothing.
+TEST(TransformerConfig, FormsOfTheRotaryPositionsThatContradictEachOtherAreRefused) {
+  TransformerConfig c = little();
+  for (const RopeScaling scaling : {RopeScaling::none, RopeScaling::linear, RopeScaling::dynamic, RopeScaling::llama3}) {
+    c.rope = {.scaling = scaling, .factor = 2, .trained = 8192};
+    if (scaling == RopeScaling::none || scaling == RopeScaling::linear) c.rope.trained = 0, c.rope.factor = 1;
+    const json written = to_hugging_face(c);
+    EXPECT_EQ(transformer_config_from_json(written).rope.scaling, scaling);
+    std::vector<json> edited(2, written);
+    edited[0]["rope_theta"] = 5e5;
+    edited[1]["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 3.0}};
+    for (const json& j : edited)
+      expect_error(ErrorKind::io, {"two keys contradict each other", "rope_parameters", "rope_theta or rope_scaling"},
+                   [&] { transformer_config_from_json(j); });
+  }
+}
+
+TEST(TransformerConfig, ASizeThatIsNullIsMissing) {
+  for (const char* key : {"hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size",
+                          "max_position_embeddings"}) {
+    json j = to_hugging_face(little());
+    j[key] = nullptr;
+    expect_error(ErrorKind::io, {"size keys are missing", key}, [&] { transformer_config_from_json(j); });
+  }
+  json j = to_hugging_face(little());  // null says: as many as heads, width / heads
+  j["num_key_value_heads"] = nullptr, j["head_dim"] = nullptr;
+  EXPECT_EQ(transformer_config_from_json(j).groups(), 4);
+  EXPECT_EQ(transformer_config_from_json(j).head_size(), 6);
+}
+
 TEST(TransformerConfig, RefusesWhatItDoesNotKnow) {
   const auto refused = [](const std::vector<std::string>& words, const json& changes) {
     json j = llama_json();
@@ -324,6 +354,14 @@ TEST(TransformerConfig, SizesThatMakeNoSense) {
   refused({"context = 0"}, c);
   c = little(), c.layers = 20000;
   refused({"20000 layers"}, c);
+  for (const RopeScaling scaling : {RopeScaling::dynamic, RopeScaling::llama3}) {
+    c = little(), c.rope = {.scaling = scaling, .factor = 2};
+    refused({"needs the context that the model was trained with", "rope.trained 0"}, c);
+  }
+  for (const RopeScaling scaling : {RopeScaling::linear, RopeScaling::dynamic}) {
+    c = little(), c.rope = {.scaling = scaling, .factor = 1e30, .trained = 64};
+    refused({"the scaled context is larger than 2^30", "factor 1e+30"}, c);
+  }
 }
 
 // ---- the mathematics --------------------------------------------------------------------------------------------------------
