@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <numbers>
 #include <utility>
 
@@ -64,6 +65,8 @@ HoleOf<2, 4, 2> RopeTable::rotate() const {
 }
 
 struct Rope::Impl {
+  Impl(RopeOptions o, std::int64_t k, DType d) : options(std::move(o)), key(k), dtype(d) {}
+
   RopeOptions options;
   std::int64_t key;
   DType dtype;
@@ -71,6 +74,7 @@ struct Rope::Impl {
     RopeTable table;
     std::int64_t places, length;  // rows; the length whose angles they have, 0: any
   };
+  std::mutex mutex = {};       // threads may read one model at the same time
   std::deque<Made> made = {};  // the last used first
 
   RopeTable make(std::int64_t places, std::int64_t length) const {
@@ -88,11 +92,12 @@ struct Rope::Impl {
 };
 
 Rope::Rope(RopeOptions options, std::int64_t key, DType dtype)
-    : impl_(std::make_shared<Impl>(Impl{std::move(options), key, dtype == DType::f64 ? DType::f64 : DType::f32})) {}
+    : impl_(std::make_shared<Impl>(std::move(options), key, dtype == DType::f64 ? DType::f64 : DType::f32)) {}
 
 RopeTable Rope::table(std::int64_t length) const {
   if (!impl_) return {};
   constexpr std::size_t kKept = 8;
+  const std::lock_guard lock(impl_->mutex);
   std::deque<Impl::Made>& made = impl_->made;
   const std::int64_t angles_of = stretched(impl_->options, length) ? length : 0;
   const auto fits = [&](const Impl::Made& m) { return m.length == angles_of && m.places >= length; };
@@ -306,6 +311,12 @@ KeysValues KvCache::Impl::rebuild(const Tensor& keys, const Tensor& values, cons
 
 KeysValues KvCache::put(const Tensor& k, const Tensor& v, const AttentionPass& pass) const {
   Impl& cache = *impl_;
+  const AttentionSizes& s = cache.sizes;
+  if (k.dim(2) != s.groups || k.dim(3) != s.key || v.dim(3) != s.value)
+    fail(ErrorKind::usage, "model: the cache belongs to another model",
+         fmt::format("keys {}, values {}; the cache has {} groups of {} and {} features", to_string(k.shape()),
+                     to_string(v.shape()), s.groups, s.key, s.value),
+         "make one with make_cache of this model");
   const Tensor keys = convert(rotated(k, pass), cache.dtype, Site::current());
   const Tensor values = convert(v, cache.dtype, Site::current());
   if (pass.use == CacheUse::fill) {

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -107,6 +108,9 @@ void rename_tensor(TensorMap& tensors, std::string_view from, std::string_view t
 // Of a model whose head is its embedding: what a file has under the name of the head, there or there alone, becomes the
 // embedding. Errors (ErrorKind::io): it is there under both names, with other values.
 void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view embedding);
+
+// What forward does first. Errors (ErrorKind::usage): ids are not (b, t), or t is larger than `longest` (nothing: any).
+void check_texts(const Tensor& ids, std::optional<std::int64_t> longest, Site where = Site::current());
 
 // ---- texts of unequal length ------------------------------------------------------------------------------------------------
 //

@@ -92,6 +92,7 @@ Tensor HybridModel::layers(Tensor x, AttentionPass& pass, const HybridCache* cac
 Tensor HybridModel::head(const Tensor& x) { return lm_head_ ? (*lm_head_)(x) : embed_tokens_.logits(x); }
 
 Tensor HybridModel::forward(const Tensor& ids) {
+  check_texts(ids, context());
   const std::int64_t m = sizes_.meta_tokens, t = m + ids.dim(1);
   AttentionPass pass = attention_pass(rope_, t, m);
   return head(slice(layers(embed(ids, true), pass, nullptr), 1, m, t));
@@ -102,6 +103,7 @@ std::vector<Tensor> HybridModel::attention_maps(const Tensor& ids, const std::ve
     if (l < 0 || l >= sizes_.layers() || !sizes_.has_attention(l))
       fail_at(where, "attention_maps: there is no such layer, or it has no attention",
               fmt::format("layer {}, layers {}", l, sizes_.kinds), "layers count from 0; G and L have attention");
+  check_texts(ids, context(), where);
   NoGrad scope;
   std::vector<Tensor> all(std::size_t(sizes_.layers())), maps;
   AttentionPass pass = attention_pass(rope_, sizes_.meta_tokens + ids.dim(1), sizes_.meta_tokens);

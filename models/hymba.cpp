@@ -159,7 +159,8 @@ ModelFamily hymba_family() {
        {"heads", "Attention heads", &HymbaConfig::heads, std::int64_t(4)},
        {"kv_heads", "Heads of keys and values", &HymbaConfig::kv_heads, std::int64_t(2)},
        {"meta_tokens", "Learned tokens before every text", &HymbaConfig::meta_tokens, std::int64_t(16)},
-       {"window", "Tokens that a local layer sees", &HymbaConfig::window, std::int64_t(32)}},
+       {"window", "Tokens that a local layer sees", &HymbaConfig::window, std::int64_t(32)},
+       {"context", "Tokens of the longest text", &HymbaConfig::positions, std::int64_t(8192)}},
       hymba_config_from_json);
 }
 

@@ -42,6 +42,14 @@ void check_lengths(const Arg& ids, const Tensor& lengths) {
       fmt::format("lengths {} of {}, ids {}", to_string(lengths.shape()), name_of(lengths.dtype()), to_string(ids.shape())));
 }
 
+// The lengths, or, for one that no text of t tokens has, a place that nothing is at: reading what stands there is an error,
+// which the run finds, since only it knows the numbers.
+Tensor lengths_up_to(const Tensor& lengths, std::int64_t t) {
+  constexpr std::int64_t kNowhere = -(std::int64_t(1) << 40);
+  const auto known = [&](Expr n) { return where(n >= Expr(1) && n <= Expr(t), n, Expr(kNowhere)); };
+  return pointwise("lengths", {lengths.dtype() == DType::i64 ? lengths : cast(lengths, DType::i64)}, known);
+}
+
 }  // namespace
 
 ModelCache::ModelCache(std::int64_t sequences) : batch(sequences), pads_({sequences}, DType::i64, "cache.pads") {}
@@ -74,10 +82,12 @@ Tensor LanguageModel::go(const Arg& ids, const ModelCache& cache, CacheUse use, 
     fail_at(ids.where(), "model: the text is longer than the model's context",
             fmt::format("{} tokens, the context is {}", after, *context()), "give fewer tokens");
   NoGrad scope;
-  initialise();  // what a call of the model does before it
+  CallFrame frame(*this, ids.where(), ids.tensor());  // errors name the caller's line
   progress->epoch = tape().epoch;
-  if (lengths) assign(cache.pads_, pointwise("pads", {lengths}, [&](Expr n) { return Expr(t) - n; }));
-  const Tensor logits = last_logits(ids.tensor(), cache, use, lengths);
+  const Tensor known = lengths ? lengths_up_to(lengths, t) : Tensor();
+  if (known) assign(cache.pads_, pointwise("pads", {known}, [&](Expr n) { return Expr(t) - n; }));
+  const Tensor logits = last_logits(ids.tensor(), cache, use, known);
+  frame.close(logits);
   on_commit([=] { progress->tokens = after, progress->padded = padded; });
   if (!recording()) flush();
   return logits;
@@ -260,14 +270,28 @@ void check_option_names(const ModelFamily& family, const ModelOptions& given) {
            fmt::format("its options are {}", fmt::join(names, ", ")));
 }
 
+void check_texts(const Tensor& ids, std::optional<std::int64_t> longest, Site where) {
+  const Shape shape = ids.shape();
+  if (shape.rank() != 2)
+    fail_at(where, "model: the ids are not (batch, time)", fmt::format("ids {}", to_string(shape)),
+            "a single text is a batch of one: reshape it to (1, time)");
+  if (longest && shape[1] > *longest)
+    fail_at(where, "model: the texts are longer than the model's context",
+            fmt::format("{} tokens, the context is {}", shape[1], *longest),
+            "give shorter ones (--length), or make a model with a larger context (--context)");
+}
+
 // ---- texts of unequal length
 
 namespace {
 
-// Rows `from` (b, n), counted in each sequence, of x (b, t, d).
+// Rows `from` (b, n), counted in each sequence, of x (b, t, d). One outside of its sequence must not be its neighbour's: it is
+// an error, as an id that the table has not.
 Tensor rows_of(const Tensor& x, const Tensor& from) {
   const std::int64_t b = x.dim(0), t = x.dim(1);
-  const Tensor all = pointwise("rows", {from}, [&](Expr row) { return expr::index(0) * Expr(t) + row; });
+  const Tensor all = pointwise("rows", {from}, [&](Expr row) {
+    return where(row >= Expr(0) && row < Expr(t), expr::index(0) * Expr(t) + row, Expr(-1));
+  });
   return embedding(reshape(x, {b * t, x.dim(2)}), all);
 }
 

@@ -162,6 +162,7 @@ Tensor Mamba::head(const Tensor& x) {
 }
 
 Tensor Mamba::forward(const Tensor& ids) {
+  check_texts(ids, context());
   Tensor x = embed(ids);
   for (MambaBlock& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x); }) : block(x);
   return head(x);

@@ -93,12 +93,8 @@ Tensor Transformer::head(const Tensor& x) {
 }
 
 Tensor Transformer::forward(const Tensor& ids) {
-  const std::int64_t t = ids.dim(-1);
-  if (t > config_.longest())
-    fail_at(Site::current(), "Transformer: the texts are longer than the model's context",
-            fmt::format("{} tokens, the context is {}", t, config_.longest()),
-            "give shorter ones (--length), or make a model with a larger context (--context)");
-  const AttentionPass pass = attention_pass(rope_, t);
+  check_texts(ids, config_.longest());
+  const AttentionPass pass = attention_pass(rope_, ids.dim(1));
   Tensor x = embed_tokens_(ids);
   for (TransformerBlock& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x, pass); }) : block(x, pass);
   return head(x);

@@ -74,6 +74,7 @@ class Ngram : public LanguageModel {
   }
 
   Tensor forward(const Tensor& ids) override {
+    check_texts(ids, context());
     const Tensor x = embedding_(ids);
     return head(x, conv_(x));
   }

@@ -2,10 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <numbers>
 #include <set>
+#include <thread>
 
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
@@ -487,6 +489,80 @@ TEST(KvCaches, ACacheIsUsedAgainForAnotherText) {
   const auto after = run([&] { return model.step(one_text({3}), cache); }).to_host<float>();
   const auto all = all_logits(model, {1, 2, 3});
   EXPECT_LT(farthest(after, {all.end() - 50, all.end()}), 5e-5);
+}
+
+TEST(EveryFamily, IdsThatAreNoBatchOfTextsAreRefused) {
+  for (const Example& e : examples()) {
+    SCOPED_TRACE(e.name);
+    expect_error(ErrorKind::usage, {"the ids are not (batch, time)", "ids (3,)", "test_generate.cpp:", "reshape"},
+                 [&] { (*e.model)(Tensor::from(some_text(3), {3})); });
+  }
+}
+
+TEST(EveryFamily, ATextBeyondTheContextIsAnError) {
+  for (const ModelFamily& family : model_families()) {
+    const bool bounded =
+        std::ranges::any_of(family.options, [](const ModelOption& o) { return o.name == std::string("context"); });
+    if (!bounded) continue;
+    SCOPED_TRACE(family.name);
+    const auto model = family.from_options({{"context", std::int64_t(8)}}, {.size = 50}, {});
+    EXPECT_EQ(model->context(), 8);
+    all_logits(*model, some_text(8));
+    expect_error(ErrorKind::usage, {"longer than the model's context", "9 tokens, the context is 8", "test_generate.cpp:"},
+                 [&] { all_logits(*model, some_text(9)); });
+  }
+}
+
+// A length of 0, or one beyond the ids, would have a text end in its neighbour or among the meta tokens.
+TEST(EveryFamily, LengthsThatNoTextHasAreAnError) {
+  for (const Example& e : examples())
+    for (const Ids& lengths : {Ids{0, 2}, Ids{2, 4}, Ids{-1, 3}, Ids{100, 1}}) {
+      SCOPED_TRACE(fmt::format("{}: {}, {}", e.name, lengths[0], lengths[1]));
+      const auto cache = e.model->make_cache(2);
+      const Tensor ids = Tensor::from(some_text(6), {2, 3}), ends = Tensor::from(lengths, {2});
+      expect_error(ErrorKind::usage, {"out of range", "test_generate.cpp:"},
+                   [&] { run([&] { return e.model->prefill(ids, *cache, ends); }).to_host<float>(); });
+    }
+}
+
+TEST(EveryFamily, ErrorsOfAPrefillNameTheLineThatCalledIt) {
+  for (const Example& e : examples()) {
+    SCOPED_TRACE(e.name);
+    const auto cache = e.model->make_cache(1);
+    expect_error(ErrorKind::usage, {"id 50", "in the model, called at test_generate.cpp:"}, [&] {
+      run([&] { return e.model->prefill(one_text({1, 50}), *cache); }).to_host<float>();
+    });
+  }
+}
+
+// Each length needs a table of angles that another thread may be making.
+TEST(EveryFamily, ThreadsReadOneModelAtTheSameTime) {
+  if (device() != Device::cpu) GTEST_SKIP() << "a GPU is for one thread at a time";
+  for (const Example& e : examples()) {
+    SCOPED_TRACE(e.name);
+    const std::vector<float> want = all_logits(*e.model, some_text(2));
+    std::atomic<int> wrong = 0;
+    std::vector<std::thread> threads;
+    for (std::size_t first = 0; first < 3; ++first)
+      threads.emplace_back([&, first] {
+        for (std::size_t i = 0; i < 2; ++i) {
+          const std::vector<float> made = all_logits(*e.model, some_text(2 + (first + i) % 3 * 256));
+          if (farthest({made.begin(), made.begin() + 100}, want) > 2e-5) ++wrong;
+        }
+      });
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(wrong, 0);
+  }
+}
+
+TEST(KvCaches, ACacheOfAnotherModelIsRefused) {
+  TransformerConfig c = decoder();
+  Transformer model(c);
+  c.kv_heads = c.heads;
+  Transformer other(c);
+  expect_error(ErrorKind::usage, {"the cache belongs to another model", "make_cache"}, [&] {
+    run([&] { return model.prefill(one_text({1, 2}), *other.make_cache(1)); });
+  });
 }
 
 TEST(KvCaches, WhatMakesNoSenseIsRefused) {
