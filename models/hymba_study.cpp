@@ -145,7 +145,7 @@ std::string HymbaStudy::description() const {
 
 nlohmann::json HymbaStudy::config_json(CheckpointNames names) const {
   if (names == CheckpointNames::original) fail(ErrorKind::usage, "Hymba study: its config.json has one form");
-  return to_json(config_);
+  return hymba_study_config_to_json(config_);
 }
 
 // ---- family -----------------------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ HymbaStudyConfig hymba_study_config_from_json(const json& object, std::string_vi
   return c;
 }
 
-json to_json(const HymbaStudyConfig& c) {
+json hymba_study_config_to_json(const HymbaStudyConfig& c) {
   return {{"model_type", "hymba_study"},
           {"vocab_size", c.vocab},
           {"hidden_size", c.width},

@@ -71,6 +71,6 @@ HymbaStudyConfig
 bench_model();  // 15 layers of width 512, both mixers at full width, whose speed other implementations are known for
 
 HymbaStudyConfig hymba_study_config_from_json(const nlohmann::json& json, std::string_view name = "config.json");
-nlohmann::json to_json(const HymbaStudyConfig& config);
+nlohmann::json hymba_study_config_to_json(const HymbaStudyConfig& config);
 
 }  // namespace weft

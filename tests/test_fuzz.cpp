@@ -191,8 +191,22 @@ Read safetensors_index(const TempFolder& folder) {
 }
 
 Read configurations(const TempFolder&) {
-  const std::vector<std::string> forms = {to_hugging_face(tiny()).dump(1), to_original(tiny()).dump(1)};
-  return [forms](Mutator& m) { mamba_config_from_json(parse_json(m(forms[m.below(2)]), "config.json")); };
+  using Parse = void (*)(const json&);
+  const Parse mamba = [](const json&j) { mamba_config_from_json(j, "config.json"); },
+              transformer = [](const json&j) { transformer_config_from_json(j, "config.json"); },
+              hymba = [](const json&j) { hymba_config_from_json(j, "config.json"); },
+              study = [](const json&j) { hymba_study_config_from_json(j, "config.json"); };
+  TransformerConfig windowed{.vocab = 8, .width = 8, .layers = 2, .heads = 2};
+  windowed.window = 4, windowed.rope = {.scaling = RopeScaling::llama3, .factor = 8, .trained = 64};
+  const std::vector<std::pair<std::string, Parse>> forms = {{to_hugging_face(tiny()).dump(1), mamba},
+                                                            {to_original(tiny()).dump(1), mamba},
+                                                            {transformer_config_to_json(windowed).dump(1), transformer},
+                                                            {hymba_config_to_json(HymbaConfig{}).dump(1), hymba},
+                                                            {hymba_study_config_to_json(HymbaStudyConfig{}).dump(1), study}};
+  return [forms](Mutator& m) {
+    const auto& [text, parse] = forms[m.below(forms.size())];
+    parse(parse_json(m(text), "config.json"));
+  };
 }
 
 // Mutates one of the files of a folder at a time.
@@ -214,7 +228,9 @@ Read any_of(const TempFolder& folder, const std::vector<std::string>& names, std
 
 Read model_folders(const TempFolder& folder) {
   Mamba(tiny()).save(folder.path());
-  return any_of(folder, {"config.json", "model.safetensors"}, [&folder] { Mamba::load(folder.path()); });
+  folder.write("generation_config.json", R"({"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": null})");
+  return any_of(folder, {"config.json", "model.safetensors", "generation_config.json"},
+                [&folder] { Mamba::load(folder.path()); });
 }
 
 Read checkpoints(const TempFolder& folder) {

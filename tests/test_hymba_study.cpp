@@ -183,7 +183,7 @@ TEST(HymbaStudy, PresetsAreTheModelsOfTheStudy) {
                              .kv_heads = get("kv_heads", std::int64_t()),
                              .meta_tokens = get("meta_tokens", std::int64_t()),
                              .window = get("window", std::int64_t())};
-    EXPECT_EQ(to_json(c), to_json(of_4000(study_model(name)))) << name;
+    EXPECT_EQ(hymba_study_config_to_json(c), hymba_study_config_to_json(of_4000(study_model(name)))) << name;
     EXPECT_EQ(o.length, 256);
     EXPECT_EQ(o.batch, 16);
   }
@@ -221,8 +221,8 @@ TEST(HymbaStudy, CountsItsArithmetic) {
 TEST(HymbaStudyConfig, SurvivesItsFile) {
   HymbaStudyConfig c = narrow(study_model("hybrid_50_50"));
   c.window_inclusive = true, c.kv_group_max = 0, c.keep_consumer_kv = true, c.tie = false, c.conv = 3, c.eos = {4};
-  const HymbaStudyConfig r = hymba_study_config_from_json(to_json(c));
-  EXPECT_EQ(to_json(r), to_json(c));
+  const HymbaStudyConfig r = hymba_study_config_from_json(hymba_study_config_to_json(c));
+  EXPECT_EQ(hymba_study_config_to_json(r), hymba_study_config_to_json(c));
   EXPECT_EQ(r.parameter_count(), c.parameter_count());
   EXPECT_EQ(r.producers(), c.producers());
 }
@@ -245,7 +245,7 @@ TEST(HymbaStudyConfig, WhatDoesNotFitIsAnError) {
   wrong({"window = 0"}, [](HymbaStudyConfig& c) { c.window = 0; });
   wrong({"eps nan"}, [](HymbaStudyConfig& c) { c.eps = NAN; });
   expect_error(ErrorKind::usage, {"no model 'hybrid_papr'; did you mean 'hybrid_paper'?"}, [] { study_model("hybrid_papr"); });
-  json j = to_json(narrow(study_model("hybrid_paper")));
+  json j = hymba_study_config_to_json(narrow(study_model("hybrid_paper")));
   j["layer_kinds"] = 3;
   expect_error(ErrorKind::io, {"a word is expected", "layer_kinds = 3"}, [&] { hymba_study_config_from_json(j); });
 }
