@@ -259,7 +259,7 @@ TEST(TransformerConfig, FormsOfTheRotaryPositionsThatContradictEachOtherAreRefus
   for (const RopeScaling scaling : {RopeScaling::none, RopeScaling::linear, RopeScaling::dynamic, RopeScaling::llama3}) {
     c.rope = {.scaling = scaling, .factor = 2, .trained = 8192};
     if (scaling == RopeScaling::none || scaling == RopeScaling::linear) c.rope.trained = 0, c.rope.factor = 1;
-    const json written = to_hugging_face(c);
+    const json written = transformer_config_to_json(c);
     EXPECT_EQ(transformer_config_from_json(written).rope.scaling, scaling);
     std::vector<json> edited(2, written);
     edited[0]["rope_theta"] = 5e5;
@@ -273,11 +273,11 @@ TEST(TransformerConfig, FormsOfTheRotaryPositionsThatContradictEachOtherAreRefus
 TEST(TransformerConfig, ASizeThatIsNullIsMissing) {
   for (const char* key : {"hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size",
                           "max_position_embeddings"}) {
-    json j = to_hugging_face(little());
+    json j = transformer_config_to_json(little());
     j[key] = nullptr;
     expect_error(ErrorKind::io, {"size keys are missing", key}, [&] { transformer_config_from_json(j); });
   }
-  json j = to_hugging_face(little());  // null says: as many as heads, width / heads
+  json j = transformer_config_to_json(little());  // null says: as many as heads, width / heads
   j["num_key_value_heads"] = nullptr, j["head_dim"] = nullptr;
   EXPECT_EQ(transformer_config_from_json(j).groups(), 4);
   EXPECT_EQ(transformer_config_from_json(j).head_size(), 6);
