@@ -633,7 +633,7 @@ SKIP:
   expect(Counters::integer, 2 * (2 * 10 + 2 + 2), 40 * (2 * 10 + 1 + 2) + 8);
   expect(Counters::floating, 2, 32);
   expect(Counters::special, 2, 40);
-  expect(Counters::convert, 2, 40);
+  expect(Counters::conversion, 2, 40);
   expect(Counters::exchange, 2, 40);
   expect(Counters::barrier, 2, 40);
   expect(Counters::branch, 2 * (10 + 1 + 1), 40 * 9 + 8 + 40);

@@ -198,11 +198,12 @@ Read configurations(const TempFolder&) {
               study = [](const json&j) { hymba_study_config_from_json(j, "config.json"); };
   TransformerConfig windowed{.vocab = 8, .width = 8, .layers = 2, .heads = 2};
   windowed.window = 4, windowed.rope = {.scaling = RopeScaling::llama3, .factor = 8, .trained = 64};
-  const std::vector<std::pair<std::string, Parse>> forms = {{to_hugging_face(tiny()).dump(1), mamba},
-                                                            {to_original(tiny()).dump(1), mamba},
-                                                            {transformer_config_to_json(windowed).dump(1), transformer},
-                                                            {hymba_config_to_json(HymbaConfig{}).dump(1), hymba},
-                                                            {hymba_study_config_to_json(HymbaStudyConfig{}).dump(1), study}};
+  const std::vector<std::pair<std::string, Parse>> forms = {
+      {to_hugging_face(tiny()).dump(1), mamba},
+      {to_original(tiny()).dump(1), mamba},
+      {transformer_config_to_json(windowed).dump(1), transformer},
+      {hymba_config_to_json(HymbaConfig{.width = 64, .layers = 3}).dump(1), hymba},
+      {hymba_study_config_to_json(HymbaStudyConfig{}).dump(1), study}};
   return [forms](Mutator& m) {
     const auto& [text, parse] = forms[m.below(forms.size())];
     parse(parse_json(m(text), "config.json"));

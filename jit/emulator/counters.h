@@ -15,13 +15,13 @@ namespace weft {
 struct EmulatedCounters {
   // Instructions of PTX: the assembler may make several of one, or none.
   enum Class : std::uint8_t {
-    integer,   // arithmetic, logic and comparison
-    floating,  // of any width
-    special,   // roots, reciprocals, divisions and transcendental functions
-    convert,   // cvt
-    matrix,    // mma
-    global,    // loads, stores and atomics of global memory (and of generic addresses), cp.async
-    shared,    // the same of shared memory, ldmatrix and stmatrix
+    integer,     // arithmetic, logic and comparison
+    floating,    // of any width
+    special,     // roots, reciprocals, divisions and transcendental functions
+    conversion,  // cvt
+    matrix,      // mma
+    global,      // loads, stores and atomics of global memory (and of generic addresses), cp.async
+    shared,      // the same of shared memory, ldmatrix and stmatrix
     local,
     exchange,  // shuffles, votes
     barrier,   // barriers, fences, waits for copies

@@ -50,7 +50,7 @@ EmulatedCounters::Class class_of(const PtxInstruction& p) {
     std::initializer_list<std::string_view> words;
   };
   static const Family families[] = {
-      {Counters::convert, {"cvt"}},
+      {Counters::conversion, {"cvt"}},
       {Counters::matrix, {"mma"}},
       {Counters::special, {"ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt"}},
       {Counters::exchange, {"shfl", "vote", "match", "redux", "activemask", "elect"}},
