@@ -91,6 +91,27 @@ TEST_F(LanguageModels, HelpListsTheOptionsOfTheFamily) {
   expect_in(weft("completion bash", false).out, {"--window", "--state", "mamba ", " ngram", "tiny small 130m task", " wide"});
 }
 
+TEST_F(LanguageModels, HelpSaysWhichFlagsAreOnAndHowToTurnThemOff) {
+  expect_in(weft("train --model transformer --help", false).out,
+            {"The head is the embedding (=on; --tie=false: off)", "Norms of queries and keys (=off)"});
+  expect_in(weft("train --model hymba-study --help", false).out,
+            {"(=on; --share-kv=false: off)", "(=on; --wrap-projections=false"});
+}
+
+TEST_F(LanguageModels, EvalTakesWindowsThatTheModelCanRead) {
+  folder_.write("text.txt", words_text(3000));
+  const std::string model = "train --model transformer --context 32 --tie=false --width 16 --layers 1 --heads 2 --data " +
+                            path("text.txt") + " --out " + path("run") +
+                            " --batch 2 --length 16 --steps 1 --sample 0 --eval-batches 1 --precision fp32";
+  ASSERT_EQ(weft(model).code, 0);
+  const std::string eval = "eval --precision fp32 --from " + path("run") + " --data " + path("text.txt");
+  const Printed own = weft(eval), longer = weft(eval + " --length 33");
+  EXPECT_EQ(own.code, 0) << own.err;
+  expect_in(own.out, {"in windows of 32 tokens"});
+  EXPECT_EQ(longer.code, 2);
+  expect_in(longer.err, {"33 tokens, the context is 32"});
+}
+
 TEST_F(LanguageModels, AnUnknownFamilyHasNoHelp) {
   for (const char* words : {"train --model mambo --help", "train --help --model=mambo", "train --model mambo"}) {
     const Printed got = weft(words, false);

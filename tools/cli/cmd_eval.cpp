@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <string>
 
@@ -11,7 +13,10 @@ namespace weft {
 
 int cmd_eval(const EvalCommand& c) {
   TextModel lm = open_model(c.model);
-  const TokenStream text = open_to_evaluate(c.data, c.part, lm.tokenizer, c.options);
+  BatchOptions options = c.options;
+  constexpr std::int64_t kWindow = 1024;
+  if (options.length == 0) options.length = std::min(kWindow, lm.model->context().value_or(kWindow));
+  const TokenStream text = open_to_evaluate(c.data, c.part, lm.tokenizer, options);
   const Evaluation e = evaluate(*lm.model, text);
   const bool counted = e.characters > 0;  // the tokenizer gives the text back
   const std::string size = counted ? fmt::format(", {} characters, {} bytes", e.characters, e.bytes) : "";

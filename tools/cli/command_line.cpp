@@ -90,9 +90,10 @@ void add_device(CLI::App* sub, std::string& device) {
 
 // --weight-decay for the option weight_decay. What is given is kept as text, in order: set_option reads it, as it does
 // --config.
-CLI::Option* add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, bool) {
-  const auto give = [&c, name = info.name](std::int64_t on) { c.given.emplace_back(name, on > 0 ? "true" : "false"); };
-  return sub->add_flag_function(flag_of(info.name), give, fmt::format("{} (=off)", info.help));
+CLI::Option* add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& info, bool on) {
+  const auto give = [&c, name = info.name](std::int64_t given) { c.given.emplace_back(name, given > 0 ? "true" : "false"); };
+  const std::string state = on ? fmt::format("on; {}=false: off", flag_of(info.name)) : "off";
+  return sub->add_flag_function(flag_of(info.name), give, fmt::format("{} (={})", info.help, state));
 }
 const char* type_of(const std::string& name, const std::string&) {
   return name == "data" || name == "tokenizer" ? kFile : "TEXT";
@@ -198,8 +199,10 @@ void add_eval(CLI::App& app, EvalCommand& c, std::function<int()>& chosen) {
   sub->add_option("--data", c.data, "Text, .jsonl file of documents, or folder of shards")->type_name(kFile)->required();
   sub->add_option("--part", c.part, "all, training (the first 9/10), or validation (the rest)")
       ->check(one_of({"all", "training", "validation"}));
-  sub->add_option("--length", c.options.length, "Tokens a window; a window knows nothing of the one before")
-      ->check(between(1, kMostWindows));
+  sub->add_option("--length", c.options.length,
+                  "Tokens a window, which knows nothing of the one before; auto: 1024, or the model's context if that is less")
+      ->check(between(1, kMostWindows))
+      ->default_str("auto");
   sub->add_option("--batch", c.options.batch, "Windows at a time")->check(between(1, kMostWindows));
   add_model(sub, c.model);
 }

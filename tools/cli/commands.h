@@ -45,8 +45,8 @@ int cmd_generate(const GenerateCommand& command);
 
 struct EvalCommand {
   ModelCommand model;
-  std::string data, part = "all";  // "training", "validation"
-  BatchOptions options{.batch = 8, .length = 1024};
+  std::string data, part = "all";                 // "training", "validation"
+  BatchOptions options{.batch = 8, .length = 0};  // length 0: 1024, or the model's context if that is less
 };
 int cmd_eval(const EvalCommand& command);
 
