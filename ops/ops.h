@@ -223,6 +223,22 @@ Hole softplus_hole();          // v -> softplus(v)
 Hole silu_hole();              // v -> silu(v)
 Hole gate(Arg z);              // s -> s silu(z)
 
+// ---- state space duality (ops/ssd.cpp, arXiv:2405.21060): the scan of Mamba-2, channel-last ---------------------------------
+
+// What a function that fills dt or out may do is listed at HoleOf (autograd/hole.h).
+struct SsdOptions {
+  Tensor D = {};            // (h) or (h, p): skip, s += D x
+  HoleOf<1, 3> dt = {};     // Delta = dt(raw; b, t, h): softplus_bias(bias)
+  HoleOf<1, 4> out = {};    // y = out(s; b, t, h, p): gate(z)
+  Tensor initial = {};      // (b, h, p, n) S before time 0
+  Tensor* last = nullptr;   // receives S_T (b, h, p, n) in fp32 (fp64), with gradient
+  std::int64_t chunk = 64;  // steps that are computed together; results do not depend on it, but for their rounding
+};
+// x (b, t, h, p); dt (b, t, h); A (h) < 0; B, C (b, t, g, n) with h divisible by g, head k uses group k / (h/g).
+// S_t = exp(Delta A) S_{t-1} + Delta x_t B_t^T;  s_t = S_t C_t (+ D x_t);  result (b, t, h, p), in x's type. S is a matrix
+// (p, n) for each head, in fp32 (fp64). Delta = 0 leaves it as it is. Any number of steps, 0 too.
+Tensor ssd(Arg x, Arg dt, Arg A, Arg B, Arg C, SsdOptions options = {});
+
 // ---- attention (ops/attention.cpp, arXiv:2205.14135): channel-last ----------------------------------------------------------
 
 enum class Pairing { halves, neighbours };  // feature pairs of rotate: (p, p + dk/2), or (2p, 2p + 1)

@@ -17,6 +17,7 @@ void add_embeddings(std::vector<OpRow>& rows);
 void add_cross_entropies(std::vector<OpRow>& rows);
 void add_convolutions(std::vector<OpRow>& rows);
 void add_scans(std::vector<OpRow>& rows);
+void add_ssds(std::vector<OpRow>& rows);
 void add_attentions(std::vector<OpRow>& rows);
 void add_custom_kernels(std::vector<OpRow>& rows);
 void add_random(std::vector<OpRow>& rows);

@@ -229,6 +229,46 @@ std::vector<BenchCase> scans(bool smoke) {
   return cases;
 }
 
+// ---- ssd --------------------------------------------------------------------------------------------------------------------
+
+struct SsdSize {
+  Int b, t, h, p, n;
+};
+
+// x, dt, B, C bf16; A = -(1, ..., h), D = 1, the bias of softplus -4, in fp32.
+TrainStep ssd_step(const SsdSize& z) {
+  std::vector<State> s = normal_states(
+      {{{z.b, z.t, z.h, z.p}}, {{z.b, z.t, z.h}}, {{z.b, z.t, 1, z.n}}, {{z.b, z.t, 1, z.n}}, {{z.b, z.t, z.h, z.p}}});
+  const State upstream = s.back();
+  s.pop_back();
+  std::vector<float> a(static_cast<std::size_t>(z.h));
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] = -float(i + 1);
+  s.emplace_back(Shape{z.h}, DType::f32, "A").set(a);
+  s.push_back(constant_state({z.h}, 1));
+  s.push_back(constant_state({z.h}, -4));
+  return [s, upstream](const Keep& keep, bool backward) {
+    const std::vector<Tensor> in = read(s);
+    enum { x, dt, B, C, A, D, bias };
+    const Tensor y = ssd(in[x], in[dt], in[A], in[B], in[C], {.D = in[D], .dt = softplus_bias(in[bias])});
+    differentiate(keep, backward, y, upstream, in);
+  };
+}
+
+// Arithmetic is that of chunks of 64, half of which lies after the step that reads.
+std::vector<BenchCase> ssds(bool smoke) {
+  std::vector<SsdSize> sizes = {{8, 2048, 24, 64, 128}, {2, 400, 6, 64, 64}};
+  if (smoke) sizes = {{2, 12, 2, 8, 8}};
+  std::vector<BenchCase> cases;
+  for (const SsdSize& z : sizes) {
+    const double steps = double(z.b * z.t), features = double(z.h * z.p), x = 2 * steps * features,
+                 dt = 2 * steps * double(z.h), bc = 2 * 2 * steps * double(z.n),
+                 flops = 2 * steps * (32 * double(z.n) + features * (32 + 2 * double(z.n)));
+    const TrainWork work = {{.bytes = 2 * x + dt + bc, .flops = flops}, {.bytes = 3 * x + 2 * dt + 2 * bc, .flops = 2 * flops}};
+    cases.push_back(train_case("ssd", "ssd", by({z.b, z.t, z.h, z.p, z.n}), work, [z] { return ssd_step(z); }));
+  }
+  return cases;
+}
+
 // ---- conv -------------------------------------------------------------------------------------------------------------------
 
 TrainStep conv_step(Int b, Int l, Int d, Int width) {
@@ -520,15 +560,21 @@ std::vector<BenchCase> overhead(bool smoke) {
 }  // namespace
 
 const std::vector<std::string>& bench_groups() {
-  static const std::vector<std::string> groups = {"ceilings",  "gemm",      "scan",  "conv",
+  static const std::vector<std::string> groups = {"ceilings",  "gemm",      "scan",  "ssd",     "conv",
                                                   "attention", "pointwise", "optim", "overhead"};
   return groups;
 }
 
 std::vector<BenchCase> bench_cases(const std::string& group, bool smoke) {
-  constexpr std::pair<const char*, std::vector<BenchCase> (*)(bool)> makers[] = {
-      {"ceilings", ceilings},         {"gemm", gemm},   {"scan", scans},       {"conv", conv}, {"attention", attentions},
-      {"pointwise", pointwise_cases}, {"optim", optim}, {"overhead", overhead}};
+  constexpr std::pair<const char*, std::vector<BenchCase> (*)(bool)> makers[] = {{"ceilings", ceilings},
+                                                                                 {"gemm", gemm},
+                                                                                 {"scan", scans},
+                                                                                 {"ssd", ssds},
+                                                                                 {"conv", conv},
+                                                                                 {"attention", attentions},
+                                                                                 {"pointwise", pointwise_cases},
+                                                                                 {"optim", optim},
+                                                                                 {"overhead", overhead}};
   for (const auto& [name, make] : makers)
     if (group == name) return make(smoke);
   fail(ErrorKind::usage, fmt::format("bench: no group '{}'{}", group, suggestion(group, bench_groups())));
