@@ -3,16 +3,14 @@
 #include "models/hymba.h"
 #include "models/hymba_study.h"
 #include "models/mamba.h"
+#include "models/mamba2.h"
 #include "models/transformer.h"
 
 namespace weft {
 
 std::vector<ModelFamily> built_in_families() {
   return {
-      mamba_family(),
-      transformer_family(),
-      hymba_family(),
-      hymba_study_family(),
+      mamba_family(), mamba2_family(), transformer_family(), hymba_family(), hymba_study_family(),
   };
 }
 

@@ -1,0 +1,318 @@
+#include "models/mamba2.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+
+#include "autograd/backward.h"
+#include "models/family.h"
+#include "ops/ops.h"
+
+namespace weft {
+namespace {
+
+Initialiser residual_init(const Mamba2Config& c) {
+  const double layers = c.rescale_residual ? double(c.layers) : 1;
+  return init::uniform(1 / std::sqrt(double(c.inner_width()) * layers));
+}
+
+// ln of a uniform draw, so that A is uniform.
+Initialiser log_uniform_in(double low, double high) {
+  return [=](const Draws& draws, std::int64_t i) { return std::log(low + (high - low) * draws.uniform(i)); };
+}
+
+Param undecayed(std::int64_t size, DType dtype) {
+  Param p({size}, dtype);
+  p.set_decay(false);
+  return p;
+}
+
+Mamba2Config checked_config(Mamba2Config config) {
+  config.check();
+  return config;
+}
+
+}  // namespace
+
+// ---- the gated norm ---------------------------------------------------------------------------------------------------------
+
+GatedNorm::GatedNorm(std::int64_t width, const GatedNormOptions& options, Site where)
+    : weight_(undecayed(width, options.dtype)), options_(options) {
+  if (options.groups < 1 || width % options.groups != 0)
+    fail_at(where, "GatedNorm: the width does not divide into the groups",
+            fmt::format("width {}, {} groups", width, options.groups), "every group has the same number of features");
+  add("weight", weight_, init::constant(1));
+}
+
+Tensor GatedNorm::forward(const Tensor& y, const Tensor& z) {
+  const GatedNormOptions& o = options_;
+  const Tensor v = o.norm_first ? y : y * silu(z);
+  if (o.groups == 1) return rms_norm(v, weight_, o.eps, o.output, o.norm_first ? gate(z) : Hole{});
+  Shape grouped = y.shape();
+  const std::int64_t size = grouped[-1] / o.groups;
+  grouped[-1] = o.groups, grouped.push_back(size);
+  const Tensor w = reshape(weight_, {o.groups, size});
+  const Hole out = o.norm_first
+                       ? hole({w, reshape(z, grouped)}, [](Expr e, Expr weight, Expr by) { return e * weight * silu(by); })
+                       : hole({w}, [](Expr e, Expr weight) { return e * weight; });
+  return reshape(rms_norm(reshape(v, grouped), Tensor{}, o.eps, o.output, out), y.shape());
+}
+
+// ---- mixer ------------------------------------------------------------------------------------------------------------------
+
+Mamba2Cache::Mamba2Cache(const Mamba2Config& c, std::int64_t b) : ModelCache(b) {
+  for (std::int64_t l = 0; l < c.layers; ++l) layers.emplace_back(c, b, fmt::format("backbone.layers.{}.mixer", l));
+}
+
+Mamba2LayerCache::Mamba2LayerCache(const Mamba2Config& c, std::int64_t b, const std::string& name)
+    : ssm({b, c.heads(), c.head, c.state}, c.dtype, name + ".ssm_state") {
+  if (c.conv > 1) conv = State({b, c.conv - 1, c.conv_width()}, c.compute(), name + ".conv_state");
+}
+
+Mamba2Mixer::Mamba2Mixer(const Mamba2Config& c)
+    : config_(c),
+      in_proj_(c.width, c.projected_width(), {.bias = c.bias, .bias_init = init::constant(0), .dtype = c.dtype}),
+      conv1d_(c.conv_width(), c.conv, {.bias = c.conv_bias, .dtype = c.dtype}),
+      norm_(c.scanned_width(),
+            {.groups = c.groups, .norm_first = c.norm_first, .eps = c.eps, .dtype = c.dtype, .output = c.compute()}),
+      out_proj_(c.inner_width(), c.width,
+                {.bias = c.bias, .weight_init = residual_init(c), .bias_init = init::constant(0), .dtype = c.dtype}),
+      dt_bias_(undecayed(c.heads(), c.dtype)),
+      A_log_(undecayed(c.heads(), c.dtype)),
+      D_(undecayed(c.skip_features ? c.scanned_width() : c.heads(), c.dtype)) {
+  add("dt_bias", dt_bias_, init::dt_bias(c.dt_min, c.dt_max, c.dt_floor));
+  add("A_log", A_log_, log_uniform_in(c.A_min, c.A_max));
+  add("D", D_, init::constant(1));
+  add("in_proj", in_proj_);
+  add("conv1d", conv1d_);
+  add("norm", norm_);
+  add("out_proj", out_proj_);
+}
+
+Tensor Mamba2Mixer::forward(const Tensor& x, const Mamba2LayerCache* cache, CacheUse use, const Tensor& ends) {
+  const Mamba2Config& c = config_;
+  const std::int64_t gated = c.gated_width();
+  const std::vector<Tensor> parts = split(in_proj_(x), {gated, gated, c.scanned_width(), c.conv_width(), c.heads()}, -1);
+  const Tensor y = norm_(scanned(parts[3], parts[4], cache, use, ends), parts[2]);
+  return out_proj_(gated ? concat({silu(parts[0]) * parts[1], y}, -1) : y);
+}
+
+Tensor Mamba2Mixer::scanned(const Tensor& xBC, const Tensor& dt, const Mamba2LayerCache* cache, CacheUse use,
+                            const Tensor& ends) {
+  const Mamba2Config& c = config_;
+  const bool go_on = use == CacheUse::go_on;
+  Tensor conv_state, ssm_state;
+  Conv1dOptions conv{.silu = true};
+  if (cache && cache->conv) {
+    conv.last = &conv_state;
+    if (go_on) conv.initial = cache->conv.read();
+  }
+  const Tensor u = conv1d_(xBC, conv);
+  if (conv_state && ends) conv_state = last_inputs(xBC, c.conv - 1, ends);
+
+  const std::int64_t b = u.dim(0), t = u.dim(1), s = c.scanned_width(), gn = c.groups * c.state;
+  const std::vector<Tensor> parts = split(u, {s, gn, gn}, -1);
+  const Tensor D = D_.read();
+  SsdOptions options{.D = c.skip_features ? reshape(D, {c.heads(), c.head}) : D, .dt = step_size(dt_bias_.read(), ends)};
+  if (cache) options.last = &ssm_state;
+  if (cache && go_on) options.initial = cache->ssm.read();
+  const Shape groups{b, t, c.groups, c.state};
+  const Tensor y = ssd(reshape(parts[0], {b, t, c.heads(), c.head}), dt, -exp(A_log_), reshape(parts[1], groups),
+                       reshape(parts[2], groups), options);
+
+  if (conv_state) assign(cache->conv, conv_state);
+  if (ssm_state) assign(cache->ssm, ssm_state);
+  return reshape(y, {b, t, s});
+}
+
+// softplus(raw + bias) within its limits, and 0, which leaves the state as it is, where a text has ended.
+HoleOf<1, 3> Mamba2Mixer::step_size(const Tensor& bias, const Tensor& ends) const {
+  const double low = config_.dt_low, high = config_.dt_high;
+  if (!(low > 0) && std::isinf(high)) return ends ? until(ends, bias) : softplus_bias(bias);
+  return [&](Expr raw, Index b, Index t, Index h) {
+    Expr step = softplus(raw + bias(h));
+    if (low > 0) step = max(step, Expr(low));
+    if (std::isfinite(high)) step = min(step, Expr(high));
+    return ends ? where(t < ends(b), step, Expr(0)) : step;
+  };
+}
+
+// ---- block ------------------------------------------------------------------------------------------------------------------
+
+Mamba2Block::Mamba2Block(const Mamba2Config& c)
+    : norm_(c.width, {.eps = c.eps, .dtype = c.dtype, .output = c.compute()}), mixer_(c) {
+  add("norm", norm_);
+  add("mixer", mixer_);
+}
+
+Tensor Mamba2Block::forward(const Tensor& x, const Mamba2LayerCache* cache, CacheUse use, const Tensor& ends) {
+  return x + mixer_(norm_(x), cache, use, ends);
+}
+
+// ---- model ------------------------------------------------------------------------------------------------------------------
+
+Mamba2::Mamba2(Mamba2Config config)
+    : config_(checked_config(std::move(config))),
+      embeddings_(config_.rows(), config_.width, {.deviation = config_.embedding_deviation, .dtype = config_.dtype}),
+      norm_f_(config_.width, {.eps = config_.eps, .dtype = config_.dtype, .output = config_.compute()}) {
+  add("backbone.embeddings", embeddings_);
+  blocks_.reserve(std::size_t(config_.layers));
+  for (std::int64_t l = 0; l < config_.layers; ++l) {
+    blocks_.emplace_back(config_);
+    add(fmt::format("backbone.layers.{}", l), blocks_.back());
+  }
+  add("backbone.norm_f", norm_f_);
+  if (config_.tie) return;
+  lm_head_.emplace(config_.width, config_.rows(), LinearOptions{.bias = false, .dtype = config_.dtype});
+  add("lm_head", *lm_head_);
+}
+
+Mamba2Block& Mamba2::block(std::int64_t layer, Site where) {
+  if (layer < 0 || layer >= config_.layers)
+    fail_at(where, "Mamba2: there is no such layer", fmt::format("layer {}, the model has {}", layer, config_.layers),
+            "layers count from 0");
+  return blocks_[std::size_t(layer)];
+}
+
+Tensor Mamba2::embed(const Tensor& ids) {
+  const Tensor x = embeddings_(ids);
+  return config_.residual_in_fp32 || x.dtype() == config_.compute() ? x : cast(x, config_.compute());
+}
+
+Tensor Mamba2::head(const Tensor& x) {
+  const Tensor h = norm_f_(x);
+  return lm_head_ ? (*lm_head_)(h) : embeddings_.logits(h);
+}
+
+Tensor Mamba2::forward(const Tensor& ids) {
+  Tensor x = embed(ids);
+  for (Mamba2Block& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x); }) : block(x);
+  return head(x);
+}
+
+std::unique_ptr<ModelCache> Mamba2::make_cache(std::int64_t batch) const {
+  return std::make_unique<Mamba2Cache>(config_, batch);
+}
+
+// The same whatever the length.
+CacheBytes Mamba2::cache_bytes(std::int64_t) const {
+  const double conv = double(config_.conv - 1) * double(config_.conv_width()) * double(size_of(config_.compute())),
+               ssm = double(config_.scanned_width()) * double(config_.state) * double(size_of(config_.dtype));
+  return {.states = double(config_.layers) * (conv + ssm)};
+}
+
+Tensor Mamba2::last_logits(const Tensor& ids, const ModelCache& any, CacheUse use, const Tensor& lengths) {
+  const auto& cache = cache_of<Mamba2Cache>(any);
+  if (std::int64_t(cache.layers.size()) != config_.layers)
+    fail(ErrorKind::usage, "Mamba2: the cache belongs to another model",
+         fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers),
+         "make one with make_cache of this model");
+  Tensor x = embed(ids);
+  for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use, lengths);
+  return head(last_of(x, lengths));
+}
+
+std::string Mamba2::description() const {
+  return fmt::format("Mamba-2, {} layers, width {}, {} heads, state {}, {} parameters", config_.layers, config_.width,
+                     config_.heads(), config_.state, config_.parameter_count());
+}
+
+// Of a state element, step by step: its decay, the product of x with B and its sum, and that with C.
+double Mamba2::flops_per_token(std::int64_t) const {
+  const Mamba2Config& c = config_;
+  const double d = double(c.width), conv = double(c.conv_width()) * double(c.conv);
+  const double weights = d * double(c.projected_width()) + conv + double(c.inner_width()) * d;
+  const double states = double(c.scanned_width()) * double(c.state);
+  return double(c.layers) * (2 * weights + 5 * states) + 2 * double(c.rows()) * d;
+}
+
+// ---- checkpoints ------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::string_view kMamba2Head = "lm_head.weight", kMamba2Embeddings = "backbone.embeddings.weight",
+                           kMamba2Embedding = "backbone.embedding.weight";  // of the original
+
+}  // namespace
+
+nlohmann::json Mamba2::config_json(CheckpointNames names) const {
+  return names == CheckpointNames::original ? to_original(config_) : to_hugging_face(config_);
+}
+
+TensorMap Mamba2::weights(CheckpointNames names) const {
+  TensorMap tensors = state_dict();
+  if (names == CheckpointNames::original) {
+    rename_tensor(tensors, kMamba2Embeddings, kMamba2Embedding);
+    if (config_.tie) tensors[std::string(kMamba2Head)] = tensors.at(std::string(kMamba2Embedding));
+  }
+  return tensors;
+}
+
+void Mamba2::load_weights(TensorMap tensors) {
+  rename_tensor(tensors, kMamba2Embedding, kMamba2Embeddings);
+  if (config_.tie) drop_tied_head(tensors, kMamba2Head, kMamba2Embeddings);
+  load_state_dict(tensors);
+}
+
+Mamba2 Mamba2::load(const std::filesystem::path& folder, DType dtype) {
+  const auto model = LanguageModel::load(folder, dtype);
+  if (const Mamba2* mamba = dynamic_cast<const Mamba2*>(model.get())) return *mamba;
+  fail(ErrorKind::io, folder.string() + ": the model is no Mamba-2", model->description(), "LanguageModel::load reads any");
+}
+
+// ---- family -----------------------------------------------------------------------------------------------------------------
+
+// 130m is the smallest model of the Mamba-2 paper, with the learning rate and length of its training.
+ModelFamily mamba2_family() {
+  ModelFamily family{.name = "mamba2", .title = "Mamba-2", .model_types = {"mamba2"}};
+  family.recognises = [](const nlohmann::json& config) {  // the original form
+    return config.contains("ssm_cfg") && config["ssm_cfg"].is_object() &&
+           config["ssm_cfg"].value("layer", nlohmann::json()) == "Mamba2";
+  };
+  family.presets = {{"tiny"},
+                    {"small",
+                     "10 M",
+                     {{"width", "384"},
+                      {"layers", "10"},
+                      {"batch", "16"},
+                      {"length", "256"},
+                      {"lr", "2e-3"},
+                      {"warmup", "100"},
+                      {"tokenizer", "unigram"}}},
+                    {"130m",
+                     "",
+                     {{"width", "768"},
+                      {"layers", "24"},
+                      {"state", "128"},
+                      {"head_size", "64"},
+                      {"batch", "8"},
+                      {"length", "2048"},
+                      {"accumulate", "8"},
+                      {"lr", "3e-3"},
+                      {"warmup", "500"},
+                      {"steps", "20000"},
+                      {"tokenizer", "unigram"},
+                      {"vocab", "32000"},
+                      {"recompute", "true"}}},
+                    {"task",
+                     "with --task",
+                     {{"width", "64"},
+                      {"layers", "2"},
+                      {"batch", "64"},
+                      {"length", "64"},
+                      {"lr", "1e-2"},
+                      {"steps", "600"},
+                      {"eval_every", "100"}}}};
+  return make_family<Mamba2>(std::move(family),
+                             {{"width", "Width of the model", &Mamba2Config::width, std::int64_t(128)},
+                              {"layers", "Layers of the model", &Mamba2Config::layers, std::int64_t(4)},
+                              {"state", "State size of a feature", &Mamba2Config::state, std::int64_t(64)},
+                              {"head_size", "Features of a head", &Mamba2Config::head, std::int64_t(32)},
+                              {"groups", "Groups of heads that share B and C", &Mamba2Config::groups, std::int64_t(1)}},
+                             mamba2_config_from_json);
+}
+
+}  // namespace weft

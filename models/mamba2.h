@@ -1,0 +1,130 @@
+// Mamba-2 language model (arXiv:2405.21060). Shapes: b batch, t time, d width, i inner width, s its scanned part, of h heads of
+// p features, g groups, n state size, w conv width, v vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/language_model.h"
+#include "models/mamba2_config.h"
+#include "nn/layers.h"
+
+namespace weft {
+
+// What one layer remembers between steps.
+struct Mamba2LayerCache {
+  Mamba2LayerCache(const Mamba2Config& config, std::int64_t batch, const std::string& name);  // that of the mixer
+  State conv;  // (b, w-1, s + 2gn): the last inputs of the convolution; absent if w == 1
+  State ssm;   // (b, h, p, n), f32 (f64)
+};
+
+struct Mamba2Cache : ModelCache {
+  Mamba2Cache(const Mamba2Config& config, std::int64_t batch);
+  std::vector<Mamba2LayerCache> layers;
+};
+
+struct GatedNormOptions {
+  std::int64_t groups = 1;  // of neighbouring features, each normalised by itself
+  bool norm_first = false;  // norm(y) silu(z) instead of norm(y silu(z))
+  double eps = 1e-5;
+  DType dtype = DType::f32;
+  std::optional<DType> output = {};  // of the result; y's type if not given
+};
+
+// RMSNorm with a gate; weight (width) starts at 1. y, z (..., width) -> (..., width)
+class GatedNorm : public Layer<GatedNorm> {
+ public:
+  // Errors (ErrorKind::usage): the width does not divide into the groups.
+  explicit GatedNorm(std::int64_t width, const GatedNormOptions& options = {}, Site where = Site::current());
+  Tensor forward(const Tensor& y, const Tensor& z);
+  const Param& weight() const { return weight_; }
+
+ private:
+  Param weight_;
+  GatedNormOptions options_;
+};
+
+// x (b, t, d) -> (b, t, d)
+class Mamba2Mixer : public Layer<Mamba2Mixer> {
+ public:
+  explicit Mamba2Mixer(const Mamba2Config& config);
+  // `ends` (b): of a fill with texts that are padded on the right, where each ends; absent if none is.
+  Tensor forward(const Tensor& x, const Mamba2LayerCache* cache = nullptr, CacheUse use = CacheUse::none,
+                 const Tensor& ends = {});
+  Linear& in_proj() { return in_proj_; }
+  Conv1d& conv1d() { return conv1d_; }
+  GatedNorm& norm() { return norm_; }
+  Linear& out_proj() { return out_proj_; }
+
+ private:
+  // Convolution and scan: xBC (b, t, s + 2gn), dt (b, t, h) -> (b, t, s)
+  Tensor scanned(const Tensor& xBC, const Tensor& dt, const Mamba2LayerCache* cache, CacheUse use, const Tensor& ends);
+  HoleOf<1, 3> step_size(const Tensor& bias, const Tensor& ends) const;
+
+  Mamba2Config config_;
+  Linear in_proj_;   // d -> 2(i - s) + 2s + 2gn + h: both parts of the gated MLP, z, x, B, C, dt
+  Conv1d conv1d_;    // s + 2gn, w
+  GatedNorm norm_;   // s
+  Linear out_proj_;  // i -> d
+  Param dt_bias_;    // (h)
+  Param A_log_;      // (h)
+  Param D_;          // (h), or (s)
+};
+
+// x + mixer(norm(x)); the residual stream keeps its dtype.
+class Mamba2Block : public Layer<Mamba2Block> {
+ public:
+  explicit Mamba2Block(const Mamba2Config& config);
+  Tensor forward(const Tensor& x, const Mamba2LayerCache* cache = nullptr, CacheUse use = CacheUse::none,
+                 const Tensor& ends = {});
+  Mamba2Mixer& mixer() { return mixer_; }
+
+ private:
+  RMSNorm norm_;
+  Mamba2Mixer mixer_;
+};
+
+class Mamba2 : public LanguageModel {
+ public:
+  using Config = Mamba2Config;
+  explicit Mamba2(Mamba2Config config);
+  Mamba2(const Mamba2&) = default;  // a handle, to be moved too: what was moved from keeps its blocks
+
+  Tensor forward(const Tensor& ids) override;
+  std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
+  CacheBytes cache_bytes(std::int64_t length) const override;
+
+  const Mamba2Config& config() const { return config_; }
+  Mamba2Block& block(std::int64_t layer, Site where = Site::current());
+
+  std::int64_t vocab() const override { return config_.vocab; }
+  SpecialTokens special_tokens() const override { return {config_.bos, config_.eos, config_.pad}; }
+  std::string description() const override;
+  double flops_per_token(std::int64_t length) const override;
+
+  static Mamba2 load(const std::filesystem::path& folder, DType dtype = DType::f32);  // as LanguageModel::load
+  nlohmann::json config_json(CheckpointNames names = CheckpointNames::hugging_face) const override;
+  TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const override;
+  void load_weights(TensorMap tensors) override;
+
+ protected:
+  Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) override;
+
+ private:
+  Tensor embed(const Tensor& ids);
+  Tensor head(const Tensor& x);  // (..., d) -> (..., v)
+
+  Mamba2Config config_;
+  Embedding embeddings_;
+  std::vector<Mamba2Block> blocks_;
+  RMSNorm norm_f_;
+  std::optional<Linear> lm_head_;  // absent if tied
+};
+
+ModelFamily mamba2_family();
+
+}  // namespace weft
