@@ -239,7 +239,7 @@ constexpr std::string_view kMamba2Head = "lm_head.weight", kMamba2Embeddings = "
 }  // namespace
 
 nlohmann::json Mamba2::config_json(CheckpointNames names) const {
-  return names == CheckpointNames::original ? to_original(config_) : to_hugging_face(config_);
+  return names == CheckpointNames::original ? to_original(config_) : mamba2_config_to_json(config_);
 }
 
 TensorMap Mamba2::weights(CheckpointNames names) const {

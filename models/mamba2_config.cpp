@@ -188,13 +188,12 @@ Mamba2Config mamba2_config_from_json(const json& object, std::string_view name) 
   return c;
 }
 
-json to_hugging_face(const Mamba2Config& c) {
+json mamba2_config_to_json(const Mamba2Config& c) {
   if (c.gated_width() || c.skip_features || c.norm_first || c.inner_width() % c.width)
     fail(ErrorKind::usage, "Mamba2Config: the form of Hugging Face has no keys for what this model is",
          fmt::format("scanned {} of {}, skip_features {}, norm_first {}, width {}", c.scanned_width(), c.inner_width(),
                      c.skip_features, c.norm_first, c.width),
          "save it with CheckpointNames::original");
-  const auto id = [](const std::optional<std::int64_t>& token) { return token ? json(*token) : json(nullptr); };
   json form = {
       {"architectures", {"Mamba2ForCausalLM"}},
       {"model_type", "mamba2"},
@@ -216,9 +215,9 @@ json to_hugging_face(const Mamba2Config& c) {
       {"layer_norm_epsilon", c.eps},
       {"residual_in_fp32", c.residual_in_fp32},
       {"tie_word_embeddings", c.tie},
-      {"bos_token_id", id(c.bos)},  // null too: the format's default is token 0
-      {"eos_token_id", id(c.eos)},
-      {"pad_token_id", id(c.pad)},
+      {"bos_token_id", token_json(c.bos)},  // null too: the format's default is token 0
+      {"eos_token_id", token_json(c.eos)},
+      {"pad_token_id", token_json(c.pad)},
       {"use_cache", true},
       {"time_step_min", c.dt_min},
       {"time_step_max", c.dt_max},

@@ -38,7 +38,9 @@ struct Mamba2Config {
   bool rescale_residual = true;  // out_proj.weight divided by sqrt(layers)
   double embedding_deviation = 0.02;
   // Ids of special tokens, for generation; nothing: the model has no such token.
-  std::optional<std::int64_t> bos = {}, eos = {}, pad = {};
+  std::optional<std::int64_t> bos = {};
+  std::vector<std::int64_t> eos = {};  // any of them ends a text
+  std::optional<std::int64_t> pad = {};
   DType dtype = DType::f32;        // of the parameters: f32 or f64
   DType activations = DType::f32;  // bf16: matmul, conv and ssd take and give bf16; f64 parameters: f64
   bool recompute = false;          // backward evaluates the blocks again instead of keeping their values
@@ -59,7 +61,7 @@ struct Mamba2Config {
 // wrong types, features that this model lacks. `name` appears in errors.
 Mamba2Config mamba2_config_from_json(const nlohmann::json& json, std::string_view name = "config.json");
 // As Mamba2ForCausalLM reads it. Errors (ErrorKind::usage): it has no key for `scanned`, `skip_features` or `norm_first`.
-nlohmann::json to_hugging_face(const Mamba2Config& config);
+nlohmann::json mamba2_config_to_json(const Mamba2Config& config);
 nlohmann::json to_original(const Mamba2Config& config);  // as mamba-ssm reads it
 
 }  // namespace weft

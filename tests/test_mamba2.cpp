@@ -170,9 +170,10 @@ TEST(Mamba2Config, ReadsBothKeySets) {
 TEST(Mamba2Config, SurvivesBothForms) {
   Mamba2Config c = unusual();
   const Mamba2Config original = mamba2_config_from_json(json::parse(to_original(c).dump()));
-  expect_error(ErrorKind::usage, {"has no keys", "scanned 36 of 48", "CheckpointNames::original"}, [&] { to_hugging_face(c); });
+  expect_error(ErrorKind::usage, {"has no keys", "scanned 36 of 48", "CheckpointNames::original"},
+               [&] { mamba2_config_to_json(c); });
   c.scanned = 0, c.skip_features = c.norm_first = false, c.eps = 1e-6, c.head = 16;
-  const Mamba2Config published = mamba2_config_from_json(json::parse(to_hugging_face(c).dump()));
+  const Mamba2Config published = mamba2_config_from_json(json::parse(mamba2_config_to_json(c).dump()));
   EXPECT_EQ(published.eps, 1e-6);
   EXPECT_EQ(published.heads(), 3);
   EXPECT_TRUE(original.skip_features && original.norm_first);
@@ -187,12 +188,12 @@ TEST(Mamba2Config, SurvivesBothForms) {
     EXPECT_TRUE(r.bias && !r.tie && !r.conv_bias);
   }
   c.dt_high = INFINITY;  // which JSON cannot say
-  EXPECT_GT(mamba2_config_from_json(json::parse(to_hugging_face(c).dump())).dt_high, 1e300);
+  EXPECT_GT(mamba2_config_from_json(json::parse(mamba2_config_to_json(c).dump())).dt_high, 1e300);
 }
 
 TEST(Mamba2Config, WhatMakesNoSenseIsNamed) {
   const auto with = [](const char* key, const json& value, std::vector<std::string> words) {
-    json k = to_hugging_face(small2());
+    json k = mamba2_config_to_json(small2());
     k[key] = value;
     SCOPED_TRACE(key);
     expect_error(ErrorKind::io, words, [&] { mamba2_config_from_json(k); });
@@ -211,7 +212,7 @@ TEST(Mamba2Config, WhatMakesNoSenseIsNamed) {
   with("hidden_act", "gelu", {"only \"silu\" is supported"});
   with("intermediate_size", 64, {"contradict"});
   with("state_sise", 4, {"'state_sise'; did you mean 'state_size'?"});
-  json j = to_hugging_face(small2());
+  json j = mamba2_config_to_json(small2());
   j.erase("state_size"), j.erase("num_heads");
   expect_error(ErrorKind::io, {"size keys are missing: state_size, num_heads"}, [&] { mamba2_config_from_json(j); });
   json original = to_original(small2());
