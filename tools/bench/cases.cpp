@@ -247,7 +247,7 @@ TrainStep ssd_step(const SsdSize& z) {
   s.push_back(constant_state({z.h}, 1));
   s.push_back(constant_state({z.h}, -4));
   return [s, upstream](const Keep& keep, bool backward) {
-    const std::vector<Tensor> in = read(s);
+    const std::vector<Tensor> in = values_of(s);
     enum { x, dt, B, C, A, D, bias };
     const Tensor y = ssd(in[x], in[dt], in[A], in[B], in[C], {.D = in[D], .dt = softplus_bias(in[bias])});
     differentiate(keep, backward, y, upstream, in);
