@@ -326,9 +326,10 @@ TEST(Data, WhatIsCompressedOrNoTextIsRefused) {
                                                        {"BZh91AY&SY", "compressed by bzip2"},
                                                        {"PK\x03\x04", "a zip archive"},
                                                        {"PAR1\x15", "a Parquet file"}};
-  for (const auto& [bytes, what] : files)
+  for (const auto& file : files)
     for (const char* name : {"t.txt", "t.jsonl", "t.txt.gz"})
-      expect_error(ErrorKind::io, {name, "not a text", what, "hint: "}, [&] { load_corpus(folder.write(name, bytes)); });
+      expect_error(ErrorKind::io, {name, "not a text", file.second, "hint: "},
+                   [&] { load_corpus(folder.write(name, file.first)); });
 }
 
 using DataProgram = ProgramTest;
