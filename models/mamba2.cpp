@@ -188,6 +188,7 @@ Tensor Mamba2::head(const Tensor& x) {
 }
 
 Tensor Mamba2::forward(const Tensor& ids) {
+  check_texts(ids, context());
   Tensor x = embed(ids);
   for (Mamba2Block& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x); }) : block(x);
   return head(x);

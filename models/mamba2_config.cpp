@@ -99,7 +99,7 @@ void read_hugging_face_form(ConfigReader& r, Mamba2Config& c) {
                            {"initializer_range", &Mamba2Config::embedding_deviation},
                            {"rescale_prenorm_residual", &Mamba2Config::rescale_residual}});
   read_range(r, "time_step_limit", c.dt_low, c.dt_high);
-  r.require("hidden_act", "silu");
+  r.require_any("hidden_act", {"silu", "swish"});
   // norm_before_gate stands as true in published files whose models normalise after the gate: transformers does not read it. It
   // reads no rank or scale of the step size either.
   r.ignore({"norm_before_gate", "time_step_rank", "time_step_init_scheme", "time_step_scale"});
