@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -53,6 +55,12 @@ void check_replaceable(const fs::path& file) {
     fail(ErrorKind::io, "cannot write " + file.string(), "it is not a regular file", "give the name of a file");
 }
 
+// Whether this pipe lies in a folder: those of a shell (`|`, `<(command)`) lie in a file system of their own.
+bool has_name(int pipe) {
+  struct statfs about {};
+  return fstatfs(pipe, &about) == 0 && about.f_type != PIPEFS_MAGIC;
+}
+
 }  // namespace
 
 void write_all(int descriptor, std::span<const std::byte> bytes, const fs::path& name) {
@@ -80,7 +88,7 @@ void sync_folder(const fs::path& folder) {
 }
 
 FileReader::FileReader(const fs::path& file)
-    : name_(file.string()), fd_(retried([&] { return open(file.c_str(), O_RDONLY | O_CLOEXEC); })) {
+    : name_(file.string()), fd_(retried([&] { return open(file.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC); })) {
   if (fd_ < 0) fail_errno("cannot read " + name_, errno);
   struct stat about {};
   if (fstat(fd_, &about) != 0 || S_ISDIR(about.st_mode)) {
@@ -88,6 +96,12 @@ FileReader::FileReader(const fs::path& file)
     close(fd_);
     fail_errno("cannot read " + name_, number);
   }
+  if (S_ISFIFO(about.st_mode) && has_name(fd_)) {
+    close(fd_);
+    fail(ErrorKind::io, "cannot read " + name_, "it is a named pipe, which may never have a writer",
+         "give a regular file; a shell's <(command) may be read");
+  }
+  if (!S_ISREG(about.st_mode)) (void)!fcntl(fd_, F_SETFL, 0);  // from here on it waits for what a stream has not said yet
   size_ = S_ISREG(about.st_mode) ? std::size_t(about.st_size) : 0;
 }
 
