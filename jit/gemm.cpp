@@ -1,10 +1,13 @@
 #include "jit/gemm.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -241,18 +244,31 @@ void add_partials(const T* partials, std::int64_t parts, std::int64_t m, std::in
 
 // OpenBLAS maps a buffer for each thread that is in it at once, and where it cannot (`ulimit -d`, `ulimit -v`) it tries for
 // ever.
+constexpr std::size_t kBlasBuffer = std::size_t(128) << 20;  // its BUFFER_SIZE on x86-64, the largest
+
+bool can_map(std::size_t bytes) {
+  void* there = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return there != MAP_FAILED && munmap(there, bytes) == 0;
+}
+
+// Its own threads, which weft does not use, begin with the process and try so too, and the end of the process waits for them.
+// This comes before that wait, and after all else that is done at the end.
+const int kEndsWithoutWaiting = on_exit(
+    [](int status, void*) {
+      if (can_map(kBlasBuffer)) return;
+      std::fflush(nullptr);
+      _exit(status);
+    },
+    nullptr);
+
 void check_blas_buffers() {
-  constexpr std::size_t kBuffer = std::size_t(128) << 20;  // its BUFFER_SIZE on x86-64, the largest
   static std::atomic<int> possible = 0;
   const int wanted = threads();
   if (wanted <= possible) return;
-  const std::size_t bytes = std::size_t(wanted - possible) * kBuffer;
-  void* there = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (there == MAP_FAILED)
+  if (!can_map(std::size_t(wanted - possible) * kBlasBuffer))
     fail(ErrorKind::device, "memory: the BLAS has no room for its buffers",
          std::to_string(wanted) + " threads, 128 MiB of addresses each",
          "use fewer --threads, or raise `ulimit -d` or `ulimit -v`");
-  munmap(there, bytes);
   possible = wanted;
 }
 
