@@ -15,16 +15,12 @@ namespace weft {
 namespace {
 
 // A thread that waits for the others of a loop spins unless told otherwise, which on a busy machine takes the processor from
-// the very thread that it waits for. GNU's OpenMP reads its environment when it is loaded, before any constructor of a program
-// runs: what stands in .preinit_array runs earlier still (a shared library has none). What is set there is gone in main, so a
-// constructor sets it again, for LLVM's OpenMP, which reads at its first loop, and for processes that this one starts.
-void wait_passively(int, char**, char**) {
+// the very thread that it waits for. LLVM's OpenMP reads its environment at its first loop, and so finds this. GNU's does when
+// it is loaded, before any code of a program: who uses that one sets the variable outside, or begins again, as weft's own
+// program does (tools/cli/main.cpp).
+[[gnu::constructor]] void wait_passively() {
   if (!std::getenv("KMP_BLOCKTIME") && !std::getenv("KMP_LIBRARY")) setenv("OMP_WAIT_POLICY", "passive", 0);
 }
-[[gnu::constructor]] void wait_passively_from_now_on() { wait_passively(0, nullptr, nullptr); }
-#if !defined(__PIC__) || defined(__PIE__)
-[[gnu::section(".preinit_array"), gnu::used]] void (*const before_all)(int, char**, char**) = wait_passively;
-#endif
 
 }  // namespace
 
