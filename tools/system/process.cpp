@@ -74,7 +74,10 @@ pid_t spawn(const Process& process, int input, int output) {
   return error == 0 ? child : -1;
 }
 
-// All that comes before the end; false: it has not come to an end by then.
+// More than a picture, a disassembly or a list of symbols ever has.
+constexpr std::size_t kMostOutput = std::size_t(256) << 20;
+
+// All that comes before the end; false: it has not come to an end by then, or is more than anybody asked for.
 bool read_until(int fd, Clock::time_point end, std::string& text) {
   std::array<char, 1 << 16> buffer;
   for (;;) {
@@ -84,6 +87,7 @@ bool read_until(int fd, Clock::time_point end, std::string& text) {
     const auto n = retried([&] { return read(fd, buffer.data(), buffer.size()); });
     if (n <= 0) return n == 0;
     text.append(buffer.data(), std::size_t(n));
+    if (text.size() > kMostOutput) return false;
   }
 }
 
