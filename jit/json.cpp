@@ -118,10 +118,9 @@ class Builder {
   }
   bool parse_error(std::size_t, const std::string&, const json::exception& error) {
     // "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error while ..."
-    std::string_view message = error.what();
-    for (std::string_view mark : {"] ", ": "})
-      if (auto at = message.find(mark); at != message.npos) message.remove_prefix(at + mark.size());
-    refuse(std::string(message.substr(0, 300)));
+    std::string message = reason_of(error);
+    if (const auto at = message.find(": "); at != message.npos) message.erase(0, at + 2);
+    refuse(message.substr(0, 300));
   }
 
  private:
@@ -173,6 +172,12 @@ class Builder {
 };
 
 }  // namespace
+
+std::string reason_of(const std::exception& error) {
+  const std::string message = error.what();
+  const auto at = message.find("] ");
+  return at == message.npos ? message : message.substr(at + 2);
+}
 
 json parse_json(std::string_view text, std::string_view name, std::size_t line) {
   if (text.size() > kMaxJsonBytes)

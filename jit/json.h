@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -22,6 +23,10 @@ nlohmann::json read_json(const std::filesystem::path& file);
 // As it is read: a NaN or Infinity too, which dump() makes null. Bytes of strings that are not UTF-8, for which dump() throws,
 // become U+FFFD: names of files may have any.
 std::string text_of(const nlohmann::json& value, int indent = -1);
+
+// What is wrong, in its words, without the name that the library has for the kind of error.
+// `error` is a nlohmann::json::exception.
+std::string reason_of(const std::exception& error);
 
 // The integer under a key of the object in `file`; what is none, or is beyond T, is ErrorKind::io. (nlohmann's get<T>()
 // converts any number, and of 1e300 that is undefined.) A missing key is nlohmann::json::out_of_range.

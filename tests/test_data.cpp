@@ -491,6 +491,8 @@ TEST(Data, ShardsHoldWhatTheTextGives) {
   expect_error(ErrorKind::io, {"not empty"}, [&] { ShardFolder::make(folder / "bytes100", corpus, Tokenizer::bytes(), 100); });
   expect_error(ErrorKind::usage, {"--shard-tokens 0"}, [&] { ShardFolder::make(folder / "x", corpus, Tokenizer::bytes(), 0); });
   expect_error(ErrorKind::io, {"not a folder of tokens", "data.json"}, [&] { ShardFolder(folder.path()); });
+  folder.write("data.json", R"({"format": 1})");
+  expect_error(ErrorKind::io, {"data.json: damaged: key 'source' not found"}, [&] { ShardFolder(folder.path()); });
 }
 
 TEST(Data, AWideVocabularyTakesFourBytes) {

@@ -106,7 +106,7 @@ ShardFolder::ShardFolder(fs::path folder) : tokenizer_(Tokenizer::bytes()) {
     training_ = open_part(folder, "training", about, tokenizer_, shards_);
     validation_ = open_part(folder, "validation", about, tokenizer_, shards_);
   } catch (const json::exception& e) {
-    fail(ErrorKind::io, description.string() + ": damaged", e.what());
+    fail(ErrorKind::io, description.string() + ": damaged", reason_of(e));
   }
 }
 

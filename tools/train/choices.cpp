@@ -61,7 +61,7 @@ Choices read_choices(const std::filesystem::path& file) {
       if (!from_text(text.get<std::string>(), choices.gemms[product]))
         fail(ErrorKind::io, "choices: no algorithm", product, "delete " + file.string());
   } catch (const nlohmann::json::exception& e) {
-    fail(ErrorKind::io, "choices: not a file of choices: " + file.string(), e.what(),
+    fail(ErrorKind::io, "choices: not a file of choices: " + file.string(), reason_of(e),
          "delete it: products are then chosen anew");
   }
   return choices;
