@@ -192,6 +192,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
 
 Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options) {
   const SavedState state = read_state(folder);
+  check_files(folder, state);  // first, so that no part is taken for what it is not
   load_choices(folder / "choices.json");
   const fs::path file = folder / "config.json";
   const json config = read_json(file);
@@ -204,7 +205,6 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
          "give the same file with --data");
   trainer.model_->load_weights(std::move(weights));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
-  check_files(folder, state);
   trainer.data_->seek(state.position);
   trainer.rng_->set(state.seed, state.tick);
   trainer.step_ = state.step, trainer.bad_steps_ = state.bad_steps;
@@ -235,7 +235,7 @@ SavedState read_state(const fs::path& folder) {
     if (has_seal(saved) && !is_sealed(saved))
       fail(ErrorKind::io, "resume: state.json is not what was written", file.string(), "use another checkpoint");
   } catch (const json::exception& e) {
-    fail(ErrorKind::io, "resume: state.json is damaged", file.string() + ": " + e.what(), "use another checkpoint");
+    fail(ErrorKind::io, "resume: state.json is damaged", file.string() + ": " + reason_of(e), "use another checkpoint");
   }
   return state;
 }
