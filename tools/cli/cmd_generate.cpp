@@ -16,14 +16,21 @@ namespace {
 
 constexpr std::size_t kMaxPrompt = 64 << 20;  // bytes: standard input may have no end
 
+// What is compressed, or no text by its first bytes, would be continued as it lies.
+std::string read_prompt(const std::string& file) {
+  std::string text = read_text(file, kMaxPrompt);
+  if (const auto foreign = foreign_format(text); foreign && !foreign->text) refuse_foreign(file, text, "a text");
+  return text;
+}
+
 std::vector<std::string> prompts_of(const GenerateCommand& c) {
   std::vector<std::string> prompts = c.prompts;
   if (std::count(prompts.begin(), prompts.end(), "-") > 1)
     fail(ErrorKind::usage, "generate: standard input is one prompt", {}, "give --prompt - once");
   for (std::string& prompt : prompts)
-    if (prompt == "-") prompt = read_text("/dev/stdin", kMaxPrompt);
+    if (prompt == "-") prompt = read_prompt("/dev/stdin");
   if (!c.prompt_file.empty()) {
-    std::istringstream lines(read_text(c.prompt_file, kMaxPrompt));
+    std::istringstream lines(read_prompt(c.prompt_file));
     for (std::string line; std::getline(lines, line);)
       if (!line.empty()) prompts.push_back(line);
     if (prompts.empty()) fail(ErrorKind::io, c.prompt_file + ": there is no prompt", "no line has a text");
