@@ -299,6 +299,35 @@ TEST(Processes, AreKilledWhenTheyTakeTooLong) {
   EXPECT_EQ(output_of({.program = "/bin/pwd", .folder = "/usr"}), "/usr\n");
 }
 
+TEST(Processes, AreKilledWhenTheyPrintWithoutEnd) {
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_FALSE(output_of({.program = "/bin/cat", .arguments = {"/dev/zero"}}));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(50));  // before their minute is over
+}
+
+using NamedPipes = System;
+
+TEST_F(NamedPipes, AreRefusedWhereverAFileIsRead) {
+  expect("(train --steps 2 --out run >/dev/null); weft data make --data text.txt --out shards >/dev/null", {});
+  for (const char* row : {"run/latest/config.json:weft eval --from run --data run/config.json",
+                          "run/latest/model.safetensors:weft generate --from run --tokens 1",
+                          "run/latest/optimizer.safetensors:weft train --resume run --steps 3",
+                          "run/latest/state.json:weft check run", "run/environment.json:weft train --resume run --steps 3",
+                          "run/metrics.jsonl:weft plot run", "shards/data.json:weft check shards",
+                          "shards/training-00000.tokens:weft train --data shards --width 16 --length 16 --steps 1"}) {
+    SCOPED_TRACE(row);
+    const std::string text = row, file = text.substr(0, text.find(':')), command = text.substr(file.size() + 1);
+    expect_words(shell("mv " + file + " aside; mkfifo " + file + "; timeout -s KILL 50 " + command), 4,
+                 {file.substr(file.rfind('/') + 1), "a named pipe"});
+    expect_words(shell("mv aside " + file), 0, {});
+  }
+}
+
+TEST_F(NamedPipes, OfAShellAreRead) {
+  expect("(train --steps 2 --out run >/dev/null); bash -c '\"$WEFT\" eval --from run --data <(cat run/config.json)'",
+         {"bits per character"});
+}
+
 // ---- descriptors and signals ------------------------------------------------------------------------------------------------
 
 using Descriptors = System;
@@ -366,6 +395,14 @@ TEST_F(LimitsOfTheSystem, TooLittleDataForTheBlasIsAnError) {
          {"memory: the BLAS has no room for its buffers", "ulimit -d", "code 3"});
 }
 
+// Its own threads begin with the process, and its end waits for them.
+TEST_F(LimitsOfTheSystem, TooLittleDataForTheThreadsOfTheBlasKeepsNoCommandFromEnding) {
+  expect(R"(export OMP_NUM_THREADS=2; ulimit -d 100000
+    timeout -s KILL 50 "$WEFT" --version
+    timeout -s KILL 50 "$WEFT" train --task induction --steps 1 --device cpu || echo "code $?")",
+         {"weft 0", "memory: the BLAS has no room for its buffers", "code 3"});
+}
+
 TEST_F(LimitsOfTheSystem, ABatchBeyondTheAddressesIsRefused) {
   expect("(ulimit -v 4000000; weft train --task induction --batch 1000000 --length 200) || echo \"code $?\"",
          {"memory: more than this machine has", "a batch of 1000000 x 200 tokens", "code 3"});
@@ -397,7 +434,8 @@ TEST_F(Checksums, ADamagedCheckpointIsNamedAndNotResumed) {
     bad[entry.path().extension() == ".json" ? digit : bad.size() - 1] ^= 1;
     write_file(entry.path(), std::as_bytes(std::span(bad)));
     expect_words(shell("weft check run"), 4, {"step-2: damaged", entry.path().filename().string(), "1 of 1"});
-    expect_words(shell("resume run --steps 3"), 4, {"weft: "});
+    expect_words(shell("resume run --steps 3"), 4,
+                 {entry.path().filename() == "state.json" ? "state.json" : "the checkpoint is damaged"});
     write_file(entry.path(), std::as_bytes(std::span(good)));
   }
   expect_words(shell("mv run/latest/config.json .; weft check run"), 4, {"config.json: cannot read"});
