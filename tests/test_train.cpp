@@ -172,6 +172,11 @@ TEST(Trainer, ResumeRefusesWhatDoesNotBelongTogether) {
   train(trainer, 1);
   trainer.save(other.path());
   fs::copy_file(other / "model.safetensors", folder / "model.safetensors", fs::copy_options::overwrite_existing);
+  expect_error(ErrorKind::io, {"the checkpoint is damaged", "model.safetensors: the bytes are not those that were written"},
+               [&] { Trainer::resume(folder.path(), data(corpus(), options())); });
+  nlohmann::json without_checksums = read_json(folder / "state.json");
+  without_checksums.erase("files"), without_checksums.erase("checksum");
+  folder.write("state.json", without_checksums.dump());
   expect_error(ErrorKind::io, {"belong to different steps"},
                [&] { Trainer::resume(folder.path(), data(corpus(), options())); });
   const Corpus another("words", "!" + words_text(20000));
