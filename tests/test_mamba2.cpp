@@ -209,7 +209,7 @@ TEST(Mamba2Config, WhatMakesNoSenseIsNamed) {
   with("state_size", "8", {"an integer is expected"});
   with("model_type", "mamba", {"no such feature"});
   with("rms_norm", false, {"only true is supported"});
-  with("hidden_act", "gelu", {"only \"silu\" is supported"});
+  with("hidden_act", "gelu", {"only \"silu\" or \"swish\" is supported"});
   with("intermediate_size", 64, {"contradict"});
   with("state_sise", 4, {"'state_sise'; did you mean 'state_size'?"});
   json j = mamba2_config_to_json(small2());
