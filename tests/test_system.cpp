@@ -161,6 +161,9 @@ TEST_F(OneWriter, ALockIsForOneAndNoChildHasIt) {
 }
 
 TEST_F(OneWriter, WithoutLocksOneLineSaysSo) {
+#ifdef WEFT_SANITIZED
+  GTEST_SKIP() << "LeakSanitizer does not work under strace";
+#endif
   if (shell("strace -o /dev/null /bin/true").code != 0) GTEST_SKIP() << "strace is missing or may not trace";
   expect(
       "strace -o /dev/null -e trace=flock -e inject=flock:error=ENOLCK \"$WEFT\" train --task induction --steps 1 --batch 2 "
@@ -370,7 +373,15 @@ TEST_F(Descriptors, AHangupSavesUnlessItIsIgnored) {
 
 // ---- limits of the system ---------------------------------------------------------------------------------------------------
 
-using LimitsOfTheSystem = System;
+class LimitsOfTheSystem : public System {
+ protected:
+  void SetUp() override {
+    System::SetUp();
+#ifdef WEFT_SANITIZED
+    GTEST_SKIP() << "AddressSanitizer reserves more memory than the limits leave";
+#endif
+  }
+};
 
 TEST_F(LimitsOfTheSystem, AFileSizeLimitIsAFullDiskEverywhere) {
   expect(R"(

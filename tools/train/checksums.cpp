@@ -65,8 +65,10 @@ json checksums_of(const fs::path& folder, const std::string& except) {
 
 std::vector<std::string> differences(const fs::path& folder, const json& checksums) {
   std::vector<std::string> lines;
+  const std::string list = (folder / "state.json").string();
   for (const auto& [name, wanted] : checksums.items()) {
-    const std::string list = (folder / "state.json").string();
+    if (!wanted.is_object() || !wanted.contains("bytes") || !wanted.contains("xxh3") || !wanted["xxh3"].is_string())
+      fail(ErrorKind::io, list + ": damaged", fmt::format("the checksum of '{}' has another form", name));
     const auto bytes = integer_at<std::uint64_t>(wanted, "bytes", list);
     try {
       const Sum sum = sum_of(folder / fs::path(name).filename());
