@@ -224,6 +224,29 @@ void ConfigReader::finish(const std::function<void()>& check) {
   }
 }
 
+void check_config_sizes(std::string_view config, std::initializer_list<NamedSize> sizes, std::string hint) {
+  std::string problems;
+  for (const NamedSize& s : sizes)
+    if (s.value < s.least || double(s.value) > kLargestSize)
+      problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", s.name, s.value);
+  if (!problems.empty())
+    fail(ErrorKind::usage, fmt::format("{}: sizes must be positive and at most 2^30", config), problems, std::move(hint));
+}
+
+void check_config_total(std::string_view config, std::int64_t layers, double parameters) {
+  constexpr double kMostParameters = 1e12;
+  if (layers > kMostLayers || parameters > kMostParameters)
+    fail(ErrorKind::usage,
+         fmt::format("{}: at most {} layers and {:g} parameters are supported", config, kMostLayers, kMostParameters),
+         fmt::format("{} layers, {:g} parameters", layers, parameters), "smaller sizes");
+}
+
+void check_config_dtype(std::string_view config, DType dtype) {
+  if (dtype != DType::f32 && dtype != DType::f64)
+    fail(ErrorKind::usage, fmt::format("{}: parameters are f32 or f64", config), std::string(name_of(dtype)),
+         "for bf16 activations set .activations");
+}
+
 json token_json(std::optional<std::int64_t> token) { return token ? json(*token) : json(nullptr); }
 json token_json(const std::vector<std::int64_t>& tokens) {
   return tokens.empty() ? json(nullptr) : tokens.size() == 1 ? json(tokens[0]) : json(tokens);

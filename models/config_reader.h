@@ -12,6 +12,8 @@
 #include <variant>
 #include <vector>
 
+#include "jit/dtype.h"
+
 namespace weft {
 
 inline constexpr double kLargestSize = 1 << 30;  // of one dimension: a product of two has 64 bits
@@ -84,6 +86,21 @@ class ConfigReader {
   std::vector<std::string> ignored_;  // to be named
   std::vector<Problem> problems_;
 };
+
+// What the checks of all families' configurations share. `config` is what messages call it: "MambaConfig". Errors
+// (ErrorKind::usage).
+inline constexpr std::int64_t kMostLayers = 10000;
+struct NamedSize {
+  const char* name;
+  std::int64_t value;
+  std::int64_t least = 1;
+};
+// Sizes below their least or beyond kLargestSize, all in one.
+void check_config_sizes(std::string_view config, std::initializer_list<NamedSize> sizes,
+                        std::string hint = "set width, layers and vocab");
+void check_config_total(std::string_view config, std::int64_t layers,
+                        double parameters);                     // more than kMostLayers, or than 1e12
+void check_config_dtype(std::string_view config, DType dtype);  // of parameters: neither f32 nor f64
 
 // How a configuration says which tokens are special: null, an id, or a list of several.
 nlohmann::json token_json(std::optional<std::int64_t> token);

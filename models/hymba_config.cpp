@@ -17,9 +17,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr double kMostHymbaParameters = 1e12;
-constexpr std::int64_t kMostHymbaLayers = 10000;
-
 template <class Number>  // double where the sizes are not yet known to be possible
 Number count_hymba(const HymbaConfig& c, std::int64_t producers) {
   const Number d = Number(c.width), i = Number(c.inner_width()), r = Number(c.mamba().dt_rank()), n = Number(c.state);
@@ -39,25 +36,23 @@ std::int64_t count_producers(const HymbaConfig& c) {
 }
 
 // What must hold before anything is divided or counted.
-void check_sizes(const HymbaConfig& c) {
-  std::string problems;
-  const auto at_least = [&](std::int64_t least, const char* name, std::int64_t value) {
-    if (value < least || double(value) > kLargestSize)
-      problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", name, value);
-  };
-  at_least(1, "vocab", c.vocab), at_least(1, "width", c.width), at_least(1, "layers", c.layers);
-  at_least(1, "heads", c.heads), at_least(1, "kv_heads", c.kv_heads), at_least(1, "window", c.window);
-  at_least(1, "state", c.state), at_least(1, "conv", c.conv), at_least(1, "expand", c.expand);
-  at_least(1, "positions", c.positions), at_least(1, "trained_positions", c.trained_positions);
-  at_least(0, "hidden", c.hidden), at_least(0, "key_size", c.key_size), at_least(0, "meta_tokens", c.meta_tokens);
-  at_least(0, "rank", c.rank);
-  if (!problems.empty())
-    fail(ErrorKind::usage, "HymbaConfig: sizes must be positive and at most 2^30", problems, "set width, layers and vocab");
-  if (c.layers > kMostHymbaLayers || count_hymba<double>(c, c.layers) > kMostHymbaParameters)
-    fail(
-        ErrorKind::usage,
-        fmt::format("HymbaConfig: at most {} layers and {:g} parameters are supported", kMostHymbaLayers, kMostHymbaParameters),
-        fmt::format("{} layers, {:g} parameters", c.layers, count_hymba<double>(c, c.layers)), "smaller sizes");
+void check_hymba_sizes(const HymbaConfig& c) {
+  check_config_sizes("HymbaConfig", {{"vocab", c.vocab},
+                                     {"width", c.width},
+                                     {"layers", c.layers},
+                                     {"heads", c.heads},
+                                     {"kv_heads", c.kv_heads},
+                                     {"window", c.window},
+                                     {"state", c.state},
+                                     {"conv", c.conv},
+                                     {"expand", c.expand},
+                                     {"positions", c.positions},
+                                     {"trained_positions", c.trained_positions},
+                                     {"hidden", c.hidden, 0},
+                                     {"key_size", c.key_size, 0},
+                                     {"meta_tokens", c.meta_tokens, 0},
+                                     {"rank", c.rank, 0}});
+  check_config_total("HymbaConfig", c.layers, count_hymba<double>(c, c.layers));
 }
 
 void check_heads(const HymbaConfig& c) {
@@ -112,7 +107,7 @@ std::vector<std::int64_t> HymbaConfig::producers() const {
 std::int64_t HymbaConfig::parameter_count() const { return count_hymba<std::int64_t>(*this, count_producers(*this)); }
 
 void HymbaConfig::check() const {
-  check_sizes(*this);
+  check_hymba_sizes(*this);
   check_heads(*this);
   producers();
   mamba().check();

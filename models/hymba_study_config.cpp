@@ -20,8 +20,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr double kMostStudyParameters = 1e12;
-constexpr std::int64_t kMostStudyLayers = 10000;
 constexpr std::array<std::pair<std::string_view, BlockStyle>, 3> kStyles = {
     {{"either_or", BlockStyle::either_or},
      {"parallel_split", BlockStyle::parallel_split},
@@ -63,22 +61,21 @@ struct StudyCount {
 };
 
 void check_study_sizes(const HymbaStudyConfig& c) {
-  std::string problems;
-  const auto at_least = [&](std::int64_t least, const char* name, std::int64_t value) {
-    if (value < least || double(value) > kLargestSize)
-      problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", name, value);
-  };
-  at_least(1, "vocab", c.vocab), at_least(1, "width", c.width), at_least(1, "layers", c.layers());
-  at_least(1, "heads", c.heads), at_least(1, "kv_heads", c.kv_heads), at_least(1, "window", c.window);
-  at_least(1, "state", c.state), at_least(1, "conv", c.conv), at_least(1, "expand", c.expand);
-  at_least(0, "hidden", c.hidden), at_least(0, "meta_tokens", c.meta_tokens), at_least(0, "kv_group_max", c.kv_group_max);
-  if (!problems.empty()) fail(ErrorKind::usage, "HymbaStudyConfig: sizes must be positive and at most 2^30", problems);
-  const double parameters = StudyCount<double>{c}.total(c.producers());
-  if (c.layers() > kMostStudyLayers || parameters > kMostStudyParameters)
-    fail(ErrorKind::usage,
-         fmt::format("HymbaStudyConfig: at most {} layers and {:g} parameters are supported", kMostStudyLayers,
-                     kMostStudyParameters),
-         fmt::format("{} layers, {:g} parameters", c.layers(), parameters), "smaller sizes");
+  check_config_sizes("HymbaStudyConfig",
+                     {{"vocab", c.vocab},
+                      {"width", c.width},
+                      {"layers", c.layers()},
+                      {"heads", c.heads},
+                      {"kv_heads", c.kv_heads},
+                      {"window", c.window},
+                      {"state", c.state},
+                      {"conv", c.conv},
+                      {"expand", c.expand},
+                      {"hidden", c.hidden, 0},
+                      {"meta_tokens", c.meta_tokens, 0},
+                      {"kv_group_max", c.kv_group_max, 0}},
+                     {});
+  check_config_total("HymbaStudyConfig", c.layers(), StudyCount<double>{c}.total(c.producers()));
 }
 
 void check_layers(const HymbaStudyConfig& c) {

@@ -16,9 +16,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr double kMostMamba2Parameters = 1e12;
-constexpr std::int64_t kMostMamba2Layers = 10000;
-
 // A number, or infinity as transformers 5 writes it.
 std::optional<double> number_of(const json& value) {
   if (value.is_number()) return value.get<double>();
@@ -131,25 +128,23 @@ Number count_mamba2_parameters(const Mamba2Config& c) {
 std::int64_t Mamba2Config::parameter_count() const { return count_mamba2_parameters<std::int64_t>(*this); }
 
 void Mamba2Config::check() const {
-  std::string problems;
-  const auto positive = [&](const char* field, std::int64_t value, std::int64_t least = 1) {
-    if (value < least || double(value) > kLargestSize)
-      problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", field, value);
-  };
-  positive("vocab", vocab), positive("width", width), positive("layers", layers), positive("state", state);
-  positive("conv", conv), positive("expand", expand), positive("inner", inner, 0), positive("scanned", scanned, 0);
-  positive("head", head), positive("groups", groups), positive("chunk", chunk), positive("vocab_padding", vocab_padding);
-  if (!problems.empty())
-    fail(ErrorKind::usage, "Mamba2Config: sizes must be positive and at most 2^30", problems, "set width, layers and vocab");
+  check_config_sizes("Mamba2Config", {{"vocab", vocab},
+                                      {"width", width},
+                                      {"layers", layers},
+                                      {"state", state},
+                                      {"conv", conv},
+                                      {"expand", expand},
+                                      {"inner", inner, 0},
+                                      {"scanned", scanned, 0},
+                                      {"head", head},
+                                      {"groups", groups},
+                                      {"chunk", chunk},
+                                      {"vocab_padding", vocab_padding}});
   if (scanned_width() > inner_width() || scanned_width() % head != 0 || heads() % groups != 0)
     fail(ErrorKind::usage, "Mamba2Config: the inner width does not divide into heads, or these into groups",
          fmt::format("inner width {}, {} of it scanned, heads of {}, {} groups", inner_width(), scanned_width(), head, groups),
          "scanned <= inner width; head must divide scanned, groups the number of heads");
-  if (layers > kMostMamba2Layers || count_mamba2_parameters<double>(*this) > kMostMamba2Parameters)
-    fail(ErrorKind::usage,
-         fmt::format("Mamba2Config: at most {} layers and {:g} parameters are supported", kMostMamba2Layers,
-                     kMostMamba2Parameters),
-         fmt::format("{} layers, {:g} parameters", layers, count_mamba2_parameters<double>(*this)), "smaller sizes");
+  check_config_total("Mamba2Config", layers, count_mamba2_parameters<double>(*this));
   if (!(dt_low >= 0 && dt_low < dt_high))
     fail(ErrorKind::usage, "Mamba2Config: the limits of the step size must hold 0 <= low < high",
          fmt::format("dt_low {}, dt_high {} (time_step_limit, dt_limit)", dt_low, dt_high), "0 and infinity limit nothing");
@@ -160,9 +155,7 @@ void Mamba2Config::check() const {
     fail(ErrorKind::usage, "Mamba2Config: 0 <= eps < 1 and 0 <= embedding_deviation must hold, and all be finite",
          fmt::format("eps {}, embedding_deviation {}, dt_max {}, A_max {}", eps, embedding_deviation, dt_max, A_max),
          "leave them as they are");
-  if (dtype != DType::f32 && dtype != DType::f64)
-    fail(ErrorKind::usage, "Mamba2Config: parameters are f32 or f64", std::string(name_of(dtype)),
-         "for bf16 activations set .activations");
+  check_config_dtype("Mamba2Config", dtype);
 }
 
 Mamba2Config mamba2_config_from_json(const json& object, std::string_view name) {

@@ -18,9 +18,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr double kMostParameters = 1e12;
-constexpr std::int64_t kMostLayers = 10000;
-
 // The rank of the step size: "auto" or an integer.
 void read_rank(ConfigReader& r, const std::string& key, std::int64_t& rank) {
   const json* j = r.find(key);
@@ -122,20 +119,16 @@ Number count_parameters(const MambaConfig& c) {
 std::int64_t MambaConfig::parameter_count() const { return count_parameters<std::int64_t>(*this); }
 
 void MambaConfig::check() const {
-  std::string problems;
-  const auto positive = [&](const char* name, std::int64_t value, std::int64_t least = 1) {
-    if (value < least || double(value) > kLargestSize)
-      problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", name, value);
-  };
-  positive("vocab", vocab), positive("width", width), positive("layers", layers), positive("state", state);
-  positive("conv", conv), positive("expand", expand), positive("inner", inner, 0), positive("rank", rank, 0);
-  positive("vocab_padding", vocab_padding);
-  if (!problems.empty())
-    fail(ErrorKind::usage, "MambaConfig: sizes must be positive and at most 2^30", problems, "set width, layers and vocab");
-  if (layers > kMostLayers || count_parameters<double>(*this) > kMostParameters)
-    fail(ErrorKind::usage,
-         fmt::format("MambaConfig: at most {} layers and {:g} parameters are supported", kMostLayers, kMostParameters),
-         fmt::format("{} layers, {:g} parameters", layers, count_parameters<double>(*this)), "smaller sizes");
+  check_config_sizes("MambaConfig", {{"vocab", vocab},
+                                     {"width", width},
+                                     {"layers", layers},
+                                     {"state", state},
+                                     {"conv", conv},
+                                     {"expand", expand},
+                                     {"inner", inner, 0},
+                                     {"rank", rank, 0},
+                                     {"vocab_padding", vocab_padding}});
+  check_config_total("MambaConfig", layers, count_parameters<double>(*this));
   if (state > 256) fail(ErrorKind::usage, "MambaConfig: a state of at most 256 is supported", fmt::format("{}", state));
   if (!(dt_min > 0 && dt_min <= dt_max && dt_floor > 0))
     fail(ErrorKind::usage, "MambaConfig: 0 < dt_min <= dt_max and 0 < dt_floor must hold",
@@ -143,9 +136,7 @@ void MambaConfig::check() const {
   if (!(eps >= 0 && eps < 1 && embedding_deviation >= 0 && std::isfinite(embedding_deviation + dt_max + dt_scale)))
     fail(ErrorKind::usage, "MambaConfig: 0 <= eps < 1 and 0 <= embedding_deviation must hold, and all be finite",
          fmt::format("eps {}, embedding_deviation {}, dt_max {}, dt_scale {}", eps, embedding_deviation, dt_max, dt_scale));
-  if (dtype != DType::f32 && dtype != DType::f64)
-    fail(ErrorKind::usage, "MambaConfig: parameters are f32 or f64", std::string(name_of(dtype)),
-         "for bf16 activations set .activations");
+  check_config_dtype("MambaConfig", dtype);
 }
 
 MambaConfig mamba_config_from_json(const json& object, std::string_view name) {

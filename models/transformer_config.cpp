@@ -18,8 +18,6 @@ namespace {
 using nlohmann::json;
 using Config = TransformerConfig;
 
-constexpr double kMostTransformerParameters = 1e12;
-constexpr std::int64_t kMostTransformerLayers = 10000;
 constexpr std::int64_t kMostHeadSize = 1024;
 
 // ---- rotary positions
@@ -83,7 +81,7 @@ void read_rope(ConfigReader& r, Config& c) {
 // Layers with a window: all of Mistral; of Qwen those that layer_types names, or from max_window_layers on.
 void read_layer_types(ConfigReader& r, Config& c, std::int64_t first_windowed) {
   const json* types = r.find("layer_types");
-  const auto layers = std::size_t(std::clamp<std::int64_t>(c.layers, 0, kMostTransformerLayers));
+  const auto layers = std::size_t(std::clamp<std::int64_t>(c.layers, 0, kMostLayers));
   std::vector<bool> windowed;
   if (!types) {
     for (std::size_t l = 0; l < layers; ++l) windowed.push_back(c.window > 0 && std::int64_t(l) >= first_windowed);
@@ -192,17 +190,17 @@ AttentionSizes TransformerConfig::sizes(std::int64_t layer) const {
 std::int64_t TransformerConfig::parameter_count() const { return count_parameters<std::int64_t>(*this); }
 
 void TransformerConfig::check() const {
-  std::string problems;
-  const auto positive = [&](const char* what, std::int64_t value, std::int64_t least = 1) {
-    if (value < least || double(value) > kLargestSize)
-      problems += fmt::format("{}{} = {}", problems.empty() ? "" : ", ", what, value);
-  };
-  positive("vocab", vocab), positive("width", width), positive("layers", layers), positive("heads", heads);
-  positive("kv_heads", kv_heads, 0), positive("head", head, 0), positive("hidden", hidden, 0);
-  positive("window", window, 0), positive("context", context);
-  if (!problems.empty())
-    fail(ErrorKind::usage, "TransformerConfig: sizes must be positive and at most 2^30", problems,
-         "set width, layers, heads and vocab");
+  check_config_sizes("TransformerConfig",
+                     {{"vocab", vocab},
+                      {"width", width},
+                      {"layers", layers},
+                      {"heads", heads},
+                      {"kv_heads", kv_heads, 0},
+                      {"head", head, 0},
+                      {"hidden", hidden, 0},
+                      {"window", window, 0},
+                      {"context", context}},
+                     "set width, layers, heads and vocab");
   if (head == 0 && width % heads != 0)
     fail(ErrorKind::usage, "TransformerConfig: the width does not divide into the heads",
          fmt::format("width {}, {} heads", width, heads), "choose a number of heads that divides it, or the size of a head");
@@ -213,20 +211,14 @@ void TransformerConfig::check() const {
     fail(ErrorKind::usage, fmt::format("TransformerConfig: a head of at most {} features is supported", kMostHeadSize),
          fmt::format("{}", head_size()), "more heads");
   check_rope(rope, head_size(), context);
-  if (layers > kMostTransformerLayers || count_parameters<double>(*this) > kMostTransformerParameters)
-    fail(ErrorKind::usage,
-         fmt::format("TransformerConfig: at most {} layers and {:g} parameters are supported", kMostTransformerLayers,
-                     kMostTransformerParameters),
-         fmt::format("{} layers, {:g} parameters", layers, count_parameters<double>(*this)), "smaller sizes");
+  check_config_total("TransformerConfig", layers, count_parameters<double>(*this));
   if (!windowed.empty() && std::int64_t(windowed.size()) != layers)
     fail(ErrorKind::usage, "TransformerConfig: windowed has not one entry for each layer",
          fmt::format("{} entries, {} layers", windowed.size(), layers), "leave it empty for a window in all layers");
   if (!(eps >= 0 && eps < 1 && deviation >= 0 && std::isfinite(deviation)))
     fail(ErrorKind::usage, "TransformerConfig: 0 <= eps < 1 and 0 <= deviation must hold, and both be finite",
          fmt::format("eps {}, deviation {}", eps, deviation));
-  if (dtype != DType::f32 && dtype != DType::f64)
-    fail(ErrorKind::usage, "TransformerConfig: parameters are f32 or f64", std::string(name_of(dtype)),
-         "for bf16 activations set .activations");
+  check_config_dtype("TransformerConfig", dtype);
 }
 
 // ---- config.json ------------------------------------------------------------------------------------------------------------
