@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -111,6 +112,15 @@ void drop_tied_head(TensorMap& tensors, std::string_view head, std::string_view 
 
 // What forward does first. Errors (ErrorKind::usage): ids are not (b, t), or t is larger than `longest` (nothing: any).
 void check_texts(const Tensor& ids, std::optional<std::int64_t> longest, Site where = Site::current());
+
+// LanguageModel::load of a folder that has this family. Errors (ErrorKind::io): it has another.
+template <class Model>
+Model load_as(const std::filesystem::path& folder, DType dtype, std::string_view title) {
+  const auto model = LanguageModel::load(folder, dtype);
+  if (const Model* own = dynamic_cast<const Model*>(model.get())) return *own;
+  fail(ErrorKind::io, fmt::format("{}: the model is no {}", folder.string(), title), model->description(),
+       "LanguageModel::load reads any");
+}
 
 // ---- texts of unequal length ------------------------------------------------------------------------------------------------
 //

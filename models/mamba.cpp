@@ -2,13 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 
-#include "autograd/backward.h"
 #include "models/family.h"
 #include "ops/ops.h"
 
@@ -25,18 +23,9 @@ Param fixed_decay(Shape shape, DType dtype, bool decay) {
   return p;
 }
 
-MambaConfig checked(MambaConfig config) {
-  config.check();
-  return config;
-}
-
 }  // namespace
 
 // ---- mixer ------------------------------------------------------------------------------------------------------------------
-
-MambaCache::MambaCache(const MambaConfig& c, std::int64_t b) : ModelCache(b) {
-  for (std::int64_t l = 0; l < c.layers; ++l) layers.emplace_back(c, b, fmt::format("backbone.layers.{}.mixer", l));
-}
 
 MambaLayerCache::MambaLayerCache(const MambaConfig& c, std::int64_t b, const std::string& name)
     : ssm({b, c.inner_width(), c.state}, c.dtype, name + ".ssm_state") {
@@ -114,77 +103,15 @@ Tensor MambaMixer::heads(const Tensor& projected, const MambaLayerCache* cache, 
   return o;
 }
 
-// ---- block ------------------------------------------------------------------------------------------------------------------
-
-MambaBlock::MambaBlock(const MambaConfig& c)
-    : norm_(c.width, {.eps = c.eps, .dtype = c.dtype, .output = c.compute()}), mixer_(c) {
-  add("norm", norm_);
-  add("mixer", mixer_);
-}
-
-Tensor MambaBlock::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use, const Tensor& ends) {
-  return x + mixer_(norm_(x), cache, use, ends);
-}
-
 // ---- model ------------------------------------------------------------------------------------------------------------------
 
-Mamba::Mamba(MambaConfig config)
-    : config_(checked(std::move(config))),
-      embeddings_(config_.rows(), config_.width, {.deviation = config_.embedding_deviation, .dtype = config_.dtype}),
-      norm_f_(config_.width, {.eps = config_.eps, .dtype = config_.dtype, .output = config_.compute()}) {
-  add("backbone.embeddings", embeddings_);
-  blocks_.reserve(std::size_t(config_.layers));
-  for (std::int64_t l = 0; l < config_.layers; ++l) {
-    blocks_.emplace_back(config_);
-    add(fmt::format("backbone.layers.{}", l), blocks_.back());
-  }
-  add("backbone.norm_f", norm_f_);
-  if (config_.tie) return;
-  lm_head_.emplace(config_.width, config_.rows(), LinearOptions{.bias = false, .dtype = config_.dtype});
-  add("lm_head", *lm_head_);
-}
-
-MambaBlock& Mamba::block(std::int64_t layer, Site where) {
-  if (layer < 0 || layer >= config_.layers)
-    fail_at(where, "Mamba: there is no such layer", fmt::format("layer {}, the model has {}", layer, config_.layers),
-            "layers count from 0");
-  return blocks_[std::size_t(layer)];
-}
-
-Tensor Mamba::embed(const Tensor& ids) {
-  const Tensor x = embeddings_(ids);
-  return config_.residual_in_fp32 || x.dtype() == config_.compute() ? x : cast(x, config_.compute());
-}
-
-Tensor Mamba::head(const Tensor& x) {
-  const Tensor h = norm_f_(x);
-  return lm_head_ ? (*lm_head_)(h) : embeddings_.logits(h);
-}
-
-Tensor Mamba::forward(const Tensor& ids) {
-  check_texts(ids, context());
-  Tensor x = embed(ids);
-  for (MambaBlock& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x); }) : block(x);
-  return head(x);
-}
-
-std::unique_ptr<ModelCache> Mamba::make_cache(std::int64_t batch) const { return std::make_unique<MambaCache>(config_, batch); }
+Mamba::Mamba(MambaConfig config) : Backbone("Mamba", std::move(config)) {}
 
 // The same whatever the length.
 CacheBytes Mamba::cache_bytes(std::int64_t) const {
   const double conv = double(config_.conv - 1) * double(size_of(config_.compute())),
                ssm = double(config_.state) * double(size_of(config_.dtype));
   return {.states = double(config_.layers) * double(config_.inner_width()) * (conv + ssm)};
-}
-
-Tensor Mamba::last_logits(const Tensor& ids, const ModelCache& any, CacheUse use, const Tensor& lengths) {
-  const auto& cache = cache_of<MambaCache>(any);
-  if (std::int64_t(cache.layers.size()) != config_.layers)
-    fail(ErrorKind::usage, "Mamba: the cache belongs to another model",
-         fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers));
-  Tensor x = embed(ids);
-  for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use, lengths);
-  return head(last_of(x, lengths));
 }
 
 std::string Mamba::description() const {
@@ -200,39 +127,11 @@ double Mamba::flops_per_token(std::int64_t) const {
   return double(config_.layers) * (2 * weights + 7 * i * n) + 2 * double(config_.rows()) * d;
 }
 
-// ---- checkpoints ------------------------------------------------------------------------------------------------------------
-
-namespace {
-
-constexpr std::string_view kHead = "lm_head.weight", kEmbeddings = "backbone.embeddings.weight",
-                           kEmbedding = "backbone.embedding.weight";
-
-}  // namespace
-
 nlohmann::json Mamba::config_json(CheckpointNames names) const {
   return names == CheckpointNames::original ? to_original(config_) : to_hugging_face(config_);
 }
 
-TensorMap Mamba::weights(CheckpointNames names) const {
-  TensorMap tensors = state_dict();
-  if (names == CheckpointNames::original) {
-    rename_tensor(tensors, kEmbeddings, kEmbedding);
-    if (config_.tie) tensors[std::string(kHead)] = tensors.at(std::string(kEmbedding));
-  }
-  return tensors;
-}
-
-void Mamba::load_weights(TensorMap tensors) {
-  rename_tensor(tensors, kEmbedding, kEmbeddings);
-  if (config_.tie) drop_tied_head(tensors, kHead, kEmbeddings);
-  load_state_dict(tensors);
-}
-
-Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) {
-  const auto model = LanguageModel::load(folder, dtype);
-  if (const Mamba* mamba = dynamic_cast<const Mamba*>(model.get())) return *mamba;
-  fail(ErrorKind::io, folder.string() + ": the model is no Mamba", model->description(), "LanguageModel::load reads any");
-}
+Mamba Mamba::load(const std::filesystem::path& folder, DType dtype) { return load_as<Mamba>(folder, dtype, "Mamba"); }
 
 // ---- family -----------------------------------------------------------------------------------------------------------------
 

@@ -4,12 +4,10 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
-#include "models/language_model.h"
+#include "models/mamba_backbone.h"
 #include "models/mamba_config.h"
 #include "nn/layers.h"
 
@@ -20,11 +18,6 @@ struct MambaLayerCache {
   MambaLayerCache(const MambaConfig& config, std::int64_t batch, const std::string& name);  // that of the mixer
   State conv;  // (b, w-1, i): the last inputs of the convolution; absent if w == 1
   State ssm;   // (b, i, n), f32 (f64)
-};
-
-struct MambaCache : ModelCache {
-  MambaCache(const MambaConfig& config, std::int64_t batch);
-  std::vector<MambaLayerCache> layers;
 };
 
 // In what a mixer may differ from that of Mamba, for models that have its heads beside others.
@@ -38,6 +31,8 @@ struct MambaMixerOptions {
 // x (b, t, d) -> (b, t, d)
 class MambaMixer : public Layer<MambaMixer> {
  public:
+  using Config = MambaConfig;
+  using Cache = MambaLayerCache;
   explicit MambaMixer(const MambaConfig& config, const MambaMixerOptions& options = {});
   // `ends` (b): of a fill with texts that are padded on the right, where each ends; absent if none is.
   Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none,
@@ -66,54 +61,19 @@ class MambaMixer : public Layer<MambaMixer> {
   std::optional<Norms> norms_;
 };
 
-// x + mixer(norm(x)); the residual stream keeps its dtype.
-class MambaBlock : public Layer<MambaBlock> {
- public:
-  explicit MambaBlock(const MambaConfig& config);
-  Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none,
-                 const Tensor& ends = {});
-  MambaMixer& mixer() { return mixer_; }
+using MambaCache = BackboneCache<MambaMixer>;
+using MambaBlock = BackboneBlock<MambaMixer>;
 
- private:
-  RMSNorm norm_;
-  MambaMixer mixer_;
-};
-
-class Mamba : public LanguageModel {
+class Mamba : public Backbone<MambaMixer> {
  public:
-  using Config = MambaConfig;
   explicit Mamba(MambaConfig config);
   Mamba(const Mamba&) = default;  // a handle, to be moved too: what was moved from keeps its blocks
 
-  Tensor forward(const Tensor& ids) override;
-  std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
   CacheBytes cache_bytes(std::int64_t length) const override;
-
-  const MambaConfig& config() const { return config_; }
-  MambaBlock& block(std::int64_t layer, Site where = Site::current());
-
-  std::int64_t vocab() const override { return config_.vocab; }
-  SpecialTokens special_tokens() const override { return {config_.bos, config_.eos, config_.pad}; }
   std::string description() const override;
   double flops_per_token(std::int64_t length) const override;
-
   static Mamba load(const std::filesystem::path& folder, DType dtype = DType::f32);  // as LanguageModel::load
   nlohmann::json config_json(CheckpointNames names = CheckpointNames::hugging_face) const override;
-  TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const override;
-  void load_weights(TensorMap tensors) override;
-
- protected:
-  Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) override;
-
- private:
-  Tensor embed(const Tensor& ids);
-  Tensor head(const Tensor& x);  // (..., d) -> (..., v)
-
-  MambaConfig config_;
-  Embedding embeddings_;
-  std::vector<MambaBlock> blocks_;
-  RMSNorm norm_f_;
-  std::optional<Linear> lm_head_;  // absent if tied
 };
 
 ModelFamily mamba_family();

@@ -7,7 +7,6 @@
 #include <string>
 #include <utility>
 
-#include "autograd/backward.h"
 #include "models/family.h"
 #include "ops/ops.h"
 
@@ -28,11 +27,6 @@ Param undecayed(std::int64_t size, DType dtype) {
   Param p({size}, dtype);
   p.set_decay(false);
   return p;
-}
-
-Mamba2Config checked_config(Mamba2Config config) {
-  config.check();
-  return config;
 }
 
 }  // namespace
@@ -62,10 +56,6 @@ Tensor GatedNorm::forward(const Tensor& y, const Tensor& z) {
 }
 
 // ---- mixer ------------------------------------------------------------------------------------------------------------------
-
-Mamba2Cache::Mamba2Cache(const Mamba2Config& c, std::int64_t b) : ModelCache(b) {
-  for (std::int64_t l = 0; l < c.layers; ++l) layers.emplace_back(c, b, fmt::format("backbone.layers.{}.mixer", l));
-}
 
 Mamba2LayerCache::Mamba2LayerCache(const Mamba2Config& c, std::int64_t b, const std::string& name)
     : ssm({b, c.heads(), c.head, c.state}, c.dtype, name + ".ssm_state") {
@@ -140,80 +130,15 @@ HoleOf<1, 3> Mamba2Mixer::step_size(const Tensor& bias, const Tensor& ends) cons
   };
 }
 
-// ---- block ------------------------------------------------------------------------------------------------------------------
-
-Mamba2Block::Mamba2Block(const Mamba2Config& c)
-    : norm_(c.width, {.eps = c.eps, .dtype = c.dtype, .output = c.compute()}), mixer_(c) {
-  add("norm", norm_);
-  add("mixer", mixer_);
-}
-
-Tensor Mamba2Block::forward(const Tensor& x, const Mamba2LayerCache* cache, CacheUse use, const Tensor& ends) {
-  return x + mixer_(norm_(x), cache, use, ends);
-}
-
 // ---- model ------------------------------------------------------------------------------------------------------------------
 
-Mamba2::Mamba2(Mamba2Config config)
-    : config_(checked_config(std::move(config))),
-      embeddings_(config_.rows(), config_.width, {.deviation = config_.embedding_deviation, .dtype = config_.dtype}),
-      norm_f_(config_.width, {.eps = config_.eps, .dtype = config_.dtype, .output = config_.compute()}) {
-  add("backbone.embeddings", embeddings_);
-  blocks_.reserve(std::size_t(config_.layers));
-  for (std::int64_t l = 0; l < config_.layers; ++l) {
-    blocks_.emplace_back(config_);
-    add(fmt::format("backbone.layers.{}", l), blocks_.back());
-  }
-  add("backbone.norm_f", norm_f_);
-  if (config_.tie) return;
-  lm_head_.emplace(config_.width, config_.rows(), LinearOptions{.bias = false, .dtype = config_.dtype});
-  add("lm_head", *lm_head_);
-}
-
-Mamba2Block& Mamba2::block(std::int64_t layer, Site where) {
-  if (layer < 0 || layer >= config_.layers)
-    fail_at(where, "Mamba2: there is no such layer", fmt::format("layer {}, the model has {}", layer, config_.layers),
-            "layers count from 0");
-  return blocks_[std::size_t(layer)];
-}
-
-Tensor Mamba2::embed(const Tensor& ids) {
-  const Tensor x = embeddings_(ids);
-  return config_.residual_in_fp32 || x.dtype() == config_.compute() ? x : cast(x, config_.compute());
-}
-
-Tensor Mamba2::head(const Tensor& x) {
-  const Tensor h = norm_f_(x);
-  return lm_head_ ? (*lm_head_)(h) : embeddings_.logits(h);
-}
-
-Tensor Mamba2::forward(const Tensor& ids) {
-  check_texts(ids, context());
-  Tensor x = embed(ids);
-  for (Mamba2Block& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x); }) : block(x);
-  return head(x);
-}
-
-std::unique_ptr<ModelCache> Mamba2::make_cache(std::int64_t batch) const {
-  return std::make_unique<Mamba2Cache>(config_, batch);
-}
+Mamba2::Mamba2(Mamba2Config config) : Backbone("Mamba2", std::move(config)) {}
 
 // The same whatever the length.
 CacheBytes Mamba2::cache_bytes(std::int64_t) const {
   const double conv = double(config_.conv - 1) * double(config_.conv_width()) * double(size_of(config_.compute())),
                ssm = double(config_.scanned_width()) * double(config_.state) * double(size_of(config_.dtype));
   return {.states = double(config_.layers) * (conv + ssm)};
-}
-
-Tensor Mamba2::last_logits(const Tensor& ids, const ModelCache& any, CacheUse use, const Tensor& lengths) {
-  const auto& cache = cache_of<Mamba2Cache>(any);
-  if (std::int64_t(cache.layers.size()) != config_.layers)
-    fail(ErrorKind::usage, "Mamba2: the cache belongs to another model",
-         fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers),
-         "make one with make_cache of this model");
-  Tensor x = embed(ids);
-  for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use, lengths);
-  return head(last_of(x, lengths));
 }
 
 std::string Mamba2::description() const {
@@ -230,39 +155,11 @@ double Mamba2::flops_per_token(std::int64_t) const {
   return double(c.layers) * (2 * weights + 5 * states) + 2 * double(c.rows()) * d;
 }
 
-// ---- checkpoints ------------------------------------------------------------------------------------------------------------
-
-namespace {
-
-constexpr std::string_view kMamba2Head = "lm_head.weight", kMamba2Embeddings = "backbone.embeddings.weight",
-                           kMamba2Embedding = "backbone.embedding.weight";  // of the original
-
-}  // namespace
-
 nlohmann::json Mamba2::config_json(CheckpointNames names) const {
   return names == CheckpointNames::original ? to_original(config_) : mamba2_config_to_json(config_);
 }
 
-TensorMap Mamba2::weights(CheckpointNames names) const {
-  TensorMap tensors = state_dict();
-  if (names == CheckpointNames::original) {
-    rename_tensor(tensors, kMamba2Embeddings, kMamba2Embedding);
-    if (config_.tie) tensors[std::string(kMamba2Head)] = tensors.at(std::string(kMamba2Embedding));
-  }
-  return tensors;
-}
-
-void Mamba2::load_weights(TensorMap tensors) {
-  rename_tensor(tensors, kMamba2Embedding, kMamba2Embeddings);
-  if (config_.tie) drop_tied_head(tensors, kMamba2Head, kMamba2Embeddings);
-  load_state_dict(tensors);
-}
-
-Mamba2 Mamba2::load(const std::filesystem::path& folder, DType dtype) {
-  const auto model = LanguageModel::load(folder, dtype);
-  if (const Mamba2* mamba = dynamic_cast<const Mamba2*>(model.get())) return *mamba;
-  fail(ErrorKind::io, folder.string() + ": the model is no Mamba-2", model->description(), "LanguageModel::load reads any");
-}
+Mamba2 Mamba2::load(const std::filesystem::path& folder, DType dtype) { return load_as<Mamba2>(folder, dtype, "Mamba-2"); }
 
 // ---- family -----------------------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,11 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
-#include "models/language_model.h"
 #include "models/mamba2_config.h"
+#include "models/mamba_backbone.h"
 #include "nn/layers.h"
 
 namespace weft {
@@ -20,11 +18,6 @@ struct Mamba2LayerCache {
   Mamba2LayerCache(const Mamba2Config& config, std::int64_t batch, const std::string& name);  // that of the mixer
   State conv;  // (b, w-1, s + 2gn): the last inputs of the convolution; absent if w == 1
   State ssm;   // (b, h, p, n), f32 (f64)
-};
-
-struct Mamba2Cache : ModelCache {
-  Mamba2Cache(const Mamba2Config& config, std::int64_t batch);
-  std::vector<Mamba2LayerCache> layers;
 };
 
 struct GatedNormOptions {
@@ -51,6 +44,8 @@ class GatedNorm : public Layer<GatedNorm> {
 // x (b, t, d) -> (b, t, d)
 class Mamba2Mixer : public Layer<Mamba2Mixer> {
  public:
+  using Config = Mamba2Config;
+  using Cache = Mamba2LayerCache;
   explicit Mamba2Mixer(const Mamba2Config& config);
   // `ends` (b): of a fill with texts that are padded on the right, where each ends; absent if none is.
   Tensor forward(const Tensor& x, const Mamba2LayerCache* cache = nullptr, CacheUse use = CacheUse::none,
@@ -75,54 +70,19 @@ class Mamba2Mixer : public Layer<Mamba2Mixer> {
   Param D_;          // (h), or (s)
 };
 
-// x + mixer(norm(x)); the residual stream keeps its dtype.
-class Mamba2Block : public Layer<Mamba2Block> {
- public:
-  explicit Mamba2Block(const Mamba2Config& config);
-  Tensor forward(const Tensor& x, const Mamba2LayerCache* cache = nullptr, CacheUse use = CacheUse::none,
-                 const Tensor& ends = {});
-  Mamba2Mixer& mixer() { return mixer_; }
+using Mamba2Cache = BackboneCache<Mamba2Mixer>;
+using Mamba2Block = BackboneBlock<Mamba2Mixer>;
 
- private:
-  RMSNorm norm_;
-  Mamba2Mixer mixer_;
-};
-
-class Mamba2 : public LanguageModel {
+class Mamba2 : public Backbone<Mamba2Mixer> {
  public:
-  using Config = Mamba2Config;
   explicit Mamba2(Mamba2Config config);
   Mamba2(const Mamba2&) = default;  // a handle, to be moved too: what was moved from keeps its blocks
 
-  Tensor forward(const Tensor& ids) override;
-  std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
   CacheBytes cache_bytes(std::int64_t length) const override;
-
-  const Mamba2Config& config() const { return config_; }
-  Mamba2Block& block(std::int64_t layer, Site where = Site::current());
-
-  std::int64_t vocab() const override { return config_.vocab; }
-  SpecialTokens special_tokens() const override { return {config_.bos, config_.eos, config_.pad}; }
   std::string description() const override;
   double flops_per_token(std::int64_t length) const override;
-
   static Mamba2 load(const std::filesystem::path& folder, DType dtype = DType::f32);  // as LanguageModel::load
   nlohmann::json config_json(CheckpointNames names = CheckpointNames::hugging_face) const override;
-  TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const override;
-  void load_weights(TensorMap tensors) override;
-
- protected:
-  Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) override;
-
- private:
-  Tensor embed(const Tensor& ids);
-  Tensor head(const Tensor& x);  // (..., d) -> (..., v)
-
-  Mamba2Config config_;
-  Embedding embeddings_;
-  std::vector<Mamba2Block> blocks_;
-  RMSNorm norm_f_;
-  std::optional<Linear> lm_head_;  // absent if tied
 };
 
 ModelFamily mamba2_family();

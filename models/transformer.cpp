@@ -175,9 +175,7 @@ void Transformer::load_weights(TensorMap tensors) {
 }
 
 Transformer Transformer::load(const std::filesystem::path& folder, DType dtype) {
-  const auto model = LanguageModel::load(folder, dtype);
-  if (const Transformer* transformer = dynamic_cast<const Transformer*>(model.get())) return *transformer;
-  fail(ErrorKind::io, folder.string() + ": the model is no Transformer", model->description(), "LanguageModel::load reads any");
+  return load_as<Transformer>(folder, dtype, "Transformer");
 }
 
 // ---- family -----------------------------------------------------------------------------------------------------------------

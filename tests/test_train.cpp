@@ -98,7 +98,7 @@ TEST(Trainer, AValueThatIsNotFiniteStopsItWithTheWeightsBefore) {
     // Where it overflows depends on how a device sums: in the model, or first behind it.
     expect_error(ErrorKind::training,
                  {"step 3 gave a value that is not finite", "made a non-finite value", "of kernel",
-                  device() == Device::cpu ? "called at mamba.cpp" : " at ", "--skip-bad-steps"},
+                  device() == Device::cpu ? "called at mamba_backbone.h" : " at ", "--skip-bad-steps"},
                  [&] { trainer.step(); });
     expect_equal(before, trainer.model().state_dict());
     EXPECT_EQ(trainer.steps_done(), 2);
