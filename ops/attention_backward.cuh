@@ -164,7 +164,7 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
                                            [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
       each_place<N>([&](int m, int e, int r, int c) {
         if constexpr (SCORE) s[m][e] *= scale;
-        p[m][e] = exp2_of(holes.score(r, inside(j + c, tk), s[m][e]) * unit + shift[r]);
+        p[m][e] = power_of_two(holes.score(r, inside(j + c, tk), s[m][e]) * unit + shift[r]);
       });
       gradients.times<N>(values + (stage * OTHER + sub) * pitch(DV), x);
       each_place<N>([&](int m, int e, int r, int c) {
@@ -250,7 +250,7 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
                                            [&](int r, int c) { return holes.visible(r, inside(i + c, tq)); });
       each_place<N>([&](int m, int e, int r, int c) {
         if constexpr (SCORE) s[m][e] *= scale;
-        p[m][e] = exp2_of(holes.score(r, inside(i + c, tq), s[m][e]) * unit + shift_of(lse[at + c]));
+        p[m][e] = power_of_two(holes.score(r, inside(i + c, tq), s[m][e]) * unit + shift_of(lse[at + c]));
       });
       if (!entry.full())
         each_place<N>([&](int m, int e, int, int) { p[m][e] = is_visible(places, m, e) ? p[m][e] : real(0); });

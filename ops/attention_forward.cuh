@@ -20,7 +20,7 @@ struct Softmax {
       for (int n = 1; n < N; ++n) most = larger(most, larger(s[n][2 * r], s[n][2 * r + 1]));
       most = row_fold(most, [](real x, real y) { return larger(x, y); }) * scale;
       const bool move = most > high[r] + SLACK;
-      factor[r] = move ? exp2_of(high[r] - most) : real(1);
+      factor[r] = move ? power_of_two(high[r] - most) : real(1);
       if (move) high[r] = most;
       moves |= move;
     }
@@ -34,7 +34,7 @@ struct Softmax {
     }
     const real shift[2] = {high[0] == -infinity() ? real(0) : high[0], high[1] == -infinity() ? real(0) : high[1]};
     each_place<N>([&](int n, int k, int r, int) {
-      s[n][k] = exp2_of(s[n][k] * scale - shift[r]);
+      s[n][k] = power_of_two(s[n][k] * scale - shift[r]);
       sum[r] += s[n][k];
     });
   }

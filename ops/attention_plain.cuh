@@ -2,6 +2,9 @@
 // by FMAs from shared memory. ops/attention.cuh stands behind this.
 constexpr int UNIT = 8;
 
+// What is multiplied in fp32 takes so long that the precise form is free.
+DEVICE real power_of_two(real x) { return precise_exp2_of(x); }
+
 template <int DIM, int PITCH, bool HELD>
 class OwnRows {
  public:
@@ -34,26 +37,40 @@ class OwnRows {
   const Element* at_;
 };
 
-// The weights of a row lie in the four lanes that have its accumulators.
+// The weights of a row lie in the four lanes that have its accumulators. A tile is summed by itself first, as a long sum of
+// fp32 must be: of GROUP accumulators at a time, so that no register spills.
 template <int PITCH, int N, int M>
 DEVICE void add_weighted(const real (&w)[N][4], const Element* other, real (&acc)[M][4]) {
+  constexpr int GROUP = sizeof(real) == 8 ? M : M % 4 == 0 ? 4 : M % 2 == 0 ? 2 : 1;
   const int lane = int(threadIdx.x) % 32;
 #pragma unroll
-  for (int n = 0; n < N; ++n)
+  for (int first = 0; first < M; first += GROUP) {
+    real part[GROUP][4];
+#pragma unroll
+    for (int m = 0; m < GROUP; ++m)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) part[m][e] = sizeof(real) == 8 ? acc[first + m][e] : real(0);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
 #pragma unroll 1
-    for (int t = 0; t < 4; ++t) {
-      real p[4];
+      for (int t = 0; t < 4; ++t) {
+        real p[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) p[i] = __shfl_sync(FULL_WARP, w[n][i], lane / 4 * 4 + t);
-      const Element* const from = other + (8 * n + 2 * t) * PITCH + lane % 4 * 2;
+        for (int i = 0; i < 4; ++i) p[i] = __shfl_sync(FULL_WARP, w[n][i], lane / 4 * 4 + t);
+        const Element* const from = other + (8 * n + 2 * t) * PITCH + 8 * first + lane % 4 * 2;
 #pragma unroll
-      for (int m = 0; m < M; ++m)
+        for (int m = 0; m < GROUP; ++m)
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          real b[2];
-          load<2>(from + c * PITCH + 8 * m, b);
-          acc[m][0] += p[c] * b[0], acc[m][1] += p[c] * b[1];
-          acc[m][2] += p[2 + c] * b[0], acc[m][3] += p[2 + c] * b[1];
-        }
-    }
+          for (int c = 0; c < 2; ++c) {
+            real b[2];
+            load<2>(from + c * PITCH + 8 * m, b);
+            part[m][0] += p[c] * b[0], part[m][1] += p[c] * b[1];
+            part[m][2] += p[2 + c] * b[0], part[m][3] += p[2 + c] * b[1];
+          }
+      }
+#pragma unroll
+    for (int m = 0; m < GROUP; ++m)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[first + m][e] = sizeof(real) == 8 ? part[m][e] : acc[first + m][e] + part[m][e];
+  }
 }

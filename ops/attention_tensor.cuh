@@ -2,6 +2,8 @@
 // mma.sync.m16n8k16; ops/attention.cuh stands behind this.
 constexpr int UNIT = 16;
 
+DEVICE real power_of_two(real x) { return exp2_of(x); }
+
 DEVICE void load_matrices(const Element* at, u32 (&x)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
