@@ -32,9 +32,9 @@ struct Tolerance {
 double to_bf16(double x) { return double(float(bf16(float(x)))); }
 double bf16_ulp(double x) { return x == 0 ? 0 : std::ldexp(1.0, std::ilogb(x) - 7); }
 
-// The relative tolerance is one of `size`, which is that of the right values unless it is given.
-void expect_like_peer(const Tensor& got, const Values& right, Tolerance peer, const std::string& what,
-                      const Values& size = {}) {
+// The relative tolerance is one of `size`, which is that of the right values unless it is given. `slack` is allowed besides.
+void expect_like_peer(const Tensor& got, const Values& right, Tolerance peer, const std::string& what, const Values& size = {},
+                      const Values& slack = {}) {
   const Values values = got.to_host<double>();
   ASSERT_EQ(values.size(), right.size()) << what;
   double worst = 0;
@@ -43,7 +43,8 @@ void expect_like_peer(const Tensor& got, const Values& right, Tolerance peer, co
     const bool half = got.dtype() == DType::bf16;
     const double wanted = half ? to_bf16(right[i]) : right[i];
     const double allowed = peer.absolute + peer.relative * std::abs(size.empty() ? wanted : size[i]);
-    const double error = std::abs(values[i] - wanted) / (half ? allowed + bf16_ulp(wanted) : allowed / 10);
+    const double error =
+        std::abs(values[i] - wanted) / ((half ? allowed + bf16_ulp(wanted) : allowed / 10) + (slack.empty() ? 0 : slack[i]));
     if (!(error <= worst)) worst = error, at = i;
   }
   EXPECT_LE(worst, 1) << what << " is off by so many times what is allowed at " << at << ": " << values[at] << " for "
@@ -90,6 +91,7 @@ struct ScanCase {
 
 struct ScanRun {
   const ScanCase& c;
+  const double decay;  // every decay is multiplied by it
   Values u, delta, A, B, C, D, bias, z, g;
   Values out, last, du, ddelta, dA, dB, dC, dD, dbias, dz;  // the right ones
 
@@ -97,7 +99,7 @@ struct ScanRun {
   std::size_t state(std::int64_t b, std::int64_t t, std::int64_t i) const {  // of B and C
     return std::size_t(((b * c.t + t) * c.groups + i / (c.i / c.groups)) * c.n);
   }
-  explicit ScanRun(const ScanCase& k) : c(k) {
+  explicit ScanRun(const ScanCase& k, double factor = 1) : c(k), decay(factor) {
     Source from(0);
     const std::int64_t rows = c.b * c.t * c.i, states = c.b * c.t * c.groups * c.n;
     A = from.uniform(c.i * c.n, -0.5, 0, DType::f32);
@@ -121,7 +123,7 @@ struct ScanRun {
       step[k] = c.softplus ? std::log1p(std::exp(raw)) : raw;
       double s = c.D ? D[std::size_t(i)] * u[at] : 0;
       for (std::size_t j = 0; j < n; ++j) {
-        h[(k + 1) * n + j] = std::exp(step[k] * A[first + j]) * h[k * n + j] + step[k] * B[bc + j] * u[at];
+        h[(k + 1) * n + j] = decay * std::exp(step[k] * A[first + j]) * h[k * n + j] + step[k] * B[bc + j] * u[at];
         s += C[bc + j] * h[(k + 1) * n + j];
       }
       const double q = sigmoid_of(z[at]), gate = c.z ? z[at] * q : 1;
@@ -133,7 +135,7 @@ struct ScanRun {
       double by_b = 0, by_a = 0;
       for (std::size_t j = 0; j < n; ++j) {
         const double gamma = e[k] * C[bc + j] + carry[j];
-        carry[j] = std::exp(step[k] * A[first + j]) * gamma;
+        carry[j] = decay * std::exp(step[k] * A[first + j]) * gamma;
         by_b += gamma * B[bc + j], by_a += A[first + j] * carry[j] * h[k * n + j];
         dA[first + j] += step[k] * carry[j] * h[k * n + j];
         dB[bc + j] += gamma * step[k] * u[at], dC[bc + j] += e[k] * h[(k + 1) * n + j];
@@ -153,6 +155,13 @@ void check_scan(const ScanCase& c) {
   Tolerance weights{1e-3, 1e-3};
   if (c.z) weights = {std::max(1e-3, tolerance.relative), std::max(1e-3, tolerance.absolute)};
   const ScanRun r(c);
+  // ex2.approx of a GPU gives decays near 1 half a unit below the right ones in the mean, which adds up where a state is kept
+  // for long: with so many states one is, and terms of dA that are together 200 times their sum. Other devices err both ways.
+  Values slack;
+  if (device() == Device::cuda && c.i * c.n > 1000) {
+    slack = ScanRun(c, 1 - 0x1p-25).dA;
+    for (std::size_t i = 0; i < slack.size(); ++i) slack[i] = std::abs(slack[i] - r.dA[i]);
+  }
   const Shape rows{c.b, c.t, c.i}, states = c.groups > 1 ? Shape{c.b, c.t, c.groups, c.n} : Shape{c.b, c.t, c.n};
   const auto half = [&](const Values& v, Shape shape) { return tensor_of(v, shape, c.dtype); };
   const auto full = [&](const Values& v, Shape shape) { return tensor_of(v, shape, DType::f32); };
@@ -173,7 +182,7 @@ void check_scan(const ScanCase& c) {
   expect_like_peer(last, r.last, tolerance, "last");
   expect_like_peer(d[0], r.du, tolerance.times(2, 2), "du");
   expect_like_peer(d[1], r.ddelta, tolerance.times(5, 10), "ddelta");
-  expect_like_peer(d[2], r.dA, weights.times(1, 5), "dA");
+  expect_like_peer(d[2], r.dA, weights.times(1, 5), "dA", {}, slack);
   expect_like_peer(d[3], r.dB, tolerance, "dB");
   expect_like_peer(d[4], r.dC, tolerance, "dC");
   if (c.D) expect_like_peer(d[5], r.dD, weights, "dD");
