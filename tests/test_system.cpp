@@ -262,6 +262,7 @@ TEST_F(Trust, NamesInFilesDoNotReachTheTerminalAsTheyAre) {
 }
 
 TEST_F(Trust, NamesOfPicturesAreNoCommands) {
+  if (shell("command -v gnuplot").code != 0) GTEST_SKIP() << "gnuplot is not installed";
   expect(R"sh(
     (train --steps 3 --out run >/dev/null)
     for name in '|touch hacked;' '<touch hacked' '-' '+' "it's" 'a`touch hacked`b' '$(touch hacked)' '@x'; do
