@@ -229,7 +229,7 @@ void add_model_family(ModelFamily family) {
   registry().push_back(std::move(family));
 }
 
-const ModelFamily& model_family(const std::string& name) {
+const ModelFamily& model_family(std::string_view name) {
   for (const ModelFamily& family : registry())
     if (family.name == name) return family;
   const std::vector<std::string> names = all_of([](const ModelFamily& f) { return std::vector{f.name}; });

@@ -163,7 +163,7 @@ struct ModelFamily {
 
 // They live as long as the process.
 const std::deque<ModelFamily>& model_families();           // the first one is the default
-const ModelFamily& model_family(const std::string& name);  // errors (ErrorKind::usage): none of that name
+const ModelFamily& model_family(std::string_view name);  // errors (ErrorKind::usage): none of that name
 // The one that reads this config.json. Errors (ErrorKind::io): an unknown model_type.
 const ModelFamily& family_of(const nlohmann::json& config, std::string_view file = "config.json");
 // One more in this program, from now on. Errors (ErrorKind::usage): a name or model_type that there is already, no preset, no
