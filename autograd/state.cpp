@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <vector>
@@ -291,7 +292,7 @@ void assign_at(const State& state, const Scalar& position, Arg value, Site where
   mark_assigned(state, where);
   const std::int64_t at = state_position(state);
   const double start = position.value();
-  if (!(start >= -0x1p53 && start <= 0x1p53))  // up to there a double is exact
+  if (!(start >= -0x1p53 && start <= 0x1p53) || start != std::trunc(start))  // up to there a double is exact
     fail_at(where, "assign_at: the position is no row", fmt::format("position {}, state '{}'", start, state.name()),
             "give the number of the first row; it is taken modulo the capacity");
   const Tensor rows = convert(value.tensor(), state.dtype(), where);

@@ -253,6 +253,8 @@ Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight,
   if (shape.rank() < 1)
     fail_at(where, fmt::format("{}: x has no axis to normalise", op.name), fmt::format("x {}", to_string(shape)),
             "reshape it to (1, n)");
+  if (!(eps >= 0 && std::isfinite(eps)))
+    fail_at(where, fmt::format("{}: eps is {}", op.name, eps), {}, "give a finite number that is not negative, such as 1e-5");
   const Shape vector{shape[-1]};
   if (weight) require_shape(where, op.name, "weight", weight, vector, "x", x);
   if (bias) require_shape(where, op.name, "bias", bias, vector, "x", x);

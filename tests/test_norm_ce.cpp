@@ -11,6 +11,7 @@
 #include "autograd/run.h"
 #include "jit/parallel.h"
 #include "ops/ops.h"
+#include "tests/expect_error.h"
 
 namespace weft {
 namespace {
@@ -82,6 +83,15 @@ void check_norms(double tolerance) {
 }
 TEST(Norm, MatchesNaiveF64) { check_norms<double>(1e-11); }
 TEST(Norm, MatchesNaiveF32) { check_norms<float>(1e-4); }
+
+TEST(Norm, EpsIsNotNegative) {
+  const Tensor x = ones({2, 4});
+  for (const double eps : {std::nan(""), -1e-5, double(INFINITY)}) {
+    expect_error(ErrorKind::usage, {"rms_norm: eps is", "at test_norm_ce.cpp:"}, [&] { rms_norm(x, Tensor{}, eps); });
+    expect_error(ErrorKind::usage, {"layer_norm: eps is", "at test_norm_ce.cpp:"},
+                 [&] { layer_norm(x, Tensor{}, Tensor{}, eps); });
+  }
+}
 
 TEST(Norm, WithoutWeight) {
   const Values x = draw(60, 1), dy = draw(60, 2), one(12, 1.0), none(12, 0.0);
