@@ -195,10 +195,10 @@ Tensor gumbel_sigmoid(Arg logits, GumbelOptions options = {});  // M = sigmoid((
 // ---- conv1d (ops/conv1d.cpp): causal, depthwise, channel-last ---------------------------------------------------------------
 
 struct Conv1dOptions {
-  bool silu = false;       // short for .out = silu_hole()
-  HoleOf<1, 3> out = {};   // y = out(pre; b, t, d): silu_hole(), gate(z)
-  Tensor initial = {};     // (b, w-1, d): inputs before time 0 (zeros if absent)
-  Tensor* last = nullptr;  // receives the last w-1 inputs (b, w-1, d), with gradient
+  bool silu = false;        // short for .out = silu_hole()
+  HoleOf<1, 3> out = {};    // y = out(pre; b, t, d): silu_hole(), gate(z)
+  Tensor initial = {};      // (b, w-1, d): inputs before time 0 (zeros if absent)
+  Tensor* last = nullptr;   // receives the last w-1 inputs (b, w-1, d), with gradient
 };
 // x (b, t, d) weight (d, w) bias (d, may be absent) -> (b, t, d);  pre_t = bias + sum_j w[j] x_{t-(w-1)+j}, y_t = out(pre_t)
 Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {});
@@ -233,6 +233,7 @@ struct SsdOptions {
   Tensor initial = {};      // (b, h, p, n) S before time 0
   Tensor* last = nullptr;   // receives S_T (b, h, p, n) in fp32 (fp64), with gradient
   std::int64_t chunk = 64;  // steps that are computed together; results do not depend on it, but for their rounding
+  bool plain = false;       // by other ops, where there are kernels too
 };
 // x (b, t, h, p); dt (b, t, h); A (h) < 0; B, C (b, t, g, n) with h divisible by g, head k uses group k / (h/g).
 // S_t = exp(Delta A) S_{t-1} + Delta x_t B_t^T;  s_t = S_t C_t (+ D x_t);  result (b, t, h, p), in x's type. S is a matrix

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "autograd/run.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -52,6 +53,8 @@ DType SsdCall::real() const {
   return dtype;
 }
 
+bool ssd_has_kernels(std::int64_t, std::int64_t) { return device() == Device::cpu; }
+
 Tensor ssd(Arg x, Arg dt, Arg A, Arg B, Arg C, SsdOptions options) {
   check_ssd(x.where(), x, dt, A, B, C, options);
   const SsdResult result = plain_ssd({.x = x,
@@ -64,6 +67,7 @@ Tensor ssd(Arg x, Arg dt, Arg A, Arg B, Arg C, SsdOptions options) {
                                       .step = options.dt,
                                       .out = options.out,
                                       .chunk = options.chunk,
+                                      .plain = options.plain,
                                       .where = x.where()});
   if (options.last) *options.last = result.last;
   return result.y;
