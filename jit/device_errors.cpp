@@ -21,6 +21,10 @@ void throw_device_error(DeviceError code, std::int64_t value, std::int64_t limit
       fail(ErrorKind::usage, "a subscript in a hole is outside of its tensor",
            fmt::format("subscript {} of axis {}, which has {} places", value, position, limit),
            fmt::format("clamp the subscript, or give the tensor more places{}", kLost));
+    case DeviceError::segment_falls:
+      fail(ErrorKind::usage, "segments: an id is less than the one before it",
+           fmt::format("{} after {} at element {}", value, limit, position),
+           fmt::format("ids of packed documents rise{}", kLost));
     case DeviceError::none:
       break;
   }

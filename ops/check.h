@@ -40,6 +40,10 @@ inline void require_shape(Site where, std::string_view op, std::string_view name
             fmt::format("{} must be {}", name, to_string(shape)));
 }
 
+struct Documents;
+// Documents, if there are any, for an operand (batch, time, ...).
+void require_segments(Site where, std::string_view op, const Documents& segments, const Shape& shape);
+
 struct NamedOperand {
   std::string_view name;
   const Tensor& tensor;  // may be absent

@@ -63,6 +63,54 @@ Window<T> inputs(const ConvGrid& g, const ConvPart& p, std::int64_t end, const R
   return window;
 }
 
+// Where documents begin, (b, t), for the taps of a convolution: nothing is seen over a border.
+class Borders {
+ public:
+  Borders(const Launch& launch, const Operand& borders, const ConvGrid& g)
+      : borders_(launch.pointer<std::int32_t>(borders)), t_(g.t), w_(g.w) {}
+  explicit operator bool() const { return borders_ != nullptr; }
+  // How many steps before t belong to its document, w - 1 at most; the initial state to the first one.
+  std::int64_t before(std::int64_t batch, std::int64_t t) const {
+    std::int64_t n = 0;
+    while (n < w_ - 1 && !cut(batch, t - n)) ++n;
+    return n;
+  }
+  // Likewise how many after it.
+  std::int64_t after(std::int64_t batch, std::int64_t t) const {
+    std::int64_t n = 0;
+    while (n < w_ - 1 && t + n + 1 < t_ && !cut(batch, t + n + 1)) ++n;
+    return n;
+  }
+  // What y_t reads of rows (w), those of another document replaced by zeros; in `line`, where that is needed.
+  template <class T>
+  const T* const* inputs(std::int64_t batch, std::int64_t t, const T* const* rows, const T* zeros,
+                         std::vector<const T*>& line) const {
+    const std::int64_t hidden = borders_ ? w_ - 1 - before(batch, t) : 0;
+    if (hidden == 0) return rows;
+    line.assign(rows, rows + w_);
+    std::fill_n(line.begin(), hidden, zeros);
+    return line.data();
+  }
+  // What the gradient of the input at s reads, e_s to e_{s + w - 1}.
+  template <class T>
+  const T* const* outputs(std::int64_t batch, std::int64_t s, const T* const* rows, const T* zeros,
+                          std::vector<const T*>& line) const {
+    if (!borders_) return rows;
+    const std::int64_t seen = after(batch, s) + 1;
+    line.assign(rows, rows + w_);
+    std::fill(line.begin() + seen, line.end(), zeros);
+    return line.data();
+  }
+  bool in_last(std::int64_t batch, std::int64_t t) const {  // t >= T - (w - 1): of the document that is the last one
+    return !borders_ || t_ == 0 || t + before(batch, t_ - 1) >= t_ - 1;
+  }
+
+ private:
+  bool cut(std::int64_t batch, std::int64_t t) const { return t >= 0 && borders_[batch * t_ + t] != 0; }
+  const std::int32_t* borders_;
+  std::int64_t t_, w_;
+};
+
 // Weight (d, w) of the part's channels as (w, n).
 template <class T>
 std::vector<T> transposed(const ConvGrid& g, const ConvPart& p, const Rows& weight) {
@@ -99,12 +147,12 @@ void taps(std::int64_t width, const T* const* rows, int step, const T* w, const 
   }
 }
 
-// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); hole out(pre; b, t, d); ints [last]. Outputs y (b, t, d)
-// and, if `last`, the last inputs (b, w-1, d).
+// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d), borders (b, t); hole out(pre; b, t, d); ints [last].
+// Outputs y (b, t, d) and, if `last`, the last inputs (b, w-1, d).
 template <class T>
 void lower_conv1d_forward(Lowering& l) {
   const Operand x = l.rows(0), weight = l.dense(1), bias = l.has(2) ? l.dense(2) : Operand{};
-  const Operand initial = l.has(3) ? l.rows(3) : Operand{}, out = l.output(0);
+  const Operand initial = l.has(3) ? l.rows(3) : Operand{}, cuts = l.has(4) ? l.dense(4) : Operand{}, out = l.output(0);
   const Operand last = l.integer(0) ? l.output(1) : Operand{};
   const ConvGrid grid{x.dims[0], x.dims[1], x.dims[2], weight.dims[1]};
   const bool filled = l.filled(0);
@@ -115,6 +163,8 @@ void lower_conv1d_forward(Lowering& l) {
       parallel(grid.parts(), [&](std::int64_t index) {
         const ConvPart p(grid, index);
         std::vector<T> buffer(std::size_t((kConvTime + grid.w) * p.n)), zeros(p.n), line(p.n), bias_line(p.n);
+        std::vector<const T*> seen;
+        const Borders borders(launch, cuts, grid);
         const std::vector<T> w = transposed<T>(grid, p, ws);
         const T* start = bs ? bs.read(0, p.c, p.n, bias_line.data()) : nullptr;
         const Window<T> window = inputs(grid, p, p.end, xs, starts, buffer.data(), zeros.data());
@@ -123,7 +173,7 @@ void lower_conv1d_forward(Lowering& l) {
         for (std::int64_t t = p.begin; t < p.end; ++t) {
           const std::int64_t row = p.batch * grid.t + t;
           T* y = to.target<T>(row, p.c, line.data());
-          taps(grid.w, window.at(t - grid.w + 1), 1, w.data(), start, p.n, y);
+          taps(grid.w, borders.inputs(p.batch, t, window.at(t - grid.w + 1), zeros.data(), seen), 1, w.data(), start, p.n, y);
           if (finish) run_hole(*finish, row * grid.d + p.c, p.n, y);
           to.write(row, p.c, p.n, y);
         }
@@ -132,20 +182,22 @@ void lower_conv1d_forward(Lowering& l) {
   if (last)
     l.emit("conv1d__last", [=](const Launch& launch) {
       const Rows xs(launch, x), starts(launch, initial), to(launch, last);
+      const Borders borders(launch, cuts, grid);
       std::vector<T> buffer(grid.d), zeros(grid.d);
       for (std::int64_t i = 0; i < grid.b * (grid.w - 1); ++i) {
         const std::int64_t batch = i / (grid.w - 1), t = grid.t + i % (grid.w - 1) - (grid.w - 1);
         to.write(i, 0, grid.d,
-                 t >= 0   ? xs.read(batch * grid.t + t, 0, grid.d, buffer.data())
-                 : starts ? starts.read(batch * (grid.w - 1) + t + grid.w - 1, 0, grid.d, buffer.data())
-                          : zeros.data());
+                 !borders.in_last(batch, t) ? zeros.data()
+                 : t >= 0                   ? xs.read(batch * grid.t + t, 0, grid.d, buffer.data())
+                 : starts                   ? starts.read(batch * (grid.w - 1) + t + grid.w - 1, 0, grid.d, buffer.data())
+                                            : zeros.data());
       }
     });
 }
 
 // The operands of the backward kernel; see lower_conv1d_backward.
 struct ConvBackwardTask {
-  Operand x, weight, bias, initial, g, g_last, dx, d_initial, partials{};
+  Operand x, weight, bias, initial, g, g_last, borders, dx, d_initial, partials{};
   ConvGrid grid{};
   bool filled;
   Fused out_grad;                // (pre, g) -> e, ...
@@ -158,7 +210,9 @@ template <class T>
 void upstream(const ConvBackwardTask& task, const Launch& launch, const ConvPart& p, std::int64_t end, const Window<T>& window,
               const std::vector<T>& w, T* e) {
   const Rows gs(launch, task.g), bs(launch, task.bias), e_root(launch, task.filled ? task.roots[0] : Operand{});
-  std::vector<T> pre(p.n), bias_line(p.n);
+  std::vector<T> pre(p.n), bias_line(p.n), zeros(p.n);
+  std::vector<const T*> seen;
+  const Borders borders(launch, task.borders, task.grid);
   std::optional<GradientRows<T>> own, behind;
   if (task.filled) {
     const std::vector<Operand> none(task.roots.size());
@@ -177,7 +231,8 @@ void upstream(const ConvBackwardTask& task, const Launch& launch, const ConvPart
       if (g != e) std::copy_n(g, p.n, e);
       continue;
     }
-    taps(task.grid.w, window.at(t - task.grid.w + 1), 1, w.data(), start, p.n, pre.data());
+    const T* const* rows = borders.inputs(p.batch, t, window.at(t - task.grid.w + 1), zeros.data(), seen);
+    taps(task.grid.w, rows, 1, w.data(), start, p.n, pre.data());
     (t < p.end ? own : behind)->run(row, p.c, p.n, pre.data(), g, e);
     if (t < p.end) e_root.write(row, p.c, p.n, e);
   }
@@ -185,10 +240,12 @@ void upstream(const ConvBackwardTask& task, const Launch& launch, const ConvPart
 
 // dw (w, n; rows d apart) and behind them db (n) of the part: the sums over its times.
 template <class T>
-void weight_sums(const ConvGrid& g, const ConvPart& p, const Window<T>& window, const T* e, T* dw) {
+void weight_sums(const ConvGrid& g, const ConvPart& p, const Window<T>& window, const Borders& borders, const T* e, T* dw) {
   LongSums<T> sums(p.n, g.w + 1);
+  const std::vector<T> zeros(p.n);
+  std::vector<const T*> seen;
   for (std::int64_t t = p.begin; t < p.end; ++t, e += p.n) {
-    const T* const* x = window.at(t - g.w + 1);
+    const T* const* x = borders.inputs(p.batch, t, window.at(t - g.w + 1), zeros.data(), seen);
     T* to = sums.next();
     for (std::int64_t j = 0; j < g.w; ++j, to += p.n) {
       const T* from = x[j];
@@ -203,12 +260,12 @@ void weight_sums(const ConvGrid& g, const ConvPart& p, const Window<T>& window, 
 
 // The gradient of the input at time s, s >= 1 - w: sum over j of w[j] e_{s + w - 1 - j}, plus what came through `last`.
 template <class T>
-void input_gradient(const ConvBackwardTask& task, const ConvPart& p, std::int64_t s, const Window<T>& e,
-                    const std::vector<T>& w, const Rows& g_last, T* buffer, T* out) {
+void input_gradient(const ConvBackwardTask& task, const ConvPart& p, std::int64_t s, const T* const* e, const std::vector<T>& w,
+                    const Borders& borders, const Rows& g_last, T* buffer, T* out) {
   const ConvGrid& g = task.grid;
-  taps(g.w, e.at(s + g.w - 1), -1, w.data(), static_cast<const T*>(nullptr), p.n, out);
+  taps(g.w, e + (g.w - 1), -1, w.data(), static_cast<const T*>(nullptr), p.n, out);
   const std::int64_t kept = s - (g.t - (g.w - 1));
-  if (!g_last || kept < 0) return;
+  if (!g_last || kept < 0 || !borders.in_last(p.batch, s)) return;
   const T* more = g_last.read(p.batch * (g.w - 1) + kept, p.c, p.n, buffer);
   for (std::int64_t c = 0; c < p.n; ++c) out[c] += more[c];
 }
@@ -222,12 +279,14 @@ void conv_backward_part(const ConvBackwardTask& task, const Launch& launch, std:
   const std::int64_t end = std::min(g.t, p.end + g.w - 1), first = p.begin == 0 ? 1 - g.w : p.begin;
   std::vector<T> buffer(std::size_t((kConvTime + 2 * g.w) * p.n)), e(std::size_t((kConvTime + g.w) * p.n)), zeros(p.n),
       line(p.n), line2(p.n);
+  std::vector<const T*> seen;
+  const Borders borders(launch, task.borders, g);
   const std::vector<T> w = transposed<T>(g, p, ws);
   const Window<T> x = inputs(g, p, end, xs, starts, buffer.data(), zeros.data());
   upstream(task, launch, p, end, x, w, e.data());
   if (task.partials) {
     T* sums = launch.pointer<T>(task.partials) + (p.batch * g.chunks() + p.chunk) * (g.w + 1) * g.d + p.c;
-    weight_sums(g, p, x, e.data(), sums);
+    weight_sums(g, p, x, borders, e.data(), sums);
   }
   Window<T> es(first, p.end + g.w - 1 - first);
   for (std::int64_t t = first; t < p.end + g.w - 1; ++t)
@@ -237,7 +296,8 @@ void conv_backward_part(const ConvBackwardTask& task, const Launch& launch, std:
     if (!to) continue;
     const std::int64_t row = s < 0 ? p.batch * (g.w - 1) + s + g.w - 1 : p.batch * g.t + s;
     T* out = to.target<T>(row, p.c, line.data());
-    input_gradient(task, p, s, es, w, g_last, line2.data(), out);
+    const T* const* outputs = borders.outputs(p.batch, s, es.at(s), zeros.data(), seen);
+    input_gradient(task, p, s, outputs, w, borders, g_last, line2.data(), out);
     to.write(row, p.c, p.n, out);
   }
 }
@@ -251,8 +311,8 @@ void pass_through(const Launch& launch, const ConvBackwardTask& task) {
     to.write(i, 0, task.grid.d, from ? from.read(i, 0, task.grid.d, line.data()) : line.data());
 }
 
-// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); hole out_grad(pre, g; b, t, d);
-// ints: the output of each of its roots, -1 for none. Outputs dx, dw, db, d_initial, then those of the roots.
+// Inputs x, weight, bias, initial, gradients of y and of the last inputs, borders (each may be absent); hole out_grad(pre, g;
+// b, t, d); ints: the output of each of its roots, -1 for none. Outputs dx, dw, db, d_initial, then those of the roots.
 template <class T>
 void lower_conv1d_backward(Lowering& l) {
   const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
@@ -262,6 +322,7 @@ void lower_conv1d_backward(Lowering& l) {
                         .initial = optional(3),
                         .g = optional(4),
                         .g_last = optional(5),
+                        .borders = l.has(6) ? l.dense(6) : Operand{},
                         .dx = l.output(0),
                         .d_initial = l.output(3),
                         .filled = l.filled(0),
@@ -316,11 +377,22 @@ void conv1d_vjp(Vjp& v) {
   const HoleInVjp out(v, 0, v.grad(0) ? v.hole(0) : Hole{}, sx, sum_dtype(v), -1, outs);
   Recorder r(conv1d_backward_op, v.where());
   r.input(x).input(weight).input(bias).input(initial).input(v.grad(0)).input(v.integer(0) ? v.grad(1) : Tensor{});
+  r.input(v.input(4));
   r.hole(0, out.gradient, sx).integers(out.outputs).out(outs);
   const Tensor dx = r.record(v.constants());
   for (int i = 0; i < 4; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
   out.add(v, 0, dx);
+}
+
+// Of the inputs 0, 1, ... w - 1 steps before each time, 1 where nothing lies between, (b, t, 1); borders (b, t).
+std::vector<Tensor> seen_before(const Tensor& borders, std::int64_t width, DType dtype) {
+  const std::int64_t b = borders.dim(0), t = borders.dim(1);
+  const Tensor inside = cast(pointwise("inside", {borders}, [](Expr border) { return Expr(1) - border; }), dtype);
+  std::vector<Tensor> seen = {ones({b, t, 1}, dtype)};
+  for (std::int64_t k = 1; k < width; ++k)
+    seen.push_back(seen.back() * reshape(slice(pad(inside, 1, k - 1, 0, 1), 1, 0, t), {b, t, 1}));
+  return seen;
 }
 
 // pre and the gradients as sums over the taps, each a slice of the inputs from time 1 - w on.
@@ -332,9 +404,20 @@ void conv1d_backward_vjp(Vjp& v) {
     const Tensor parts[] = {initial, x};
     const std::int64_t sizes[] = {width - 1, t};
     const Tensor all = join(parts, sizes, 1, v.where());
-    const auto inputs_of = [&](std::int64_t j) { return slice(all, 1, j, j + t); };
+    const std::vector<Tensor> seen = v.input(6) ? seen_before(v.input(6), width, sum_dtype(v)) : std::vector<Tensor>();
+    const auto visible = [&](const Tensor& x_or_e, std::int64_t j) {
+      return seen.empty() ? x_or_e : x_or_e * seen[std::size_t(width - 1 - j)];
+    };
+    const auto inputs_of = [&](std::int64_t j) { return visible(slice(all, 1, j, j + t), j); };
     const auto weight_of = [&](std::int64_t j) { return reshape(slice(w, 1, j, j + 1), Shape{d}); };
-    Tensor d_all = d_last ? pad(d_last, 1, t, 0) : Tensor{};
+    Tensor d_all;
+    if (d_last && seen.size() > 1 && t > 0) {
+      std::vector<Arg> kept;  // what lies 0, 1, ... w - 2 steps before the end
+      for (std::int64_t k = width - 2; k >= 0; --k) kept.emplace_back(slice(seen[std::size_t(k)], 1, t - 1, t));
+      d_all = pad(d_last * concat(std::move(kept), 1), 1, t, 0);
+    } else if (d_last) {
+      d_all = pad(d_last, 1, t, 0);
+    }
     std::vector<Tensor> outputs(4);
     if (dy) {
       Tensor pre = real_input(v, 2);
@@ -343,7 +426,7 @@ void conv1d_backward_vjp(Vjp& v) {
       std::vector<Arg> dw;
       for (std::int64_t j = 0; j < width; ++j) {
         dw.emplace_back(reshape(sum(e * inputs_of(j), {0, 1}), Shape{d, 1}));
-        const Tensor through = pad(e * weight_of(j), 1, j, width - 1 - j);
+        const Tensor through = pad(visible(e, j) * weight_of(j), 1, j, width - 1 - j);
         d_all = d_all ? d_all + through : through;
       }
       outputs[1] = concat(std::move(dw), 1);
@@ -374,11 +457,17 @@ Tensor conv1d(Arg x, Arg weight, Arg bias, Conv1dOptions options) {
   const Shape state{sx[0], sw[1] - 1, sx[2]};
   if (options.initial) require_shape(where, "conv1d", "initial", options.initial, state, "x", x);
   require_one_precision(where, "conv1d", {{"x", x}, {"weight", weight}, {"bias", bias}, {"initial", options.initial}});
+  require_segments(where, "conv1d", options.segments, sx);
   if (options.silu && options.out.filled())
     fail_at(where, "conv1d: SiLU and a function for the result", "silu is what .out = silu_hole() says",
             "give one of them; the function may call silu()");
   Recorder r(conv1d_op, where);
-  r.input(x).input(weight).input(bias).input(options.initial).hole(0, options.silu ? silu_hole() : Hole(options.out), sx);
+  r.input(x)
+      .input(weight)
+      .input(bias)
+      .input(options.initial)
+      .input(options.segments.borders)
+      .hole(0, options.silu ? silu_hole() : Hole(options.out), sx);
   r.integer(options.last != nullptr).out(sx, x.dtype());
   if (options.last) r.out(state, x.dtype());
   const Tensor y = r.record();

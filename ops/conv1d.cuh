@@ -5,7 +5,7 @@
 // Facts: W (taps), V, STEPS (of a thread), STAGE. Holes: y = out_of(pre); out_gradients gives e, the gradient of pre, from pre
 // and that of y. Arguments: length (of time), d, chunks (blocks along time), blocks (along channels); x, y, g, dx and e
 // (b, t, d), initial, last, g_last and d_initial (b, w-1, d), weight (d, w), bias (d), partials (b * chunks, w + 1, d): of the
-// transposed gradient of the weight, then of that of the bias.
+// transposed gradient of the weight, then of that of the bias; borders (b, t), 1 where a document begins.
 
 enum Stage { FORWARD, BACKWARD, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
 constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V;
@@ -51,6 +51,18 @@ DEVICE void read_input(const Args& a, index batch, index t, index c, real (&x)[V
   else
     clear(x);
 }
+// Whether a document begins at t: its taps see nothing that is older.
+DEVICE bool border_at(const Args& a, index batch, index t) {
+  if constexpr (has_borders) return t >= 0 && t < index(a.length) && a.borders[batch * index(a.length) + t] != 0;
+  return false;
+}
+// Whether the input at s, one of the last W - 1, is of the last document.
+DEVICE bool in_last(const Args& a, index batch, index s) {
+  if constexpr (has_borders)
+    for (index t = s + 1; t < index(a.length); ++t)
+      if (border_at(a, batch, t)) return false;
+  return true;
+}
 DEVICE void read_gradient(const Args& a, index batch, index t, index c, real (&g)[V]) {
   if (has_g && t < index(a.length))
     load_real<V>(a.g + ((batch * index(a.length) + t) * index(a.g_row) + c), g);
@@ -60,7 +72,7 @@ DEVICE void read_gradient(const Args& a, index batch, index t, index c, real (&g
 // Adds what came through the last inputs, those at times [length - (W-1), length), to the gradient of the input at `s`.
 DEVICE void add_last(const Args& a, index batch, index s, index c, real (&dx)[V]) {
   const index kept = s - (index(a.length) - (W - 1));
-  if (!has_g_last || kept < 0) return;
+  if (!has_g_last || kept < 0 || !in_last(a, batch, s)) return;
   real more[V];
   load_real<V>(a.g_last + ((batch * (W - 1) + kept) * index(a.g_last_row) + c), more);
 #pragma unroll
@@ -110,10 +122,19 @@ DEVICE void slide(real (&window)[W][V], const real (&next)[V]) {
   }
 }
 
+// Nothing of what came before is seen any more.
+DEVICE void forget(real (&window)[W][V]) {
+#pragma unroll
+  for (int j = 0; j < W; ++j) clear(window[j]);
+}
+
 // The inputs before the first step, as they are before the next one comes.
 DEVICE void read_window(const Args& a, const Part& p, real (&window)[W][V]) {
 #pragma unroll
-  for (int j = 1; j < W; ++j) read_input(a, p.batch, p.begin - W + j, p.c, window[j]);
+  for (int j = 1; j < W; ++j) {
+    if (border_at(a, p.batch, p.begin - W + j)) forget(window);
+    read_input(a, p.batch, p.begin - W + j, p.c, window[j]);
+  }
 }
 
 // The last W - 1 inputs, by the block that has the end of the time.
@@ -122,6 +143,7 @@ DEVICE void write_last(const Args& a, const Part& p) {
   for (index i = index(threadIdx.y); i < W - 1; i += WARPS) {
     real x[V];
     read_input(a, p.batch, index(a.length) - (W - 1) + i, p.c, x);
+    if (!in_last(a, p.batch, index(a.length) - (W - 1) + i)) clear(x);
     store_real<V>(a.last + ((p.batch * (W - 1) + i) * index(a.last_row) + p.c), x);
   }
 }
@@ -138,11 +160,16 @@ DEVICE void forward(const Args& a) {
   read_window(a, p, x);
   for (index t = p.begin; t < p.end; t += AHEAD) {
     real next[AHEAD][V];
+    bool border[AHEAD];
 #pragma unroll
-    for (int k = 0; k < AHEAD; ++k) read_x(a, p.batch, t + k, p.c, next[k]);
+    for (int k = 0; k < AHEAD; ++k) {
+      read_x(a, p.batch, t + k, p.c, next[k]);
+      border[k] = border_at(a, p.batch, t + k);
+    }
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       real pre[V], y[V];
+      if (has_borders && border[k]) forget(x);
       slide(x, next[k]);
       taps.apply(x, pre);
       out_of<V>(a, p.batch, t + k < p.end ? t + k : p.end - 1, p.c, pre, y);  // never outside
@@ -168,13 +195,14 @@ DEVICE void write_partials(const Args& a, const Part& p, const real (&dw)[W + 1]
 }
 
 // With e_t, the gradient of pre_t: that of the input at s is the sum over j of w[j] e_{s + W - 1 - j}, so it is complete W - 1
-// steps later; dw[j] is the sum over t of e_t x_{t - (W - 1) + j}.
+// steps later; dw[j] is the sum over t of e_t x_{t - (W - 1) + j}. Of the e's, s sees those up to the next border.
 DEVICE void backward(const Args& a) {
   __shared__ alignas(16) real shared[has_partials ? WARPS * (W + 1) * CHANNELS : W * CHANNELS];
   const Part p(a);
   Taps taps;
   taps.read(a, p, shared);
   real x[W][V], e[W][V], dw[W + 1][V];
+  bool begins[W] = {};  // at the times of e, a border
 #pragma unroll
   for (int j = 0; j < W; ++j) clear(e[j]), clear(dw[j]);
   clear(dw[W]);
@@ -184,8 +212,10 @@ DEVICE void backward(const Args& a) {
   const index last = p.live && (p.begin < p.end || (p.begin == 0 && threadIdx.y == 0)) ? p.end + (W - 1) : p.begin;
   for (index t = p.begin; t < last; t += AHEAD) {
     real next[AHEAD][V], g[AHEAD][V];
+    bool border[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
+      border[k] = border_at(a, p.batch, t + k);
       read_x(a, p.batch, t + k, p.c, next[k]);
       read_gradient(a, p.batch, t + k, p.c, g[k]);
     }
@@ -193,6 +223,7 @@ DEVICE void backward(const Args& a) {
     for (int k = 0; k < AHEAD; ++k) {
       real pre[V], et[V], dx[V];
       ColumnSums<0, V, 1> none;
+      if (has_borders && border[k]) forget(x);
       slide(x, next[k]);
       taps.apply(x, pre);
       const bool inside = has_g && t + k < index(a.length);
@@ -201,12 +232,21 @@ DEVICE void backward(const Args& a) {
 #pragma unroll
       for (int v = 0; v < V; ++v) et[v] = inside ? et[v] : real(0);
       slide(e, et);
+      bool seen[W];
+      if constexpr (has_borders) {
+#pragma unroll
+        for (int j = 0; j + 1 < W; ++j) begins[j] = begins[j + 1];
+        begins[W - 1] = border[k];
+        seen[0] = true;
+#pragma unroll
+        for (int j = 1; j < W; ++j) seen[j] = seen[j - 1] && !begins[j];
+      }
       clear(dx);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
 #pragma unroll
         for (int j = 0; j < W; ++j) {
-          dx[v] += taps.w[j][v] * e[W - 1 - j][v];
+          if (!has_borders || seen[W - 1 - j]) dx[v] += taps.w[j][v] * e[W - 1 - j][v];
           if (has_partials && t + k < p.end) dw[j][v] += e[W - 1][v] * x[j][v];
         }
         if (has_partials && t + k < p.end) dw[W][v] += e[W - 1][v];
@@ -225,6 +265,13 @@ DEVICE void backward(const Args& a) {
 
 // ---- wide: V is 1 -----------------------------------------------------------------------------------------------------------
 
+// How many steps before t belong to its document.
+DEVICE index before(const Args& a, index batch, index t) {
+  index n = 0;
+  while (n < W - 1 && !border_at(a, batch, t - n)) ++n;
+  return n;
+}
+
 // y, or for the gradient e.
 DEVICE void wide_forward(const Args& a) {
   const Part p(a);
@@ -232,7 +279,7 @@ DEVICE void wide_forward(const Args& a) {
   if (has_last) write_last(a, p);
   for (index t = p.begin; t < p.end; ++t) {
     real pre[V] = {has_bias ? real(read_real(a.bias + p.c)) : real(0)}, x[V], g[V], result[V] = {};
-    for (index j = 0; j < W; ++j) {
+    for (index j = has_borders ? W - 1 - before(a, p.batch, t) : index(0); j < W; ++j) {
       read_input(a, p.batch, t - (W - 1) + j, p.c, x);
       pre[0] += real(read_real(a.weight + (p.c * W + j))) * x[0];
     }
@@ -256,7 +303,10 @@ DEVICE void wide_input_gradient(const Args& a) {
   if (!p.live) return;
   for (index s = whole ? index(1 - W) : p.begin; s < p.end; ++s) {
     real dx[V] = {};
-    for (index j = 0; j < W; ++j) {
+    index seen = W;  // times from s on
+    if constexpr (has_borders)
+      for (seen = 1; seen < W && !border_at(a, p.batch, s + seen);) ++seen;
+    for (index j = W - seen; j < W; ++j) {
       const index t = s + (W - 1) - j;
       if (t >= 0 && t < index(a.length))
         dx[0] += real(read_real(a.weight + (p.c * W + j))) * a.e[(p.batch * index(a.length) + t) * index(a.d) + p.c];
@@ -278,6 +328,7 @@ DEVICE void wide_partials(const Args& a) {
     for (index t = begin; t < end; ++t) {
       real x[V] = {1};
       if (j < W) read_input(a, p.batch, t - (W - 1) + j, p.c, x);
+      if (has_borders && j < W && W - 1 - j > before(a, p.batch, t)) x[0] = 0;
       sum.add(a.e[(p.batch * length + t) * index(a.d) + p.c] * x[0]);
     }
     a.partials[((p.batch * index(a.chunks) + p.chunk) * (W + 1) + j) * index(a.d) + p.c] = sum.value();

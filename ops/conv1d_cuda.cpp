@@ -23,7 +23,7 @@ struct Conv {
   Fused out{}, out_grad{};        // the hole, and its gradient
   std::vector<Operand> out_to{};  // of the roots of out_grad
   Operand x{}, weight{}, bias{}, initial{}, y{}, last{};
-  Operand g{}, g_last{}, dx{}, d_initial{}, partials{}, e{};
+  Operand g{}, g_last{}, borders{}, dx{}, d_initial{}, partials{}, e{};
 
   std::int64_t chunks(std::int64_t steps) const { return std::max<std::int64_t>(1, ceil_div(length, kWarps * steps)); }
 };
@@ -46,7 +46,7 @@ void emit(Lowering& l, const Conv& c, std::string name, Stage stage, int channel
   text.define("STAGE", int(stage)).define("W", c.width).define("V", channels).define("STEPS", steps);
   text.rows("x", c.x).pointer("weight", c.weight).pointer("bias", c.bias).rows("initial", c.initial);
   text.rows("y", c.y).rows("last", c.last).rows("g", c.g).rows("g_last", c.g_last).rows("dx", c.dx);
-  text.rows("d_initial", c.d_initial).pointer("partials", c.partials).pointer("e", c.e);
+  text.rows("d_initial", c.d_initial).pointer("partials", c.partials).pointer("e", c.e).pointer("borders", c.borders);
   const std::int64_t chunks = c.chunks(steps), blocks = ceil_div(c.d, kLanes * channels);
   text.integer("length", c.length).integer("d", c.d);
   text.integer("chunks", chunks).integer("blocks", blocks);
@@ -73,8 +73,8 @@ void emit_wide_backward(Lowering& l, const Conv& c, std::int64_t steps) {
 
 }  // namespace
 
-// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d); hole out(pre; b, t, d); ints [last]. Outputs y (b, t, d)
-// and, if `last`, the last inputs (b, w-1, d).
+// Inputs x (b, t, d), weight (d, w), bias (d), initial (b, w-1, d), borders (b, t); hole out(pre; b, t, d); ints [last].
+// Outputs y (b, t, d) and, if `last`, the last inputs (b, w-1, d).
 void cuda_conv1d(Lowering& l) {
   const Shape sx = l.shape(0);
   Conv c{.batches = sx[0],
@@ -84,7 +84,7 @@ void cuda_conv1d(Lowering& l) {
          .out = l.hole(0, sx),
          .out_grad = passed_on(2, sx),
          .out_to = {Operand{}}};
-  c.x = l.rows(0), c.weight = l.dense(1), c.bias = l.dense(2), c.initial = l.rows(3);
+  c.x = l.rows(0), c.weight = l.dense(1), c.bias = l.dense(2), c.initial = l.rows(3), c.borders = l.dense(4);
   c.y = l.output(0);
   if (l.integer(0)) c.last = l.output(1);
   if (c.batches == 0 || c.d == 0) return;
@@ -93,8 +93,8 @@ void cuda_conv1d(Lowering& l) {
   emit(l, c, "conv1d", channels ? Stage::forward : Stage::wide_forward, std::max(channels, 1), 16);
 }
 
-// Inputs x, weight, bias, initial, gradients of y and of the last inputs (each may be absent); hole out_grad(pre, g; b, t, d);
-// ints: the output of each of its roots, -1 for none. Outputs dx, dw, db, d_initial, then those of the roots.
+// Inputs x, weight, bias, initial, gradients of y and of the last inputs, borders (each may be absent); hole out_grad(pre, g;
+// b, t, d); ints: the output of each of its roots, -1 for none. Outputs dx, dw, db, d_initial, then those of the roots.
 void cuda_conv1d_backward(Lowering& l) {
   const Shape sx = l.shape(0);
   Conv c{.batches = sx[0],
@@ -104,7 +104,8 @@ void cuda_conv1d_backward(Lowering& l) {
          .out = passed_on(1, sx),
          .out_grad = l.hole(0, sx)};
   c.out_to = l.filled(0) ? root_outputs(l, c.out_grad.roots.size()) : std::vector<Operand>(1);
-  c.x = l.rows(0), c.weight = l.dense(1), c.bias = l.dense(2), c.initial = l.rows(3), c.g_last = l.rows(5);
+  c.x = l.rows(0), c.weight = l.dense(1), c.bias = l.dense(2), c.initial = l.rows(3), c.g_last = l.rows(5),
+  c.borders = l.dense(6);
   if (c.length > 0) c.g = l.rows(4);
   c.dx = l.output(0), c.d_initial = l.output(3);
   const Operand dw = l.output(1), db = l.output(2);

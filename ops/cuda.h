@@ -28,6 +28,8 @@ void cuda_cross_entropy_backward(Lowering& l);
 // ops/embedding_cuda.cpp
 void cuda_embedding(Lowering& l);
 void cuda_embedding_backward(Lowering& l);
+// ops/segments_cuda.cpp
+void cuda_segments(Lowering& l);
 // ops/conv1d_cuda.cpp
 void cuda_conv1d(Lowering& l);
 void cuda_conv1d_backward(Lowering& l);

@@ -192,6 +192,19 @@ struct GumbelOptions {
 };
 Tensor gumbel_sigmoid(Arg logits, GumbelOptions options = {});  // M = sigmoid((l + g) / tau)
 
+// ---- documents packed one after the other (ops/segments.cpp) ----------------------------------------------------------------
+
+// ids (b, t), integers: which document of its row each place belongs to. They do not fall along t; where they rise a document
+// begins, and conv1d, scan and ssd start anew, so that each document has the values, gradients and last states that it has
+// alone. An id that falls is an error when the kernel runs, like a wrong id of an embedding. The initial state belongs to the
+// first document of its row, the last one to the last. One Documents serves all ops of a model.
+struct Documents {
+  Tensor ids, borders;  // borders (b, t) i32: 1 where a document begins after another one
+  Documents() = default;
+  Documents(const Tensor& of, Site where = Site::current());
+  explicit operator bool() const { return bool(ids); }
+};
+
 // ---- conv1d (ops/conv1d.cpp): causal, depthwise, channel-last ---------------------------------------------------------------
 
 struct Conv1dOptions {
@@ -199,6 +212,7 @@ struct Conv1dOptions {
   HoleOf<1, 3> out = {};    // y = out(pre; b, t, d): silu_hole(), gate(z)
   Tensor initial = {};      // (b, w-1, d): inputs before time 0 (zeros if absent)
   Tensor* last = nullptr;   // receives the last w-1 inputs (b, w-1, d), with gradient
+  Documents segments = {};  // an input of another document than y_t's is read as 0, so in `last`
 };
 // x (b, t, d) weight (d, w) bias (d, may be absent) -> (b, t, d);  pre_t = bias + sum_j w[j] x_{t-(w-1)+j}, y_t = out(pre_t)
 Tensor conv1d(Arg x, Arg weight, Arg bias = Tensor{}, Conv1dOptions options = {});
@@ -212,6 +226,7 @@ struct ScanOptions {
   HoleOf<1, 3> out = {};    // o = out(s; b, t, i): gate(z)
   Tensor initial = {};      // (b, i, n) h before time 0
   Tensor* last = nullptr;   // receives h_T (b, i, n) in fp32 (fp64), with gradient
+  Documents segments = {};  // h_{t-1} is 0 where a document begins
 };
 // u, delta (b, t, i); A (i, n) < 0; B, C (b, t, n) or (b, t, g, n) with i divisible by g, channel c uses group c / (i/g).
 // h_t = exp(Delta A) h_{t-1} + Delta B u;  s_t = C h_t (+ D u);  result (b, t, i). n <= 256. State in fp32 (fp64). With u in
@@ -232,6 +247,7 @@ struct SsdOptions {
   HoleOf<1, 4> out = {};    // y = out(s; b, t, h, p): gate(z)
   Tensor initial = {};      // (b, h, p, n) S before time 0
   Tensor* last = nullptr;   // receives S_T (b, h, p, n) in fp32 (fp64), with gradient
+  Documents segments = {};  // S_{t-1} is 0 where a document begins
   std::int64_t chunk = 64;  // steps that are computed together; results do not depend on it, but for their rounding
   bool plain = false;       // by other ops, where there are kernels too
 };

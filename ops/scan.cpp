@@ -8,11 +8,14 @@
 #include <vector>
 
 #include "autograd/backward.h"
+#include "autograd/gradient_ops.h"
+#include "autograd/pointwise.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"
 #include "ops/check.h"
 #include "ops/cuda.h"
+#include "ops/filled.h"
 #include "ops/ops.h"
 #include "ops/scan.h"
 
@@ -622,8 +625,34 @@ void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const 
   require_shape(where, "scan", "C", C, sb, "B", B);
   if (o.D) require_shape(where, "scan", "D", o.D, Shape{su[2]}, "u", u);
   if (o.initial) require_shape(where, "scan", "initial", o.initial, Shape{su[0], su[2], sa[1]}, "u", u);
+  require_segments(where, "scan", o.segments, su);
   require_one_precision(where, "scan",
                         {{"u", u}, {"delta", delta}, {"A", A}, {"B", B}, {"C", C}, {"D", o.D}, {"initial", o.initial}});
+}
+
+// ---- packed documents -------------------------------------------------------------------------------------------------------
+
+const Op& delta_op =
+    register_op({.name = "scan_delta", .vjp = filled_vjp, .lower = lower_filled, .cuda = lower_filled, .holes = {kHoles, 1}});
+const Op& out_op =
+    register_op({.name = "scan_out", .vjp = filled_vjp, .lower = lower_filled, .cuda = lower_filled, .holes = {kHoles + 1, 1}});
+
+// Where a document begins, the step is so long that nothing of the state remains, and what it feeds is made as much smaller: by
+// a power of two, which takes no digits. So the kernels need not know of documents. D and the out hole see u as it is.
+Tensor packed_scan(const Arg& u, const Arg& delta, const Arg& A, const Arg& B, const Arg& C, const ScanOptions& o, DType real) {
+  constexpr double kLong = 0x1p100;
+  const Site where = u.where();
+  const Shape space = u.shape();
+  const Tensor borders = reshape(o.segments.borders, {space[0], space[1], 1});
+  const Tensor step = filled(delta_op, o.delta, convert(delta, real, where), where);
+  const Tensor fed = pointwise("scan_fed", {convert(u, real, where), step, borders}, [](Expr input, Expr of, Expr border) {
+    return weft::where(not_equal(border, Expr(0)), input * (of * Expr(1 / kLong)), input);
+  });
+  const Hole cut =
+      hole({borders}, [](Expr of, Expr border) { return weft::where(not_equal(border, Expr(0)), Expr(kLong), of); });
+  Tensor s = scan(convert(fed, u.dtype(), where), step, A, B, C, {.delta = cut, .initial = o.initial, .last = o.last});
+  if (o.D) s = convert(s, real, where) + convert(o.D, real, where) * convert(u, real, where);
+  return convert(filled(out_op, o.out, convert(s, real, where), where), u.dtype(), where);
 }
 
 }  // namespace
@@ -632,6 +661,7 @@ Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options) {
   check_scan(u.where(), u, delta, A, B, C, options);
   const Shape su = u.shape(), sa = A.shape();
   const DType real = state_dtype(u, options, delta, A, B, C);
+  if (options.segments) return packed_scan(u, delta, A, B, C, options, real);
   Recorder r(scan_op, u.where());
   r.input(u).input(delta).input(A).input(B).input(C).input(options.D).input(options.initial);
   r.hole(0, options.delta, su).hole(1, options.out, su);

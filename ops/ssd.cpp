@@ -38,6 +38,7 @@ void check_ssd(Site where, const Arg& x, const Arg& dt, const Arg& A, const Arg&
               fmt::format("D is {}, a number for each head, or {}", to_string(Shape{sx[2]}), to_string(Shape{sx[2], sx[3]})));
   }
   if (o.initial) require_shape(where, "ssd", "initial", o.initial, Shape{sx[0], sx[2], sx[3], B.shape()[3]}, "x", x);
+  require_segments(where, "ssd", o.segments, sx);
   if (o.chunk < 1)
     fail_at(where, "ssd: a chunk has at least one step", fmt::format("chunk {}", o.chunk),
             "the result does not depend on it: leave it out");
@@ -64,6 +65,7 @@ Tensor ssd(Arg x, Arg dt, Arg A, Arg B, Arg C, SsdOptions options) {
                                       .C = C,
                                       .D = options.D,
                                       .initial = options.initial,
+                                      .borders = options.segments.borders,
                                       .step = options.dt,
                                       .out = options.out,
                                       .chunk = options.chunk,

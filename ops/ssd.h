@@ -10,6 +10,7 @@ namespace weft {
 
 struct SsdCall {
   Tensor x, dt, A, B, C, D, initial;  // D and initial may be absent
+  Tensor borders;                     // (b, t) i32, may be absent: 1 where the state is cut
   Hole step, out;
   std::int64_t chunk;
   bool plain;  // no kernels of its own

@@ -108,9 +108,15 @@ SsdResult plain_ssd(const SsdCall& call) {
   const DType dtype = call.real();
   const auto real = [&](const Tensor& x) { return x ? convert(x, dtype, call.where) : x; };
   const Tensor x = real(call.x), step = filled(step_op, call.step, real(call.dt), call.where);
+  Tensor a = step * real(call.A);
+  if (call.borders) {
+    const Tensor cut = reshape(call.borders, {x.dim(0), x.dim(1), 1});
+    a = pointwise("ssd_cut", {cut, a},
+                  [](Expr border, Expr decay) { return where(not_equal(border, Expr(0)), Expr(-1e30), decay); });
+  }
   const SsdScan scan{.x = x,
                      .step = step,
-                     .a = step * real(call.A),
+                     .a = a,
                      .B = real(call.B),
                      .C = real(call.C),
                      .initial = real(call.initial),

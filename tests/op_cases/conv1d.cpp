@@ -34,6 +34,26 @@ void add_convolutions(std::vector<OpRow>& rows) {
                   },
                   nullptr,
                   {{"normal", {{{2, 9, 6}}, {{6, 4}}, {{2, 3, 6}}}}, {"wide_kernel", {{{1, 7, 3}}, {{3, 20}}, {{1, 19, 3}}}}}});
+  rows.push_back(
+      {"conv1d_packed",
+       [](auto& in) {
+         Tensor last;
+         const Tensor y = conv1d(in[0], in[1], in[2], {.silu = true, .initial = in[3], .last = &last, .segments = in[4]});
+         return concat({reshape(y, {-1}), reshape(last, {-1})}, 0);
+       },
+       nullptr,
+       {{"normal",
+         {{{2, 9, 6}},
+          {{6, 4}},
+          {{6}},
+          {{2, 3, 6}},
+          {.shape = {2, 9}, .values = {0, 0, 0, 4, 5, 5, 5, 5, 9}, .integer = DType::i64, .differentiable = false}}},
+        {"wide_kernel",
+         {{{2, 9, 3}},
+          {{3, 20}},
+          {{3}},
+          {{2, 19, 3}},
+          {.shape = {2, 9}, .values = {0, 0, 0, 4, 5, 5, 5, 5, 9}, .integer = DType::i64, .differentiable = false}}}}});
   rows.push_back({"conv1d_out",
                   [](auto& in) {
                     const auto body = [](Expr v, Expr z, Expr s) { return v * silu(z) + s * tanh(v); };

@@ -32,6 +32,31 @@ void add_scans(std::vector<OpRow>& rows) {
          {{{2, 9, 6}}, {{2, 9, 6}}, {{6, 16}, -1, 1}, {{2, 9, 16}}, {{2, 9, 16}}, {{6}}, {{6}}, {{2, 9, 6}}, {{2, 6, 16}}}},
         {"odd",
          {{{1, 37, 3}}, {{1, 37, 3}}, {{3, 5}, -1, 1}, {{1, 37, 5}}, {{1, 37, 5}}, {{3}}, {{3}}, {{1, 37, 3}}, {{1, 3, 5}}}}}});
+  rows.push_back(
+      {"scan_packed",
+       [](auto& in) {
+         Tensor last;
+         const Tensor o = scan(in[0], in[1], -exp(in[2]), in[3], in[4],
+                               {.D = in[5],
+                                .delta = softplus_bias(in[6]),
+                                .out = gate(in[7]),
+                                .initial = in[8],
+                                .last = &last,
+                                .segments = in[9]});
+         return concat({reshape(cast(o, last.dtype()), {-1}), reshape(last, {-1})}, 0);
+       },
+       nullptr,
+       {{"normal",
+         {{{2, 9, 6}},
+          {{2, 9, 6}},
+          {{6, 16}, -1, 1},
+          {{2, 9, 16}},
+          {{2, 9, 16}},
+          {{6}},
+          {{6}},
+          {{2, 9, 6}},
+          {{2, 6, 16}},
+          {.shape = {2, 9}, .values = {0, 0, 0, 4, 5, 5, 5, 5, 9}, .integer = DType::i64, .differentiable = false}}}}});
   rows.push_back({"scan_user_holes",
                   [](auto& in) {
                     return scan(in[0], in[1], -exp(in[2]), in[3], in[4],

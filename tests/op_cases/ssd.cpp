@@ -42,6 +42,23 @@ void add_ssds(std::vector<OpRow>& rows) {
           {{2}},
           {{1, 6, 2, 3}},
           {{1, 2, 3, 2}}}}}});
+  rows.push_back(
+      {"ssd_packed",
+       [](auto& in) {
+         Tensor last;
+         const Tensor y = ssd(in[0], in[1], -exp(in[2]), in[3], in[4],
+                              {.dt = softplus_hole(), .initial = in[5], .last = &last, .segments = in[6], .chunk = 4});
+         return concat({reshape(cast(y, last.dtype()), {-1}), reshape(last, {-1})}, 0);
+       },
+       nullptr,
+       {{"normal",
+         {{{2, 9, 4, 3}},
+          {{2, 9, 4}},
+          {{4}, -1, 1},
+          {{2, 9, 2, 5}},
+          {{2, 9, 2, 5}},
+          {{2, 4, 3, 5}},
+          {.shape = {2, 9}, .values = {0, 0, 0, 4, 5, 5, 5, 5, 9}, .integer = DType::i64, .differentiable = false}}}}});
   rows.push_back({"ssd_user_holes",
                   [](auto& in) {
                     const Tensor &bias = in[5], &ends = in[6], &gain = in[7], &table = in[8];
