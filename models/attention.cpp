@@ -345,7 +345,7 @@ KeysValues keys_values(const Tensor& k, const Tensor& v, const AttentionSizes& s
 
 Tensor attend(const Tensor& q, const KeysValues& keys, const AttentionPass& pass) {
   AttentionOptions options{.causal = !keys.cached, .mask = keys.mask, .pairing = pass.rope.pairing};
-  if (!keys.cached) options.rotate = pass.rope.rotate();
+  if (!keys.cached) options.rotate = pass.rope.rotate(), options.segments = pass.segments.ids;
   const Tensor queries = keys.cached ? rotated(q, pass) : q;
   if (pass.map) *pass.map = attention_map(queries, keys.k, options);
   return attention(queries, keys.k, keys.v, options);

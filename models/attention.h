@@ -73,6 +73,7 @@ struct AttentionPass {
   CacheUse use = CacheUse::none;
   std::int64_t first = 0, count = 0;
   RopeTable rope = {};
+  Documents segments = {};  // of a pass without a cache: a query sees keys of its own document alone
   // Of a fill with texts that are padded on the right: (b), the place where each ends, padding begins. Absent: none is padded.
   Tensor ends = {};
   // Then a cache has moved the texts, but for the leading tokens, to the right, so that they end at one place: by so much, (b).

@@ -134,6 +134,20 @@ Tensor last_inputs(const Tensor& x, std::int64_t n, const Tensor& ends);
 // it.
 HoleOf<1, 3> until(const Tensor& ends, const Tensor& bias);
 
+// ---- what a layer is told of a call -----------------------------------------------------------------------------------------
+
+struct SequencePass {
+  CacheUse use = CacheUse::none;
+  Tensor ends = {};  // (b): of a fill with texts that are padded on the right, where each ends; absent if none is
+  Documents segments = {};
+  Tensor continues = {};  // (b): see TextFlow; absent: all rows do
+};
+// What a layer begins with: its state of the cache, if the call goes on from there, zeros for rows that do not; else absent.
+Tensor begin_with(const State& state, const SequencePass& pass);
+
+// Errors (ErrorKind::usage): the model cannot.
+void check_flow(const LanguageModel& model, bool packed, bool carried, Site where = Site::current());
+
 // The cache of this family. Errors (ErrorKind::usage): it is that of another one.
 template <class Cache>
 const Cache& cache_of(const ModelCache& cache) {

@@ -91,10 +91,11 @@ Tensor HybridModel::layers(Tensor x, AttentionPass& pass, const HybridCache* cac
 
 Tensor HybridModel::head(const Tensor& x) { return lm_head_ ? (*lm_head_)(x) : embed_tokens_.logits(x); }
 
-Tensor HybridModel::forward(const Tensor& ids) {
+Tensor HybridModel::forward_in(const Tensor& ids, const TextFlow& flow) {
   check_texts(ids, context());
   const std::int64_t m = sizes_.meta_tokens, t = m + ids.dim(1);
   AttentionPass pass = attention_pass(rope_, t, m);
+  pass.segments = flow.segments;
   return head(slice(layers(embed(ids, true), pass, nullptr), 1, m, t));
 }
 

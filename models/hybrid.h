@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "models/attention.h"
+#include "models/family.h"
 #include "models/kv_groups.h"
 #include "models/mamba.h"
 #include "models/transformer.h"
@@ -55,6 +56,7 @@ struct HybridPass {
   KeysValues& keys;               // of its group: set by the layer that makes them, read by those after it
 
   const MambaLayerCache* mamba() const { return cache && cache->mamba ? &*cache->mamba : nullptr; }
+  SequencePass sequence() const { return {.use = attention.use, .ends = attention.ends, .segments = attention.segments}; }
   KvCache kv() const { return cache ? cache->kv : KvCache(); }
 };
 
@@ -68,7 +70,10 @@ class HybridModel : public LanguageModel {
  public:
   HybridModel(const HybridModel&) = default;
 
-  Tensor forward(const Tensor& ids) override;
+  Tensor forward(const Tensor& ids) override { return forward_in(ids, {}); }
+  std::string cannot_pack() const override {
+    return sizes_.meta_tokens > 0 ? "its meta tokens stand before a row, not before each document" : "";
+  }
   std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
   CacheBytes cache_bytes(std::int64_t length) const override { return weft::cache_bytes(sizes_, length); }
   std::int64_t vocab() const override { return sizes_.vocab; }
@@ -87,6 +92,7 @@ class HybridModel : public LanguageModel {
   virtual Tensor layer(std::int64_t l, const Tensor& x, const HybridPass& pass) = 0;  // (b, t, d) -> (b, t, d)
   virtual double layer_weights(std::int64_t l) const = 0;  // elements that a token is multiplied with
   Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) override;
+  Tensor forward_in(const Tensor& ids, const TextFlow& flow) override;
 
  private:
   Tensor embed(const Tensor& ids, bool from_the_start);

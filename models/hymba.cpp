@@ -90,7 +90,7 @@ Tensor HymbaBlock::heads(const Tensor& x, const HybridPass& pass) {
         keys_values(split_heads(projected, queries, sizes_.groups, sizes_.key),
                     split_heads(projected, queries + keys, sizes_.groups, sizes_.value), sizes_, pass.attention, pass.kv());
   const Tensor seen = attend(split_heads(projected, 0, sizes_.heads, sizes_.key), pass.keys, pass.attention);
-  const Tensor scanned = mamba_.heads(projected, pass.mamba(), pass.attention.use, pass.attention.ends);  // (b, t, i)
+  const Tensor scanned = mamba_.heads(projected, pass.mamba(), pass.sequence());  // (b, t, i)
   return mamba_.out_proj()(
       0.5 * (pre_avg_layernorm1_(reshape(seen, {b, t, sizes_.heads * sizes_.value})) + pre_avg_layernorm2_(scanned)));
 }

@@ -120,9 +120,7 @@ Tensor StudyBlock::attended(const Tensor& x, const HybridPass& pass) {
   return (*attn_)(x, pass.attention, pass.kv(), &pass.keys);
 }
 
-Tensor StudyBlock::scanned(const Tensor& x, const HybridPass& pass) {
-  return (*mamba_)(x, pass.mamba(), pass.attention.use, pass.attention.ends);
-}
+Tensor StudyBlock::scanned(const Tensor& x, const HybridPass& pass) { return (*mamba_)(x, pass.mamba(), pass.sequence()); }
 
 // ---- model ------------------------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,32 @@ std::string to_text(const CacheBytes& c, std::int64_t length) {
   return text;
 }
 
+void check_flow(const LanguageModel& model, bool packed, bool carried, Site where) {
+  const std::string pack = packed ? model.cannot_pack() : "", carry = carried ? model.cannot_carry() : "";
+  if (!pack.empty())
+    fail_at(where, "model: packed documents would see each other", fmt::format("{}: {}", model.description(), pack),
+            "train it without --packed, or take a Mamba, Mamba-2 or Transformer");
+  if (!carry.empty())
+    fail_at(where, "model: it carries no states from batch to batch", fmt::format("{}: {}", model.description(), carry),
+            "train it without --carry-state, or take a Mamba or Mamba-2");
+}
+
+Tensor LanguageModel::flow(Arg ids, const TextFlow& flow) {
+  check_flow(*this, bool(flow.segments), flow.carried != nullptr, ids.where());
+  if (flow.carried) check_ids(ids, *flow.carried);
+  if (flow.continues &&
+      (!flow.carried || !is_integer(flow.continues.dtype()) || flow.continues.shape() != ids.shape().first(1)))
+    fail_at(ids.where(), "model: whether rows go on must be one integer for each, with carried states",
+            fmt::format("{} {}, ids {}", name_of(flow.continues.dtype()), to_string(flow.continues.shape()),
+                        to_string(ids.shape())));
+  CallFrame frame(*this, ids.where(), ids.tensor());
+  const Tensor logits = flow.segments || flow.carried ? forward_in(ids.tensor(), flow) : forward(ids.tensor());
+  frame.close(logits);
+  return logits;
+}
+
+Tensor LanguageModel::forward_in(const Tensor& ids, const TextFlow&) { return forward(ids); }
+
 // A cache knows how far it is from the runs that have been executed, so it takes part in a run once.
 Tensor LanguageModel::go(const Arg& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) {
   check_ids(ids, cache);
@@ -296,6 +322,16 @@ Tensor rows_of(const Tensor& x, const Tensor& from) {
 }
 
 }  // namespace
+
+Tensor begin_with(const State& state, const SequencePass& pass) {
+  if (pass.use != CacheUse::go_on && pass.use != CacheUse::carry) return {};
+  const Tensor before = state.read();
+  if (!pass.continues) return before;
+  std::vector<std::int64_t> sizes(std::size_t(before.shape().rank()), 1);
+  sizes[0] = before.dim(0);
+  const Tensor on = reshape(pass.continues, Shape(std::span<const std::int64_t>(sizes)));
+  return pointwise("begin_with", {before, on}, [](Expr s, Expr go) { return where(not_equal(go, Expr(0)), s, Expr(0)); });
+}
 
 Tensor last_of(const Tensor& x, const Tensor& ends) {
   const std::int64_t b = x.dim(0), t = x.dim(1), d = x.dim(2);

@@ -18,12 +18,15 @@
 #include <vector>
 
 #include "nn/module.h"
+#include "ops/ops.h"
 
 namespace weft {
 
 // ---- models -----------------------------------------------------------------------------------------------------------------
 
-enum class CacheUse { none, fill, go_on };  // fill: start at time 0; go_on: start where the cache is. Both leave it at the end.
+// fill: start at time 0; go_on: start where the cache is; carry: likewise, but with gradients, and rows may begin anew. All
+// leave it at the end.
+enum class CacheUse { none, fill, go_on, carry };
 
 // What a model remembers of each sequence between steps: States, which a step's run writes. Each family has its own.
 class ModelCache {
@@ -33,6 +36,7 @@ class ModelCache {
   const std::int64_t batch;
   std::int64_t tokens() const { return progress_->tokens; }  // that it has seen of each sequence, with padding
   Tensor pads() const;  // (b) integers: how many of these are padding; absent if no sequence has any
+  virtual std::vector<State> carried() const { return {}; }  // what is carried from batch to batch, for checkpoints
 
  private:
   friend class LanguageModel;
@@ -65,11 +69,24 @@ struct SpecialTokens {
   bool ends(std::int64_t id) const { return std::find(eos.begin(), eos.end(), id) != eos.end(); }
 };
 
+// How the rows of a batch, b texts of t tokens, hang together and with those of the batch before.
+struct TextFlow {
+  Documents segments = {};              // documents packed one after the other in each row, which do not see each other
+  const ModelCache* carried = nullptr;  // the states at the end of the batch before, which become those at the end of this one
+  Tensor continues = {};                // (b) integers, 0: this row begins a text, not where the carried states are
+};
+
 // Shapes: b batch, t time, v rows of the head: the vocabulary, possibly padded.
 class LanguageModel : public Layer<LanguageModel> {
  public:
   // ids (b, t), integers in [0, vocab) -> logits (b, t, v)
   virtual Tensor forward(const Tensor& ids) = 0;
+  // The same for texts that hang together as `flow` says. No gradient goes back into the batch before. Errors
+  // (ErrorKind::usage): the model has no such layers (can_flow), or the cache is another one's.
+  Tensor flow(Arg ids, const TextFlow& flow);
+  // What the family takes part in, and of what it cannot the reason: "packed documents", "carried states".
+  virtual std::string cannot_pack() const { return "its family does not know of them"; }
+  virtual std::string cannot_carry() const { return "its family has no states of one size"; }
 
   virtual std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const = 0;
   // Logits (b, v) after the last of the ids (b, t), t >= 1, which stand at the beginning of a text, or where the cache is. No
@@ -101,6 +118,8 @@ class LanguageModel : public Layer<LanguageModel> {
             std::size_t shard_bytes = kShardBytes) const;
 
  protected:
+  // Of flow, where this family can. Not called for an empty one.
+  virtual Tensor forward_in(const Tensor& ids, const TextFlow& flow);
   // Of prefill and step. `lengths`: of prefill, absent if no text is padded; last_of, last_inputs (models/family.h) serve.
   virtual Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) = 0;
 

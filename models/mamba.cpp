@@ -68,21 +68,18 @@ MambaMixer::MambaMixer(const MambaConfig& c, const MambaMixerOptions& o)
   add("C_layernorm", norms_->C);
 }
 
-Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, CacheUse use, const Tensor& ends) {
-  return out_proj_(heads(in_proj_(x), cache, use, ends));
+Tensor MambaMixer::forward(const Tensor& x, const MambaLayerCache* cache, const SequencePass& pass) {
+  return out_proj_(heads(in_proj_(x), cache, pass));
 }
 
-Tensor MambaMixer::heads(const Tensor& projected, const MambaLayerCache* cache, CacheUse use, const Tensor& ends) {
-  const bool go_on = use == CacheUse::go_on;
+Tensor MambaMixer::heads(const Tensor& projected, const MambaLayerCache* cache, const SequencePass& pass) {
+  const Tensor& ends = pass.ends;
   const std::int64_t end = projected.dim(-1);
   const Tensor z = slice(projected, -1, end - inner_, end), v = slice(projected, -1, end - 2 * inner_, end - inner_);
 
   Tensor conv_state, ssm_state;
-  Conv1dOptions conv{.silu = true};
-  if (cache && cache->conv) {
-    conv.last = &conv_state;
-    if (go_on) conv.initial = cache->conv.read();
-  }
+  Conv1dOptions conv{.silu = true, .segments = pass.segments};
+  if (cache && cache->conv) conv.initial = begin_with(cache->conv, pass), conv.last = &conv_state;
   const Tensor u = conv1d_(v, conv);  // (b, t, i)
   if (conv_state && ends) conv_state = last_inputs(v, cache->conv.shape()[1], ends);
 
@@ -92,10 +89,9 @@ Tensor MambaMixer::heads(const Tensor& projected, const MambaLayerCache* cache, 
   if (norms_) r = norms_->dt(r), B = norms_->B(B), C = norms_->C(C);
   const Tensor delta = dt_proj_.product(r);
   const Tensor D = D_.read(), bias = dt_proj_.shift();
-  ScanOptions options{.D = D, .delta = softplus_bias(bias), .out = gate(z)};
+  ScanOptions options{.D = D, .delta = softplus_bias(bias), .out = gate(z), .segments = pass.segments};
   if (ends) options.delta = until(ends, bias);
-  if (cache) options.last = &ssm_state;
-  if (cache && go_on) options.initial = cache->ssm.read();
+  if (cache) options.initial = begin_with(cache->ssm, pass), options.last = &ssm_state;
   const Tensor o = scan(u, delta, -exp(A_log_), B, C, options);
 
   if (conv_state) assign(cache->conv, conv_state);

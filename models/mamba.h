@@ -34,11 +34,9 @@ class MambaMixer : public Layer<MambaMixer> {
   using Config = MambaConfig;
   using Cache = MambaLayerCache;
   explicit MambaMixer(const MambaConfig& config, const MambaMixerOptions& options = {});
-  // `ends` (b): of a fill with texts that are padded on the right, where each ends; absent if none is.
-  Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, CacheUse use = CacheUse::none,
-                 const Tensor& ends = {});
+  Tensor forward(const Tensor& x, const MambaLayerCache* cache = nullptr, const SequencePass& pass = {});
   // What is between the projections: the last 2i features that in_proj gives, x and z -> (b, t, i) for out_proj.
-  Tensor heads(const Tensor& projected, const MambaLayerCache* cache, CacheUse use, const Tensor& ends);
+  Tensor heads(const Tensor& projected, const MambaLayerCache* cache, const SequencePass& pass);
   Linear& in_proj() { return in_proj_; }
   Conv1d& conv1d() { return conv1d_; }
   Linear& x_proj() { return x_proj_; }

@@ -55,6 +55,31 @@ Tensor GatedNorm::forward(const Tensor& y, const Tensor& z) {
   return reshape(rms_norm(reshape(v, grouped), Tensor{}, o.eps, o.output, out), y.shape());
 }
 
+// ---- a loop -----------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// ssd step by step, as its formulas stand, with step sizes (b, t, h): what faster ways are compared with.
+Tensor sequential_ssd(const Tensor& x, const Tensor& step, const Tensor& A, const Tensor& B, const Tensor& C, const Tensor& D,
+                      Tensor initial, Tensor* last) {
+  const std::int64_t b = x.dim(0), t = x.dim(1), h = x.dim(2), p = x.dim(3), g = B.dim(2), n = B.dim(3), r = h / g;
+  const Tensor decay = reshape(exp(step * A), {b, t, g, r, 1, 1});
+  const Tensor fed = reshape(x * reshape(step, {b, t, h, 1}), {b, t, g, r, p, 1});
+  const Tensor Bs = reshape(B, {b, t, g, 1, 1, n}), Cs = reshape(C, {b, t, g, 1, 1, n});
+  Tensor S = initial ? reshape(initial, {b, 1, g, r, p, n}) : zeros({b, 1, g, r, p, n}, x.dtype());
+  std::vector<Arg> rows;
+  for (std::int64_t k = 0; k < t; ++k) {
+    const auto at = [&](const Tensor& of) { return slice(of, 1, k, k + 1); };
+    S = at(decay) * S + at(fed) * at(Bs);
+    rows.emplace_back(reshape(sum(S * at(Cs), {-1}), {b, 1, h, p}));
+  }
+  if (last) *last = reshape(S, {b, h, p, n});
+  const Tensor skip = x * (D.shape().rank() == 1 ? reshape(D, {h, 1}) : D);
+  return rows.empty() ? skip : concat(std::move(rows), 1) + skip;
+}
+
+}  // namespace
+
 // ---- mixer ------------------------------------------------------------------------------------------------------------------
 
 Mamba2LayerCache::Mamba2LayerCache(const Mamba2Config& c, std::int64_t b, const std::string& name)
@@ -82,39 +107,52 @@ Mamba2Mixer::Mamba2Mixer(const Mamba2Config& c)
   add("out_proj", out_proj_);
 }
 
-Tensor Mamba2Mixer::forward(const Tensor& x, const Mamba2LayerCache* cache, CacheUse use, const Tensor& ends) {
+Tensor Mamba2Mixer::forward(const Tensor& x, const Mamba2LayerCache* cache, const SequencePass& pass) {
+  if (!cache) return mixed(x, nullptr, ScanPath::fast, pass);
+  Mamba2States states{cache->conv ? begin_with(cache->conv, pass) : Tensor(), begin_with(cache->ssm, pass)};
+  const Tensor y = mixed(x, &states, ScanPath::fast, pass);
+  if (cache->conv) assign(cache->conv, states.conv);
+  assign(cache->ssm, states.ssm);
+  return y;
+}
+
+Tensor Mamba2Mixer::forward(const Tensor& x, Mamba2States& states, ScanPath path, const SequencePass& pass) {
+  return mixed(x, &states, path, pass);
+}
+
+Tensor Mamba2Mixer::mixed(const Tensor& x, Mamba2States* states, ScanPath path, const SequencePass& pass) {
   const Mamba2Config& c = config_;
   const std::int64_t gated = c.gated_width();
   const std::vector<Tensor> parts = split(in_proj_(x), {gated, gated, c.scanned_width(), c.conv_width(), c.heads()}, -1);
-  const Tensor y = norm_(scanned(parts[3], parts[4], cache, use, ends), parts[2]);
+  const Tensor y = norm_(scanned(parts[3], parts[4], states, path, pass), parts[2]);
   return out_proj_(gated ? concat({silu(parts[0]) * parts[1], y}, -1) : y);
 }
 
-Tensor Mamba2Mixer::scanned(const Tensor& xBC, const Tensor& dt, const Mamba2LayerCache* cache, CacheUse use,
-                            const Tensor& ends) {
+Tensor Mamba2Mixer::scanned(const Tensor& xBC, const Tensor& dt, Mamba2States* states, ScanPath path,
+                            const SequencePass& pass) {
   const Mamba2Config& c = config_;
-  const bool go_on = use == CacheUse::go_on;
-  Tensor conv_state, ssm_state;
-  Conv1dOptions conv{.silu = true};
-  if (cache && cache->conv) {
-    conv.last = &conv_state;
-    if (go_on) conv.initial = cache->conv.read();
-  }
+  Conv1dOptions conv{.silu = true, .segments = pass.segments};
+  Tensor conv_state;
+  if (states && c.conv > 1) conv.initial = states->conv, conv.last = &conv_state;
   const Tensor u = conv1d_(xBC, conv);
-  if (conv_state && ends) conv_state = last_inputs(xBC, c.conv - 1, ends);
+  if (conv_state) states->conv = pass.ends ? last_inputs(xBC, c.conv - 1, pass.ends) : conv_state;
 
   const std::int64_t b = u.dim(0), t = u.dim(1), s = c.scanned_width(), gn = c.groups * c.state;
   const std::vector<Tensor> parts = split(u, {s, gn, gn}, -1);
-  const Tensor D = D_.read();
-  SsdOptions options{.D = c.skip_features ? reshape(D, {c.heads(), c.head}) : D, .dt = step_size(dt_bias_.read(), ends)};
-  if (cache) options.last = &ssm_state;
-  if (cache && go_on) options.initial = cache->ssm.read();
   const Shape groups{b, t, c.groups, c.state};
-  const Tensor y = ssd(reshape(parts[0], {b, t, c.heads(), c.head}), dt, -exp(A_log_), reshape(parts[1], groups),
-                       reshape(parts[2], groups), options);
-
-  if (conv_state) assign(cache->conv, conv_state);
-  if (ssm_state) assign(cache->ssm, ssm_state);
+  const Tensor x = reshape(parts[0], {b, t, c.heads(), c.head}), B = reshape(parts[1], groups), C = reshape(parts[2], groups);
+  const Tensor A = -exp(A_log_), D = c.skip_features ? reshape(D_.read(), {c.heads(), c.head}) : D_.read();
+  Tensor y, last;
+  if (path == ScanPath::sequential) {
+    const Tensor step = clamp(softplus(dt + dt_bias_.read()), c.dt_low, c.dt_high);
+    y = sequential_ssd(x, step, A, B, C, D, states ? states->ssm : Tensor(), &last);
+  } else {
+    SsdOptions options{.D = D, .dt = step_size(dt_bias_.read(), pass.ends), .segments = pass.segments};
+    options.plain = path == ScanPath::plain;
+    if (states) options.initial = states->ssm, options.last = &last;
+    y = ssd(x, dt, A, B, C, options);
+  }
+  if (states) states->ssm = last;
   return reshape(y, {b, t, s});
 }
 
@@ -163,7 +201,26 @@ Mamba2 Mamba2::load(const std::filesystem::path& folder, DType dtype) { return l
 
 // ---- family -----------------------------------------------------------------------------------------------------------------
 
-// 130m is the smallest model of the Mamba-2 paper, with the learning rate and length of its training.
+// The models of the Mamba-2 paper, with the learning rates and the length of their training. With the vocabulary of the
+// published ones they have 128,989,632, 368,346,624, 780,161,280, 1,343,757,312 and 2,702,599,680 parameters.
+static Preset paper(const char* name, const char* width, const char* layers, const char* lr) {
+  return {name,
+          "",
+          {{"width", width},
+           {"layers", layers},
+           {"state", "128"},
+           {"head_size", "64"},
+           {"batch", "8"},
+           {"length", "2048"},
+           {"accumulate", "8"},
+           {"lr", lr},
+           {"warmup", "500"},
+           {"steps", "20000"},
+           {"tokenizer", "unigram"},
+           {"vocab", "32000"},
+           {"recompute", "true"}}};
+}
+
 ModelFamily mamba2_family() {
   ModelFamily family{.name = "mamba2", .title = "Mamba-2", .model_types = {"mamba2"}};
   family.recognises = [](const nlohmann::json& config) {  // the original form
@@ -180,21 +237,11 @@ ModelFamily mamba2_family() {
                       {"lr", "2e-3"},
                       {"warmup", "100"},
                       {"tokenizer", "unigram"}}},
-                    {"130m",
-                     "",
-                     {{"width", "768"},
-                      {"layers", "24"},
-                      {"state", "128"},
-                      {"head_size", "64"},
-                      {"batch", "8"},
-                      {"length", "2048"},
-                      {"accumulate", "8"},
-                      {"lr", "3e-3"},
-                      {"warmup", "500"},
-                      {"steps", "20000"},
-                      {"tokenizer", "unigram"},
-                      {"vocab", "32000"},
-                      {"recompute", "true"}}},
+                    paper("130m", "768", "24", "3e-3"),
+                    paper("370m", "1024", "48", "1.5e-3"),
+                    paper("780m", "1536", "48", "1.25e-3"),
+                    paper("1.3b", "2048", "48", "1e-3"),
+                    paper("2.7b", "2560", "64", "8e-4"),
                     {"task",
                      "with --task",
                      {{"width", "64"},

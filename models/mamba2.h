@@ -41,23 +41,34 @@ class GatedNorm : public Layer<GatedNorm> {
   GatedNormOptions options_;
 };
 
+// What a mixer begins with, and what it leaves.
+struct Mamba2States {
+  Tensor conv;  // (b, w-1, s + 2gn): the last inputs of the convolution; absent: zeros
+  Tensor ssm;   // (b, h, p, n), f32 (f64); absent: zeros
+};
+
+// How the states are scanned: by the kernels of ssd where there are any, by its plain form, or step by step, which knows
+// neither padding nor packed documents.
+enum class ScanPath { fast, plain, sequential };
+
 // x (b, t, d) -> (b, t, d)
 class Mamba2Mixer : public Layer<Mamba2Mixer> {
  public:
   using Config = Mamba2Config;
   using Cache = Mamba2LayerCache;
   explicit Mamba2Mixer(const Mamba2Config& config);
-  // `ends` (b): of a fill with texts that are padded on the right, where each ends; absent if none is.
-  Tensor forward(const Tensor& x, const Mamba2LayerCache* cache = nullptr, CacheUse use = CacheUse::none,
-                 const Tensor& ends = {});
+  Tensor forward(const Tensor& x, const Mamba2LayerCache* cache = nullptr, const SequencePass& pass = {});
+  // The same from `states`, which become those after the last step, with gradients.
+  Tensor forward(const Tensor& x, Mamba2States& states, ScanPath path, const SequencePass& pass = {});
   Linear& in_proj() { return in_proj_; }
   Conv1d& conv1d() { return conv1d_; }
   GatedNorm& norm() { return norm_; }
   Linear& out_proj() { return out_proj_; }
 
  private:
-  // Convolution and scan: xBC (b, t, s + 2gn), dt (b, t, h) -> (b, t, s)
-  Tensor scanned(const Tensor& xBC, const Tensor& dt, const Mamba2LayerCache* cache, CacheUse use, const Tensor& ends);
+  // Convolution and scan: xBC (b, t, s + 2gn), dt (b, t, h) -> (b, t, s). Absent states: those at the end are not wanted.
+  Tensor scanned(const Tensor& xBC, const Tensor& dt, Mamba2States* states, ScanPath path, const SequencePass& pass);
+  Tensor mixed(const Tensor& x, Mamba2States* states, ScanPath path, const SequencePass& pass);
   HoleOf<1, 3> step_size(const Tensor& bias, const Tensor& ends) const;
 
   Mamba2Config config_;
@@ -71,7 +82,6 @@ class Mamba2Mixer : public Layer<Mamba2Mixer> {
 };
 
 using Mamba2Cache = BackboneCache<Mamba2Mixer>;
-using Mamba2Block = BackboneBlock<Mamba2Mixer>;
 
 class Mamba2 : public Backbone<Mamba2Mixer> {
  public:

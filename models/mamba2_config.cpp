@@ -97,8 +97,9 @@ void read_hugging_face_form(ConfigReader& r, Mamba2Config& c) {
                            {"rescale_prenorm_residual", &Mamba2Config::rescale_residual}});
   read_range(r, "time_step_limit", c.dt_low, c.dt_high);
   r.require_any("hidden_act", {"silu", "swish"});
-  // norm_before_gate stands as true in published files whose models normalise after the gate: transformers does not read it. It
-  // reads no rank or scale of the step size either.
+  // norm_before_gate stands as true in published files whose models normalise after the gate: transformers does not read it,
+  // nor a rank or scale of the step size. Each group is normalised by itself, as mamba-ssm has it, which made the weights;
+  // modules of transformers 5 do so while they train with its kernels, else they take all groups as one.
   r.ignore({"norm_before_gate", "time_step_rank", "time_step_init_scheme", "time_step_scale"});
   if (!r.good()) return;
   const double inner = double(c.expand) * double(c.width);

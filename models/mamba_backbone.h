@@ -24,6 +24,13 @@ struct BackboneCache : ModelCache {
   BackboneCache(const typename Mixer::Config& c, std::int64_t b) : ModelCache(b) {
     for (std::int64_t l = 0; l < c.layers; ++l) layers.emplace_back(c, b, fmt::format("backbone.layers.{}.mixer", l));
   }
+  std::vector<State> carried() const override {
+    std::vector<State> states;
+    for (const typename Mixer::Cache& layer : layers)
+      for (const State& state : {layer.conv, layer.ssm})
+        if (state) states.push_back(state);
+    return states;
+  }
   std::vector<typename Mixer::Cache> layers;
 };
 
@@ -36,9 +43,8 @@ class BackboneBlock : public Layer<BackboneBlock<Mixer>> {
     this->add("norm", norm_);
     this->add("mixer", mixer_);
   }
-  Tensor forward(const Tensor& x, const typename Mixer::Cache* cache = nullptr, CacheUse use = CacheUse::none,
-                 const Tensor& ends = {}) {
-    return x + mixer_(norm_(x), cache, use, ends);
+  Tensor forward(const Tensor& x, const typename Mixer::Cache* cache = nullptr, const SequencePass& pass = {}) {
+    return x + mixer_(norm_(x), cache, pass);
   }
   Mixer& mixer() { return mixer_; }
 
@@ -56,12 +62,9 @@ class Backbone : public LanguageModel {
  public:
   using Config = typename Mixer::Config;
 
-  Tensor forward(const Tensor& ids) override {
-    check_texts(ids, context());
-    Tensor x = embed(ids);
-    for (Block& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x); }) : block(x);
-    return head(x);
-  }
+  Tensor forward(const Tensor& ids) override { return forward_in(ids, {}); }
+  std::string cannot_pack() const override { return {}; }
+  std::string cannot_carry() const override { return {}; }
   std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override {
     return std::make_unique<BackboneCache<Mixer>>(config_, batch);
   }
@@ -101,14 +104,23 @@ class Backbone : public LanguageModel {
   }
 
   Tensor last_logits(const Tensor& ids, const ModelCache& any, CacheUse use, const Tensor& lengths) override {
-    const auto& cache = cache_of<BackboneCache<Mixer>>(any);
-    if (std::int64_t(cache.layers.size()) != config_.layers)
-      fail(ErrorKind::usage, fmt::format("{}: the cache belongs to another model", name_),
-           fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers),
-           "make one with make_cache of this model");
+    const BackboneCache<Mixer>& cache = own_cache(any);
+    const SequencePass pass{.use = use, .ends = lengths};
     Tensor x = embed(ids);
-    for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], use, lengths);
+    for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], pass);
     return head(last_of(x, lengths));
+  }
+  Tensor forward_in(const Tensor& ids, const TextFlow& flow) override {
+    check_texts(ids, context());
+    const BackboneCache<Mixer>* cache = flow.carried ? &own_cache(*flow.carried) : nullptr;
+    const SequencePass pass{
+        .use = cache ? CacheUse::carry : CacheUse::none, .segments = flow.segments, .continues = flow.continues};
+    Tensor x = embed(ids);
+    for (std::size_t l = 0; l < blocks_.size(); ++l) {
+      const auto block = [&] { return blocks_[l](x, cache ? &cache->layers[l] : nullptr, pass); };
+      x = config_.recompute ? checkpoint(block) : block();
+    }
+    return head(x);
   }
 
   Config config_;
@@ -116,6 +128,14 @@ class Backbone : public LanguageModel {
  private:
   using Block = BackboneBlock<Mixer>;
 
+  const BackboneCache<Mixer>& own_cache(const ModelCache& any) const {
+    const auto& cache = cache_of<BackboneCache<Mixer>>(any);
+    if (std::int64_t(cache.layers.size()) != config_.layers)
+      fail(ErrorKind::usage, fmt::format("{}: the cache belongs to another model", name_),
+           fmt::format("{} layers, the model has {}", cache.layers.size(), config_.layers),
+           "make one with make_cache of this model");
+    return cache;
+  }
   Tensor embed(const Tensor& ids) {
     const Tensor x = embeddings_(ids);
     return config_.residual_in_fp32 || x.dtype() == config_.compute() ? x : cast(x, config_.compute());

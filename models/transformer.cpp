@@ -92,9 +92,10 @@ Tensor Transformer::head(const Tensor& x) {
   return lm_head_ ? (*lm_head_)(h) : embed_tokens_.logits(h);
 }
 
-Tensor Transformer::forward(const Tensor& ids) {
+Tensor Transformer::forward_in(const Tensor& ids, const TextFlow& flow) {
   check_texts(ids, config_.longest());
-  const AttentionPass pass = attention_pass(rope_, ids.dim(1));
+  AttentionPass pass = attention_pass(rope_, ids.dim(1));
+  pass.segments = flow.segments;
   Tensor x = embed_tokens_(ids);
   for (TransformerBlock& block : blocks_) x = config_.recompute ? checkpoint([&] { return block(x, pass); }) : block(x, pass);
   return head(x);

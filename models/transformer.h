@@ -51,7 +51,10 @@ class Transformer : public LanguageModel {
   explicit Transformer(TransformerConfig config);
   Transformer(const Transformer&) = default;  // a handle, to be moved too: what was moved from keeps its blocks
 
-  Tensor forward(const Tensor& ids) override;
+  Tensor forward(const Tensor& ids) override { return forward_in(ids, {}); }
+  std::string cannot_pack() const override {
+    return config_.rope.scaling == RopeScaling::dynamic ? "its rotary positions depend on the length of the whole" : "";
+  }
   std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
   CacheBytes cache_bytes(std::int64_t length) const override;
 
@@ -73,6 +76,7 @@ class Transformer : public LanguageModel {
 
  protected:
   Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) override;
+  Tensor forward_in(const Tensor& ids, const TextFlow& flow) override;
 
  private:
   Tensor embed(const Tensor& ids);
