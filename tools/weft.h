@@ -22,6 +22,8 @@
 #include "models/hymba_study.h"
 #include "models/language_model.h"
 #include "models/mamba.h"
+#include "models/mamba2.h"
+#include "models/mamba2_block.h"
 #include "models/sample.h"
 #include "models/transformer.h"
 #include "nn/init.h"

@@ -25,6 +25,7 @@
 #include "jit/print.h"
 #include "tools/bench/cases.h"
 #include "tools/bench/host.h"
+#include "tools/bench/mamba2_block.h"
 #include "tools/bench/report.h"
 
 namespace weft {
@@ -35,6 +36,7 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 bool is_machine_group(const std::string& group) { return group == "interpreter" || group == "emulator" || group == "host"; }
+bool prints_itself(const std::string& group) { return is_machine_group(group) || group == "mamba2block"; }
 
 // Ends the process when a row neither finishes nor fails: a kernel that never ends cannot be interrupted.
 class Watchdog {
@@ -108,6 +110,8 @@ class Bench {
       bench_emulator();
     else if (group == "host")
       bench_host();
+    else if (group == "mamba2block")
+      bench_mamba2_block(options_.smoke);
     else if (group == "ceilings")
       run_ceilings();
     else
@@ -186,8 +190,8 @@ std::vector<std::string> chosen_groups(const std::vector<std::string>& words) {
   }
   if (words.empty())
     for (const std::string& group : all)
-      if (is_machine_group(group) != is_gpu(device())) wanted.push_back(group);
-  const bool floors = std::any_of(wanted.begin(), wanted.end(), [](const std::string& g) { return !is_machine_group(g); });
+      if (is_machine_group(group) != is_gpu(device()) && group != "mamba2block") wanted.push_back(group);
+  const bool floors = std::any_of(wanted.begin(), wanted.end(), [](const std::string& g) { return !prints_itself(g); });
   std::vector<std::string> groups;
   for (const std::string& group : all)
     if (std::find(wanted.begin(), wanted.end(), group) != wanted.end() || (floors && group == "ceilings"))
@@ -197,7 +201,7 @@ std::vector<std::string> chosen_groups(const std::vector<std::string>& words) {
 
 void list_rows(const std::vector<std::string>& groups, bool smoke) {
   for (const std::string& group : groups) {
-    if (is_machine_group(group)) {
+    if (prints_itself(group)) {
       print("{}\n", group);
       continue;
     }
@@ -210,7 +214,7 @@ void list_rows(const std::vector<std::string>& groups, bool smoke) {
 }  // namespace
 
 std::vector<std::string> all_bench_groups() {
-  std::vector<std::string> groups = {"interpreter", "emulator", "host"};
+  std::vector<std::string> groups = {"interpreter", "emulator", "host", "mamba2block"};
   groups.insert(groups.end(), bench_groups().begin(), bench_groups().end());
   return groups;
 }

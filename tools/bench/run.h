@@ -18,7 +18,8 @@ struct BenchOptions {
   bool list = false;                     // print the rows without measuring
 };
 
-// "interpreter", "emulator", "host" (tools/bench/host.h) and those of tools/bench/cases.h.
+// "interpreter", "emulator", "host" (tools/bench/host.h), "mamba2block" (tools/bench/mamba2_block.h) and those of
+// tools/bench/cases.h.
 std::vector<std::string> all_bench_groups();
 
 // On the device in use. A row that fails becomes a row that says so. Errors: unknown groups (usage), files (io).
