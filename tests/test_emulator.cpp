@@ -16,6 +16,7 @@
 #include "jit/dtype.h"
 #include "jit/emulator/device.h"
 #include "jit/parallel.h"
+#include "jit/wgmma.h"
 
 namespace weft {
 namespace {
@@ -422,6 +423,80 @@ TEST(Emulator, MatrixInstructions) {
   }
 }
 
+// s = a b^T and o = 1 + bf16(s) v by wgmma, from tiles of 128-byte rows whose chunks are swizzled.
+TEST(Emulator, WarpgroupProducts) {
+  NEEDS_COMPILER;
+  const std::string text = R"(
+    #define DEVICE __device__ __forceinline__
+    typedef unsigned u32; typedef unsigned short u16; typedef unsigned long long u64; typedef float real;
+  )" + wgmma_text(std::array{16, 72}) +
+                           R"(
+    DEVICE u64 descriptor(const u16* tile, int block) {
+      return u64((u32)__cvta_generic_to_shared(tile) >> 4) | u64(block >> 4) << 16 | u64(64) << 32 | u64(1) << 62;
+    }
+    DEVICE void copy(u16* tile, int block, const u16* from, int rows, int columns) {
+      for (int i = threadIdx.x; i < rows * columns; i += 128) {
+        int row = i / columns, column = i % columns;
+        tile[column / 64 * block / 2 + row * 64 + ((column / 8 % 8) ^ (row % 8)) * 8 + column % 8] = from[i];
+      }
+    }
+    extern "C" __global__ void k(const u16* a, const u16* b, const u16* v, float* s, float* o) {  // 64 x 32, 16 x 32, 16 x 72
+      extern __shared__ __align__(1024) u16 at[];
+      u16 *bt = at + 64 * 64, *vt = bt + 16 * 64;
+      copy(at, 0, a, 64, 32), copy(bt, 0, b, 16, 32), copy(vt, 2048, v, 16, 72);
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+      __syncthreads();
+      float x[2][4], y[9][4];
+      u32 w[4];
+      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+      Wgmma<16>::multiply(x, descriptor(at, 0), descriptor(bt, 0));
+      Wgmma<16>::multiply_add(x, descriptor(at, 0) + 2, descriptor(bt, 0) + 2);
+      asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      for (int i = 0; i < 4; ++i)
+        asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w[i]) : "f"(x[i / 2][i % 2 * 2 + 1]), "f"(x[i / 2][i % 2 * 2]));
+      for (int n = 0; n < 9; ++n)
+        for (int e = 0; e < 4; ++e) y[n][e] = 1;
+      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+      Wgmma<72>::weigh(y, w, descriptor(vt, 2048));
+      asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+      for (int e = 0; e < 4; ++e) {
+        for (int n = 0; n < 2; ++n) s[(row + 8 * (e / 2)) * 16 + 8 * n + column + e % 2] = x[n][e];
+        for (int n = 0; n < 9; ++n) o[(row + 8 * (e / 2)) * 72 + 8 * n + column + e % 2] = y[n][e];
+      }
+    })";
+  const auto rounded = [](std::size_t n, unsigned seed) {
+    std::vector<std::uint16_t> bits;
+    for (float x : random_values<float>(n, -1, 1, seed)) bits.push_back(bf16(x).bits);
+    return bits;
+  };
+  const auto value = [](std::uint16_t bits) { return double(std::bit_cast<float>(std::uint32_t(bits) << 16)); };
+  const auto a = rounded(64 * 32, 1), b = rounded(16 * 32, 2), v = rounded(16 * 72, 3);
+  const Kernel k(text, "compute_90a");
+  const Buffer<std::uint16_t> a_at(a), b_at(b), v_at(v);
+  const Buffer<float> s_at(64 * 16), o_at(64 * 72);
+  constexpr unsigned kShared = 64 * 128 + 16 * 128 + 2 * 16 * 128;
+  k(1, 128, kShared, a_at.address(), b_at.address(), v_at.address(), s_at.address(), o_at.address());
+  const auto s = s_at.host(), o = o_at.host();
+  for (std::size_t i = 0; i < 64; ++i) {
+    for (std::size_t j = 0; j < 16; ++j) {
+      double sum = 0;
+      for (std::size_t n = 0; n < 32; ++n) sum += value(a[i * 32 + n]) * value(b[j * 32 + n]);
+      EXPECT_NEAR(s[i * 16 + j], sum, 1e-5) << i << ", " << j;
+    }
+    for (std::size_t j = 0; j < 72; ++j) {
+      double sum = 1;
+      for (std::size_t n = 0; n < 16; ++n) sum += value(bf16(s[i * 16 + n]).bits) * value(v[n * 72 + j]);
+      EXPECT_NEAR(o[i * 72 + j], sum, 1e-5) << i << ", " << j;
+    }
+  }
+  const Kernel other(std::string(text).replace(text.find("u64(1) << 62"), 12, "u64(2) << 62"), "compute_90a");
+  expect_error(ErrorKind::device, {"a matrix of another layout"},
+               [&] { other(1, 128, kShared, a_at.address(), b_at.address(), v_at.address(), s_at.address(), o_at.address()); });
+}
+
 // ---- the driver -------------------------------------------------------------------------------------------------------------
 
 TEST(Emulator, Graphs) {
@@ -519,8 +594,9 @@ TEST(Emulator, FindsShufflesOfInactiveLanes) {
 
 TEST(Emulator, NamesWhatItDoesNotKnow) {
   const std::string ptx =
-      ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k()\n{\n  wgmma.fence.sync.aligned;\n  ret;\n}\n";
-  expect_error(ErrorKind::device, {"wgmma.fence.sync.aligned", "kernel k", "PTX line 6"},
+      ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k()\n{\n  tcgen05.fence::after_thread_sync;\n  "
+      "ret;\n}\n";
+  expect_error(ErrorKind::device, {"tcgen05.fence::after_thread_sync", "kernel k", "PTX line 6"},
                [&] { const Kernel k(ptx, "", true); });
   expect_error(ErrorKind::device, {"line 2"}, [&] { const Kernel k(".version 8.0\n.nonsense 3\n", "", true); });
 }

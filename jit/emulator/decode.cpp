@@ -51,7 +51,7 @@ EmulatedCounters::Class class_of(const PtxInstruction& p) {
   };
   static const Family families[] = {
       {Counters::conversion, {"cvt"}},
-      {Counters::matrix, {"mma"}},
+      {Counters::matrix, {"mma", "wgmma"}},
       {Counters::special, {"ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt"}},
       {Counters::exchange, {"shfl", "vote", "match", "redux", "activemask", "elect"}},
       {Counters::barrier, {"bar", "barrier", "membar", "fence"}},

@@ -1,8 +1,10 @@
-// mma.sync, ldmatrix and stmatrix: matrices spread over the lanes of a warp. Lane l = 4 g + t holds elements of row (or
+// mma.sync, wgmma, ldmatrix and stmatrix: matrices spread over the lanes of a warp. Lane l = 4 g + t holds elements of row (or
 // column) g and of columns (rows) that t chooses, as PTX defines for each shape.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "jit/emulator/addresses.h"
 #include "jit/emulator/lanes.h"
@@ -167,11 +169,121 @@ bool decode_mma(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   return true;
 }
 
+// ---- wgmma ------------------------------------------------------------------------------------------------------------------
+
+// A matrix in shared memory as its descriptor says: 16-byte chunks in rows of 128 bytes, of which the three address bits above
+// 16 bytes are permuted by those above 128. Rows are those of the matrix, of 16 elements that are multiplied; or, transposed,
+// those of one such element, of 64 columns each.
+struct SharedMatrix {
+  std::uint64_t descriptor;
+  bool transposed;
+
+  static std::uint64_t bytes(std::uint64_t field) { return (field & 0x3fff) << 4; }
+  bool swizzled() const { return descriptor >> 61 == 2 && (descriptor >> 49 & 7) == 0; }
+  // The address of chunk `chunk` (of 8 elements) of row `row`.
+  std::uint64_t address(int row, int chunk) const {
+    const std::uint64_t at = bytes(descriptor) + std::uint64_t(row / 8) * bytes(descriptor >> 32) +
+                             std::uint64_t(row % 8) * 128 +
+                             (transposed ? std::uint64_t(chunk / 8) * bytes(descriptor >> 16) : 0) +
+                             std::uint64_t(transposed ? chunk % 8 : chunk) * 16;
+    return at ^ (at >> 7 & 7) << 4;
+  }
+};
+
+// Calls f(row, column, value) for bf16 elements of `rows` rows from `first` on, of `chunks` chunks each.
+template <class F>
+void read_matrix(Warp& w, const Instruction& i, const SharedMatrix& m, int first, int rows, int chunks, F&& f) {
+  for (int next = 0; next < rows * chunks; next += kLanes) {
+    const int count = std::min(kLanes, rows * chunks - next);
+    std::uint64_t addresses[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      const int k = next + std::min(l, count - 1);
+      addresses[l] = m.address(first + k / chunks, k % chunks);
+    }
+    const Mask lanes = count == kLanes ? kAllLanes : (Mask{1} << count) - 1;
+    const Pointers p = resolve(w, i, lanes, Space::shared, addresses, 16, Access::read, false);
+    for (int l = 0; l < count; ++l) {
+      std::uint16_t x[8];
+      std::memcpy(x, p.at[std::size_t(l)], sizeof x);
+      for (int e = 0; e < 8; ++e) f((next + l) / chunks, (next + l) % chunks * 8 + e, to_float(Brain{x[e]}));
+    }
+  }
+}
+
+// m64nNk16 of bf16 in fp32. A warp makes its 16 rows, and at once: that it reads results and overwrites operands only after the
+// wait is not looked at. Lists: scale-d, b, a (1 or 4), d (N / 2). mode: 1, a is in shared memory; 2, b is transposed.
+void multiply_warpgroup(Warp& w, const Instruction& i, Mask) {
+  if (!whole_warp(w, i)) return;
+  const std::uint32_t* places = &w.program.lists[i.list];
+  const bool shared = i.mode & 1;
+  const int columns = 8 * i.count;
+  float a[16][16], b[256][16];
+  const auto matrix = [&](unsigned k, bool transposed) {
+    const SharedMatrix m{w.words<std::uint64_t>(places[k])[0], transposed};
+    if (!m.swizzled())
+      w.block.fault(w, i, 0, "a matrix of another layout than the swizzle of 128 bytes", fmt::format("{:#x}", m.descriptor));
+    return m;
+  };
+  if (shared) {
+    read_matrix(w, i, matrix(2, false), int(w.index % 4) * 16, 16, 2, [&](int row, int k, float x) { a[row][k] = x; });
+  } else {
+    const Fragments f{w, places + 2};
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (unsigned k = 0; k < 4; ++k)
+        for (int h = 0; h < 2; ++h)
+          a[(lane >> 2) + 8 * int(k & 1)][2 * (lane & 3) + 8 * int(k >> 1) + h] = element<Brain>(f.word(k, lane), h);
+  }
+  if (i.mode & 2)
+    read_matrix(w, i, matrix(1, true), 0, 16, columns / 8, [&](int k, int column, float x) { b[column][k] = x; });
+  else
+    read_matrix(w, i, matrix(1, false), 0, columns, 2, [&](int column, int k, float x) { b[column][k] = x; });
+  const bool adds = w.predicate(places[0]) != 0;
+  const std::uint32_t* sums = places + (shared ? 3 : 6);
+  for (int n = 0; n < i.count; ++n)
+    for (int e = 0; e < 4; ++e)
+      write<std::uint32_t>(w, sums[4 * n + e], kAllLanes, [&](int lane) {
+        const int row = (lane >> 2) + 8 * (e >> 1), column = 8 * n + 2 * (lane & 3) + (e & 1);
+        float sum = adds ? std::bit_cast<float>(w.words<std::uint32_t>(sums[4 * n + e])[lane]) : 0.0f;
+        for (int k = 0; k < 16; ++k) sum += a[row][k] * b[column][k];
+        return std::bit_cast<std::uint32_t>(sum);
+      });
+}
+void no_operation(Warp&, const Instruction&, Mask) {}
+
+bool decode_wgmma(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
+  const std::string_view what = p.words.at(1);
+  if (what == "fence" || what == "commit_group" || what == "wait_group") {
+    i.run = no_operation;
+    return true;
+  }
+  if (what != "mma_async" || p.has("sp") || p.words.size() != 8 || p.words[5] != "f32" || p.words[6] != "bf16" ||
+      p.words[7] != "bf16")
+    return false;
+  const auto number = [&](std::size_t operand) {
+    return p.operands.at(operand).kind == Operand::number ? p.operands[operand].bits : 9;
+  };
+  const Operand &sums = p.operands.at(0), &a = p.operands.at(1), &b = p.operands.at(2), &scale = p.operands.at(3);
+  const bool shared = a.kind != Operand::list;
+  if (number(4) != 1 || number(5) != 1 || (shared && number(6) != 0) || scale.negated || number(shared ? 7 : 6) > 1)
+    return false;
+  std::vector<std::uint32_t> places = {decoder.place(scale, 1), decoder.place(b, 64)};
+  if (shared) places.push_back(decoder.place(a, 64));
+  for (const Operand& part : a.parts) places.push_back(decoder.place(part, 32));
+  for (const Operand& part : sums.parts) places.push_back(decoder.place(part, 32));
+  i.list = decoder.list(places);
+  i.count = std::uint8_t(sums.parts.size() / 4);
+  i.mode = std::uint8_t(int(shared) | int(number(shared ? 7 : 6)) << 1);
+  i.target = decoder.program().access_sites++;
+  i.run = multiply_warpgroup;
+  return true;
+}
+
 }  // namespace
 
 bool decode_matrix(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   const std::string_view op = p.words[0];
   if (op == "mma") return decode_mma(p, decoder, i);
+  if (op == "wgmma") return decode_wgmma(p, decoder, i);
   const bool storing = op == "stmatrix";
   if ((op != "ldmatrix" && !storing) || !p.has("m8n8") || !p.has("b16")) return false;
   const Operand &registers = p.operands.at(storing ? 1 : 0), &address = p.operands.at(storing ? 0 : 1);

@@ -410,7 +410,7 @@ bool decode_memory(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   }
   // Hints, and orderings that the emulator keeps anyway: it runs the instructions of a thread in their order.
   if (op == "membar" || op == "fence") {
-    i.run = p.has("cta") ? no_operation : fence;
+    i.run = p.has("cta") || p.has("proxy") ? no_operation : fence;
     return true;
   }
   if (op == "prefetch" || op == "prefetchu" || op == "discard" || op == "applypriority" || op == "griddepcontrol" ||
