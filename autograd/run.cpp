@@ -231,6 +231,15 @@ void use_device(std::string_view name, Site where) {
 }
 
 Device device() { return context().device.value_or(process_device()); }
-Target target() { return is_gpu(device()) ? Gpu::of(device()).target() : Target{}; }
+Target target() {
+  if (!is_gpu(device())) return {};
+  const Target own = Gpu::of(device()).target();
+  const auto& wanted = settings().kernels;
+  if (!wanted) return own;
+  if (own.device == Device::cuda && wanted->sm_90a() && !own.sm_90a())
+    fail(ErrorKind::usage, "WEFT_KERNELS=sm_90a: this GPU has no such kernels", Gpu::of(device()).architecture(),
+         "leave the variable out");
+  return {own.device, wanted->capability, wanted->exact};
+}
 
 }  // namespace weft

@@ -56,6 +56,10 @@ Settings read_settings() {
     s.graph = w != "0";
     return w == "0" || w == "1";
   });
+  each_word("WEFT_KERNELS", {"sm_80", "sm_90a"}, [&](const std::string& w) {
+    s.kernels = Target{Device::cuda, w == "sm_90a" ? 90 : 80, w == "sm_90a"};
+    return w == "sm_80" || w == "sm_90a";
+  });
   each_word("WEFT_ARENA", {"shared", "split"}, [&](const std::string& w) {
     s.split_arena = w == "split";
     return w == "split" || w == "shared";

@@ -3,6 +3,8 @@
 //   WEFT_FUSE=0           every op its own kernel
 //   WEFT_FMA=0            no x*y + z with one rounding: with WEFT_FUSE=0 and without it the same bits (jit/expr.h: contraction)
 //   WEFT_GRAPH=0          on a GPU every kernel is launched by itself, every time
+//   WEFT_KERNELS=sm_80,sm_90a   which version of a kernel a GPU takes where it has several: with sm_80 those for all, also where
+//                         there is one for it alone; on the emulated device, which takes those otherwise, sm_90a
 //   WEFT_ARENA=split      every value its own allocation, freed when its life ends
 //   WEFT_TUNE=1           products take the fastest of cuBLASLt's first proposals, by timing, instead of the first
 //                         (jit/gemm_cuda.h); two runs may then choose differently, unless the second reads what the first
@@ -13,6 +15,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string_view>
 
 #include "jit/device.h"
@@ -28,6 +31,7 @@ struct Settings {
   bool check_nan = false;
   bool log_plan = false, log_why = false, log_kernels = false;
   std::size_t plan_bytes = std::size_t(256) << 20;
+  std::optional<Target> kernels;  // its device is not looked at
 };
 
 // Unknown words in a variable are a usage error with a suggestion.
