@@ -8,25 +8,47 @@
 // Facts: Element, the type of q, k and v; DK, DV features of a head; WARPS; SLICES: so many warps have the same rows, each with
 // a part of the features of what is accumulated; OTHER rows of a tile of the other side, STAGES of it in shared memory; BLOCKS
 // that a multiprocessor must be able to hold; SCORE, WEIGHT: there are such holes; EVALUATED: mixed tiles evaluate the mask;
-// LISTS: there are several. UNIT comes with the products (attention_tensor.cuh, attention_plain.cuh).
+// LISTS: there are several. UNIT and ASYNC come with the products (attention_wgmma.cuh, attention_tensor.cuh,
+// attention_plain.cuh).
 
 constexpr int THREADS = 32 * WARPS, ROW_WARPS = WARPS / SLICES, OWN = 16 * ROW_WARPS;
 constexpr int CHUNK = 16 / int(sizeof(Element));  // elements that are copied at once
 
-// Features with the zeros behind them, those of a slice, and elements between rows of a tile in shared memory: an odd number
-// of chunks, so that eight rows that are read at once lie in different banks.
+// Features with the zeros behind them, and those of a slice.
 DEVICE constexpr int padded(int features) { return (features + UNIT * SLICES - 1) / (UNIT * SLICES) * (UNIT * SLICES); }
 DEVICE constexpr int slice_of(int features) { return padded(features) / SLICES; }
-DEVICE constexpr int pitch(int features) { return padded(features) + CHUNK; }
+
+// A tile in shared memory. For wgmma, blocks of 64 features follow each other, in which the chunks of a row of 128 bytes are
+// permuted by the row; such a tile begins at a multiple of 1024 bytes. Else rows are an odd number of chunks apart. Either way
+// eight rows that are read at once lie in different banks.
+template <int ROWS, int FEATURES>
+struct Tile {
+  static constexpr int WIDTH = padded(FEATURES), PITCH = ASYNC ? 64 : WIDTH + CHUNK;
+  static constexpr int SIZE = ASYNC ? (WIDTH + 63) / 64 * 64 * ROWS : ROWS * PITCH;  // elements
+  static constexpr int BLOCK = ROWS * 128;                                           // bytes
+  DEVICE static int at(u32 row, u32 column) {
+    if constexpr (ASYNC) return int((column / 64 * ROWS + row) * 64 + (column % 64 / 8 ^ row % 8) * 8 + column % 8);
+    return int(row * PITCH + column);
+  }
+  // From the place of a column to that of one that is `columns`, a whole number of blocks, behind it.
+  DEVICE static constexpr int columns_on(int columns) { return ASYNC ? columns * ROWS : columns; }
+};
 
 // Where a thread stands: it has rows `row` and `row` + 8 of the block, at columns `column` and `column` + 1 of eight.
 struct Lane {
   int warp_row, slice, row, column;  // warp_row: the first of its warp
 };
-DEVICE Lane this_lane() {
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+DEVICE Lane lane_of(u32 thread) {
+  const int lane = int(thread % 32), warp = int(thread / 32);
   const int slice = SLICES > 1 ? warp / ROW_WARPS : 0, first = (warp - slice * ROW_WARPS) * 16;
   return {first, slice, first + lane / 4, lane % 4 * 2};
+}
+DEVICE Lane this_lane() { return lane_of(threadIdx.x); }
+// The same, made anew: held from before a loop to behind it, it would take registers all along.
+DEVICE Lane this_lane_again() {
+  u32 thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return lane_of(thread);
 }
 
 // ---- lists (jit/tiles.h) ----------------------------------------------------------------------------------------------------
@@ -56,7 +78,15 @@ class Walk {
  public:
   DEVICE Walk(const i64* item, const i64* entries, int heads, const Kind& kind)
       : item_(item), entries_(entries), heads_(heads), kind_(kind) {
-    enter(), pass();
+    const Item first = item_at(item, 0);
+    first_ = at_ = first.first, last_ = first.last;
+    if (at_ == last_) {
+      if constexpr (ITEM_HEADS == 1)
+        heads_ = 0;
+      else
+        next_head();
+    }
+    pass();
   }
   DEVICE bool done() const { return head_ >= heads_; }
   DEVICE int head() const { return head_; }
@@ -69,14 +99,18 @@ class Walk {
 
  private:
   DEVICE void step() {
-    if (++at_ == last_) ++head_, enter();
+    if (++at_ == last_) next_head();
   }
   // The first entry of the next head that has any.
-  DEVICE void enter() {
-    for (; head_ < heads_; ++head_) {
-      const Item item = item_at(item_, ITEM_HEADS == 1 ? 0 : head_);
-      at_ = item.first, last_ = item.last;
-      if (at_ < last_) return;
+  DEVICE void next_head() {
+    if constexpr (ITEM_HEADS == 1) {
+      at_ = first_, ++head_;
+    } else {
+      do {
+        if (++head_ >= heads_) return;
+        const Item item = item_at(item_, head_);
+        at_ = item.first, last_ = item.last;
+      } while (at_ == last_);
     }
   }
   DEVICE void pass() {
@@ -86,7 +120,7 @@ class Walk {
   const i64 *item_, *entries_;
   int heads_;
   const Kind& kind_;
-  int head_ = 0, at_ = 0, last_ = 0, class_ = 0;
+  int head_ = 0, first_ = 0, at_ = 0, last_ = 0, class_ = 0;
 };
 template <int ITEM_HEADS, class Kind>
 DEVICE Walk<ITEM_HEADS, Kind> walk_of(const i64* item, const i64* entries, int heads, const Kind& kind) {
@@ -118,40 +152,50 @@ DEVICE void copy_real(real* to, const real* from, bool exists) {
                : "memory");
 }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+// All but the last LEFT that were committed.
+template <int LEFT>
+DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
 
-// Rows of one head in memory, as the block copies them: a thread has every LANES-th chunk of every STEP-th row.
+// Rows of a head in memory, as the block copies them: a thread has every LANES-th chunk of every STEP-th row. One address a
+// thread is held; an offset in elements leads to another head.
 template <int FEATURES>
 class Rows {
  public:
-  DEVICE Rows(const Element* head, index stride)
-      : from_(head), stride_(stride), row_(int(threadIdx.x) / LANES), column_(int(threadIdx.x) % LANES * CHUNK) {}
+  DEVICE Rows(const Element* head, index stride) : from_(head + (row() * stride + column())), stride_(stride) {
+    asm("" : "+l"(from_));  // else it is taken apart, to be put together for each tile
+  }
   // Rows [first, first + COUNT), of which those below `rows` exist; zeros stand for the others, and behind the features.
   template <int COUNT>
-  DEVICE void copy(Element* tile, index first, index rows) const {
-    const Element* from = from_ + i64(first + row_) * stride_ + column_;
-    Element* to = tile + row_ * pitch(FEATURES) + column_;
-    const index left = rows - first - row_;
+  DEVICE void copy(Element* tile, index first, index rows, index offset = 0) const {
+    using To = Tile<COUNT, FEATURES>;
+    const Element* from = from_ + (first * stride_ + offset);
+    Element* const to = tile + To::at(row(), column());
+    const index left = rows - first - row(), step = STEP * stride_;
 #pragma unroll
     for (int k = 0; k < COUNT; k += STEP) {
 #pragma unroll
       for (int c = 0; c < padded(FEATURES); c += LANES * CHUNK)
-        if ((COUNT % STEP == 0 || row_ + k < COUNT) &&
-            (padded(FEATURES) % (LANES * CHUNK) == 0 || column_ + c < padded(FEATURES))) {
-          const bool exists = left > k && (padded(FEATURES) == FEATURES || column_ + c < FEATURES);
-          copy_chunk(to + k * pitch(FEATURES) + c, from + c, exists);
+        if ((COUNT % STEP == 0 || row() + k < COUNT) &&
+            (padded(FEATURES) % (LANES * CHUNK) == 0 || column() + c < padded(FEATURES))) {
+          const bool exists = left > k && (padded(FEATURES) == FEATURES || column() + c < FEATURES);
+          copy_chunk(to + k * To::PITCH + To::columns_on(c), from + c, exists);
         }
-      from += STEP * stride_;
+      from += step;
     }
   }
 
  private:
   static constexpr int CHUNKS = padded(FEATURES) / CHUNK;
-  static constexpr int LANES = CHUNKS > 16 ? 32 : CHUNKS > 8 ? 16 : CHUNKS > 4 ? 8 : CHUNKS > 2 ? 4 : 2;
+  static constexpr int MOST_LANES = ASYNC ? 8 : 32;  // of a row of a tile, or of a block of it
+  static constexpr int LANES = CHUNKS > MOST_LANES / 2 ? MOST_LANES : CHUNKS > 8 ? 16 : CHUNKS > 4 ? 8 : CHUNKS > 2 ? 4 : 2;
   static constexpr int STEP = THREADS / LANES;
+  static_assert(!ASYNC || STEP % 8 == 0, "all rows of a thread are permuted alike");
+  DEVICE static int row() { return int(threadIdx.x / LANES); }
+  DEVICE static int column() { return int(threadIdx.x % LANES * CHUNK); }
   const Element* from_;
   index stride_;
-  int row_, column_;
 };
 
 template <class Steps, class Copy>
@@ -168,7 +212,8 @@ template <class Steps, class Copy>
 DEVICE int arrive(int n, Steps& next, Copy copy) {
   if constexpr (STAGES == 1) __syncthreads();  // the step before has been used
   if constexpr (STAGES == 1) begin_copies(next, 0, copy);
-  wait_for_copies();
+  wait_for_copies<0>();
+  publish();
   __syncthreads();
   if constexpr (STAGES == 2) begin_copies(next, (n + 1) & 1, copy);
   return STAGES == 1 ? 0 : n & 1;
@@ -230,24 +275,25 @@ using Accumulators = real[slice_of(FEATURES) / 8][4];
 template <int FEATURES, class T>
 DEVICE void store_rows(const Lane& lane, const Accumulators<FEATURES>& acc, const real (&factor)[2], T* to, i64 stride,
                        index first, index rows, Element* tile) {
+  using By = Tile<OWN, FEATURES>;
   constexpr int WIDTH = slice_of(FEATURES), SIZE = 16 / int(sizeof(T)), CHUNKS = WIDTH / SIZE;
   const int feature = lane.slice * WIDTH;
   if constexpr (sizeof(T) == sizeof(Element)) {
-    T* const mine = reinterpret_cast<T*>(tile) + feature;
+    T* const mine = reinterpret_cast<T*>(tile);
 #pragma unroll
     for (int n = 0; n < WIDTH / 8; ++n)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const real x[2] = {acc[n][2 * r] * factor[r], acc[n][2 * r + 1] * factor[r]};
-        store_real<2>(mine + (lane.row + 8 * r) * pitch(FEATURES) + 8 * n + lane.column, x);
+        store_real<2>(mine + By::at(lane.row + 8 * r, feature + 8 * n + lane.column), x);
       }
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < (16 * CHUNKS + 31) / 32; ++k) {
-      const int chunk = int(threadIdx.x) % 32 + 32 * k, row = lane.warp_row + chunk / CHUNKS, c = chunk % CHUNKS * SIZE;
+      const int chunk = int(threadIdx.x % 32) + 32 * k, row = lane.warp_row + chunk / CHUNKS, c = chunk % CHUNKS * SIZE;
       if (chunk >= 16 * CHUNKS || first + row >= rows || feature + c >= FEATURES) continue;
       T x[SIZE];
-      load<SIZE>(mine + row * pitch(FEATURES) + c, x);
+      load<SIZE>(mine + By::at(row, feature + c), x);
       store<SIZE>(to + i64(first + row) * stride + feature + c, x);
     }
   } else {

@@ -12,9 +12,23 @@
 
 constexpr int N = SUB / 8;
 using Places = real[N][4];
+using OwnK = Tile<OWN, DK>;  // and of queries
+using OwnV = Tile<OWN, DV>;  // and of gradients
+using OtherK = Tile<OTHER, DK>;
+using OtherV = Tile<OTHER, DV>;
+constexpr int TILES_SIZE = OwnK::SIZE + OwnV::SIZE + STAGES * (OtherK::SIZE + OtherV::SIZE);  // elements
 
 // Minus the log2 of the normaliser of a row; of one that sees nothing 0, so that its P, of scores -inf, is 0.
 DEVICE real shift_of(real lse) { return lse == -infinity() ? real(0) : lse * real(-LOG2_E); }
+
+// Where the results of a block go. It waits in shared memory, as it would take registers all along.
+struct Place {
+  index b, head, first;
+  int part;
+};
+DEVICE Place& place_of(Element* memory) {
+  return *reinterpret_cast<Place*>(reinterpret_cast<real*>(memory + TILES_SIZE) + 2 * STAGES * OTHER);
+}
 
 // ---- sums of further roots --------------------------------------------------------------------------------------------------
 
@@ -51,8 +65,7 @@ class RowSums {
 class Diagonals {
  public:
   DEVICE Diagonals(const Args& a, index b, index h, int tile, Element* memory) : a_(a), b_(b), h_(h), tile_(tile) {
-    constexpr int TILES = (OWN + STAGES * OTHER) * (pitch(DK) + pitch(DV)) * int(sizeof(Element));
-    tiles_ = reinterpret_cast<Tile*>(reinterpret_cast<unsigned char*>(memory) + TILES + 2 * STAGES * OTHER * sizeof(real));
+    tiles_ = reinterpret_cast<Roots*>(&place_of(memory) + 1);
 #pragma unroll
     for (int n = 0; n < DIFFERENCES; ++n)
       for (index d = int(threadIdx.x); d < OWN + index(a.tk) - 1; d += THREADS) difference_at(a, n, b, h, tile)[d] = 0;
@@ -81,11 +94,11 @@ class Diagonals {
   }
 
  private:
-  using Tile = real[OWN][SUB + 1];
+  using Roots = real[OWN][SUB + 1];
   const Args& a_;
   index b_, h_;
   int tile_;
-  Tile* tiles_;
+  Roots* tiles_;
 };
 
 // ---- blocks that own queries ------------------------------------------------------------------------------------------------
@@ -94,7 +107,7 @@ class Diagonals {
 DEVICE real delta_of(const Element* o, const Element* g) {
   real sum = 0;
 #pragma unroll
-  for (int c = int(threadIdx.x) % 4 * CHUNK; c < DV; c += 4 * CHUNK) {
+  for (int c = int(threadIdx.x % 4) * CHUNK; c < DV; c += 4 * CHUNK) {
     real x[CHUNK], y[CHUNK];
     load_real<CHUNK>(o + c, x);
     load_real<CHUNK>(g + c, y);
@@ -108,8 +121,8 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
   const i64* const items = a.queries + 2 * (list_at(a.queries_lists, h) * a.queries_items + number);
   const Item item = item_at(items, 0);
   if (item.tile < 0) return;
-  Element *const own = memory, *const own_g = own + OWN * pitch(DK), *const keys = own_g + OWN * pitch(DV);
-  Element* const values = keys + STAGES * OTHER * pitch(DK);
+  Element *const own = memory, *const own_g = own + OwnK::SIZE, *const keys = own_g + OwnV::SIZE;
+  Element* const values = keys + STAGES * OtherK::SIZE;
   const index g = h / index(a.group), tq = index(a.tq), tk = index(a.tk), first = index(item.tile) * OWN;
   const Lane lane = this_lane();
   const Rows<DK> k(a.k + (i64(b) * a.k_batch + i64(g) * a.k_head), index(a.k_time));
@@ -122,8 +135,8 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
   auto now = walk_of<1>(items, a.queries_entries, 1, kind), next = now;
   const auto copy = [&](int stage) {
     const index from = index(next.entry().tile) * OTHER;
-    k.copy<OTHER>(keys + stage * OTHER * pitch(DK), from, tk);
-    v.copy<OTHER>(values + stage * OTHER * pitch(DV), from, tk);
+    k.copy<OTHER>(keys + stage * OtherK::SIZE, from, tk);
+    v.copy<OTHER>(values + stage * OtherV::SIZE, from, tk);
   };
   const Element* const g_head = a.g + (i64(b) * a.g_batch + i64(h) * a.g_head);
   Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time)).copy<OWN>(own, first, tq);
@@ -145,8 +158,8 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
       delta[r] = a.delta[row - i + at];
     }
   }
-  OwnRows<padded(DK), pitch(DK), (QUERIES_HELD > 0)> queries(own, lane.warp_row);
-  OwnRows<padded(DV), pitch(DV), (QUERIES_HELD > 1)> gradients(own_g, lane.warp_row);
+  OwnRows<OwnK, (QUERIES_HELD > 0)> queries(own, lane.warp_row);
+  OwnRows<OwnV, (QUERIES_HELD > 1)> gradients(own_g, lane.warp_row);
   Accumulators<DK> acc = {};
   RowSums<ROW_SUMS> row_sums;
   Diagonals diagonals(a, b, h, item.tile, memory);
@@ -156,17 +169,21 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
     const Entry entry = now.entry();
 #pragma unroll
     for (int sub = 0; sub < OTHER; sub += SUB) {
-      const Element* const key_rows = keys + (stage * OTHER + sub) * pitch(DK);
+      const Element* const key_rows = keys + stage * OtherK::SIZE + sub * OtherK::PITCH;
+      const Element* const value_rows = values + stage * OtherV::SIZE + sub * OtherV::PITCH;
       const index j = index(entry.tile) * OTHER + sub + lane.column;
       Places s, p, x;
-      queries.times<N>(key_rows, s);
+      queries.template times<OtherK>(key_rows, s);
+      if constexpr (ASYNC) gradients.template times<OtherV>(value_rows, x);
+      finish<1>(s);
       const u32 places = visible_places<N>(a.queries_words, entry, sub / 8, tq - i, tk - j,
                                            [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
       each_place<N>([&](int m, int e, int r, int c) {
         if constexpr (SCORE) s[m][e] *= scale;
         p[m][e] = power_of_two(holes.score(r, inside(j + c, tk), s[m][e]) * unit + shift[r]);
       });
-      gradients.times<N>(values + (stage * OTHER + sub) * pitch(DV), x);
+      if constexpr (!ASYNC) gradients.template times<OtherV>(value_rows, x);
+      finish<0>(x);
       each_place<N>([&](int m, int e, int r, int c) {
         const index column = inside(j + c, tk);
         if constexpr (WEIGHT) x[m][e] *= holes.weight(r, column);
@@ -179,10 +196,13 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
       diagonals.add(j - lane.column);
       if (!entry.full())
         each_place<N>([&](int m, int e, int, int) { x[m][e] = is_visible(places, m, e) ? x[m][e] : real(0); });
-      add_weighted<pitch(DK)>(x, key_rows + lane.slice * slice_of(DK), acc);
+      Weights<N> weights;
+      weights.take(x);
+      weights.template times<OtherK>(key_rows, lane.slice * slice_of(DK), acc);
+      finish<0>(acc);
     }
   }
-  wait_for_copies();
+  wait_for_copies<0>();
   __syncthreads();  // nobody reads the queries any more
   row_sums.store(lane, [&](int n, int r) { return i + 8 * r < tq ? row_sum_at(a, n, b, h, i + 8 * r) : nullptr; });
   const real factor[2] = {a.scale(), a.scale()};
@@ -196,9 +216,9 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   const i64* const items = a.keys + (list_at(a.keys_lists, g) * a.keys_items + number) * (2 * ITEM_HEADS);
   const Item item = item_at(items, 0);
   if (item.tile < 0) return;
-  Element *const own = memory, *const own_v = own + OWN * pitch(DK), *const queries = own_v + OWN * pitch(DV);
-  Element* const gradients = queries + STAGES * OTHER * pitch(DK);
-  real* const lse = reinterpret_cast<real*>(gradients + STAGES * OTHER * pitch(DV));
+  Element *const own = memory, *const own_v = own + OwnK::SIZE, *const queries = own_v + OwnV::SIZE;
+  Element* const gradients = queries + STAGES * OtherK::SIZE;
+  real* const lse = reinterpret_cast<real*>(memory + TILES_SIZE);
   real* const delta = lse + STAGES * OTHER;
   const index tq = index(a.tq), tk = index(a.tk), first = index(item.tile) * OWN, first_head = g * index(a.group);
   const Lane lane = this_lane();
@@ -208,28 +228,30 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
     return kind_of(a, never[0], always[0], i64(tile + 1) * OTHER, first + OWN);
   };
   auto now = walk_of<ITEM_HEADS>(items, a.keys_entries, int(a.group), kind), next = now;
+  const Rows<DK> q(a.q + (i64(b) * a.q_batch + i64(first_head) * a.q_head), index(a.q_time));
+  const Rows<DV> og(a.g + (i64(b) * a.g_batch + i64(first_head) * a.g_head), index(a.g_time));
+  const index statistics = (b * index(a.heads) + first_head) * tq;
   const auto copy = [&](int stage) {
-    const index h = first_head + next.head(), from = index(next.entry().tile) * OTHER;
-    Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time))
-        .template copy<OTHER>(queries + stage * OTHER * pitch(DK), from, tq);
-    Rows<DV>(a.g + (i64(b) * a.g_batch + i64(h) * a.g_head), index(a.g_time))
-        .template copy<OTHER>(gradients + stage * OTHER * pitch(DV), from, tq);
-    const i64 row = i64(b * index(a.heads) + h) * tq;
+    const index h = index(next.head()), from = index(next.entry().tile) * OTHER;
+    q.template copy<OTHER>(queries + stage * OtherK::SIZE, from, tq, h * index(a.q_head));
+    og.template copy<OTHER>(gradients + stage * OtherV::SIZE, from, tq, h * index(a.g_head));
     static_assert(THREADS >= OTHER, "a thread copies what belongs to one query");
     if (const int c = int(threadIdx.x); c < OTHER) {
       const bool exists = from + c < tq;
-      copy_real(lse + stage * OTHER + c, a.lse + row + from + c, exists);
-      copy_real(delta + stage * OTHER + c, a.delta + row + from + c, exists);
+      const index at = statistics + h * tq + from + c;
+      copy_real(lse + stage * OTHER + c, a.lse + at, exists);
+      copy_real(delta + stage * OTHER + c, a.delta + at, exists);
     }
   };
   Rows<DK>(a.k + (i64(b) * a.k_batch + i64(g) * a.k_head), index(a.k_time)).copy<OWN>(own, first, tk);
   Rows<DV>(a.v + (i64(b) * a.v_batch + i64(g) * a.v_head), index(a.v_time)).copy<OWN>(own_v, first, tk);
   if constexpr (STAGES == 2) begin_copies(next, 0, copy);
 
+  if (threadIdx.x == 0) place_of(memory) = {b, g, first, item.part};
   const index j = first + lane.row;
   const real scale = score_factor(a), unit = exponent_factor(a);
-  OwnRows<padded(DK), pitch(DK), (KEYS_HELD > 0)> keys(own, lane.warp_row);
-  OwnRows<padded(DV), pitch(DV), (KEYS_HELD > 1)> values(own_v, lane.warp_row);
+  OwnRows<OwnK, (KEYS_HELD > 0)> keys(own, lane.warp_row);
+  OwnRows<OwnV, (KEYS_HELD > 1)> values(own_v, lane.warp_row);
   Accumulators<DK> dk = {};
   Accumulators<DV> dv = {};
   RowSums<COLUMN_SUMS> column_sums;
@@ -240,12 +262,14 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
     const KeyHoles holes(a, b, first_head + now.head(), inside(j, tk), inside(j + 8, tk));
 #pragma unroll
     for (int sub = 0; sub < OTHER; sub += SUB) {
-      const Element* const query_rows = queries + (stage * OTHER + sub) * pitch(DK);
-      const Element* const gradient_rows = gradients + (stage * OTHER + sub) * pitch(DV);
+      const Element* const query_rows = queries + stage * OtherK::SIZE + sub * OtherK::PITCH;
+      const Element* const gradient_rows = gradients + stage * OtherV::SIZE + sub * OtherV::PITCH;
       const int at = stage * OTHER + sub + lane.column;
       const index i = index(entry.tile) * OTHER + sub + lane.column;
       Places s, p, x;
-      keys.times<N>(query_rows, s);
+      keys.template times<OtherK>(query_rows, s);
+      if constexpr (ASYNC) values.template times<OtherV>(gradient_rows, x);
+      finish<1>(s);
       const u32 places = visible_places<N>(a.keys_words, entry, sub / 8, tk - j, tq - i,
                                            [&](int r, int c) { return holes.visible(r, inside(i + c, tq)); });
       each_place<N>([&](int m, int e, int r, int c) {
@@ -254,17 +278,20 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
       });
       if (!entry.full())
         each_place<N>([&](int m, int e, int, int) { p[m][e] = is_visible(places, m, e) ? p[m][e] : real(0); });
+      Weights<N> to_dv, to_dk;
       if constexpr (WEIGHT) {
         Places weighted;
         each_place<N>([&](int m, int e, int r, int c) {
           const bool live = is_visible(places, m, e);
           weighted[m][e] = live ? p[m][e] * holes.weight(r, inside(i + c, tq)) : real(0);
         });
-        add_weighted<pitch(DV)>(weighted, gradient_rows + lane.slice * slice_of(DV), dv);
+        to_dv.take(weighted);
       } else {
-        add_weighted<pitch(DV)>(p, gradient_rows + lane.slice * slice_of(DV), dv);
+        to_dv.take(p);
       }
-      values.times<N>(gradient_rows, x);
+      finish<0>(x);
+      to_dv.template times<OtherV>(gradient_rows, lane.slice * slice_of(DV), dv);
+      if constexpr (!ASYNC) values.template times<OtherV>(gradient_rows, x);
       each_place<N>([&](int m, int e, int r, int c) {
         const index column = inside(i + c, tq);
         if constexpr (WEIGHT) x[m][e] *= holes.weight(r, column);
@@ -275,36 +302,39 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
       });
       if (!entry.full())
         each_place<N>([&](int m, int e, int, int) { x[m][e] = is_visible(places, m, e) ? x[m][e] : real(0); });
-      add_weighted<pitch(DK)>(x, query_rows + lane.slice * slice_of(DK), dk);
+      to_dk.take(x);
+      to_dk.template times<OtherK>(query_rows, lane.slice * slice_of(DK), dk);
+      finish<0>(dv);
+      finish<0>(dk);
     }
     const index h = first_head + now.head();
     now.advance();
     if (COLUMN_SUMS > 0 && first_head + now.head() != h)
       column_sums.store(lane, [&](int k, int r) { return j + 8 * r < tk ? column_sum_at(a, k, b, h, j + 8 * r) : nullptr; });
   }
-  wait_for_copies();
+  wait_for_copies<0>();
   __syncthreads();  // nobody reads the keys and values any more
   const real factor[2] = {a.scale(), a.scale()}, one[2] = {1, 1};
-  const int part = item_at(items, 0).part;  // held all along it would take a register
-  if (part < 0) {
-    store_rows<DK>(lane, dk, factor, a.dk + (i64(b) * a.dk_batch + i64(g) * a.dk_head), a.dk_time, first, tk, own);
-    store_rows<DV>(lane, dv, one, a.dv + (i64(b) * a.dv_batch + i64(g) * a.dv_head), a.dv_time, first, tk, own_v);
+  const Place at = place_of(memory);
+  const Lane again = this_lane_again();
+  if (at.part < 0) {
+    store_rows<DK>(again, dk, factor, a.dk + (i64(at.b) * a.dk_batch + i64(at.head) * a.dk_head), a.dk_time, at.first, tk, own);
+    store_rows<DV>(again, dv, one, a.dv + (i64(at.b) * a.dv_batch + i64(at.head) * a.dv_head), a.dv_time, at.first, tk, own_v);
   } else {  // (parts, b, g, OWN, DK + DV)
-    const i64 groups = a.heads / a.group, at = (part * a.batch + b) * groups + g;
-    real* const to = a.parts + at * (OWN * (DK + DV));
-    store_rows<DK>(lane, dk, factor, to, DK + DV, 0, OWN, own);
-    store_rows<DV>(lane, dv, one, to + DK, DK + DV, 0, OWN, own_v);
+    real* const to = a.parts + ((at.part * a.batch + at.b) * a.groups + at.head) * (OWN * (DK + DV));
+    store_rows<DK>(again, dk, factor, to, DK + DV, 0, OWN, own);
+    store_rows<DV>(again, dv, one, to + DK, DK + DV, 0, OWN, own_v);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS) {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(ASYNC ? 1024 : 16) unsigned char memory[];
   Element* const tiles = reinterpret_cast<Element*>(memory);
-  const index heads = index(a.heads), group = index(a.group), groups = heads / group;
+  const index heads = index(a.heads), group = index(a.group), groups = index(a.groups);
   // x counts heads; where keys are owned, `group` items share a row of the grid.
   index b = index(blockIdx.x) / heads, h = index(blockIdx.x) - b * heads, item = index(blockIdx.y);
   if constexpr (KEYS) {
-    const index rows = (index(a.keys_items) + group - 1) / group;
+    const index rows = index(a.keys_rows);
     if (item < rows) {
       const index mine = item * group + h / groups;
       if (mine < index(a.keys_items)) own_keys(a, b, h % groups, mine, tiles);

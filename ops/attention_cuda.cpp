@@ -9,6 +9,7 @@
 #include "jit/hole_text.h"
 #include "jit/parallel.h"
 #include "jit/tiles.h"
+#include "jit/wgmma.h"
 #include "ops/attention.h"
 #include "ops/check.h"
 #include "ops/cuda.h"
@@ -21,16 +22,23 @@ namespace {
 using namespace attention_layout;
 
 constexpr unsigned kMostShared = 99 * 1024;  // bytes of a block, on every GPU of compute capability 8.0 and later
-constexpr std::int64_t kShort = 384;         // queries and keys up to which both kinds of backward blocks share a launch
+constexpr unsigned kMostSharedHopper = 227 * 1024;
+constexpr std::int64_t kShort = 384;  // queries and keys up to which both kinds of backward blocks share a launch
+constexpr int kMostWgmma = 256;       // features of a key and a value together, for wgmma
 
 // ---- how the work is cut: by the sizes of a head and the type alone ---------------------------------------------------------
+
+// What multiplies: FMAs, mma.sync, or wgmma (ops/attention_plain.cuh, attention_tensor.cuh, attention_wgmma.cuh).
+enum class Products { plain, tensor, wgmma };
 
 struct Cut {
   int dk, dv;
   DType dtype;
+  Products products;
   int own = 64, other = 64, sub = 64, stages = 2, slices = 1;  // facts of ops/attention.cuh; own rows
 
-  bool tensor() const { return dtype == DType::bf16; }
+  bool tensor() const { return products != Products::plain; }
+  bool wgmma() const { return products == Products::wgmma; }
   int words() const { return dtype == DType::f64 ? 2 : 1; }  // registers of a real
   int warps() const { return own / 16 * slices; }
   int threads() const { return 32 * warps(); }
@@ -38,12 +46,20 @@ struct Cut {
     const int unit = (tensor() ? 16 : 8) * slices;
     return (features + unit - 1) / unit * unit;
   }
-  int row_bytes(int features) const { return padded(features) * int(size_of(dtype)) + 16; }
+  // Of a row in a tile: blocks of 64 features for wgmma, else all features and a chunk.
+  int row_bytes(int features) const {
+    return wgmma() ? (features + 63) / 64 * 128 : padded(features) * int(size_of(dtype)) + 16;
+  }
   int accumulators(int features) const { return padded(features) / slices / 2 * words(); }  // registers of 16 rows
 
   // The largest tiles that fit into shared memory: with two stages if need be smaller ones, with few own rows as a last resort.
   template <class Bytes>
   void fit(int most_other, Bytes bytes) {
+    if (wgmma()) {
+      other = most_other;
+      if (bytes() <= kMostSharedHopper) return;
+      products = Products::tensor;
+    }
     struct Choice {
       int other, stages;
     };
@@ -59,17 +75,26 @@ struct Cut {
   int blocks(int most) const { return std::max(most / threads(), 1); }
 };
 
+Products products_for(const Target& target, DType dtype, int dk, int dv) {
+  if (dtype != DType::bf16) return Products::plain;
+  return target.sm_90a() && dk + dv <= kMostWgmma ? Products::wgmma : Products::tensor;
+}
+
 struct ForwardCut : Cut {
   bool filled;  // holes are evaluated, which needs registers
 
-  ForwardCut(int k, int v, DType type, bool holes) : Cut{k, v, type}, filled(holes) {
-    while (accumulators(dv) > 64) slices *= 2;
-    fit(dtype == DType::f64 ? 16 : filled && accumulators(dv) > 32 ? 32 : 64, [&] { return shared(); });
+  ForwardCut(const Target& target, int k, int v, DType type, bool holes)
+      : Cut{k, v, type, products_for(target, type, k, v)}, filled(holes) {
+    while (!wgmma() && accumulators(dv) > 64) slices *= 2;
+    fit(dtype == DType::f64 ? 16 : !wgmma() && filled && accumulators(dv) > 32 ? 32 : 64, [&] { return shared(); });
   }
   unsigned shared() const {
     return unsigned(own * std::max(row_bytes(dk), row_bytes(dv)) + stages * other * (row_bytes(dk) + row_bytes(dv)));
   }
-  int blocks_resident() const { return blocks(tensor() && !filled && accumulators(dv) <= 32 ? 384 : 256); }
+  int blocks_resident() const {
+    if (wgmma()) return blocks(accumulators(dv) > 32 ? 256 : filled ? 384 : 512);
+    return blocks(tensor() && !filled && accumulators(dv) <= 32 ? 384 : 256);
+  }
   int held() const { return tensor() && padded(dk) <= 128; }
 };
 
@@ -77,21 +102,24 @@ struct BackwardCut : Cut {
   bool filled;      // as forward's
   int differences;  // sums by i - j, whose roots pass through shared memory
 
-  BackwardCut(int k, int v, DType type, bool holes, int by_difference)
-      : Cut{k, v, type}, filled(holes), differences(by_difference) {
-    while (sums() > 128) slices *= 2;
-    fit(dtype == DType::f64 ? 16 : tensor() ? 64 : 32, [&] { return shared(); });
+  BackwardCut(const Target& target, int k, int v, DType type, bool holes, int by_difference)
+      : Cut{k, v, type, products_for(target, type, k, v)}, filled(holes), differences(by_difference) {
+    while (!wgmma() && sums() > 128) slices *= 2;
+    fit(dtype == DType::f64 ? 16 : !tensor() || (wgmma() && filled && sums() > 64) ? 32 : 64, [&] { return shared(); });
     sub = columns();
   }
   // What is computed at a time.
-  int columns() const { return std::min(other, filled && sums() > 64 ? (tensor() ? 16 : 8) : 32); }
+  int columns() const { return wgmma() ? other : std::min(other, filled && sums() > 64 ? (tensor() ? 16 : 8) : 32); }
   int sums() const { return accumulators(dk) + accumulators(dv); }
   unsigned shared() const {
-    const int statistics = stages * other * 2 + differences * own * (columns() + 1);
-    return unsigned((own + stages * other) * (row_bytes(dk) + row_bytes(dv)) + statistics * 4 * words());
+    const int statistics = stages * other * 2 + differences * own * (columns() + 1), place = 32;
+    return unsigned((own + stages * other) * (row_bytes(dk) + row_bytes(dv)) + statistics * 4 * words() + place);
   }
   // Blocks that own keys hold two sums, the others one.
-  int blocks_resident(bool keys) const { return blocks(!tensor() || filled || sums() > (keys ? 32 : 64) ? 256 : 384); }
+  int blocks_resident(bool keys) const {
+    if (wgmma()) return blocks(filled || sums() > 64 ? 256 : keys ? 384 : 512);
+    return blocks(!tensor() || filled || sums() > (keys ? 32 : 64) ? 256 : 384);
+  }
   int queries_held() const { return tensor() && padded(dk) <= 64 && padded(dv) <= 64 ? 2 : 0; }
   int keys_held() const { return queries_held(); }
 };
@@ -217,9 +245,11 @@ class Attention {
   void describe(CudaText& text, const Cut& cut, int blocks) const {
     text.type("Element", q.dtype).define("DK", dk()).define("DV", dv());
     text.define("WARPS", cut.warps()).define("SLICES", cut.slices).define("OTHER", cut.other).define("STAGES", cut.stages);
+    if (cut.wgmma()) text.function(wgmma_text(std::array{cut.other, cut.padded(cut.dk), cut.padded(cut.dv)}));
     text.define("BLOCKS", blocks).budget(std::min(65536 / (cut.threads() * blocks), 255));
     text.define("SCORE", !score.roots.empty()).define("WEIGHT", !weight.roots.empty());
     text.integer("batch", batch).integer("tq", tq).integer("tk", tk).integer("heads", head_count).integer("group", group);
+    text.integer("groups", groups);
     text.constant("scale", l.constant(kScale));
   }
   void operands(CudaText& text, const Operand& queries, const Operand& keys) const {
@@ -368,8 +398,9 @@ void class_text(CudaText& text, const Attention& x, const Cut& cut, bool rows_ar
                   name, roots));
 }
 
-std::string text_of(const Cut& cut, std::string_view file) {
-  return joined_texts({cut.tensor() ? "ops/attention_tensor.cuh" : "ops/attention_plain.cuh", "ops/attention.cuh", file});
+std::string text_of(Products products, std::string_view file) {
+  constexpr std::array kProducts = {"ops/attention_plain.cuh", "ops/attention_tensor.cuh", "ops/attention_wgmma.cuh"};
+  return joined_texts({kProducts[std::size_t(products)], "ops/attention.cuh", file});
 }
 
 }  // namespace
@@ -384,7 +415,7 @@ void cuda_attention(Lowering& l) {
   if ((!o && !lse) || x.batch * x.head_count * x.tq == 0) return;
   const std::int64_t dims[] = {x.batch, x.tq, x.head_count, x.dv()};
   const Result result(l, o ? o : l.scratch(x.q.dtype, dims));
-  const ForwardCut cut(x.dk(), x.dv(), x.q.dtype, x.holes());
+  const ForwardCut cut(l.target(), x.dk(), x.dv(), x.q.dtype, x.holes());
   const TileLists lists = x.lists(cut, false);
   CudaText text = l.text("attention");
   x.describe(text, cut, cut.blocks_resident());
@@ -395,7 +426,7 @@ void cuda_attention(Lowering& l) {
   lists_text(text, "queries", lists, x.head_count, lists.lists > 1);
   places_text(text, x, false, lists.evaluated);
   class_text(text, x, cut, false, lists.evaluated, "class_of_queries");
-  l.emit(text.launch_text(text_of(cut, "ops/attention_forward.cuh"),
+  l.emit(text.launch_text(text_of(cut.products, "ops/attention_forward.cuh"),
                           {unsigned(x.batch * x.head_count), unsigned(lists.item_count), 1}, {unsigned(cut.threads()), 1, 1},
                           cut.shared()));
   result.finish(l);
@@ -467,7 +498,7 @@ class Backward {
         x_(l_, kBackward),
         gradient_(x_.hole(kScoreGrad, x_.places)),
         sums_(l_, gradient_.roots.size()),
-        cut_(x_.dk(), x_.dv(), x_.q.dtype, x_.holes(), int(sums_.of({SumForm::difference}).size())),
+        cut_(l_.target(), x_.dk(), x_.dv(), x_.q.dtype, x_.holes(), int(sums_.of({SumForm::difference}).size())),
         o_(heads(l_, kOut)),
         g_(heads(l_, kGradient)),
         lse_(l_.dense(kLogSum)),
@@ -558,8 +589,9 @@ class Backward {
     places_text(text, x_, true, evaluated, &gradient_, of_launch.key_roots);
     class_text(text, x_, cut_, false, evaluated && queries, "class_of_queries");
     class_text(text, x_, cut_, true, evaluated && keys, "class_of_keys");
-    const std::int64_t rows = (keys ? ceil_div(by_key.item_count, x_.group) : 0) + by_query.item_count;
-    l_.emit(text.launch_text(text_of(cut_, "ops/attention_backward.cuh"),
+    const std::int64_t key_rows = keys ? ceil_div(by_key.item_count, x_.group) : 0, rows = key_rows + by_query.item_count;
+    text.integer("keys_rows", key_rows);
+    l_.emit(text.launch_text(text_of(cut_.products, "ops/attention_backward.cuh"),
                              {unsigned(x_.batch * x_.head_count), unsigned(rows), 1}, {unsigned(cut_.threads()), 1, 1},
                              cut_.shared()));
     if (parts) emit_sum(by_key, parts);
@@ -617,13 +649,15 @@ class Backward {
     for (const TileSum& s : lists_of_keys.sums)
       tiles.push_back(word(packed(s.tile, s.first))), tiles.push_back(word(packed(s.last, 0)));
     for (std::int64_t block = 0; block < x_.groups; ++block) list_of.push_back(word(lists_of_keys.list(block)));
-    x_.describe(text, cut_, 1);
+    Cut cut = cut_;
+    cut.products = Products::plain;  // none are made
+    x_.describe(text, cut, 1);
     text.budget(0).define("EVALUATED", lists_of_keys.evaluated).define("LISTS", lists_of_keys.lists > 1);
-    text.integer("groups", x_.groups).pointer("parts", parts);
+    text.pointer("parts", parts);
     text.table("sums", std::move(tiles)).table("keys_lists", std::move(list_of));
     heads_text(text, "dk", dk_), heads_text(text, "dv", dv_);
     const std::int64_t blocks = ceil_div(std::int64_t(cut_.own) * (cut_.dk + cut_.dv) / 2, 256);
-    l_.emit(text.launch_text(text_of(cut_, "ops/attention_sum.cuh"),
+    l_.emit(text.launch_text(text_of(cut.products, "ops/attention_sum.cuh"),
                              {unsigned(x_.batch * x_.groups), unsigned(blocks), unsigned(lists_of_keys.sum_count)},
                              {256, 1, 1}));
   }

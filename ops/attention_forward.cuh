@@ -1,17 +1,18 @@
 // Attention, forward, with online softmax (arXiv:2205.14135); ops/attention.cuh stands before it. QueryHoles has the holes at a
 // lane's two queries. HELD: the queries are held in registers.
 
+constexpr int N = OTHER / 8;
+using Places = real[N][4];
+
 // What a lane knows of its two queries: the maximum that their exponents refer to, and the sum of these.
 struct Softmax {
   real high[2] = {-infinity(), -infinity()}, sum[2] = {};
 
-  // Takes in the scores s, of which `scale` > 0 makes exponents of two, and leaves their powers there, so that what is
-  // accumulated and what comes refer to the same maximum.
-  // That moves only when it would grow by more than 2^8, for each row by itself: what another row holds changes no bit.
-  template <int N, int M>
-  DEVICE void take(real (&s)[N][4], real scale, real (&acc)[M][4]) {
+  // Takes in the scores s, of which `scale` > 0 makes exponents of two, and leaves their powers there. True if the maximum of a
+  // row of the warp has moved: what was accumulated is to be multiplied by `factor`, to refer to the same one.
+  // It moves only when it would grow by more than 2^8, for each row by itself: what another row holds changes no bit.
+  DEVICE bool take(Places& s, real scale, real (&factor)[2]) {
     constexpr real SLACK = 8;
-    real factor[2];
     bool moves = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -22,28 +23,30 @@ struct Softmax {
       const bool move = most > high[r] + SLACK;
       factor[r] = move ? power_of_two(high[r] - most) : real(1);
       if (move) high[r] = most;
+      sum[r] *= factor[r];
       moves |= move;
-    }
-    if (__any_sync(FULL_WARP, moves)) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        sum[r] *= factor[r];
-#pragma unroll
-        for (int m = 0; m < M; ++m) acc[m][2 * r] *= factor[r], acc[m][2 * r + 1] *= factor[r];
-      }
     }
     const real shift[2] = {high[0] == -infinity() ? real(0) : high[0], high[1] == -infinity() ? real(0) : high[1]};
     each_place<N>([&](int n, int k, int r, int) {
       s[n][k] = power_of_two(s[n][k] * scale - shift[r]);
       sum[r] += s[n][k];
     });
+    return __any_sync(FULL_WARP, moves);
   }
 };
+template <int M>
+DEVICE void multiply_rows(real (&x)[M][4], const real (&factor)[2]) {
+  each_place<M>([&](int m, int k, int r, int) { x[m][k] *= factor[r]; });
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  Element *const own = reinterpret_cast<Element*>(memory), *const keys = own + OWN * (DK > DV ? pitch(DK) : pitch(DV));
-  Element* const values = keys + STAGES * OTHER * pitch(DK);
+  using Own = Tile<OWN, DK>;
+  using Keys = Tile<OTHER, DK>;
+  using Values = Tile<OTHER, DV>;
+  using Out = Tile<OWN, DV>;
+  extern __shared__ __align__(ASYNC ? 1024 : 16) unsigned char memory[];
+  Element *const own = reinterpret_cast<Element*>(memory), *const keys = own + (DK > DV ? Own::SIZE : Out::SIZE);
+  Element* const values = keys + STAGES * Keys::SIZE;
   const index b = index(blockIdx.x) / index(a.heads), h = index(blockIdx.x) - b * index(a.heads), g = h / index(a.group);
   const index tq = index(a.tq), tk = index(a.tk);
   const i64* const items = a.queries + 2 * (list_at(a.queries_lists, h) * a.queries_items + blockIdx.y);
@@ -60,47 +63,93 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     return kind_of(a, never[0], always[0], first + OWN, i64(tile + 1) * OTHER);
   };
   auto now = walk_of<1>(items, a.queries_entries, 1, kind), next = now;
-  const auto copy = [&](int stage) {
-    const index from = index(next.entry().tile) * OTHER;
-    k.copy<OTHER>(keys + stage * OTHER * pitch(DK), from, tk);
-    v.copy<OTHER>(values + stage * OTHER * pitch(DV), from, tk);
+  const auto copy_keys = [&](int stage) {
+    k.copy<OTHER>(keys + stage * Keys::SIZE, index(next.entry().tile) * OTHER, tk);
+  };
+  const auto copy_values = [&](int stage, Entry entry) {
+    v.copy<OTHER>(values + stage * Values::SIZE, index(entry.tile) * OTHER, tk);
   };
   Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time)).copy<OWN>(own, first, tq);
-  if constexpr (STAGES == 2) begin_copies(next, 0, copy);
 
   const index i = first + lane.row;
   const QueryHoles holes(a, b, h, inside(i, tq), inside(i + 8, tq));
-  OwnRows<padded(DK), pitch(DK), (HELD > 0)> queries(own, lane.warp_row);
+  OwnRows<Own, (HELD > 0)> queries(own, lane.warp_row);
   Accumulators<DV> acc = {};
   Softmax softmax;
-  for (int n = 0; !now.done(); ++n, now.advance()) {
-    const int stage = arrive(n, next, copy);
-    if (n == 0) queries.hold();
-    const Entry entry = now.entry();
+  // The weights of a tile, from its scores; as Softmax::take.
+  const auto weigh = [&](Places& s, Entry entry, real (&factor)[2]) {
     const index j = index(entry.tile) * OTHER + lane.column;
-    real s[OTHER / 8][4];
-    queries.times<OTHER / 8>(keys + stage * OTHER * pitch(DK), s);
-    const u32 places = visible_places<OTHER / 8>(a.queries_words, entry, 0, tq - i, tk - j,
-                                                 [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
+    const u32 places = visible_places<N>(a.queries_words, entry, 0, tq - i, tk - j,
+                                         [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
     const real scale = score_factor(a), unit = exponent_factor(a);
-    if (unit < real(0)) each_place<OTHER / 8>([&](int m, int e, int, int) { s[m][e] = -s[m][e]; });
+    if (unit < real(0)) each_place<N>([&](int m, int e, int, int) { s[m][e] = -s[m][e]; });
     if constexpr (SCORE)
-      each_place<OTHER / 8>([&](int m, int e, int r, int c) {
-        s[m][e] = holes.score(r, inside(j + c, tk), s[m][e] * scale);
-      });
+      each_place<N>([&](int m, int e, int r, int c) { s[m][e] = holes.score(r, inside(j + c, tk), s[m][e] * scale); });
     if (!entry.full())
-      each_place<OTHER / 8>([&](int m, int e, int, int) { s[m][e] = is_visible(places, m, e) ? s[m][e] : -infinity(); });
-    softmax.take(s, abs_of(unit), acc);
+      each_place<N>([&](int m, int e, int, int) { s[m][e] = is_visible(places, m, e) ? s[m][e] : -infinity(); });
+    const bool moves = softmax.take(s, abs_of(unit), factor);
     if constexpr (WEIGHT)
-      each_place<OTHER / 8>([&](int m, int e, int r, int c) {
+      each_place<N>([&](int m, int e, int r, int c) {
         s[m][e] *= is_visible(places, m, e) ? holes.weight(r, inside(j + c, tk)) : real(0);
       });
-    add_weighted<pitch(DV)>(s, values + stage * OTHER * pitch(DV) + lane.slice * slice_of(DV), acc);
+    return moves;
+  };
+  Weights<N> weights;
+  real factor[2];
+  if constexpr (ASYNC) {
+    // The weights of a tile are made while the product of those before them with their values runs. Keys come a step ahead.
+    const auto begin_step = [&](int n) {
+      if (!next.done()) {
+        copy_keys((n + 1) & 1);
+        next.advance();
+      }
+      copy_values(n & 1, now.entry());
+      commit_copies();
+    };
+    if (!now.done()) {
+      Places s;
+      begin_copies(next, 0, copy_keys);
+      begin_step(0);
+      wait_for_copies<1>();
+      publish();
+      __syncthreads();
+      queries.times<Keys>(keys, s);
+      finish<0>(s);
+      int n = 0;
+      while (true) {
+        const bool moves = weigh(s, now.entry(), factor);
+        finish<0>(acc);
+        if (moves) multiply_rows(acc, factor);
+        weights.take(s);
+        now.advance();
+        wait_for_copies<0>();
+        publish();
+        __syncthreads();
+        if (now.done()) break;
+        begin_step(++n);
+        queries.times<Keys>(keys + (n & 1) * Keys::SIZE, s);
+        weights.times<Values>(values + (n - 1 & 1) * Values::SIZE, 0, acc);
+        finish<1>(s);
+      }
+      weights.times<Values>(values + (n & 1) * Values::SIZE, 0, acc);
+      finish<0>(acc);
+    }
+  } else {
+    const auto copy = [&](int stage) { copy_keys(stage), copy_values(stage, next.entry()); };
+    if constexpr (STAGES == 2) begin_copies(next, 0, copy);
+    for (int n = 0; !now.done(); ++n, now.advance()) {
+      const int stage = arrive(n, next, copy);
+      if (n == 0) queries.hold();
+      Places s;
+      queries.times<Keys>(keys + stage * Keys::SIZE, s);
+      if (weigh(s, now.entry(), factor)) multiply_rows(acc, factor);
+      weights.take(s);
+      weights.times<Values>(values + stage * Values::SIZE, lane.slice * slice_of(DV), acc);
+    }
   }
-  wait_for_copies();
+  wait_for_copies<0>();
   __syncthreads();  // nobody reads the queries any more
 
-  real factor[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const real sum = row_fold(softmax.sum[r], Sum());

@@ -1,6 +1,10 @@
 // The products of attention on tensor cores: bf16 by bf16, added up in fp32. Fragments as PTX defines them for
 // mma.sync.m16n8k16; ops/attention.cuh stands behind this.
 constexpr int UNIT = 16;
+constexpr bool ASYNC = false;
+template <int LEFT, int N>
+DEVICE void finish(real (&)[N][4]) {}
+DEVICE void publish() {}
 
 DEVICE real power_of_two(real x) { return exp2_of(x); }
 
@@ -24,28 +28,28 @@ DEVICE void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 // The warp's 16 rows of a tile in shared memory, as left operand of products. HELD: in registers, from hold() on.
-template <int DIM, int PITCH, bool HELD>
+template <class Own, bool HELD>
 class OwnRows {
  public:
   DEVICE OwnRows(const Element* tile, int row) {
-    const int lane = int(threadIdx.x) % 32;
-    at_ = tile + (row + lane % 16) * PITCH + lane / 16 * 8;
+    const int lane = int(threadIdx.x % 32);
+    at_ = tile + (row + lane % 16) * Own::PITCH + lane / 16 * 8;
   }
   DEVICE void hold() {
     if constexpr (HELD) {
 #pragma unroll
-      for (int k = 0; k < DIM / 16; ++k) load_matrices(at_ + 16 * k, held_[k]);
+      for (int k = 0; k < Own::WIDTH / 16; ++k) load_matrices(at_ + 16 * k, held_[k]);
     }
   }
-  // x (16 x 8 N) = these rows times 8 N rows of `other`, over DIM features.
-  template <int N>
+  // x (16 x 8 N) = these rows times 8 N rows of `other`.
+  template <class Other, int N>
   DEVICE void times(const Element* other, real (&x)[N][4]) const {
-    const int lane = int(threadIdx.x) % 32;
-    const Element* const from = other + (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 8;
+    const int lane = int(threadIdx.x % 32);
+    const Element* const from = other + (lane % 8 + lane / 16 * 8) * Other::PITCH + lane / 8 % 2 * 8;
 #pragma unroll
     for (int n = 0; n < N; ++n) x[n][0] = x[n][1] = x[n][2] = x[n][3] = 0.0f;
 #pragma unroll
-    for (int k = 0; k < DIM / 16; ++k) {
+    for (int k = 0; k < Own::WIDTH / 16; ++k) {
       u32 a[4];
       if constexpr (HELD) {
 #pragma unroll
@@ -56,7 +60,7 @@ class OwnRows {
 #pragma unroll
       for (int n = 0; n < N; n += 2) {
         u32 b[4];
-        load_matrices(from + n * 8 * PITCH + 16 * k, b);
+        load_matrices(from + n * 8 * Other::PITCH + 16 * k, b);
         multiply_add(x[n], a, b[0], b[1]);
         multiply_add(x[n + 1], a, b[2], b[3]);
       }
@@ -65,26 +69,35 @@ class OwnRows {
 
  private:
   const Element* at_;
-  u32 held_[HELD ? DIM / 16 : 1][4];
+  u32 held_[HELD ? Own::WIDTH / 16 : 1][4];
 };
 
-// acc (16 x 8 M) += w (16 x 8 N), rounded to bf16, times 8 N rows of `other`, from its first feature on.
-template <int PITCH, int N, int M>
-DEVICE void add_weighted(const real (&w)[N][4], const Element* other, real (&acc)[M][4]) {
-  const int lane = int(threadIdx.x) % 32;
-  const Element* const from = other + lane % 16 * PITCH + lane / 16 * 8;
-  u32 a[N / 2][4];
+// Weights (16 x 8 N), rounded to bf16.
+template <int N>
+class Weights {
+ public:
+  DEVICE void take(const real (&w)[N][4]) {
 #pragma unroll
-  for (int k = 0; k < N / 2; ++k)
+    for (int k = 0; k < N / 2; ++k)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[k][i] = pack_bf16(w[2 * k + i / 2][i % 2 * 2], w[2 * k + i / 2][i % 2 * 2 + 1]);
+      for (int i = 0; i < 4; ++i) words_[k][i] = pack_bf16(w[2 * k + i / 2][i % 2 * 2], w[2 * k + i / 2][i % 2 * 2 + 1]);
+  }
+  // acc (16 x 8 M) += these times 8 N rows of `other`, from `feature` on.
+  template <class Other, int M>
+  DEVICE void times(const Element* other, int feature, real (&acc)[M][4]) const {
+    const int lane = int(threadIdx.x % 32);
+    const Element* const from = other + lane % 16 * Other::PITCH + lane / 16 * 8 + feature;
 #pragma unroll
-  for (int k = 0; k < N / 2; ++k)
+    for (int k = 0; k < N / 2; ++k)
 #pragma unroll
-    for (int m = 0; m < M; m += 2) {
-      u32 b[4];
-      load_transposed(from + k * 16 * PITCH + 8 * m, b);
-      multiply_add(acc[m], a[k], b[0], b[1]);
-      multiply_add(acc[m + 1], a[k], b[2], b[3]);
-    }
-}
+      for (int m = 0; m < M; m += 2) {
+        u32 b[4];
+        load_transposed(from + k * 16 * Other::PITCH + 8 * m, b);
+        multiply_add(acc[m], words_[k], b[0], b[1]);
+        multiply_add(acc[m + 1], words_[k], b[2], b[3]);
+      }
+  }
+
+ private:
+  u32 words_[N / 2][4];
+};

@@ -1,4 +1,5 @@
-// The kernels of attention on the emulated device, against sums in double.
+// The kernels of attention against sums in double: on the emulated device those for all GPUs, and those of sm_90a where that is
+// said; where there is a GPU, its own and those for all.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -6,6 +7,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -14,6 +16,8 @@
 #include "autograd/op.h"
 #include "autograd/plan.h"
 #include "autograd/random.h"
+#include "autograd/run.h"
+#include "autograd/settings.h"
 #include "jit/driver.h"
 #include "jit/emulator/device.h"
 #include "tests/expect_error.h"
@@ -39,6 +43,17 @@ class AttentionKernels : public testing::Test {
 };
 
 using SlowAttentionKernels = AttentionKernels;
+
+// Kernels of another version than the device's own.
+class UseKernels {
+ public:
+  explicit UseKernels(std::string_view architecture) { settings().kernels = target_for(architecture); }
+  UseKernels(const UseKernels&) = delete;
+  ~UseKernels() { settings().kernels = before_; }
+
+ private:
+  const std::optional<Target> before_ = settings().kernels;
+};
 
 struct Case {
   int64_t b = 1, h = 1, g = 1, tq = 16, tk = 16, dk = 16, dv = 16;
@@ -259,19 +274,17 @@ TEST_F(AttentionKernels, AMaskOfTheHead) {
   check({1, 4, 2, 420, 420, 16, 16, DType::f32}, body);
 }
 // Scalars and tensors in the mask: it is evaluated in the kernel.
-TEST_F(AttentionKernels, EvaluatedMasks) {
-  const Case c{2, 2, 1, 100, 100, 16, 16};
-  Values ids(std::size_t(c.b * c.tq));
-  for (std::size_t t = 0; t < ids.size(); ++t) ids[t] = double(t / 37);
-  const Tensor segments = cast(Tensor::from(ids, {c.b, c.tq}), DType::i64);
+Body packed(int64_t batch, int64_t length) {
+  std::vector<int64_t> ids;
+  for (int64_t t = 0; t < batch * length; ++t) ids.push_back(t / 37);
+  const Tensor segments = Tensor::from(ids, {batch, length});
   Body body = masked([=](Index b, Index, Index i, Index j) { return j <= i && equal(segments(b, i), segments(b, j)); });
-  const auto id = [=](int64_t b, int64_t t) { return (b * 100 + t) / 37; };
+  const auto id = [=](int64_t b, int64_t t) { return (b * length + t) / 37; };
   body.visible = [=](int64_t b, int64_t, int64_t i, int64_t j) { return j <= i && id(b, i) == id(b, j); };
-  for (const DType dtype : kTypes) {
-    Case typed = c;
-    typed.dtype = dtype;
-    check(typed, body);
-  }
+  return body;
+}
+TEST_F(AttentionKernels, EvaluatedMasks) {
+  for (const DType dtype : kTypes) check({2, 2, 1, 100, 100, 16, 16, dtype}, packed(2, 100));
 }
 TEST_F(AttentionKernels, Score) {
   for (const DType dtype : kTypes) {
@@ -279,66 +292,73 @@ TEST_F(AttentionKernels, Score) {
     check({1, 4, 2, 40, 33, 16, 16, dtype}, capped(4, false));
   }
 }
+Body weighted(bool hidden) {
+  Body body = hidden ? causal(2) : Body{};
+  body.options.weight = [](Index, Index h, Index i, Index j) { return to_real(j + 2 * i + h) / 50; };
+  body.weight = [](int64_t, int64_t h, int64_t i, int64_t j) { return double(j + 2 * i + h) / 50; };
+  return body;
+}
 TEST_F(AttentionKernels, Weight) {
   for (const bool hidden : {false, true}) {
-    Body body = hidden ? causal(2) : Body{};
-    body.options.weight = [](Index, Index h, Index i, Index j) { return to_real(j + 2 * i + h) / 50; };
-    body.weight = [](int64_t, int64_t h, int64_t i, int64_t j) { return double(j + 2 * i + h) / 50; };
+    const Body body = weighted(hidden);
     for (const DType dtype : kTypes) check({1, 2, 1, 37, 50, 16, 16, dtype}, body);
   }
 }
+Body rotating(Pairing pairing) {
+  Body body = causal(3);
+  // So large that they are reduced with care, and exact in fp32.
+  const auto angle = [](Index t, Index p) { return to_real(t * (p + 1) * 1500); };
+  body.angle = [](int64_t t, int64_t p) { return double(t * (p + 1) * 1500); };
+  body.options.pairing = pairing;
+  body.options.rotate = [=](Expr x, Expr y, Index, Index, Index t, Index p) {
+    const Expr c = cos(angle(t, p)), s = sin(angle(t, p));
+    return Pair{x * c - y * s, x * s + y * c};
+  };
+  return body;
+}
 TEST_F(AttentionKernels, Rotation) {
   for (const Pairing pairing : {Pairing::halves, Pairing::neighbours}) {
-    Body body = causal(3);
-    // So large that they are reduced with care, and exact in fp32.
-    const auto angle = [](Index t, Index p) { return to_real(t * (p + 1) * 1500); };
-    body.angle = [](int64_t t, int64_t p) { return double(t * (p + 1) * 1500); };
-    body.options.pairing = pairing;
-    body.options.rotate = [=](Expr x, Expr y, Index, Index, Index t, Index p) {
-      const Expr c = cos(angle(t, p)), s = sin(angle(t, p));
-      return Pair{x * c - y * s, x * s + y * c};
-    };
+    const Body body = rotating(pairing);
     for (const DType dtype : kTypes) check({2, 4, 2, 37, 40, 16, 16, dtype}, body);
     check({1, 1, 1, 20, 390, 16, 16}, body);
   }
 }
 // Gradients of what the score captures, which the kernels sum over what its subscripts do not depend on: as the CPU has them.
+void check_captured(std::string_view on, int64_t queries, int64_t keys, DType dtype, int64_t dk = 16, int64_t dv = 24) {
+  SCOPED_TRACE(fmt::format("{} queries, {} keys, features {}, {}, {}", queries, keys, dk, dv, name_of(dtype)));
+  const auto run_on = [&](std::string_view name) {
+    use_device(name);
+    const DType wide = dtype == DType::f64 ? DType::f64 : DType::f32;
+    const Tensor q = operand({2, queries, 4, dk}, 1, dtype), k = operand({2, keys, 2, dk}, 2, dtype);
+    const Tensor v = operand({2, keys, 2, dv}, 3, dtype), g = operand({2, queries, 4, dv}, 4, dtype);
+    const Tensor bias = operand({4, 70}, 5, wide), near = operand({queries}, 6, wide), slopes = operand({4}, 7, wide);
+    const Tensor gain = operand({2, queries}, 8, wide), key_bias = operand({4, keys}, 9, wide);
+    const Tensor o = attention(
+        q, k, v,
+        {.score = [&](Expr s, Index b, Index h, Index i,
+                      Index j) { return tanh(s * gain(b, i)) + bias(h, i - j) + near(i - j) * slopes(h) + key_bias(h, j); },
+         .mask = [](Index, Index, Index i, Index j) { return i >= j && i - j < 70; }});
+    std::vector<Values> out;
+    for (const Tensor& d : grad(o, g, {q, k, v, bias, near, slopes, gain, key_bias})) out.push_back(d.to_host<double>());
+    out.push_back(o.to_host<double>());
+    return out;
+  };
+  const std::vector<Values> right = run_on("cpu"), got = run_on(on);
+  for (std::size_t k = 0; k < right.size(); ++k)
+    EXPECT_LT(error_of(got[k], right[k]), dtype == DType::f64 ? 1e-12 : dtype == DType::f32 ? 5e-6 : 1e-2) << k;
+}
 TEST_F(AttentionKernels, GradientsOfCapturedTensors) {
   for (const auto& [tq, tk] : {std::pair<int64_t, int64_t>{70, 90}, {390, 40}, {5, 3}})
-    for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
-      SCOPED_TRACE(fmt::format("{} queries, {} keys, {}", tq, tk, name_of(dtype)));
-      const auto run_on = [&, queries = tq, keys = tk](const char* name) {
-        use_device(name);
-        const DType wide = dtype == DType::f64 ? DType::f64 : DType::f32;
-        const Tensor q = operand({2, queries, 4, 16}, 1, dtype), k = operand({2, keys, 2, 16}, 2, dtype);
-        const Tensor v = operand({2, keys, 2, 24}, 3, dtype), g = operand({2, queries, 4, 24}, 4, dtype);
-        const Tensor bias = operand({4, 70}, 5, wide), near = operand({queries}, 6, wide), slopes = operand({4}, 7, wide);
-        const Tensor gain = operand({2, queries}, 8, wide), key_bias = operand({4, keys}, 9, wide);
-        const Tensor o = attention(
-            q, k, v,
-            {.score = [&](Expr s, Index b, Index h, Index i,
-                          Index j) { return tanh(s * gain(b, i)) + bias(h, i - j) + near(i - j) * slopes(h) + key_bias(h, j); },
-             .mask = [](Index, Index, Index i, Index j) { return i >= j && i - j < 70; }});
-        std::vector<Values> out;
-        for (const Tensor& d : grad(o, g, {q, k, v, bias, near, slopes, gain, key_bias})) out.push_back(d.to_host<double>());
-        out.push_back(o.to_host<double>());
-        return out;
-      };
-      const std::vector<Values> right = run_on("cpu"), got = run_on("emu");
-      for (std::size_t k = 0; k < right.size(); ++k) {
-        SCOPED_TRACE(k);
-        EXPECT_LT(error_of(got[k], right[k]), dtype == DType::f64 ? 1e-12 : dtype == DType::f32 ? 5e-6 : 1e-2);
-      }
-    }
+    for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) check_captured("emu", tq, tk, dtype);
 }
 // Dropped probabilities are drawn by their place: the same on the CPU, and again in the backward pass.
-TEST_F(AttentionKernels, Dropped) {
-  const auto run_on = [](const char* name) {
+void check_dropped(std::string_view on, int64_t length, DType dtype, int64_t d) {
+  const auto run_on = [&](std::string_view name) {
     use_device(name);
     Rng frozen(3);
     const UseRng use(frozen);
-    const Tensor q = operand({2, 70, 2, 16}, 1, DType::f32), k = operand({2, 70, 1, 16}, 2, DType::f32);
-    const Tensor v = operand({2, 70, 1, 16}, 3, DType::f32), g = operand({2, 70, 2, 16}, 4, DType::f32);
+    const Tensor q = operand({2, length, 2, d}, 1, dtype), k = operand({2, length, 1, d}, 2, dtype);
+    const Tensor v = operand({2, length, 1, d}, 3, dtype), g = operand({2, length, 2, d}, 4, dtype);
     const Tensor o = attention(q, k, v, {.causal = true, .weight = dropped(0.4)});
     std::vector<Tensor> results = grad(o, g, {q, k, v});
     results.push_back(o);
@@ -346,9 +366,10 @@ TEST_F(AttentionKernels, Dropped) {
     for (const Tensor& r : results) out.push_back(r.to_host<double>());
     return out;
   };
-  const std::vector<Values> right = run_on("cpu"), got = run_on("emu");
-  for (std::size_t k = 0; k < right.size(); ++k) EXPECT_LT(error_of(got[k], right[k]), 5e-6) << k;
+  const std::vector<Values> right = run_on("cpu"), got = run_on(on);
+  for (std::size_t k = 0; k < right.size(); ++k) EXPECT_LT(error_of(got[k], right[k]), dtype == DType::f32 ? 5e-6 : 1e-2) << k;
 }
+TEST_F(AttentionKernels, Dropped) { check_dropped("emu", 70, DType::f32, 16); }
 // A text holds no size of the batch or of time.
 TEST_F(AttentionKernels, TextsOfOtherSizes) {
   const auto texts_of = [](int64_t b, int64_t tq, int64_t tk) {
@@ -400,13 +421,152 @@ TEST_F(AttentionKernels, TilesThatTheKernelPassesOver) {
   EXPECT_EQ(products(windowed(64), length), triangle * 11 / 21);
   EXPECT_EQ(products(windowed(1000), length), triangle);
 }
-TEST_F(AttentionKernels, EqualBits) {
-  const Case c{1, 4, 2, 200, 200, 32, 32};
-  const Results first = run(c, window(40, 9)), second = run(c, window(40, 9));
+void check_equal_bits(const Case& c, const Body& body) {
+  const Results first = run(c, body), second = run(c, body);
   EXPECT_EQ(first.o, second.o);
+  EXPECT_EQ(first.lse, second.lse);
   EXPECT_EQ(first.dq, second.dq);
   EXPECT_EQ(first.dk, second.dk);
   EXPECT_EQ(first.dv, second.dv);
+}
+TEST_F(AttentionKernels, EqualBits) { check_equal_bits({1, 4, 2, 200, 200, 32, 32}, window(40, 9)); }
+
+// ---- other versions of the kernels ------------------------------------------------------------------------------------------
+
+// Whether planning for the device in use gives kernels of wgmma.
+bool by_wgmma(int64_t dk, int64_t dv, bool holes = false) {
+  const Tensor q = operand({1, 20, 1, dk}, 1, DType::bf16), v = operand({1, 20, 1, dv}, 2, DType::bf16);
+  const AttentionOptions options = holes ? capped(1, true).options : AttentionOptions{.causal = true};
+  const auto plan = plan_for(target(), [&] { return grad(sum(attention(q, q, v, options)), {q, v}); });
+  int all = 0, products = 0;
+  for (const PlannedKernel& kernel : plan->kernels)
+    if (const auto* cuda = std::get_if<CudaKernelPointer>(&kernel.work))
+      if ((*cuda)->name.starts_with("attention_backward") || (*cuda)->name.starts_with("attention__"))
+        ++all, products += (*cuda)->text.find("Wgmma<") != std::string::npos;
+  EXPECT_EQ(all, 2);
+  EXPECT_TRUE(products == 0 || products == all) << products;
+  return products > 0;
+}
+
+TEST_F(AttentionKernels, VersionsOfTheTarget) {
+  EXPECT_FALSE(by_wgmma(64, 64));
+  const UseKernels hopper("sm_90a");
+  for (const bool holes : {false, true}) {
+    EXPECT_TRUE(by_wgmma(64, 64, holes));
+    EXPECT_TRUE(by_wgmma(128, 128, holes));
+    EXPECT_TRUE(by_wgmma(8, 40, holes));
+    EXPECT_FALSE(by_wgmma(256, 256, holes));
+  }
+}
+TEST_F(AttentionKernels, OfHopper) {
+  const UseKernels hopper("sm_90a");
+  check({2, 2, 1, 37, 50, 32, 16}, {});
+  check({1, 4, 2, 97, 97, 64, 64}, causal());
+  check({2, 2, 1, 100, 100, 16, 16}, packed(2, 100));
+  check({1, 2, 1, 400, 400, 16, 16}, window(40, 9));
+}
+TEST_F(SlowAttentionKernels, OfHopper) {
+  const UseKernels hopper("sm_90a");
+  for (const auto& [dk, dv] : {std::pair{8, 8}, {16, 40}, {72, 24}, {64, 128}, {96, 96}, {128, 128}, {8, 248}})
+    check({1, 2, 1, 70, 97, dk, dv}, causal(27));
+  for (const double scale : {-0.7, 3.0}) {
+    Body body = causal(3);
+    body.options.scale = scale;
+    check({1, 1, 1, 70, 90, 16, 16}, body);
+  }
+  check({1, 2, 2, 90, 65, 16, 16}, causal(-25));
+  check({1, 2, 1, 700, 700, 8, 8}, window(16, 3));
+  check({1, 2, 1, 390, 40, 64, 64}, {});
+  check({1, 4, 2, 70, 71, 16, 16}, capped(4, true));
+  check({1, 2, 1, 70, 71, 128, 128}, capped(2, true));
+  for (const bool hidden : {false, true}) check({1, 2, 1, 37, 50, 16, 16}, weighted(hidden));
+  check({1, 2, 1, 37, 50, 64, 136}, weighted(true));
+  check({2, 4, 2, 37, 40, 16, 16}, rotating(Pairing::halves));
+  check_captured("emu", 70, 90, DType::bf16);
+  check_captured("emu", 390, 40, DType::bf16);
+  check_dropped("emu", 70, DType::bf16, 16);
+  check_equal_bits({1, 4, 2, 200, 200, 32, 32}, window(40, 9));
+}
+
+// Where there is a GPU: its own kernels, and those for all GPUs.
+class SlowAttentionOnAGpu : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const auto missing = missing_cuda_device()) GTEST_SKIP() << *missing;
+    before_ = device();
+    use_device("cuda");
+  }
+  void TearDown() override { use_device(name_of(before_)); }
+  // Calls f for each version.
+  template <class F>
+  void with_each_version(F f) {
+    f();
+    if (!target().sm_90a()) return;
+    SCOPED_TRACE("kernels for all GPUs");
+    const UseKernels all("sm_80");
+    f();
+  }
+
+ private:
+  Device before_ = Device::cpu;
+};
+
+constexpr std::pair<int64_t, int64_t> kHeads[] = {{64, 64}, {64, 128}, {128, 128}, {96, 96},   {8, 8},
+                                                  {16, 40}, {128, 64}, {72, 24},   {136, 120}, {256, 256}};
+
+TEST_F(SlowAttentionOnAGpu, TakesItsVersion) {
+  EXPECT_EQ(by_wgmma(64, 64), target().sm_90a());
+  const UseKernels all("sm_80");
+  EXPECT_FALSE(by_wgmma(64, 64));
+}
+TEST_F(SlowAttentionOnAGpu, Lengths) {
+  with_each_version([] {
+    for (const auto& [dk, dv] : kHeads)
+      for (const int64_t t : {1, 63, 97, 257, 320}) check({2, 4, 2, t, t, dk, dv}, causal());
+    for (const auto& [dk, dv] : {std::pair{64, 64}, {128, 128}}) {
+      check({1, 4, 2, 1025, 1025, dk, dv}, causal());
+      check({1, 3, 1, 257, 1025, dk, dv}, causal(768));
+      check({1, 2, 2, 449, 130, dk, dv}, causal(-100));
+      check({2, 2, 1, 449, 450, dk, dv}, {});
+    }
+  });
+}
+TEST_F(SlowAttentionOnAGpu, WindowsAndMeta) {
+  with_each_version([] {
+    for (const auto& [dk, dv] : kHeads)
+      for (const int64_t t : {97, 320, 700}) check({1, 4, 2, t, t, dk, dv}, window(t / 3, 9));
+    check({1, 2, 1, 1025, 1025, 64, 64}, window(64, 70));
+  });
+}
+TEST_F(SlowAttentionOnAGpu, Holes) {
+  with_each_version([] {
+    for (const auto& [dk, dv] : {std::pair{64, 64}, {64, 128}, {128, 128}, {16, 40}})
+      for (const int64_t t : {97, 450}) {
+        check({2, 4, 2, t, t, dk, dv}, packed(2, t));
+        for (const bool hidden : {false, true}) {
+          check({1, 4, 2, t, t, dk, dv}, capped(4, hidden));
+          check({1, 4, 2, t, t, dk, dv}, weighted(hidden));
+        }
+        for (const Pairing pairing : {Pairing::halves, Pairing::neighbours}) check({1, 4, 2, t, t, dk, dv}, rotating(pairing));
+        check_captured("cuda", t, t + 20, DType::bf16, dk, dv);
+      }
+    for (const double scale : {-0.7, 0.01, 3.0}) {
+      Body body = causal(3);
+      body.options.scale = scale;
+      check({1, 2, 1, 200, 250, 64, 64}, body);
+    }
+    check_dropped("cuda", 450, DType::bf16, 64);
+  });
+}
+TEST_F(SlowAttentionOnAGpu, EqualBits) {
+  with_each_version([] {
+    for (const auto& [dk, dv] : {std::pair{64, 64}, {128, 128}})
+      for (const int64_t t : {320, 2000}) {
+        check_equal_bits({4, 4, 2, t, t, dk, dv}, causal());
+        check_equal_bits({4, 4, 2, t, t, dk, dv}, window(128, 64));
+        check_equal_bits({2, 4, 2, t, t, dk, dv}, capped(4, true));
+      }
+  });
 }
 
 }  // namespace
