@@ -8,7 +8,7 @@
 // Facts: Element, the type of q, k and v; DK, DV features of a head; WARPS; SLICES: so many warps have the same rows, each with
 // a part of the features of what is accumulated; OTHER rows of a tile of the other side, STAGES of it in shared memory; BLOCKS
 // that a multiprocessor must be able to hold; SCORE, WEIGHT: there are such holes; EVALUATED: mixed tiles evaluate the mask;
-// LISTS: there are several. UNIT and ASYNC come with the products (attention_wgmma.cuh, attention_tensor.cuh,
+// LISTS: there are several. UNIT, ASYNC and SWIZZLED come with the products (attention_wgmma.cuh, attention_tensor.cuh,
 // attention_plain.cuh).
 
 constexpr int THREADS = 32 * WARPS, ROW_WARPS = WARPS / SLICES, OWN = 16 * ROW_WARPS;
@@ -18,20 +18,20 @@ constexpr int CHUNK = 16 / int(sizeof(Element));  // elements that are copied at
 DEVICE constexpr int padded(int features) { return (features + UNIT * SLICES - 1) / (UNIT * SLICES) * (UNIT * SLICES); }
 DEVICE constexpr int slice_of(int features) { return padded(features) / SLICES; }
 
-// A tile in shared memory. For wgmma, blocks of 64 features follow each other, in which the chunks of a row of 128 bytes are
-// permuted by the row; such a tile begins at a multiple of 1024 bytes. Else rows are an odd number of chunks apart. Either way
-// eight rows that are read at once lie in different banks.
+// A tile in shared memory. On tensor cores, SWIZZLED, blocks of 64 features follow each other, in which the chunks of a row of 128
+// bytes are permuted by the row; such a tile begins at a multiple of 1024 bytes. Else rows are an odd number of chunks apart.
+// Either way eight rows that are read at once lie in different banks.
 template <int ROWS, int FEATURES>
 struct Tile {
-  static constexpr int WIDTH = padded(FEATURES), PITCH = ASYNC ? 64 : WIDTH + CHUNK;
-  static constexpr int SIZE = ASYNC ? (WIDTH + 63) / 64 * 64 * ROWS : ROWS * PITCH;  // elements
+  static constexpr int WIDTH = padded(FEATURES), PITCH = SWIZZLED ? 64 : WIDTH + CHUNK;
+  static constexpr int SIZE = SWIZZLED ? (WIDTH + 63) / 64 * 64 * ROWS : ROWS * PITCH;  // elements
   static constexpr int BLOCK = ROWS * 128;                                           // bytes
   DEVICE static int at(u32 row, u32 column) {
-    if constexpr (ASYNC) return int((column / 64 * ROWS + row) * 64 + (column % 64 / 8 ^ row % 8) * 8 + column % 8);
+    if constexpr (SWIZZLED) return int((column / 64 * ROWS + row) * 64 + (column % 64 / 8 ^ row % 8) * 8 + column % 8);
     return int(row * PITCH + column);
   }
   // From the place of a column to that of one that is `columns`, a whole number of blocks, behind it.
-  DEVICE static constexpr int columns_on(int columns) { return ASYNC ? columns * ROWS : columns; }
+  DEVICE static constexpr int columns_on(int columns) { return SWIZZLED ? columns * ROWS : columns; }
 };
 
 // Where a thread stands: it has rows `row` and `row` + 8 of the block, at columns `column` and `column` + 1 of eight.
@@ -188,10 +188,10 @@ class Rows {
 
  private:
   static constexpr int CHUNKS = padded(FEATURES) / CHUNK;
-  static constexpr int MOST_LANES = ASYNC ? 8 : 32;  // of a row of a tile, or of a block of it
+  static constexpr int MOST_LANES = SWIZZLED ? 8 : 32;  // of a row of a tile, or of a block of it
   static constexpr int LANES = CHUNKS > MOST_LANES / 2 ? MOST_LANES : CHUNKS > 8 ? 16 : CHUNKS > 4 ? 8 : CHUNKS > 2 ? 4 : 2;
   static constexpr int STEP = THREADS / LANES;
-  static_assert(!ASYNC || STEP % 8 == 0, "all rows of a thread are permuted alike");
+  static_assert(!SWIZZLED || STEP % 8 == 0, "all rows of a thread are permuted alike");
   DEVICE static int row() { return int(threadIdx.x / LANES); }
   DEVICE static int column() { return int(threadIdx.x % LANES * CHUNK); }
   const Element* from_;

@@ -328,7 +328,7 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS) {
-  extern __shared__ __align__(ASYNC ? 1024 : 16) unsigned char memory[];
+  extern __shared__ __align__(SWIZZLED ? 1024 : 16) unsigned char memory[];
   Element* const tiles = reinterpret_cast<Element*>(memory);
   const index heads = index(a.heads), group = index(a.group), groups = index(a.groups);
   // x counts heads; where keys are owned, `group` items share a row of the grid.

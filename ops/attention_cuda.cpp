@@ -46,9 +46,9 @@ struct Cut {
     const int unit = (tensor() ? 16 : 8) * slices;
     return (features + unit - 1) / unit * unit;
   }
-  // Of a row in a tile: blocks of 64 features for wgmma, else all features and a chunk.
+  // Of a row in a tile: blocks of 64 features on tensor cores, else all features and a chunk.
   int row_bytes(int features) const {
-    return wgmma() ? (features + 63) / 64 * 128 : padded(features) * int(size_of(dtype)) + 16;
+    return tensor() ? (padded(features) + 63) / 64 * 128 : padded(features) * int(size_of(dtype)) + 16;
   }
   int accumulators(int features) const { return padded(features) / slices / 2 * words(); }  // registers of 16 rows
 
@@ -93,7 +93,7 @@ struct ForwardCut : Cut {
   }
   int blocks_resident() const {
     if (wgmma()) return blocks(accumulators(dv) > 32 ? 256 : filled ? 384 : 512);
-    return blocks(tensor() && !filled && accumulators(dv) <= 32 ? 384 : 256);
+    return blocks(!tensor() || filled || accumulators(dv) > 32 ? 256 : padded(dk) > 64 ? 384 : 512);
   }
   int held() const { return tensor() && padded(dk) <= 128; }
 };
@@ -115,13 +115,12 @@ struct BackwardCut : Cut {
     const int statistics = stages * other * 2 + differences * own * (columns() + 1), place = 32;
     return unsigned((own + stages * other) * (row_bytes(dk) + row_bytes(dv)) + statistics * 4 * words() + place);
   }
-  // Blocks that own keys hold two sums, the others one.
   int blocks_resident(bool keys) const {
     if (wgmma()) return blocks(filled || sums() > 64 ? 256 : keys ? 384 : 512);
-    return blocks(!tensor() || filled || sums() > (keys ? 32 : 64) ? 256 : 384);
+    return blocks(!tensor() || filled || sums() > 64 ? 256 : 384);
   }
   int queries_held() const { return tensor() && padded(dk) <= 64 && padded(dv) <= 64 ? 2 : 0; }
-  int keys_held() const { return queries_held(); }
+  int keys_held() const { return std::min(queries_held(), 1); }  // they have two sums to hold
 };
 
 // ---- operands ---------------------------------------------------------------------------------------------------------------

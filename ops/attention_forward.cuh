@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   using Keys = Tile<OTHER, DK>;
   using Values = Tile<OTHER, DV>;
   using Out = Tile<OWN, DV>;
-  extern __shared__ __align__(ASYNC ? 1024 : 16) unsigned char memory[];
+  extern __shared__ __align__(SWIZZLED ? 1024 : 16) unsigned char memory[];
   Element *const own = reinterpret_cast<Element*>(memory), *const keys = own + (DK > DV ? Own::SIZE : Out::SIZE);
   Element* const values = keys + STAGES * Keys::SIZE;
   const index b = index(blockIdx.x) / index(a.heads), h = index(blockIdx.x) - b * index(a.heads), g = h / index(a.group);

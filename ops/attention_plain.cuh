@@ -1,7 +1,7 @@
 // The products of attention without tensor cores, for fp32 and fp64: the same fragments as those of attention_tensor.cuh, made
 // by FMAs from shared memory. ops/attention.cuh stands behind this.
 constexpr int UNIT = 8;
-constexpr bool ASYNC = false;
+constexpr bool ASYNC = false, SWIZZLED = false;
 template <int LEFT, int N>
 DEVICE void finish(real (&)[N][4]) {}
 DEVICE void publish() {}

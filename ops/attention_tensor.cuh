@@ -1,24 +1,31 @@
 // The products of attention on tensor cores: bf16 by bf16, added up in fp32. Fragments as PTX defines them for
 // mma.sync.m16n8k16; ops/attention.cuh stands behind this.
 constexpr int UNIT = 16;
-constexpr bool ASYNC = false;
+constexpr bool ASYNC = false, SWIZZLED = true;
 template <int LEFT, int N>
 DEVICE void finish(real (&)[N][4]) {}
 DEVICE void publish() {}
 
 DEVICE real power_of_two(real x) { return exp2_of(x); }
 
-DEVICE void load_matrices(const Element* at, u32 (&x)[4]) {
+DEVICE u32 address_of(const Element* at) { return u32(__cvta_generic_to_shared(at)); }
+DEVICE void load_matrices(u32 at, u32 (&x)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(u32(__cvta_generic_to_shared(at)))
+               : "r"(at)
                : "memory");
 }
-DEVICE void load_transposed(const Element* at, u32 (&x)[4]) {
+DEVICE void load_transposed(u32 at, u32 (&x)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(u32(__cvta_generic_to_shared(at)))
+               : "r"(at)
                : "memory");
+}
+// From a place in one of the first 16 features of a tile to that `columns`, a multiple of 16, behind it: in a swizzled tile the
+// chunks of a row are reached by xor.
+template <class Tile>
+DEVICE u32 columns_on(u32 at, int columns) {
+  return (at ^ u32(columns % 64 * 2)) + u32(columns / 64 * Tile::BLOCK);
 }
 // d (16 x 8) += a (16 x 16) b (16 x 8)
 DEVICE void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -33,19 +40,19 @@ class OwnRows {
  public:
   DEVICE OwnRows(const Element* tile, int row) {
     const int lane = int(threadIdx.x % 32);
-    at_ = tile + (row + lane % 16) * Own::PITCH + lane / 16 * 8;
+    at_ = address_of(tile + Own::at(row + lane % 16, lane / 16 * 8));
   }
   DEVICE void hold() {
     if constexpr (HELD) {
 #pragma unroll
-      for (int k = 0; k < Own::WIDTH / 16; ++k) load_matrices(at_ + 16 * k, held_[k]);
+      for (int k = 0; k < Own::WIDTH / 16; ++k) load_matrices(columns_on<Own>(at_, 16 * k), held_[k]);
     }
   }
   // x (16 x 8 N) = these rows times 8 N rows of `other`.
   template <class Other, int N>
   DEVICE void times(const Element* other, real (&x)[N][4]) const {
     const int lane = int(threadIdx.x % 32);
-    const Element* const from = other + (lane % 8 + lane / 16 * 8) * Other::PITCH + lane / 8 % 2 * 8;
+    const u32 from = address_of(other + Other::at(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8));
 #pragma unroll
     for (int n = 0; n < N; ++n) x[n][0] = x[n][1] = x[n][2] = x[n][3] = 0.0f;
 #pragma unroll
@@ -55,12 +62,12 @@ class OwnRows {
 #pragma unroll
         for (int i = 0; i < 4; ++i) a[i] = held_[k][i];
       } else {
-        load_matrices(at_ + 16 * k, a);
+        load_matrices(columns_on<Own>(at_, 16 * k), a);
       }
 #pragma unroll
       for (int n = 0; n < N; n += 2) {
         u32 b[4];
-        load_matrices(from + n * 8 * Other::PITCH + 16 * k, b);
+        load_matrices(columns_on<Other>(from, 16 * k) + n * 8 * 128, b);
         multiply_add(x[n], a, b[0], b[1]);
         multiply_add(x[n + 1], a, b[2], b[3]);
       }
@@ -68,8 +75,7 @@ class OwnRows {
   }
 
  private:
-  const Element* at_;
-  u32 held_[HELD ? Own::WIDTH / 16 : 1][4];
+  u32 at_, held_[HELD ? Own::WIDTH / 16 : 1][4];
 };
 
 // Weights (16 x 8 N), rounded to bf16.
@@ -86,13 +92,15 @@ class Weights {
   template <class Other, int M>
   DEVICE void times(const Element* other, int feature, real (&acc)[M][4]) const {
     const int lane = int(threadIdx.x % 32);
-    const Element* const from = other + lane % 16 * Other::PITCH + lane / 16 * 8 + feature;
+    const int row = lane % 16, column = lane / 16 * 8 + feature;
+    const u32 from = address_of(other + Other::at(row, column));
 #pragma unroll
     for (int k = 0; k < N / 2; ++k)
 #pragma unroll
       for (int m = 0; m < M; m += 2) {
         u32 b[4];
-        load_transposed(from + k * 16 * Other::PITCH + 8 * m, b);
+        const u32 at = SLICES == 1 ? columns_on<Other>(from, 8 * m) : address_of(other + Other::at(row, column + 8 * m));
+        load_transposed(at + k * 16 * 128, b);
         multiply_add(acc[m], words_[k], b[0], b[1]);
         multiply_add(acc[m + 1], words_[k], b[2], b[3]);
       }

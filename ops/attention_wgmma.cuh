@@ -2,7 +2,7 @@
 // is one warpgroup, whose accumulators lie as those of mma.sync. Products run on while the warps do something else: what begins
 // one says so, and its result, the registers and the tiles that it reads may be touched after finish() alone.
 constexpr int UNIT = 16;
-constexpr bool ASYNC = true;
+constexpr bool ASYNC = true, SWIZZLED = true;
 DEVICE real power_of_two(real x) { return exp2_of(x); }
 
 // Orders the registers that a product reads before it.
