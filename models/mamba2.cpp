@@ -43,16 +43,15 @@ GatedNorm::GatedNorm(std::int64_t width, const GatedNormOptions& options, Site w
 
 Tensor GatedNorm::forward(const Tensor& y, const Tensor& z) {
   const GatedNormOptions& o = options_;
-  const Tensor v = o.norm_first ? y : y * silu(z);
-  if (o.groups == 1) return rms_norm(v, weight_, o.eps, o.output, o.norm_first ? gate(z) : Hole{});
+  if (o.groups == 1)
+    return rms_norm(y, weight_, o.eps, o.output, o.norm_first ? gate(z) : Hole{}, o.norm_first ? Hole{} : gate(z));
   Shape grouped = y.shape();
   const std::int64_t size = grouped[-1] / o.groups;
   grouped[-1] = o.groups, grouped.push_back(size);
-  const Tensor w = reshape(weight_, {o.groups, size});
-  const Hole out = o.norm_first
-                       ? hole({w, reshape(z, grouped)}, [](Expr e, Expr weight, Expr by) { return e * weight * silu(by); })
-                       : hole({w}, [](Expr e, Expr weight) { return e * weight; });
-  return reshape(rms_norm(reshape(v, grouped), Tensor{}, o.eps, o.output, out), y.shape());
+  const Tensor w = reshape(weight_, {o.groups, size}), by = reshape(z, grouped);
+  const Hole out = o.norm_first ? hole({w, by}, [](Expr e, Expr weight, Expr s) { return e * weight * silu(s); })
+                                : hole({w}, [](Expr e, Expr weight) { return e * weight; });
+  return reshape(rms_norm(reshape(y, grouped), Tensor{}, o.eps, o.output, out, o.norm_first ? Hole{} : gate(by)), y.shape());
 }
 
 // ---- a loop -----------------------------------------------------------------------------------------------------------------

@@ -42,14 +42,15 @@ inline Tensor real_input(const Vjp& v, int i) {
   const Tensor t = v.input(i);
   return t ? convert(t, sum_dtype(v), v.where()) : t;
 }
-inline Tensor compose_hole(const Vjp& v, const Tensor& value, const Tensor& gradient, int first, std::vector<Tensor>& outputs) {
-  const auto roots = int(v.hole(0).roots.size());
+inline Tensor compose_hole(const Vjp& v, const Tensor& value, const Tensor& gradient, int first, std::vector<Tensor>& outputs,
+                           int h = 0) {
+  const auto roots = int(v.hole(h).roots.size());
   if (roots == 0) return gradient;
   Tensor before;
   for (int r = 0; r < roots; ++r) {
     const std::int64_t k = v.integer(first + r);
     if (r > 0 && (k < 0 || !v.grad(int(k)))) continue;
-    const Tensor root = root_of(v, 0, r, {value, gradient}, value.shape(), sum_dtype(v));
+    const Tensor root = root_of(v, h, r, {value, gradient}, value.shape(), sum_dtype(v));
     if (r == 0) before = root;
     if (k >= std::int64_t(outputs.size())) outputs.resize(std::size_t(k) + 1);
     if (k >= 0) outputs[std::size_t(k)] = root;

@@ -1,5 +1,6 @@
 // RMS norm (arXiv:1910.07467) and layer norm (1607.06450) over the last axis: y = out((x - mean) r w + b) with a hole for the
-// result; mean = 0 in the former. The forward kernel keeps each row's mean and r for the backward kernel.
+// result; mean = 0 in the former, where x may be what another hole makes of the input. The forward kernel keeps each row's mean
+// and r for the backward kernel.
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -57,15 +58,40 @@ void normalize(const T* x, T mean, T r, const std::vector<T>& w, const std::vect
     for (std::int64_t j = 0; j < n; ++j) y[j] += b[j];
 }
 
-// Inputs x (..., n), weight (n), bias (n); hole out(y; the axes of x); ints [centered]; constants [eps].
-// Outputs y (..., n), statistics (rows, 2).
+// Rows of x: of the input, or what the hole `in` makes of them.
+template <class T>
+class NormRows {
+ public:
+  NormRows(const Launch& launch, const Fused& source, const Fused* in, std::int64_t n)
+      : from_(launch, source, n), n_(n), made_(in ? std::size_t(n) : 0) {
+    if (in) in_.emplace(launch, *in);
+  }
+  // Row r, valid until the next call; `given` is what the input has there.
+  const T* read(std::int64_t r, const T** given = nullptr) {
+    const T* x = from_.read(r);
+    if (given) *given = x;
+    if (!in_) return x;
+    std::copy_n(x, n_, made_.data());
+    run_hole(*in_, r * n_, n_, made_.data());
+    return made_.data();
+  }
+
+ private:
+  SourceRows<T> from_;
+  std::int64_t n_;
+  std::vector<T> made_;
+  std::optional<Runner<T>> in_;
+};
+
+// Inputs x (..., n), weight (n), bias (n); holes out(y; the axes of x), in(x; the axes of x), of an RMS norm; ints [centered];
+// constants [eps]. Outputs y (..., n), statistics (rows, 2).
 template <class T>
 void lower_norm_forward(Lowering& l, std::string name) {
   const Fused source = l.source(0);
   const Operand weight = l.has(1) ? l.dense(1) : Operand{}, bias = l.has(2) ? l.dense(2) : Operand{};
   const Operand out = l.output(0), stats = l.output(1);
-  const bool centered = l.integer(0) != 0, filled = l.filled(0);
-  const Fused hole = l.hole(0, l.shape(0));
+  const bool centered = l.integer(0) != 0, filled = l.filled(0), given = l.filled(1);
+  const Fused hole = l.hole(0, l.shape(0)), in = l.hole(1, l.shape(0));
   const int eps = l.constant(0);
   const std::int64_t n = l.shape(0)[-1], rows = l.shape(0).first(l.shape(0).rank() - 1).numel();
   l.emit(std::move(name), [=](const Launch& launch) {
@@ -73,7 +99,7 @@ void lower_norm_forward(Lowering& l, std::string name) {
     const Rows to(launch, out), kept(launch, stats);
     const std::int64_t parts = row_parts(rows, n);
     parallel(parts, [&](std::int64_t part) {
-      SourceRows<T> from(launch, source, n);
+      NormRows<T> from(launch, source, given ? &in : nullptr, n);
       std::vector<T> buffer(n);
       std::optional<Runner<T>> finish;
       if (filled) finish.emplace(launch, hole);
@@ -107,7 +133,7 @@ void backward_row(std::int64_t n, const T* x, const T* dy, const T* w, T mean, T
     for (std::int64_t j = 0; j < n; ++j) dx[j] = r * (g(j) - shift - (x[j] - mean) * r * slope);
 }
 
-// The gradient before the hole of one row, from that of the result.
+// The gradient before a hole of one row, from that behind it.
 template <class T>
 class HoleRows {
  public:
@@ -129,15 +155,18 @@ class HoleRows {
   std::vector<T> e_;
 };
 
-// Inputs x (..., n), dy (..., n), weight (n) and bias (n) or absent, statistics (rows, 2); hole out_grad(y, dy; the axes of x);
-// ints [centered, then the output of each of its roots, -1 for none]; constants [eps], which the statistics know. Outputs dx,
-// dw, db, then those of the roots.
+// Inputs x (..., n), dy (..., n), weight (n) and bias (n) or absent, statistics (rows, 2); holes, all over the axes of x,
+// out_grad(y, dy), in(x), in_grad(x, dx); ints [centered, then the output of each root of out_grad, of in_grad, -1 for none];
+// constants [eps], which the statistics know. Outputs dx, dw, db, then those of the roots.
 template <class T>
 void lower_norm_backward(Lowering& l) {
-  const Fused x_source = l.source(0), g_source = l.source(1), hole = l.hole(0, l.shape(0));
+  const Fused x_source = l.source(0), g_source = l.source(1), hole = l.hole(0, l.shape(0)), in = l.hole(1, l.shape(0));
+  const Fused in_hole = l.hole(2, l.shape(0));
   const Operand weight = l.dense(2), bias = l.dense(3), stats = l.rows(4);
-  const bool filled = l.filled(0);
+  const bool filled = l.filled(0), given = l.filled(1);
   const std::vector<Operand> roots = filled ? root_outputs(l, hole.roots.size(), 1) : std::vector<Operand>();
+  const std::vector<Operand> in_roots =
+      given ? root_outputs(l, in_hole.roots.size(), 1 + int(roots.size())) : std::vector<Operand>();
   const Operand out = l.output(0), dw = l.output(1), db = l.output(2);
   const bool centered = l.integer(0) != 0;
   const std::int64_t n = l.shape(0)[-1], rows = l.shape(0).first(l.shape(0).rank() - 1).numel();
@@ -148,10 +177,12 @@ void lower_norm_backward(Lowering& l) {
     const std::vector<T> w = whole<T>(launch, weight, n), b = whole<T>(launch, bias, n);
     const Rows to(launch, out), kept(launch, stats);
     parallel(parts, [&](std::int64_t part) {
-      SourceRows<T> xs(launch, x_source, n), gs(launch, g_source, n);
+      NormRows<T> xs(launch, x_source, given ? &in : nullptr, n);
+      SourceRows<T> gs(launch, g_source, n);
       std::vector<T> buffer(n), y(n);
-      std::optional<HoleRows<T>> before;
+      std::optional<HoleRows<T>> before, before_in;
       if (filled) before.emplace(launch, hole, roots, n);
+      if (given) before_in.emplace(launch, in_hole, in_roots, n);
       std::optional<LongSums<T>> dw_sums, db_sums;
       if (dw_parts) dw_sums.emplace(n);
       if (db_parts) db_sums.emplace(n);
@@ -159,15 +190,18 @@ void lower_norm_backward(Lowering& l) {
       for (std::int64_t row = range.begin; row < range.end; ++row) {
         T pair[2];
         const T* s = kept.read(row, 0, 2, pair);
-        T* dx = to ? to.template target<T>(row, 0, buffer.data()) : nullptr;
-        const T *x = xs.read(row), *dy = gs.read(row);
+        T* dx = given ? buffer.data() : to ? to.template target<T>(row, 0, buffer.data()) : nullptr;
+        const T *from = nullptr, *x = xs.read(row, &from), *dy = gs.read(row);
         if (before) {
           normalize(x, s[0], s[1], w, b, n, y.data());
           dy = before->run(row, n, y.data(), dy);
         }
         backward_row(n, x, dy, w.empty() ? nullptr : w.data(), s[0], s[1], centered, dx, dw_sums ? dw_sums->next() : nullptr,
                      db_sums ? db_sums->next() : nullptr);
-        to.write(row, 0, n, dx);
+        if (before_in)
+          before_in->run(row, n, from, dx);
+        else
+          to.write(row, 0, n, dx);
       }
       if (dw_sums) dw_sums->move_to(launch.pointer<T>(dw_parts) + part * n, n);
       if (db_sums) db_sums->move_to(launch.pointer<T>(db_parts) + part * n, n);
@@ -190,9 +224,12 @@ void lower_norm_backward(Lowering& l) {
 void norm_vjp(Vjp& v);
 void norm_backward_vjp(Vjp& v);
 
-constexpr HoleSpec kNormHoles[] = {{.name = "out", .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"y"}}};
+constexpr HoleSpec kNormHoles[] = {{.name = "out", .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"y"}},
+                                   {.name = "in", .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"x"}}};
 constexpr HoleSpec kNormBackwardHoles[] = {
-    {.name = "out_grad", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"y", "g"}}};
+    {.name = "out_grad", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"y", "g"}},
+    {.name = "in", .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"x"}},
+    {.name = "in_grad", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"x", "g"}}};
 const Op& rms_norm_op = register_op(
     {.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .cuda = cuda_norm, .holes = kNormHoles, .prologues = 0b1});
 const Op& layer_norm_op = register_op({.name = "layer_norm",
@@ -214,20 +251,24 @@ void norm_vjp(Vjp& v) {
   const Shape vector{x.shape()[-1]};
   const DType real = sum_dtype(v);
   Outs outs = {{x.shape(), x.dtype()}, {vector, weight ? weight.dtype() : real}, {vector, bias ? bias.dtype() : real}};
-  const HoleInVjp out(v, 0, v.hole(0), x.shape(), real, -1, outs);
+  const HoleInVjp out(v, 0, v.hole(0), x.shape(), real, -1, outs), in(v, 1, v.hole(1), x.shape(), real, 0, outs);
   Recorder r(norm_backward_op, v.where());
   r.input(x).input(g).input(weight).input(out.gradient.filled() ? bias : Tensor{}).input(v.output(1));
-  r.constant(v.constant(0)).hole(0, out.gradient, x.shape()).integer(v.integer(0)).integers(out.outputs).out(outs);
+  r.constant(v.constant(0)).hole(0, out.gradient, x.shape()).hole(1, v.hole(1), x.shape()).hole(2, in.gradient, x.shape());
+  r.integer(v.integer(0)).integers(out.outputs).integers(in.outputs).out(outs);
   const Tensor dx = r.record(v.constants());
   for (int i = 0; i < 3; ++i)
     if (v.needs(i)) v.add(i, i == 0 ? dx : output_of(dx, i));
   out.add(v, 0, dx);
+  in.add(v, 1, dx);
 }
 
 // As backward_row, the statistics being functions of x.
 void norm_backward_vjp(Vjp& v) {
   v.compose([&] {
-    const Tensor x = real_input(v, 0), dy = real_input(v, 1), w = real_input(v, 2), b = real_input(v, 3);
+    const Tensor given = real_input(v, 0), dy = real_input(v, 1), w = real_input(v, 2), b = real_input(v, 3);
+    const bool made = !v.hole(1).roots.empty();
+    const Tensor x = made ? root_of(v, 1, 0, {given}, given.shape(), sum_dtype(v)) : given;
     const bool centered = v.integer(0) != 0;
     const Shape vector{x.dim(-1)};
     const auto row_mean = [](const Tensor& t) { return mean(t, {-1}, true); };
@@ -238,7 +279,8 @@ void norm_backward_vjp(Vjp& v) {
     std::vector<Tensor> outputs(3);
     const Tensor e = compose_hole(v, y, dy, 1, outputs), g = w ? e * w : e;
     const Tensor rest = g - xh * row_mean(g * xh);
-    outputs[0] = r * (centered ? rest - row_mean(g) : rest);
+    const Tensor dx = r * (centered ? rest - row_mean(g) : rest);
+    outputs[0] = compose_hole(v, given, dx, 1 + int(v.hole(0).roots.size()), outputs, 2);
     outputs[1] = sum_to(e * xh, vector, v.where());
     outputs[2] = sum_to(e, vector, v.where());
     return outputs;
@@ -246,7 +288,7 @@ void norm_backward_vjp(Vjp& v) {
 }
 
 Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight, const Arg& bias, double eps,
-                   std::optional<DType> dtype, const Hole& out) {
+                   std::optional<DType> dtype, const Hole& out, const Hole& in) {
   const Site where = x.where();
   require_real(where, op.name, "x", x);
   const Shape shape = x.shape();
@@ -261,19 +303,20 @@ Tensor record_norm(const Op& op, bool centered, const Arg& x, const Arg& weight,
   require_one_precision(where, op.name, {{"x", x}, {"weight", weight}, {"bias", bias}});
   const Shape stats{shape.first(shape.rank() - 1).numel(), 2};
   DType real = compute_dtype(x.tensor(), weight.tensor(), bias.tensor());
-  for (const Tensor& c : out.captured) real = widest(real, compute_dtype(c));
+  for (const Hole* hole : {&out, &in})
+    for (const Tensor& c : hole->captured) real = widest(real, compute_dtype(c));
   Recorder r(op, where);
-  r.input(x).input(weight).input(bias).constant(eps).hole(0, out, shape).integer(centered);
+  r.input(x).input(weight).input(bias).constant(eps).hole(0, out, shape).hole(1, in, shape).integer(centered);
   return r.out(shape, dtype.value_or(x.dtype())).out(stats, real).record();
 }
 
 }  // namespace
 
-Tensor rms_norm(Arg x, Arg weight, double eps, std::optional<DType> dtype, Hole out) {
-  return record_norm(rms_norm_op, false, x, weight, Tensor{}, eps, dtype, out);
+Tensor rms_norm(Arg x, Arg weight, double eps, std::optional<DType> dtype, Hole out, Hole in) {
+  return record_norm(rms_norm_op, false, x, weight, Tensor{}, eps, dtype, out, in);
 }
 Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps, std::optional<DType> dtype, Hole out) {
-  return record_norm(layer_norm_op, true, x, weight, bias, eps, dtype, out);
+  return record_norm(layer_norm_op, true, x, weight, bias, eps, dtype, out, {});
 }
 
 }  // namespace weft

@@ -1,8 +1,9 @@
-// y = out((x - mean) r w + b) over rows (n), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is the row's, else 0.
+// y = out((x - mean) r w + b) over rows (n), x = in(source), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is the
+// row's, else 0.
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;
-  Row x(n, [&](int, index col, real (&v)[V]) { source<V>(a, row, col, v); });
+  Row x(n, [&](int, index col, real (&v)[V]) { norm_input(a, row, col, v); });
   real mean = 0;
   RowSum square;
   if constexpr (CENTERED) {

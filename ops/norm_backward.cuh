@@ -1,6 +1,6 @@
 // dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; mean(g) is left out unless CENTERED. dy is the
-// gradient of xh w + b, which the hole makes of that value and the gradient of the result. Blocks stride over the rows; each
-// writes its sums of dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n).
+// gradient of xh w + b, which the hole makes of that value and the gradient of the result; of dx the hole `in`, whose result x is,
+// makes what is stored (IN: it is filled; NEEDS_DX: dx is wanted). Blocks stride over the rows; each writes its sums of dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n).
 constexpr int PLACES = HELD > 0 ? HELD : 1;
 
 // Sums of columns over the rows of a block: a thread keeps those of its vectors in registers; where rows are too long for that
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
     const index row = live ? index(base) + block_row() : rows - 1;
     const real mean = CENTERED ? real(read_real(a.stats + row * index(a.stats_row))) : real(0);
     const real r = read_real(a.stats + (row * index(a.stats_row) + 1));
-    Row x(n, [&](int, index col, real (&v)[V]) { source<V>(a, row, col, v); });
+    Row x(n, [&](int, index col, real (&v)[V]) { norm_input(a, row, col, v); });
     Row dy(n, [&](int k, index col, real (&v)[V]) {
       const real(&xs)[V] = x.at(k, col);
       real value[V], g[V];
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
       out_gradients<V>(a, row, col, value, g, v, live);
     });
     real sum = 0, dot = 0;
-    if constexpr (has_dx) {
+    if constexpr (NEEDS_DX) {
       RowSum sums, dots;
       each_vector(n, [&](int k, index col) {
         const real(&xs)[V] = x.at(k, col);
@@ -95,14 +95,20 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
       const real(&xs)[V] = x.at(k, col);
       const real(&gs)[V] = dy.at(k, col);
       real w[V], dx[V], dwx[V];
-      if constexpr (has_weight && has_dx) load_real<V>(a.weight + col, w);
+      if constexpr (has_weight && NEEDS_DX) load_real<V>(a.weight + col, w);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const real xh = (xs[j] - mean) * r;
         dx[j] = r * ((has_weight ? gs[j] * w[j] : gs[j]) - shift - xh * slope);
         dwx[j] = gs[j] * xh;
       }
-      if constexpr (has_dx) store_real<V>(a.dx + (row * index(a.dx_row) + col), dx);
+      if constexpr (IN) {
+        real given[V], stored[V];
+        source<V>(a, row, col, given);
+        in_gradients<V>(a, row, col, given, dx, stored, true);
+      } else if constexpr (has_dx) {
+        store_real<V>(a.dx + (row * index(a.dx_row) + col), dx);
+      }
       if constexpr (has_dw) dw_sums.add(k, col, dwx, dw, first);
       if constexpr (has_db) db_sums.add(k, col, gs, db, first);
     });

@@ -28,36 +28,44 @@ struct Space {
 
 }  // namespace
 
-// Inputs x (..., n), weight (n), bias (n); hole out(y; the axes of x); ints [centered]; constants [eps]. Outputs y (..., n),
-// statistics (rows, 2).
+// Inputs x (..., n), weight (n), bias (n); holes out(y; the axes of x), in(x; the axes of x); ints [centered]; constants [eps].
+// Outputs y (..., n), statistics (rows, 2).
 void cuda_norm(Lowering& l) {
   const Space s(l.shape(0));
   if (s.rows == 0) return;
-  const Fused source = l.source(0), out = l.hole(0, l.shape(0));
+  const Fused source = l.source(0), out = l.hole(0, l.shape(0)), in = l.hole(1, l.shape(0));
   const Operand weight = l.dense(1), bias = l.dense(2), y = l.output(0), stats = l.output(1);
   const bool centered = l.integer(0) != 0;
-  const RowCut cut = cut_rows(s.n, row_width(s.n, {&source, &out}, {y, weight, bias}), l.in_double() ? 16 : 32);
+  const RowCut cut = cut_rows(s.n, row_width(s.n, {&source, &out, &in}, {y, weight, bias}), l.in_double() ? 16 : 32);
   CudaText text = l.text(centered ? "layer_norm" : "rms_norm");
   text.define("CENTERED", centered);
   fused_rows(text, "source", source, l.shape(0).dims());
+  fused_rows(text, "in_of", in, l.shape(0).dims());
   fused_rows(text, "out_of", out, l.shape(0).dims());
   text.pointer("weight", weight).pointer("bias", bias).rows("y", y).rows("stats", stats).constant("eps", l.constant(0));
   text.integer("rows", s.rows).integer("n", s.n);
   l.emit(launch_rows(text, {"ops/rows.cuh", "ops/norm_value.cuh", "ops/norm.cuh"}, cut, (s.rows + cut.rows - 1) / cut.rows));
 }
 
-// Inputs x (..., n), dy (..., n), weight (n) and bias (n) or absent, statistics (rows, 2); hole out_grad(y, dy; the axes of x);
-// ints [centered, then the output of each of its roots, -1 for none]. Outputs dx, dw, db, then those of the roots.
+// Inputs x (..., n), dy (..., n), weight (n) and bias (n) or absent, statistics (rows, 2); holes, all over the axes of x,
+// out_grad(y, dy), in(x), in_grad(x, dx); ints [centered, then the output of each root of out_grad, of in_grad, -1 for none].
+// Outputs dx, dw, db, then those of the roots.
 void cuda_norm_backward(Lowering& l) {
   const Space s(l.shape(0));
   const Operand dx = l.output(0), dw = l.output(1), db = l.output(2);
   if (s.n == 0) return;
   const Fused source = l.source(0), gradient = l.source(1), hole = l.hole(0, l.shape(0));
   const std::vector<Operand> roots = l.filled(0) ? root_outputs(l, hole.roots.size(), 1) : std::vector<Operand>(1);
+  const Fused in = l.hole(1, l.shape(0)), in_hole = l.hole(2, l.shape(0));
+  const bool given = l.filled(1);
+  const std::vector<Operand> in_roots =
+      given ? root_outputs(l, in_hole.roots.size(), 1 + (l.filled(0) ? int(roots.size()) : 0)) : std::vector<Operand>(1);
+  const bool needs_dx = dx || std::any_of(in_roots.begin(), in_roots.end(), [](const Operand& o) { return bool(o); });
   const Operand weight = l.dense(2), bias = l.dense(3), stats = l.rows(4);
   // Twice to four times the values in registers that the forward kernel has.
-  int width = row_width(s.n, {&source, &gradient, &hole}, {dx, weight, bias});
-  for (const Operand& to : roots) width = std::min(width, row_width(s.n, {}, {to}));
+  int width = row_width(s.n, {&source, &gradient, &hole, &in, &in_hole}, {dx, weight, bias});
+  for (const auto* outputs : {&roots, &in_roots})
+    for (const Operand& to : *outputs) width = std::min(width, row_width(s.n, {}, {to}));
   const RowCut cut = cut_rows(s.n, width, l.in_double() ? 12 : 24, 256);
   const std::int64_t parts =
       std::min((s.rows + cut.rows - 1) / cut.rows, dw || db ? striding_blocks(cut, bool(dw) + bool(db), s.rows) : s.rows);
@@ -69,7 +77,10 @@ void cuda_norm_backward(Lowering& l) {
     text.define("CENTERED", l.integer(0));
     fused_rows(text, "source", source, l.shape(0).dims());
     fused_rows(text, "gradient", gradient, l.shape(0).dims());
+    fused_rows(text, "in_of", in, l.shape(0).dims());
     gradients_of_rows(text, "out", hole, roots);
+    gradients_of_rows(text, "in", in_hole, in_roots);
+    text.define("IN", given).define("NEEDS_DX", needs_dx);
     text.pointer("weight", weight)
         .pointer("bias", bias)
         .rows("stats", stats)

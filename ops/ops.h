@@ -143,9 +143,10 @@ Tensor log_softmax(Arg a, std::vector<int> axes = {-1});
 
 // ---- norms (ops/norm.cpp): over the last axis, statistics in fp32 (fp64 for f64) --------------------------------------------
 
-// out(x rsqrt(mean(x^2) + eps) w) (arXiv:1910.07467); weight (n) may be absent. The result has x's type, or `dtype`. The hole's
-// coordinates are the axes of x; with gate(z) this is the gated norm.
-Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {}, Hole out = {});
+// out(u rsqrt(mean(u^2) + eps) w), u = in(x) (arXiv:1910.07467); weight (n) may be absent. The result has x's type, or `dtype`.
+// The holes' coordinates are the axes of x; with gate(z) for one of them this is the gated norm, which is gated after or
+// before.
+Tensor rms_norm(Arg x, Arg weight, double eps = 1e-5, std::optional<DType> dtype = {}, Hole out = {}, Hole in = {});
 // out((x - mean(x)) rsqrt(var(x) + eps) w + b) (arXiv:1607.06450); weight and bias (n) may be absent. The rest is as above.
 Tensor layer_norm(Arg x, Arg weight, Arg bias, double eps = 1e-5, std::optional<DType> dtype = {}, Hole out = {});
 

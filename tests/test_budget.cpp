@@ -100,6 +100,13 @@ Step conv1d_step(DType dtype, std::int64_t t, std::int64_t width) {
                bias = values({64}, DType::f32, 3);
   return [=] { return both_ways(conv1d(x, weight, bias, {.silu = true}), g, {x, weight, bias}); };
 }
+Step conv1d_packed_step(DType dtype) {
+  const Tensor x = values({2, 64, 64}, dtype, 0), g = values({2, 64, 64}, dtype, 1), weight = values({64, 4}, DType::f32, 2);
+  std::vector<std::int64_t> ids(2 * 64);
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = std::int64_t(i % 64 / 7);
+  const Tensor segments = Tensor::from(ids, {2, 64});
+  return [=] { return both_ways(conv1d(x, weight, Tensor{}, {.silu = true, .segments = segments}), g, {x, weight}); };
+}
 // The gradient of the input alone: of the output, or of the last inputs.
 Step conv1d_input_step(bool of_last) {
   const Tensor x = values({2, 64, 64}, DType::f32, 0), g = values({2, of_last ? 3 : 64, 64}, DType::f32, 1),
@@ -117,6 +124,11 @@ Step norm_step(DType dtype, bool centered) {
     if (!centered) return both_ways(rms_norm(x, weight), g, {x, weight});
     return both_ways(layer_norm(x, weight, bias), g, {x, weight, bias});
   };
+}
+Step gated_norm_step(DType dtype) {
+  const Tensor x = values({64, 256}, dtype, 0), g = values({64, 256}, dtype, 1), weight = values({256}, DType::f32, 2),
+               z = values({64, 256}, dtype, 3);
+  return [=] { return both_ways(rms_norm(x, weight, 1e-5, {}, {}, gate(z)), g, {x, weight, z}); };
 }
 Step cross_entropy_step(DType dtype, double smoothing) {
   const Tensor logits = values({32, 1000}, dtype, 0), targets = labels(32, 1000);
@@ -241,6 +253,7 @@ TEST_F(SlowBudget, Scan) {
 }
 TEST_F(SlowBudget, Conv1d) {
   for (const auto& [type, dtype] : kTypes) count(fmt::format("conv1d, {}", type), conv1d_step(dtype, 64, 4));
+  count("conv1d in documents, bf16", conv1d_packed_step(DType::bf16));
   count("conv1d, input alone", conv1d_input_step(false));
   count("conv1d, last inputs alone", conv1d_input_step(true));
   count("wide conv1d, f32", conv1d_step(DType::f32, 100, 150));
@@ -250,6 +263,7 @@ TEST_F(SlowBudget, Norm) {
     count(fmt::format("rms_norm, {}", type), norm_step(dtype, false));
     count(fmt::format("layer_norm, {}", type), norm_step(dtype, true));
   }
+  count("gated norm, bf16", gated_norm_step(DType::bf16));
 }
 TEST_F(SlowBudget, CrossEntropy) {
   for (const auto& [type, dtype] : kTypes) count(fmt::format("cross_entropy, {}", type), cross_entropy_step(dtype, 0));

@@ -104,6 +104,24 @@ TEST(GatedNorm, EqualsItsFormulaInBothOrdersAndInGroups) {
                [] { GatedNorm(12, {.groups = 5}); });
 }
 
+TEST(GatedNorm, SecondDerivativesAreThoseOfDifferences) {
+  for (const bool first : {false, true}) {
+    GatedNorm norm(6, {.norm_first = first, .dtype = DType::f64});
+    const auto slope = [&](double by) {
+      Values y = gen(12, 0.2);
+      y[4] += by;
+      const auto [penalty, second] = run([&] {
+        const Tensor in = Tensor::from(y, {2, 6}), z = Tensor::from(gen(12, 0.7), {2, 6});
+        const std::vector<Tensor> d = grad(sum(norm(in, z) * Tensor::from(gen(12, 1.1), {2, 6})), {in, z});
+        const Tensor both = sum(square(d[0])) + sum(square(d[1]));
+        return std::pair(both, grad(both, {in})[0]);
+      });
+      return std::pair(penalty.item(), second.to_host<double>()[4]);
+    };
+    EXPECT_NEAR(slope(0).second, (slope(1e-5).first - slope(-1e-5).first) / 2e-5, 1e-6) << first;
+  }
+}
+
 // ---- sizes ------------------------------------------------------------------------------------------------------------------
 
 TEST(Mamba2, ParameterCountsOfThePublishedModels) {

@@ -53,6 +53,21 @@ void add_norms(std::vector<OpRow>& rows) {
                    {"odd", {{{3, 5, 7}}, {{7}}, {{5, 7}}}},
                    {"wide", {{{2, 301}}, {{301}}, {{2, 1}}}},
                    {"empty", {{{0, 8}}, {{8}}, {{0, 8}}}}}});
+  rows.push_back({"rms_norm_gated_before",
+                  [](auto& in) { return rms_norm(in[0], in[1], 1e-5, {}, {}, gate(in[2])); },
+                  nullptr,
+                  {{"normal", {{{4, 64}}, {{64}}, {{4, 64}}}},
+                   {"odd", {{{3, 5, 7}}, {{7}}, {{5, 7}}}},
+                   {"wide", {{{2, 301}}, {{301}}, {{2, 1}}}},
+                   {"empty", {{{0, 8}}, {{8}}, {{0, 8}}}}}});
+  rows.push_back({"rms_norm_holes",  // both, and an input that is computed on the way
+                  [](auto& in) {
+                    const Hole out = hole({in[2], in[3]}, [](Expr v, Expr z, Expr s) { return tanh(v + z) * s; });
+                    const Hole before = hole({in[3], in[4]}, [](Expr v, Expr s, Expr t) { return v * s + sin(t); });
+                    return rms_norm(in[0] * in[0], in[1], 1e-5, {}, out, before);
+                  },
+                  nullptr,
+                  {{"odd", {{{3, 5, 7}}, {{7}}, {{3, 5, 7}}, {{5, 1}}, {{7}}}}}});
   rows.push_back({"layer_norm_out",
                   [](auto& in) {
                     const Hole out = hole({in[3], in[4]}, [](Expr v, Expr z, Expr s) { return tanh(v + z) * s; });
