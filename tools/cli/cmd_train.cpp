@@ -86,7 +86,7 @@ Start resumed_start(const TrainCommand& c) {
 
 std::shared_ptr<BatchSource> batches(const Start& start) {
   const TrainOptions& o = start.options;
-  const BatchOptions options{.batch = o.batch, .length = o.length, .seed = o.seed};
+  const BatchOptions options{.batch = o.batch, .length = o.length, .seed = o.seed, .packed = o.packed, .carry = o.carry_state};
   if (!o.task.empty()) return make_task(o.task, options, o.memorize);
   TokenizerChoice choice{o.tokenizer, o.vocab};
   if (const fs::path saved = start.checkpoint / "tokenizer.model"; !start.checkpoint.empty())

@@ -40,8 +40,24 @@ BatchSource::BatchSource(BatchOptions options) : options_(options) {
   check_memory(std::size_t(bytes), fmt::format("a batch of {} x {} tokens", options_.batch, options_.length));
 }
 
+namespace {
+
+void check_segments(const Batch& batch, const std::string& name) {
+  if (!batch.segments) return;
+  const std::vector<std::int64_t> ids = batch.segments.to_host<std::int64_t>();
+  const auto length = std::size_t(batch.segments.dim(1));
+  for (std::size_t i = 1; i < ids.size(); ++i)
+    if (i % length != 0 && ids[i] < ids[i - 1])
+      fail(ErrorKind::io, name + ": the segments of a batch fall",
+           fmt::format("{} after {} in row {}, at {}", ids[i], ids[i - 1], i / length, i % length),
+           "documents that are packed one after the other have ids that rise");
+}
+
+}  // namespace
+
 Batch BatchSource::next() {
   Batch batch = training(position_);
+  check_segments(batch, name());
   ++position_;
   return batch;
 }
@@ -82,6 +98,14 @@ TokenStream::TokenStream(std::string name, Tokens training, Tokens validation, T
 }
 
 void TokenStream::check_length() const {
+  if (options().packed && tokenizer_.end_of_text() < 0)
+    fail(ErrorKind::usage, name_ + ": where documents end is not in the tokens",
+         fmt::format("the tokenizer, {}, has no end of text", tokenizer_.name()), "take --tokenizer unigram");
+  if (options().carry && training_.size() > 0 && (training_.size() - 1) / options().batch < options().length)
+    fail(ErrorKind::io, name_ + ": text too short",
+         fmt::format("{} tokens to train on; a stretch of {} for each of {} rows needs {}", training_.size(), options().length,
+                     options().batch, options().batch * options().length + 1),
+         "give a longer text, or a smaller --batch or --length");
   if (training_.size() == 0 && validation_.size() < 2)
     fail(ErrorKind::io, name_ + ": text too short",
          fmt::format("tokens: {}; one is needed to predict another", validation_.size()));
@@ -96,7 +120,7 @@ void TokenStream::check_length() const {
 Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const {
   const BatchOptions& o = options();
   const std::size_t n = std::size_t(o.batch * o.length);
-  std::vector<std::int64_t> inputs(n, 0), targets(n, kIgnored), window;
+  std::vector<std::int64_t> inputs(n, 0), targets(n, kIgnored), segments(o.packed ? n : 0), window;
   Batch batch;
   for (std::size_t row = 0; row < places.size(); ++row) {
     window.resize(std::size_t(std::min(o.length + 1, tokens.size() - places[row])));
@@ -110,15 +134,35 @@ Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>
       batch.characters += tokenizer_.characters(window[i]) - space;
       batch.bytes += std::int64_t(piece.size()) - space;
     }
+    for (std::size_t i = std::size_t(row) * std::size_t(o.length) + 1; o.packed && i < (row + 1) * std::size_t(o.length); ++i)
+      segments[i] = segments[i - 1] + (inputs[i] == tokenizer_.end_of_text());
     batch.counted += std::int64_t(window.size()) - 1;
   }
   batch.inputs = Tensor::from(inputs, {o.batch, o.length});
   batch.targets = Tensor::from(targets, {o.batch, o.length});
+  if (o.packed) batch.segments = Tensor::from(segments, {o.batch, o.length});
+  return batch;
+}
+
+// Row r has tokens [r n, (r + 1) n) of the text; after its last whole window it begins anew.
+Batch TokenStream::along(std::int64_t position) const {
+  const BatchOptions& o = options();
+  const std::int64_t n = (training_.size() - 1) / o.batch, window = position % (n / o.length);
+  std::vector<std::int64_t> places, continues;
+  for (std::int64_t row = 0; row < o.batch; ++row) {
+    places.push_back(row * n + window * o.length);
+    std::int64_t first = 0;
+    training_.copy(places.back(), std::span(&first, 1));
+    continues.push_back(window > 0 && !(o.packed && first == tokenizer_.end_of_text()));
+  }
+  Batch batch = windows(training_, places);
+  batch.continues = Tensor::from(continues, {o.batch});
   return batch;
 }
 
 Batch TokenStream::training(std::int64_t position) const {
   if (training_.size() == 0) fail(ErrorKind::usage, name_ + ": there is nothing to train on");
+  if (options().carry) return along(position);
   const std::uint64_t count = std::uint64_t(training_.size() - options().length);
   std::vector<std::int64_t> places;
   for (std::int64_t row = 0; row < options().batch; ++row) {

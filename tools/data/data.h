@@ -33,6 +33,8 @@ inline constexpr std::int64_t kIgnored = -100;  // the target where nothing is t
 struct Batch {
   Tensor inputs;                // (batch, length) of i64
   Tensor targets;               // (batch, length) of i64: what is to be predicted at each input
+  Tensor segments = {};         // (batch, length) of i64: of documents that do not see each other; absent: all is one
+  Tensor continues = {};        // (batch) of i64, where rows go on from those of the batch before: 0, this one begins anew
   std::int64_t counted = 0;     // targets that are not kIgnored
   std::int64_t characters = 0;  // of the text that the counted targets stand for; 0 if there is none or some was lost
   std::int64_t bytes = 0;       // likewise
@@ -42,6 +44,8 @@ struct BatchOptions {
   std::int64_t batch = 8;
   std::int64_t length = 256;
   std::uint64_t seed = 0;
+  bool packed = false;  // batches have segments: a document begins with the end of text before it
+  bool carry = false;   // each row goes on where it ended in the batch before, from one end of the text to the other
 };
 
 // An endless stream of batches to train on, and some to validate with. All have the same shape.
@@ -50,7 +54,8 @@ class BatchSource {
   virtual ~BatchSource() = default;
 
   // The training batch at position(): a function of the data, the options and the position alone. next() goes on to the
-  // following position, seek() to any; the position is all there is to save and restore.
+  // following position, seek() to any; the position is all there is to save and restore. Errors (ErrorKind::io): segments that
+  // fall along a row.
   Batch next();
   std::int64_t position() const { return position_; }
   void seek(std::int64_t position);
@@ -77,11 +82,13 @@ class BatchSource {
   std::int64_t position_ = 0;
 };
 
-// Windows of a text's tokens; the targets are the tokens that follow. Training takes windows at random places, validation one
-// window after another, so that its part of the text is covered once; the last batch is filled up with kIgnored.
+// Windows of a text's tokens; the targets are the tokens that follow. Training takes windows at random places, or, with
+// options.carry, cuts the text into a stretch for each row and walks along; validation one window after another, so that its
+// part of the text is covered once; the last batch is filled up with kIgnored.
 class TokenStream : public BatchSource {
  public:
-  // Errors: ErrorKind::io for a text too short for one window, or that the tokenizer does not take.
+  // Errors: ErrorKind::io for a text too short for one window, or that the tokenizer does not take; ErrorKind::usage for
+  // options.packed with a tokenizer that has no end of text.
   TokenStream(const Corpus& corpus, Tokenizer tokenizer, BatchOptions options);
   TokenStream(const std::filesystem::path& file, Tokenizer tokenizer, BatchOptions options);
   // Without training tokens it can only validate.
@@ -101,6 +108,7 @@ class TokenStream : public BatchSource {
 
  private:
   void check_length() const;
+  Batch along(std::int64_t position) const;
   Batch windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const;
   std::string name_;
   Tokenizer tokenizer_;

@@ -31,13 +31,20 @@ double Evaluation::perplexity() const { return std::exp(loss()); }
 double Evaluation::bits_per_character() const { return nats / (std::numbers::ln2 * double(characters)); }
 double Evaluation::bits_per_byte() const { return nats / (std::numbers::ln2 * double(bytes)); }
 
+Tensor logits_of(LanguageModel& model, const Batch& batch, const ModelCache* carried) {
+  if (!batch.segments && !carried) return model(batch.inputs);
+  return model.flow(
+      batch.inputs,
+      {.segments = Documents(batch.segments), .carried = carried, .continues = carried ? batch.continues : Tensor()});
+}
+
 Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches) {
   const Evaluating scope(model);
   const std::int64_t all = source.validation_batches(), n = batches > 0 ? std::min(batches, all) : all;
   const bool accuracy = source.has_accuracy();
   const auto record = [&](const Batch& batch) {
     return no_grad([&] {
-      Tensor logits = model(batch.inputs);
+      Tensor logits = logits_of(model, batch);
       Tensor loss = cross_entropy(logits, batch.targets, {.reduction = Reduction::sum});
       return accuracy ? std::vector{loss, cast(logits, DType::f32)} : std::vector{loss};
     });

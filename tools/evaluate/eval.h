@@ -22,6 +22,9 @@ struct Evaluation {
   double accuracy() const { return double(right) / double(tokens); }
 };
 
+// What a model makes of a batch: logits (b, t, v). `carried`: the states of its rows, which go on; without it none does.
+Tensor logits_of(LanguageModel& model, const Batch& batch, const ModelCache* carried = nullptr);
+
 // Over the validation part, or its first `batches` batches (0: all); every token has the same weight.
 Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches = 0);
 

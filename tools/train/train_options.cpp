@@ -113,6 +113,9 @@ void TrainOptions::check() const {
   if (!large.empty()) fail(ErrorKind::usage, "train: too large", large, "give a smaller number");
   if (!task.empty() && !data.empty())
     fail(ErrorKind::usage, "train: a task has no text", fmt::format("--task {} --data {}", task, data), "give one of them");
+  if (!task.empty() && (packed || carry_state))
+    fail(ErrorKind::usage, "train: a task has sequences of its own, no documents and no text to go on in",
+         fmt::format("--task {}{}{}", task, packed ? " --packed" : "", carry_state ? " --carry-state" : ""), "leave them out");
   checked_product("train: a step, of accumulate x batch x length tokens", {accumulate, batch, length});
   if (steps < 1) fail(ErrorKind::usage, "train: at least one step is needed", fmt::format("steps {}", steps));
   if (accumulate < 1) fail(ErrorKind::usage, "train: a step has at least one batch", fmt::format("accumulate {}", accumulate));

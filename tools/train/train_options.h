@@ -24,6 +24,8 @@ struct TrainOptions {
   std::int64_t batch = 8;       // windows a batch
   std::int64_t length = 128;    // tokens a window
   std::int64_t accumulate = 1;  // batches a step
+  bool packed = false;          // documents do not see each other
+  bool carry_state = false;     // a window goes on from the state at the end of the one before it
   std::string model = model_families().front().name;
   ModelOptions model_options = {};  // of its family; those that are absent have their defaults
   double lr = 4e-3;                 // at its peak
@@ -97,6 +99,12 @@ void each_option(Options& o, F&& f) {
   f(OptionInfo{"epochs", "Instead of --steps: times the training part is seen"}, o.epochs);
   f(OptionInfo{"batch", "Windows of text a batch", {}, true, 0x1p30}, o.batch);
   f(OptionInfo{"length", "Tokens a window", {}, true, 0x1p30}, o.length);
+  f(OptionInfo{"packed", "Documents do not see each other: each starts anew at the end of text before it", {}, true}, o.packed);
+  f(OptionInfo{"carry_state",
+               "A window goes on from the states at the end of the one before it in the text, without gradients into it",
+               {},
+               true},
+    o.carry_state);
   f(OptionInfo{"accumulate", "Batches a step, whose gradients are averaged", {}, true, 0x1p20}, o.accumulate);
   f(OptionInfo{"lr", "Learning rate after the warm-up; a cosine takes it to --min-lr"}, o.lr);
   f(OptionInfo{"min_lr", "Learning rate at the end"}, o.min_lr);

@@ -12,6 +12,7 @@
 #include "autograd/settings.h"
 #include "jit/file.h"
 #include "jit/json.h"
+#include "models/family.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
 #include "tools/evaluate/generate.h"
@@ -29,6 +30,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kTokenizerFile = "tokenizer.model";
 constexpr const char* kState = "state.json";
+constexpr const char* kCarried = "carried.safetensors";
 constexpr int kFormat = 2;  // of state.json
 
 Vocabulary vocabulary_of(const BatchSource& data) {
@@ -49,6 +51,27 @@ std::unique_ptr<LanguageModel> initialised(const MakeModel& make, const ComputeO
   std::unique_ptr<LanguageModel> model = make(how);
   model->initialise();
   return model;
+}
+
+TensorMap states_of(const ModelCache& carried) {
+  TensorMap tensors;
+  for (const State& s : carried.carried()) {
+    const auto dims = s.shape().dims();
+    tensors[s.name()] = {s.dtype(), {dims.begin(), dims.end()}, s.bytes()};
+  }
+  return tensors;
+}
+
+// Errors (ErrorKind::io): not the states of this model and batch.
+void load_states(const ModelCache& carried, const TensorMap& tensors, const fs::path& file) {
+  for (State& s : carried.carried()) {
+    const auto found = tensors.find(s.name());
+    const auto dims = s.shape().dims();
+    if (found == tensors.end() || found->second.dtype != s.dtype() || !std::ranges::equal(found->second.shape, dims))
+      fail(ErrorKind::io, "resume: the carried states are not this model's", fmt::format("{}: {}", file.string(), s.name()),
+           "use another checkpoint");
+    s.set_bytes(found->second.bytes.data());
+  }
 }
 
 // A safetensors file of a checkpoint, which must be of training step `step`.
@@ -77,13 +100,16 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
       optimizer_(model_->parameters(), {.lr = options_.lr,
                                         .weight_decay = options_.weight_decay,
                                         .clip_norm = options_.clip,
-                                        .on_bad_step = OnBadStep::poll}) {}
+                                        .on_bad_step = OnBadStep::poll}) {
+  check_flow(*model_, options_.packed, options_.carry_state);
+  if (options_.carry_state) carried_ = model_->make_cache(options_.batch);
+}
 
 // Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients.
 std::pair<double, double> Trainer::compute() {
   const std::int64_t batches = options_.accumulate;
   const auto forward = [&](const Batch& batch) {
-    Tensor loss = cross_entropy((*model_)(batch.inputs), batch.targets);
+    Tensor loss = cross_entropy(logits_of(*model_, batch, carried_.get()), batch.targets);
     backward(batches == 1 ? loss : loss * (1.0 / double(batches)));
     return loss;
   };
@@ -114,9 +140,19 @@ StepResult Trainer::step() {
     if (bad_steps_ == o.skip_bad_steps) explain(result, position, tick);
     ++bad_steps_;
     optimizer_.clear_bad_step();
+    forget();
   }
   ++step_;
   return result;
+}
+
+// After a step that was not finite, whose states are not either.
+void Trainer::forget() {
+  if (!carried_) return;
+  for (State& state : carried_->carried()) {
+    const std::vector<std::byte> zeros(std::size_t(state.shape().numel()) * size_of(state.dtype()));
+    state.set_bytes(zeros.data());
+  }
 }
 
 void Trainer::explain(const StepResult& result, std::int64_t position, std::uint64_t tick) {
@@ -125,6 +161,7 @@ void Trainer::explain(const StepResult& result, std::int64_t position, std::uint
       fmt::format("loss {}, gradient norm {}, learning rate {:.3g}", result.loss, result.grad_norm, result.lr);
   data_->seek(position);
   rng_->set(rng_->seed(), tick);
+  forget();
   const bool before = std::exchange(settings().check_nan, true);
   try {
     compute();  // the optimizer updates nothing until its flag is cleared
@@ -168,6 +205,7 @@ void Trainer::write_files(const fs::path& folder) const {
   const std::string config = model_->config_json().dump(2) + "\n";
   write_safetensors(folder / "model.safetensors", model_->weights(), {{"format", "pt"}, {"step", step}});
   write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
+  if (carried_) write_safetensors(folder / kCarried, states_of(*carried_), {{"step", step}});
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
   save_choices(folder / "choices.json");
   write_file(folder / "config.json", std::as_bytes(std::span(config)));
@@ -205,6 +243,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
          "give the same file with --data");
   trainer.model_->load_weights(std::move(weights));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
+  if (trainer.carried_) load_states(*trainer.carried_, read_part(folder / kCarried, state.step), folder / kCarried);
   trainer.data_->seek(state.position);
   trainer.rng_->set(state.seed, state.tick);
   trainer.step_ = state.step, trainer.bad_steps_ = state.bad_steps;

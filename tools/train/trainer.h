@@ -48,7 +48,8 @@ class Trainer {
   std::string sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                      std::uint64_t seed);
 
-  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, and state.json with the
+  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, carried.safetensors
+  // (the states that --carry-state goes on from), and state.json with the
   // checksums of the others. `folder` is new, empty or a checkpoint; on an error what was in it before stays.
   void save(const std::filesystem::path& folder) const;
   void write_files(const std::filesystem::path& folder) const;  // one by one, into an existing folder
@@ -65,6 +66,7 @@ class Trainer {
   Trainer(const Trainer&) = default;
   Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make);
   std::pair<double, double> compute();  // loss and gradient norm of a step on the next batches
+  void forget();                        // what is carried
   [[noreturn]] void explain(const StepResult& result, std::int64_t position, std::uint64_t tick);
 
   TrainOptions options_;
@@ -72,6 +74,7 @@ class Trainer {
   std::shared_ptr<BatchSource> data_;
   std::shared_ptr<LanguageModel> model_;
   AdamW optimizer_;
+  std::shared_ptr<ModelCache> carried_;  // of options().carry_state: the states of the batch's rows
   std::int64_t step_ = 0, bad_steps_ = 0;
 };
 
