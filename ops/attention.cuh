@@ -18,9 +18,9 @@ constexpr int CHUNK = 16 / int(sizeof(Element));  // elements that are copied at
 DEVICE constexpr int padded(int features) { return (features + UNIT * SLICES - 1) / (UNIT * SLICES) * (UNIT * SLICES); }
 DEVICE constexpr int slice_of(int features) { return padded(features) / SLICES; }
 
-// A tile in shared memory. On tensor cores, SWIZZLED, blocks of 64 features follow each other, in which the chunks of a row of 128
-// bytes are permuted by the row; such a tile begins at a multiple of 1024 bytes. Else rows are an odd number of chunks apart.
-// Either way eight rows that are read at once lie in different banks.
+// A tile in shared memory. For tensor cores, SWIZZLED, blocks of 64 features follow each other, in which the chunks of a row of
+// 128 bytes are permuted by the row; such a tile begins at a multiple of 1024 bytes. Else rows are an odd number of chunks
+// apart. Either way eight rows that are read at once lie in different banks.
 template <int ROWS, int FEATURES>
 struct Tile {
   static constexpr int WIDTH = padded(FEATURES), PITCH = SWIZZLED ? 64 : WIDTH + CHUNK;

@@ -51,8 +51,8 @@ class Weights {
 #pragma unroll
       for (int i = 0; i < 4; ++i) weights_[n][i] = w[n][i];
   }
-  // acc (16 x 8 M) += these times 8 N rows of `other`, from `feature` on. A tile is summed by itself first, as a long sum of fp32
-  // must be: of GROUP accumulators at a time, so that no register spills.
+  // acc (16 x 8 M) += these times 8 N rows of `other`, from `feature` on. A tile is summed by itself first, as a long sum of
+  // fp32 must be: of GROUP accumulators at a time, so that no register spills.
   template <class Other, int M>
   DEVICE void times(const Element* other, int feature, real (&acc)[M][4]) const {
     constexpr int GROUP = sizeof(real) == 8 ? M : M % 4 == 0 ? 4 : M % 2 == 0 ? 2 : 1;
