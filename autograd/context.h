@@ -24,7 +24,8 @@ struct Watched {
 };
 
 struct Context {
-  std::optional<Device> device;  // its own; without one, that of the process
+  std::optional<Device> device;     // its own; without one, that of the process
+  std::optional<Target> recording;  // see recorded_target
   PlanCache plans;
   const Plan* last_plan = nullptr;  // owned by `plans`, where it is the most recent
   RunStats stats;

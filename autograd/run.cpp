@@ -63,6 +63,9 @@ bool gpu_is_usable() {
 
 namespace detail {
 
+RecordedFor::RecordedFor(const Target& target) : before_(std::exchange(context().recording, target)) {}
+RecordedFor::~RecordedFor() { context().recording = before_; }
+
 Recording::Recording(Site where) : where_(where) {
   if (recording())
     fail_at(where, "run: called inside run", "a step is one recording", "call the inner step's function directly");
@@ -241,5 +244,6 @@ Target target() {
          "leave the variable out");
   return {own.device, wanted->capability, wanted->exact};
 }
+Target recorded_target() { return context().recording ? *context().recording : target(); }
 
 }  // namespace weft

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <ranges>
 #include <string>
 #include <string_view>
@@ -27,7 +28,8 @@ struct Plan;  // autograd/plan.h
 // (ErrorKind::device) say what is missing.
 void use_device(std::string_view name, Site where = Site::current());
 Device device();
-Target target();  // what plans for it are made for
+Target target();           // what plans for it are made for
+Target recorded_target();  // what the plan will be made for that is being recorded: of plan_for its own, else target()
 
 namespace detail {
 
@@ -107,6 +109,18 @@ void collect(T& value, std::vector<Tensor*>& out) {
   }
 }
 
+// While alive, what is recorded is for this target.
+class RecordedFor {
+ public:
+  explicit RecordedFor(const Target& target);
+  ~RecordedFor();
+  RecordedFor(const RecordedFor&) = delete;
+  RecordedFor& operator=(const RecordedFor&) = delete;
+
+ private:
+  std::optional<Target> before_;
+};
+
 // Opens a recording; discards it unless finished (an exception while recording leaves nothing behind).
 class Recording {
  public:
@@ -181,6 +195,7 @@ auto run(Step&& step, A&& a, B&& b, C&& c, D&& d, More&&... more) {
 // kernels are what `weft inspect` shows. A caller includes autograd/plan.h (weft.h does).
 template <class Step>
 std::unique_ptr<Plan> plan_for(const Target& target, Step&& step, Site where = Site::current()) {
+  const detail::RecordedFor recorded(target);
   detail::Recording recording(where);
   std::vector<Tensor*> results;
   if constexpr (std::is_void_v<decltype(step())>) {

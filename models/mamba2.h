@@ -43,8 +43,8 @@ class GatedNorm : public Layer<GatedNorm> {
 
 // What a mixer begins with, and what it leaves.
 struct Mamba2States {
-  Tensor conv;  // (b, w-1, s + 2gn): the last inputs of the convolution; absent: zeros
-  Tensor ssm;   // (b, h, p, n), f32 (f64); absent: zeros
+  Tensor conv = {};  // (b, w-1, s + 2gn): the last inputs of the convolution; absent: zeros
+  Tensor ssm = {};   // (b, h, p, n), f32 (f64); absent: zeros
 };
 
 // How the states are scanned: by the kernels of ssd where there are any, by its plain form, or step by step, which knows

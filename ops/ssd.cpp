@@ -54,7 +54,7 @@ DType SsdCall::real() const {
   return dtype;
 }
 
-bool ssd_has_kernels(std::int64_t, std::int64_t) { return device() == Device::cpu; }
+bool ssd_has_kernels(std::int64_t, std::int64_t) { return recorded_target().device == Device::cpu; }
 
 Tensor ssd(Arg x, Arg dt, Arg A, Arg B, Arg C, SsdOptions options) {
   check_ssd(x.where(), x, dt, A, B, C, options);

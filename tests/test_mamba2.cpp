@@ -136,6 +136,26 @@ TEST(Mamba2, ParameterCountsOfThePublishedModels) {
   }
 }
 
+TEST(Mamba2, PresetsHaveTheSizesOfThePaper) {
+  const std::map<std::string, std::int64_t> totals = {
+      {"130m", 128989632}, {"370m", 368346624}, {"780m", 780161280}, {"1.3b", 1343757312}, {"2.7b", 2702599680}};
+  const ModelFamily& family = model_family("mamba2");
+  for (const auto& [name, total] : totals) {
+    const Preset* preset = family.preset(name);
+    ASSERT_TRUE(preset) << name;
+    std::map<std::string, std::int64_t> sizes;
+    for (const auto& [key, value] : preset->settings)
+      if (key == "width" || key == "layers" || key == "state" || key == "head_size") sizes[key] = std::stoll(value);
+    const Mamba2Config c{.vocab = 50277,
+                         .width = sizes.at("width"),
+                         .layers = sizes.at("layers"),
+                         .state = sizes.at("state"),
+                         .head = sizes.at("head_size"),
+                         .vocab_padding = 16};
+    EXPECT_EQ(c.parameter_count(), total) << name;
+  }
+}
+
 TEST(Mamba2, CountsAgreeWithRealModels) {
   for (const Mamba2Config& c : {small2(), unusual()}) EXPECT_EQ(Mamba2(c).parameter_count(), c.parameter_count());
 }

@@ -140,7 +140,7 @@ TEST(Mamba2Block, Mistakes) {
     block(zeros({2, 3, 8}));
   });
   expect_error(ErrorKind::usage, {"ssd: initial does not fit x", "(3, 4, 8, 8)", "(2, 4, 8, 8)"}, [&] {
-    block(zeros({2, 3, 16}), {.conv = {}, .ssm = zeros({3, 4, 8, 8})});
+    block(zeros({2, 3, 16}), {.ssm = zeros({3, 4, 8, 8})});
   });
 }
 

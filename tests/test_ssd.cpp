@@ -1,5 +1,6 @@
 // The scan of Mamba-2: golden values of an independent implementation, the recurrence step by step for every length of chunks,
 // edge shapes, large decays, holes, errors; and the gated norm that follows it.
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/check.h"
+#include "autograd/plan.h"
 #include "autograd/run.h"
 #include "jit/parallel.h"
 #include "ops/ops.h"
@@ -223,6 +225,19 @@ TEST(Ssd, EqualBitsForAnyNumberOfThreads) {
   }
   set_threads(before);
   for (const Results& r : all) compare(r, all[0], 0);
+}
+
+// What has no kernels on a GPU is recorded in its plain form for one, wherever it is recorded.
+TEST(Ssd, APlanForAGpuHasThePlainForm) {
+  const auto has_loops = [](const Target& target) {
+    const auto plan = plan_for(target, [] {
+      return ssd(zeros({1, 4, 2, 8}), zeros({1, 4, 2}), zeros({2}), zeros({1, 4, 1, 8}), zeros({1, 4, 1, 8}));
+    });
+    return std::any_of(plan->kernels.begin(), plan->kernels.end(),
+                       [](const PlannedKernel& k) { return k.record.name == "ssd_forward"; });
+  };
+  EXPECT_FALSE(has_loops(target_for("sm_90a")));
+  EXPECT_TRUE(has_loops(Target{}));
 }
 
 TEST(Ssd, ASkipForEachFeature) {
