@@ -240,7 +240,7 @@ Target target() {
   const auto& wanted = settings().kernels;
   if (!wanted) return own;
   if (own.device == Device::cuda && wanted->sm_90a() && !own.sm_90a())
-    fail(ErrorKind::usage, "WEFT_KERNELS=sm_90a: this GPU has no such kernels", Gpu::of(device()).architecture(),
+    fail(ErrorKind::usage, "WEFT_TARGET=sm_90a: this GPU has no such kernels", Gpu::of(device()).architecture(),
          "leave the variable out");
   return {own.device, wanted->capability, wanted->exact};
 }

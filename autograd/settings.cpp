@@ -56,7 +56,7 @@ Settings read_settings() {
     s.graph = w != "0";
     return w == "0" || w == "1";
   });
-  each_word("WEFT_KERNELS", {"sm_80", "sm_90a"}, [&](const std::string& w) {
+  each_word("WEFT_TARGET", {"sm_80", "sm_90a"}, [&](const std::string& w) {
     s.kernels = Target{Device::cuda, w == "sm_90a" ? 90 : 80, w == "sm_90a"};
     return w == "sm_80" || w == "sm_90a";
   });

@@ -3,7 +3,7 @@
 //   WEFT_FUSE=0           every op its own kernel
 //   WEFT_FMA=0            no x*y + z with one rounding: with WEFT_FUSE=0 and without it the same bits (jit/expr.h: contraction)
 //   WEFT_GRAPH=0          on a GPU every kernel is launched by itself, every time
-//   WEFT_KERNELS=sm_80,sm_90a   which version of a kernel a GPU takes where it has several: with sm_80 those for all, also where
+//   WEFT_TARGET=sm_80,sm_90a   which version of a kernel a GPU takes where it has several: with sm_80 those for all, also where
 //                         there is one for it alone; on the emulated device, which takes those otherwise, sm_90a
 //   WEFT_ARENA=split      every value its own allocation, freed when its life ends
 //   WEFT_TUNE=1           products take the fastest of cuBLASLt's first proposals, by timing, instead of the first

@@ -2,9 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <cstdio>
-
 #include "autograd/run.h"
+#include "jit/print.h"
 #include "ops/ssd.h"
 
 namespace weft {
@@ -24,7 +23,7 @@ Mamba2Config config_of(const Mamba2BlockOptions& o, Site where) {
 Mamba2Block::Mamba2Block(const Mamba2BlockOptions& options, Site where)
     : config_(config_of(options, where)), mixer_(config_), chosen_(options.plain ? ScanPath::plain : ScanPath::fast) {
   add("mixer", mixer_);
-  if (options.say) std::fputs((active_path() + "\n").c_str(), stderr);
+  if (options.say) print_error("{}\n", active_path());
 }
 
 Mamba2Block::Result Mamba2Block::operator()(Arg x, Mamba2States from) {

@@ -792,7 +792,7 @@ TEST_F(Program, Mistakes) {
        {"WEFT_DEVICE: unknown word 'cdua'; did you mean 'cuda'?"}},
       {"unknown word of WEFT_ARENA", "export WEFT_ARENA=spilt; weft doctor", 2, {"WEFT_ARENA", "'spilt'"}},
       {"WEFT_FUSE is 0 or 1", "export WEFT_FUSE=yes; weft doctor", 2, {"WEFT_FUSE", "yes"}},
-      {"WEFT_KERNELS names versions", "export WEFT_KERNELS=sm_90; weft doctor", 2, {"WEFT_KERNELS", "sm_90", "sm_80, sm_90a"}},
+      {"WEFT_TARGET names versions", "export WEFT_TARGET=sm_90; weft doctor", 2, {"WEFT_TARGET", "sm_90", "sm_80, sm_90a"}},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.name);
