@@ -531,6 +531,12 @@ std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt, Unused 
   return gradients(output.tensor(), convert(upstream.tensor(), output.dtype(), output.where()), wrt, unused, output.where());
 }
 
+std::vector<Arg> args_of(const std::vector<Tensor>& tensors, Site where) {
+  std::vector<Arg> args;
+  for (const Tensor& t : tensors) args.emplace_back(t, where);
+  return args;
+}
+
 Tensor take_gradient(const Param& param, Site where) {
   param.shape(where);  // an error if it is absent
   Tape& t = tape();

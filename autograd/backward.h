@@ -1,6 +1,7 @@
 // Gradients: reverse traversal of the tape, appending ordinary nodes to it.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -31,6 +32,16 @@ enum class Unused { error, zeros };
 std::vector<Tensor> grad(Arg loss, std::vector<Arg> wrt, Unused unused = Unused::error);
 // With an upstream gradient instead of a loss of one element.
 std::vector<Tensor> grad(Arg output, Arg upstream, std::vector<Arg> wrt, Unused unused = Unused::error);
+// The same of tensors in a vector. (A template: {x, y} is none, and goes to the others.)
+std::vector<Arg> args_of(const std::vector<Tensor>& tensors, Site where);
+template <std::same_as<std::vector<Tensor>> Tensors>
+std::vector<Tensor> grad(Arg loss, const Tensors& wrt, Unused unused = Unused::error) {
+  return grad(loss, args_of(wrt, loss.where()), unused);
+}
+template <std::same_as<std::vector<Tensor>> Tensors>
+std::vector<Tensor> grad(Arg output, Arg upstream, const Tensors& wrt, Unused unused = Unused::error) {
+  return grad(output, upstream, args_of(wrt, output.where()), unused);
+}
 
 // For optimizers: the gradient of `param`, of this recording and of earlier runs together, which the caller thereby consumes;
 // absent if there is none. It is a constant for later gradients.

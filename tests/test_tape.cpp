@@ -361,6 +361,23 @@ TEST(Backward, GradOfAnyTensorAndDetach) {
   EXPECT_EQ(g[2].to_host<float>(), Floats({0}));
 }
 
+TEST(Backward, GradOfTensorsInAVector) {
+  const std::vector<Tensor> in = {vec({1, 2}), vec({3, 4})};
+  const auto [of_loss, of_output, listed] = run([&] {
+    const Tensor y = in[0] * square(in[1]);
+    return std::tuple(grad(sum(y), in), grad(y, vec({1, 10}), in), grad(sum(y), {in[0], in[1]}));
+  });
+  for (const auto& both : {of_loss, listed}) {
+    ASSERT_EQ(both.size(), 2u);
+    EXPECT_EQ(both[0].to_host<float>(), Floats({9, 16}));
+    EXPECT_EQ(both[1].to_host<float>(), Floats({6, 16}));
+  }
+  EXPECT_EQ(of_output[0].to_host<float>(), Floats({9, 160}));
+  EXPECT_EQ(of_output[1].to_host<float>(), Floats({6, 160}));
+  expect_error(ErrorKind::usage, {"does not depend"}, [&] { run([&] { return grad(sum(in[0]), in); }); });
+  EXPECT_EQ(run([&] { return grad(sum(in[0]), in, Unused::zeros)[1]; }).to_host<float>(), Floats({0, 0}));
+}
+
 TEST(Backward, AParamThatDiesInsideTheStepIsAnError) {
   for (const bool before_backward : {true, false})
     expect_error(ErrorKind::usage, {"destroyed", "alive until run returns"}, [&] {
