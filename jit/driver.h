@@ -278,6 +278,7 @@ struct cublasLtMatmulHeuristicResult_t {
   X(CUresult, cuDeviceGetCount, int* count)                                                                                   \
   X(CUresult, cuDeviceGet, CUdevice* device, int ordinal)                                                                     \
   X(CUresult, cuDeviceGetName, char* name, int size, CUdevice device)                                                         \
+  X(CUresult, cuDeviceGetPCIBusId, char* id, int size, CUdevice device) /* "0000:1b:00.0" */                                  \
   X(CUresult, cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice device)                                \
   X(CUresult, cuDeviceTotalMem, std::size_t* bytes, CUdevice device)                                                          \
   X(CUresult, cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                                  \

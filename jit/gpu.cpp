@@ -143,6 +143,19 @@ std::size_t Gpu::memory_in_use() const {
 std::size_t Gpu::held_memory() const { return impl_->held; }
 std::size_t Gpu::peak_memory() const { return impl_->peak; }
 
+std::size_t Gpu::used_memory() const {
+  std::size_t bytes = 0;
+  for (const auto& [block, size] : impl_->blocks) bytes += size;
+  return bytes;
+}
+
+std::string Gpu::bus_id() const {
+  if (emulated_) return "";
+  char id[32] = {};
+  cuda_check(driver_, driver_.cuDeviceGetPCIBusId(id, sizeof id, impl_->device), "cuDeviceGetPCIBusId");
+  return id;
+}
+
 void Gpu::fail_memory(const std::string& what, std::size_t bytes) const {
   std::size_t left = 0, total = 0;
   driver_.cuMemGetInfo(&left, &total);

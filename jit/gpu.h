@@ -77,6 +77,8 @@ class Gpu {
   // Bytes held by this object: States, values of steps, workspaces, and blocks kept for the next request.
   std::size_t held_memory() const;
   std::size_t peak_memory() const;  // the largest held_memory() so far
+  std::size_t used_memory() const;  // of held_memory() what is given out, but not the values of steps
+  std::string bus_id() const;       // "0000:1B:00.0", by which NVML knows it; "" if it is emulated
 
   // Memory. Blocks that are freed are kept for the next request of their size; WEFT_ARENA=split gives each its own allocation.
   std::byte* allocate(std::size_t bytes, const std::string& what);

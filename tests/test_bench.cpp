@@ -4,13 +4,16 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "autograd/settings.h"
+#include "jit/gpu.h"
 #include "jit/json.h"
 #include "tests/expect_error.h"
 #include "tests/temp_folder.h"
 #include "tools/bench/cases.h"
+#include "tools/bench/power.h"
 #include "tools/bench/run.h"
 #include "tools/weft.h"
 
@@ -48,12 +51,20 @@ std::set<std::string> own_rows() {
   return names;
 }
 
+// Whole models that nobody else was measured with, and decoding of more than one text.
+bool without_peer(const std::string& name) {
+  const bool decode = name.starts_with("decode");
+  return name.find("Mamba-10M") != name.npos || name.find("Mamba 4x256") != name.npos ||
+         (decode && (name.find("Transformer") != name.npos || name.find("| batch 1") == name.npos));
+}
+
 TEST(Bench, RowsAreNamedAsThePeersAre) {
   const std::set<std::string> peers = peer_rows(), own = own_rows();
   if (peers.empty()) GTEST_SKIP() << "../shared/bench/peers-h200.json is not there";
   for (const std::string& name : own) {
     const bool sum = name.find("clip_grad_norm_ + AdamW") != std::string::npos;  // compared with two rows
-    EXPECT_TRUE(sum || peers.count(name)) << "no peer has: " << name;
+    EXPECT_TRUE(sum || without_peer(name) || peers.count(name)) << "no peer has: " << name;
+    EXPECT_FALSE(without_peer(name) && peers.count(name)) << "a peer has: " << name;
   }
   const std::set<std::string> groups(bench_groups().begin(), bench_groups().end());
   for (const std::string& name : peers)
@@ -89,6 +100,11 @@ TEST(Bench, SmokeRunWritesEveryRow) {
       continue;
     }
     for (const char* key : {"floor_ms", "bound", "x_floor"}) EXPECT_TRUE(row.contains(key)) << key;
+    if (group == "e2e" || group == "decode") {
+      EXPECT_GT(row.at("tokens_s"), 0);
+      EXPECT_GT(row.at("kernels"), 0);
+      EXPECT_EQ(row.contains("peak_gb"), group == "e2e" && is_gpu(device()));
+    }
     EXPECT_TRUE(phase != "both" || (row.contains("wall_ms") && row.contains("first_s")));
   }
 
@@ -111,6 +127,67 @@ TEST(Bench, FloorsAreThoseOfThePeers) {
   EXPECT_DOUBLE_EQ(row.at("x_floor"), 9.44);
   EXPECT_DOUBLE_EQ(row.at("sfu_ms"), 0.09629);
   EXPECT_EQ(row.at("bound"), "memory");
+}
+
+// The floors of whole steps too: products and attention, then everything else.
+TEST(Bench, FloorsOfStepsAreThoseOfThePeers) {
+  const TempFolder folder;
+  const fs::path json = folder / "bench.json";
+  BenchReport report(json);
+  report.ceilings = {{"copy_gbps", 4252.8}, {"bf16_tflops", 791.0}};
+  for (const BenchCase& c : bench_cases("e2e", false)) report.add(c.rows[0].name, 100, c.rows[0].work);
+  report.save();
+  const std::map<std::string, double> peers = {
+      {"Mamba-130M", 23.733}, {"Mamba2-130M", 25.493}, {"Hymba-style 15x512", 5.59}, {"Transformer 15x512", 3.173}};
+  std::size_t found = 0;
+  for (const auto& row : read_json(json).at("rows")) {
+    const auto peer = peers.find(row.at("op"));
+    if (peer == peers.end()) continue;
+    ++found;
+    EXPECT_NEAR(row.at("floor_ms"), peer->second, 0.01 * peer->second) << row.dump();
+  }
+  EXPECT_EQ(found, peers.size());
+}
+
+TEST(Bench, WholeModelsNeedAGpu) {
+  if (is_gpu(device())) GTEST_SKIP() << "there is one";
+  for (const char* group : {"e2e", "decode"})
+    for (const BenchCase& c : bench_cases(group, false))
+      EXPECT_EQ(c.for_gpu, c.rows[0].name.op != "Mamba 4x256") << c.rows[0].name.op;
+}
+
+TEST(Bench, PowerIsSummarised) {
+  EXPECT_FALSE(summary({}));
+  const auto use = summary({{1980, 300, false}, {1500, 690, true}, {1400, 690, true}, {1600, 640, false}});
+  ASSERT_TRUE(use);
+  EXPECT_EQ(use->mhz, 1600);
+  EXPECT_EQ(use->least_mhz, 1400);
+  EXPECT_EQ(use->watts, 580);
+  EXPECT_EQ(use->capped, 0.5);
+  if (is_gpu(device()) && !Gpu::of(device()).emulated()) return;
+  EXPECT_TRUE(PowerMeter::missing());
+  PowerMeter meter;
+  EXPECT_FALSE(meter.stop());
+}
+
+// Figures of several files count together, and a file that is not there is told of before anything is measured.
+TEST(Bench, PeersOfSeveralFiles) {
+  const TempFolder folder;
+  const auto peers = [&](const char* name, const char* impl, double ms) {
+    const fs::path file = folder / name;
+    std::ofstream(file) << R"({"rows": [{"group": "e2e", "op": "A", "shape": "1x1", "phase": "step", "impl": ")" << impl
+                        << R"(", "ms": )" << ms << "}]}";
+    return file.string();
+  };
+  const std::vector<std::string> files = {peers("a.json", "slow", 5), peers("b.json", "fast", 2)};
+  BenchReport report("");
+  report.add({"e2e", "A", "1x1", "step"}, 1, {});
+  testing::internal::CaptureStdout();
+  report.print_against(files);
+  const std::string text = testing::internal::GetCapturedStdout();
+  EXPECT_NE(text.find("fast"), text.npos) << text;
+  EXPECT_EQ(text.find("slow"), text.npos) << text;
+  expect_error(ErrorKind::io, {"nowhere.json"}, [] { run_bench({.groups = {"scan"}, .against = {"nowhere.json"}}); });
 }
 
 // What is kept costs no kernel of its own, separates forward from backward, and stays out of the values' way.

@@ -12,7 +12,7 @@ TEST_P(GpuMemory, IsCountedAsTheDriverCountsIt) {
   if (GetParam() == Device::cuda)
     if (const auto missing = missing_cuda_device()) GTEST_SKIP() << *missing;
   Gpu& gpu = Gpu::of(GetParam());
-  const std::size_t held = gpu.held_memory(), in_use = gpu.memory_in_use();
+  const std::size_t held = gpu.held_memory(), in_use = gpu.memory_in_use(), used = gpu.used_memory();
   const auto expect = [&](std::size_t more) {
     EXPECT_EQ(gpu.held_memory() - held, more);
     // A driver rounds up to pages.
@@ -22,6 +22,7 @@ TEST_P(GpuMemory, IsCountedAsTheDriverCountsIt) {
   const std::size_t block = 41 << 20, page = gpu.granularity();  // of a size that nothing else has
   std::byte* memory = gpu.allocate(block, "test");
   expect(block);
+  EXPECT_EQ(gpu.used_memory() - used, block);
   std::byte* base = gpu.reserve(8 * page);
   expect(block);
   gpu.extend(base, 0, 3 * page, "test");
@@ -31,6 +32,8 @@ TEST_P(GpuMemory, IsCountedAsTheDriverCountsIt) {
   gpu.free(memory);
   expect(split_memory() ? 4 * page : block + 4 * page);
   EXPECT_EQ(gpu.peak_memory(), peak);
+  EXPECT_EQ(gpu.used_memory(), used);
+  EXPECT_EQ(gpu.bus_id().empty(), gpu.emulated());
   gpu.free(gpu.allocate(block, "test"));  // the same again
   EXPECT_EQ(gpu.peak_memory(), peak);
 }

@@ -18,6 +18,7 @@
 #include "ops/ops.h"
 #include "optim/adamw.h"
 #include "optim/clip.h"
+#include "tools/bench/models.h"
 
 namespace weft {
 namespace {
@@ -95,7 +96,7 @@ BenchCase forward_case(const RowName& name, const Work& work, std::function<Benc
 // The usual training step: y, then the gradients of what `wrt` holds.
 void differentiate(const Keep& keep, bool backward, const Tensor& y, const State& upstream, const std::vector<Tensor>& wrt) {
   keep(y);
-  if (backward) keep(grad(y, upstream, {wrt.begin(), wrt.end()}));
+  if (backward) keep(grad(y, upstream, wrt));
 }
 
 std::vector<Tensor> values_of(const std::vector<State>& states) {
@@ -562,8 +563,8 @@ std::vector<BenchCase> overhead(bool smoke) {
 }  // namespace
 
 const std::vector<std::string>& bench_groups() {
-  static const std::vector<std::string> groups = {"ceilings",  "gemm",      "scan",  "ssd",     "conv",
-                                                  "attention", "pointwise", "optim", "overhead"};
+  static const std::vector<std::string> groups = {"ceilings",  "gemm",  "scan",     "ssd", "conv",  "attention",
+                                                  "pointwise", "optim", "overhead", "e2e", "decode"};
   return groups;
 }
 
@@ -576,7 +577,9 @@ std::vector<BenchCase> bench_cases(const std::string& group, bool smoke) {
                                                                                  {"attention", attentions},
                                                                                  {"pointwise", pointwise_cases},
                                                                                  {"optim", optim},
-                                                                                 {"overhead", overhead}};
+                                                                                 {"overhead", overhead},
+                                                                                 {"e2e", e2e_cases},
+                                                                                 {"decode", decode_cases}};
   for (const auto& [name, make] : makers)
     if (group == name) return make(smoke);
   fail(ErrorKind::usage, fmt::format("bench: no group '{}'{}", group, suggestion(group, bench_groups())));

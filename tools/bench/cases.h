@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,14 +19,16 @@ struct BenchRow {
 };
 
 struct Measured {
-  std::vector<double> ms;  // of each row of the case
-  BenchJson extra = {};    // further keys of the last row
+  std::vector<double> ms;         // of each row of the case
+  BenchJson extra = {};           // further keys of the last row
+  std::optional<Work> work = {};  // of the last row, where it is known only then
 };
 
 // Rows that are measured together: forward, backward and both.
 struct BenchCase {
   std::vector<BenchRow> rows;
   std::function<Measured(const TimeLimits&)> measure;
+  bool for_gpu = false;  // too much for a CPU
 };
 
 // The group of the ceilings comes first, since the floors of all other rows follow from it. `smoke`: the same rows on tiny

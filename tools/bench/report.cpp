@@ -36,9 +36,11 @@ std::string line(const BenchJson& row) {
     const char *key, *before, *after;
     int digits;
   };
-  constexpr Field fields[] = {{"wall_ms", "wall ", "", 3},  {"gbps", "", "GB/s", 0},   {"tflops", "", "TF", 1},
-                              {"x_floor", "x", "", 2},      {"sfu_ms", "sfu ", "", 3}, {"first_s", "1st ", "s", 1},
-                              {"us_per_op", "", "us/op", 2}};
+  constexpr Field fields[] = {{"wall_ms", "wall ", "", 3},   {"tokens_s", "", " tokens/s", 0}, {"gbps", "", "GB/s", 0},
+                              {"tflops", "", "TF", 1},       {"x_floor", "x", "", 2},          {"sfu_ms", "sfu ", "", 3},
+                              {"peak_gb", "", " GiB", 2},    {"first_s", "1st ", "s", 1},      {"kernels", "", " kernels", 0},
+                              {"us_per_op", "", "us/op", 2}, {"burst_ms", "burst ", "", 3},    {"clock_mhz", "", " MHz", 0},
+                              {"power_w", "", " W", 0}};
   for (const Field& f : fields)
     if (row.contains(f.key)) s += fmt::format(" {}{:.{}f}{}", f.before, row.at(f.key).get<double>(), f.digits, f.after);
   return row.contains("note") ? s + " " + row.at("note").get<std::string>() : s;
@@ -107,7 +109,7 @@ void BenchReport::add(const RowName& name, double ms, const Work& work, const Be
   const double copy = ceilings.value("copy_gbps", 0.0), products = ceilings.value("bf16_tflops", 0.0);
   if (copy > 0 && products > 0 && (work.bytes > 0 || work.flops > 0)) {
     const double bytes_ms = work.bytes / copy / 1e6, flops_ms = work.flops / products / 1e9,
-                 floor = std::max(bytes_ms, flops_ms);
+                 floor = work.in_turn ? bytes_ms + flops_ms : std::max(bytes_ms, flops_ms);
     row["floor_ms"] = rounded(floor, 5);
     row["bound"] = bytes_ms >= flops_ms ? "memory" : "compute";
     row["x_floor"] = rounded(ms / floor, 2);
@@ -144,13 +146,18 @@ void BenchReport::save() const {
   file.commit();
 }
 
-void BenchReport::print_against(const std::filesystem::path& file) const {
-  const nlohmann::json peers = read_json(file);
-  if (!peers.contains("rows"))
-    fail(ErrorKind::io, fmt::format("{}: has no rows", file.string()), {},
-         "give a file that `weft bench --json` wrote, or one of its form");
-  print("\nbeside {} on {}; ratio: peer's time / weft's\n", file.string(),
-        peers.value("meta", nlohmann::json::object()).value("device", "another machine"));
+void BenchReport::print_against(const std::vector<std::string>& files) const {
+  nlohmann::json peers = nlohmann::json::array();
+  print("\n");
+  for (const std::string& file : files) {
+    const nlohmann::json all = read_json(file);
+    if (!all.contains("rows"))
+      fail(ErrorKind::io, fmt::format("{}: has no rows", file), {},
+           "give a file that `weft bench --json` wrote, or one of its form");
+    for (const nlohmann::json& row : all.at("rows")) peers.push_back(row);
+    print("beside {} on {}\n", file, all.value("meta", nlohmann::json::object()).value("device", "another machine"));
+  }
+  print("ratio: peer's time / weft's\n");
   print("{:<9} {:<28} {:<22} {:<5} {:>10} {:>8} {:>10} {:>8} {:>7}  {}\n", "group", "op", "shape", "phase", "weft ms", "floor",
         "peer ms", "floor", "ratio", "peer");
   for (std::size_t i = 0; i < rows_.size(); ++i) {
@@ -162,7 +169,7 @@ void BenchReport::print_against(const std::filesystem::path& file) const {
     }
     const double ms = rows_[i].at("ms").get<double>();
     print("{:>10.4f} {:>8}", ms, distance(rows_[i].value("x_floor", 0.0)));
-    if (const auto peer = best_peer(peers.at("rows"), n))
+    if (const auto peer = best_peer(peers, n))
       print(" {:>10.4f} {:>8} {:>7.2f}  {}\n", peer->ms, distance(peer->x_floor), peer->ms / ms, peer->impl);
     else
       print(" {:>10}\n", "no peer");

@@ -15,7 +15,10 @@ using BenchJson = nlohmann::ordered_json;
 // The least that the computation of a row must do: inputs read once, outputs written once, nothing stored in between.
 struct Work {
   double bytes = 0, flops = 0, exps = 0;
-  friend Work operator+(const Work& a, const Work& b) { return {a.bytes + b.bytes, a.flops + b.flops, a.exps + b.exps}; }
+  bool in_turn = false;  // bytes and operations are those of different kernels, so that their times add up
+  friend Work operator+(const Work& a, const Work& b) {
+    return {a.bytes + b.bytes, a.flops + b.flops, a.exps + b.exps, a.in_turn || b.in_turn};
+  }
 };
 
 struct RowName {
@@ -38,9 +41,9 @@ class BenchReport {
   void add_note(const RowName& name, const std::string& note);  // a row without a time, and the reason
   void save() const;
 
-  // Each row of this run next to the fastest row of `file` with the same name. Layouts of one shape (cf, cl) count as the same;
-  // an op "a + b" that no peer has is compared with the sum of the two.
-  void print_against(const std::filesystem::path& file) const;
+  // Each row of this run next to the fastest row of the files with the same name. Layouts of one shape (cf, cl) count as the
+  // same; an op "a + b" that no peer has is compared with the sum of the two.
+  void print_against(const std::vector<std::string>& files) const;
 
  private:
   void append(BenchJson row, const RowName& name);

@@ -22,10 +22,12 @@
 #include "jit/emulator/device.h"
 #include "jit/error.h"
 #include "jit/gpu.h"
+#include "jit/json.h"
 #include "jit/print.h"
 #include "tools/bench/cases.h"
 #include "tools/bench/host.h"
 #include "tools/bench/mamba2_block.h"
+#include "tools/bench/power.h"
 #include "tools/bench/report.h"
 
 namespace weft {
@@ -99,6 +101,7 @@ class Bench {
   explicit Bench(const BenchOptions& options) : options_(options), report_(options.json) {
     limits_.budget_ms = options.budget_ms / (options.quick ? 5 : 1);
     limits_.row_s = options.row_timeout;
+    limits_.step_s = options.smoke ? 0 : options.step_seconds / (options.quick ? 5 : 1);
     describe_device(report_);
   }
 
@@ -115,8 +118,7 @@ class Bench {
     else if (group == "ceilings")
       run_ceilings();
     else
-      for (const BenchCase& c : bench_cases(group, options_.smoke))
-        if (const auto measured = measure(c)) add(c, *measured);
+      run_cases(group);
     print("# {}: {:.1f} s\n", group, seconds_since(start));
   }
 
@@ -134,7 +136,9 @@ class Bench {
       report_.add_note(name, text);
     };
     if (seconds_since(start_) > options_.deadline) return note("skipped: past the deadline"), std::nullopt;
-    const double patience = limits_.row_s * 1.5 + 20;
+    if (c.for_gpu && !options_.smoke && !is_gpu(device()))
+      return note("skipped: it is for a GPU; --smoke measures a small one"), std::nullopt;
+    const double patience = limits_.row_s * 1.5 + 20 + limits_.step_s;
     const Watchdog watchdog(patience, [&] { note(fmt::format("failed: stuck past {:.0f} s; the run ends here", patience)); });
     try {
       return c.measure(limits_);
@@ -149,8 +153,16 @@ class Bench {
     for (std::size_t i = 0; i < c.rows.size(); ++i) {
       BenchJson extra = i + 1 == c.rows.size() && measured.extra.is_object() ? measured.extra : BenchJson::object();
       if (!c.rows[i].note.empty()) extra["note"] = c.rows[i].note;
-      report_.add(c.rows[i].name, measured.ms[i], c.rows[i].work, extra);
+      const bool last = i + 1 == c.rows.size();
+      report_.add(c.rows[i].name, measured.ms[i], last ? measured.work.value_or(c.rows[i].work) : c.rows[i].work, extra);
     }
+  }
+
+  void run_cases(const std::string& group) {
+    if (group == "e2e")
+      if (const auto missing = PowerMeter::missing()) print("# clock and power are not measured: {}\n", *missing);
+    for (const BenchCase& c : bench_cases(group, options_.smoke))
+      if (const auto measured = measure(c)) add(c, *measured);
   }
 
   // Their own rows have floors too, so all are measured before the first is reported.
@@ -191,7 +203,11 @@ std::vector<std::string> chosen_groups(const std::vector<std::string>& words) {
   if (words.empty())
     for (const std::string& group : all)
       if (is_machine_group(group) != is_gpu(device()) && group != "mamba2block") wanted.push_back(group);
-  const bool floors = std::any_of(wanted.begin(), wanted.end(), [](const std::string& g) { return !prints_itself(g); });
+  // On a CPU whole models are not worth the minutes that the ceilings take there.
+  const auto has_floor = [](const std::string& g) {
+    return !prints_itself(g) && (is_gpu(device()) || (g != "e2e" && g != "decode"));
+  };
+  const bool floors = std::any_of(wanted.begin(), wanted.end(), has_floor);
   std::vector<std::string> groups;
   for (const std::string& group : all)
     if (std::find(wanted.begin(), wanted.end(), group) != wanted.end() || (floors && group == "ceilings"))
@@ -225,6 +241,7 @@ void run_bench(const BenchOptions& options) {
   if (device() == Device::emu && !options.smoke)
     fail(ErrorKind::usage, "bench: the emulated device is far too slow for these shapes", {},
          "add --smoke, or use --device cuda");
+  for (const std::string& file : options.against) read_json(file);  // minutes before it is needed
   const auto start = Clock::now();
   Bench bench(options);
   for (const std::string& group : groups) bench.run_group(group);

@@ -23,10 +23,6 @@ int repeats(double one_ms, const TimeLimits& limits) {
   return int(std::clamp(limits.budget_ms / std::max(one_ms, 1e-3), 5.0, 100.0));
 }
 
-void check_time(double seconds, const TimeLimits& limits) {
-  if (seconds > limits.row_s) fail(ErrorKind::training, fmt::format("over {:.0f} s", limits.row_s));
-}
-
 void run_step(const BenchStep& step) {
   run([&] { step(Keep()); });
 }
@@ -62,6 +58,10 @@ void time_kernels(StepTimes& t, const TimedStep& step, const TimeLimits& limits)
 }
 
 }  // namespace
+
+void check_time(double seconds, const TimeLimits& limits) {
+  if (seconds > limits.row_s) fail(ErrorKind::training, fmt::format("over {:.0f} s", limits.row_s));
+}
 
 double median(std::vector<double> values) {
   const auto middle = values.begin() + std::ptrdiff_t(values.size() / 2);

@@ -41,7 +41,10 @@ struct StepTimes {
 struct TimeLimits {
   double budget_ms = 300;  // for timing one thing, which is repeated 5 to 100 times
   double row_s = 120;      // an error when a step's warm-up takes longer
+  double step_s = 30;      // for timing a whole training step
 };
+
+void check_time(double seconds, const TimeLimits& limits);  // an error if a warm-up took longer
 
 double median(std::vector<double> values);  // of at least one
 

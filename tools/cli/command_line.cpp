@@ -249,7 +249,8 @@ void add_others(CLI::App& app, VerifyCommand& verify, std::function<int()>& chos
 
 void add_bench(CLI::App& app, BenchCommand& c, std::function<int()>& chosen) {
   CLI::App* sub = subcommand(
-      app, "bench", "Measure kernels against what the device could do, the interpreter, and the host's cost of a step",
+      app, "bench",
+      "Measure kernels against what the device could do, whole models, the interpreter, and the host's cost of a step",
       [&] { return cmd_bench(c); }, chosen);
   BenchOptions& o = c.bench;
   std::vector<std::string> groups = all_bench_groups();
@@ -265,13 +266,16 @@ void add_bench(CLI::App& app, BenchCommand& c, std::function<int()>& chosen) {
   sub->add_option("--json", o.json, "File for the figures; an existing one is merged into")
       ->type_name(kFile)
       ->default_str("none");
-  sub->add_option("--against", o.against, "JSON file of other implementations' figures, to print beside weft's")
+  sub->add_option("--against", o.against, "JSON files of other implementations' figures, to print beside weft's")
+      ->delimiter(',')
+      ->allow_extra_args(false)
       ->type_name(kFile)
       ->default_str("none");
   sub->add_option("--budget-ms", o.budget_ms, "Time for timing one row")->check(at_least(0));
+  sub->add_option("--step-seconds", o.step_seconds, "Time for timing one training step of a whole model")->check(at_least(0));
   sub->add_option("--row-timeout", o.row_timeout, "Seconds after which a row is given up")->check(at_least(0));
   sub->add_option("--deadline", o.deadline, "Seconds after which no row is started")->check(at_least(0))->default_str("none");
-  sub->add_flag("--quick", o.quick, "Fewer repeats: a fifth of the budget (=off)");
+  sub->add_flag("--quick", o.quick, "Fewer repeats: a fifth of these times (=off)");
   sub->add_flag("--smoke", o.smoke, "Tiny shapes, to try the command itself (=off)");
   sub->add_flag("--list", o.list, "Print the rows and measure nothing (=off)");
   add_device(sub, c.device);
