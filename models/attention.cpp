@@ -91,8 +91,13 @@ struct Rope::Impl {
   }
 };
 
-Rope::Rope(RopeOptions options, std::int64_t key, DType dtype)
-    : impl_(std::make_shared<Impl>(std::move(options), key, dtype == DType::f64 ? DType::f64 : DType::f32)) {}
+Rope::Rope(RopeOptions options, std::int64_t key, DType dtype) {
+  const auto positive = [](double x) { return x > 0 && std::isfinite(x); };
+  if (key < 2 || key % 2 != 0 || !positive(options.base) || !positive(options.factor))
+    fail(ErrorKind::usage, "Rope: an even number of features, and a base and a factor above 0, are needed",
+         fmt::format("{} features, base {}, factor {}", key, options.base, options.factor));
+  impl_ = std::make_shared<Impl>(std::move(options), key, dtype == DType::f64 ? DType::f64 : DType::f32);
+}
 
 RopeTable Rope::table(std::int64_t length) const {
   if (!impl_) return {};
@@ -343,7 +348,23 @@ KeysValues keys_values(const Tensor& k, const Tensor& v, const AttentionSizes& s
   return all;
 }
 
+namespace {
+
+// A table of other sizes would turn by other angles than those of the place.
+void check_table(const Tensor& q, const AttentionPass& pass) {
+  if (!pass.rope) return;
+  const Shape table = pass.rope.cos.shape();
+  const std::int64_t places = std::max(pass.first + pass.count, pass.first + q.dim(1));
+  if (table[0] < places || 2 * table[1] != q.dim(3))
+    fail(ErrorKind::usage, "attention: the table of rotary positions does not fit",
+         fmt::format("it has {} places of {} features; the pass has {} of {}", table[0], 2 * table[1], places, q.dim(3)),
+         "Rope(options, features of a head, type).table(places) makes one that does");
+}
+
+}  // namespace
+
 Tensor attend(const Tensor& q, const KeysValues& keys, const AttentionPass& pass) {
+  check_table(q, pass);
   AttentionOptions options{.causal = !keys.cached, .mask = keys.mask, .pairing = pass.rope.pairing};
   if (!keys.cached) options.rotate = pass.rope.rotate(), options.segments = pass.segments.ids;
   const Tensor queries = keys.cached ? rotated(q, pass) : q;

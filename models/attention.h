@@ -48,6 +48,7 @@ struct RopeTable {
 class Rope {
  public:
   Rope() = default;  // absent: the layers do not know where a token stands
+  // Errors (ErrorKind::usage): an odd number of features, a base or factor that is not positive.
   Rope(RopeOptions options, std::int64_t key, DType dtype);
   RopeTable table(std::int64_t length) const;  // for the places below `length`
 
@@ -113,7 +114,8 @@ class KvCache {
 // The keys and values of a layer's pass, those of its cache included if it has one (absent: a pass without).
 KeysValues keys_values(const Tensor& k, const Tensor& v, const AttentionSizes& sizes, const AttentionPass& pass,
                        const KvCache& cache = {});
-// q (b, t, h, dk) -> (b, t, h, dv): flash attention over them.
+// q (b, t, h, dk) -> (b, t, h, dv): flash attention over them. Errors (ErrorKind::usage): the pass's rotary table has fewer
+// places than it, or is that of other features.
 Tensor attend(const Tensor& q, const KeysValues& keys, const AttentionPass& pass);
 
 // Mean number of keys that a query of a text of `length` tokens sees: for counts of operations.

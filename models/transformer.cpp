@@ -104,6 +104,24 @@ Tensor Transformer::forward_in(const Tensor& ids, const TextFlow& flow) {
 std::unique_ptr<ModelCache> Transformer::make_cache(std::int64_t batch) const {
   return std::make_unique<TransformerCache>(config_, batch);
 }
+std::vector<Tensor> Transformer::attention_maps(const Tensor& ids, const std::vector<std::int64_t>& wanted, Site where) {
+  for (const std::int64_t l : wanted)
+    if (l < 0 || l >= config_.layers)
+      fail_at(where, "attention_maps: there is no such layer", fmt::format("layer {}, {} layers", l, config_.layers),
+              "layers count from 0");
+  check_texts(ids, config_.longest(), where);
+  NoGrad scope;
+  std::vector<Tensor> all(blocks_.size()), maps;
+  AttentionPass pass = attention_pass(rope_, ids.dim(1));
+  Tensor x = embed_tokens_(ids);
+  for (std::size_t l = 0; l < blocks_.size(); ++l) {
+    pass.map = &all[l];
+    x = blocks_[l](x, pass);
+  }
+  for (const std::int64_t l : wanted) maps.push_back(all[std::size_t(l)]);
+  return maps;
+}
+
 
 CacheBytes Transformer::cache_bytes(std::int64_t length) const {
   CacheBytes all{.layers = config_.layers, .caches = config_.layers};

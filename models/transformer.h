@@ -59,6 +59,10 @@ class Transformer : public LanguageModel {
   CacheBytes cache_bytes(std::int64_t length) const override;
 
   const TransformerConfig& config() const { return config_; }
+  // The attention of these layers to all that they see: (b, h, t, t) for each. Rows sum to 1; what is not seen is 0. Errors
+  // (ErrorKind::usage): no such layer.
+  std::vector<Tensor> attention_maps(const Tensor& ids, const std::vector<std::int64_t>& layers, Site where = Site::current());
+
 
   std::int64_t vocab() const override { return config_.vocab; }
   // Dynamic scaling turns all keys anew with every token beyond the context: a cache, which keeps them, ends there.

@@ -238,6 +238,16 @@ TEST(CrossEntropy, Prologue) {  // an expression of the logits, and logits that 
   EXPECT_EQ(cross_entropy(part, labels).item(), cross_entropy(dense, labels).item());
 }
 
+TEST(Norm, AnEpsThatIsNoSmallNumberIsAnError) {
+  const Tensor x = ones({2, 4});
+  for (const double eps : {-1e-5, std::nan(""), double(INFINITY)}) {
+    expect_error(ErrorKind::usage, {"rms_norm: eps is negative or not finite", "at test_norm_ce.cpp:"},
+                 [&] { rms_norm(x, Tensor{}, eps); });
+    expect_error(ErrorKind::usage, {"layer_norm: eps"}, [&] { layer_norm(x, Tensor{}, Tensor{}, eps); });
+  }
+  rms_norm(x, Tensor{}, 0);
+}
+
 TEST(CrossEntropy, BadLabels) {
   for (const int bad : {5, 7, -1}) {
     const Tensor x = zeros({2, 3, 5});

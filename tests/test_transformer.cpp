@@ -152,6 +152,32 @@ TEST(Rope, AnglesOfTheScalings) {
 }
 
 // Values of Llama 3.1 by the published formula, in double.
+// A table for fewer places, or for keys of another size, whose pairs would turn by other angles.
+TEST(Rope, ATableThatDoesNotFitIsAnError) {
+  const Rope rope({}, 16, DType::f32);
+  const auto attended = [&](std::int64_t t, std::int64_t features, const RopeTable& table) {
+    const Tensor x = zeros({1, t, 1, features});
+    return run([&] {
+      AttentionPass pass{.count = t, .rope = table};
+      return attend(x, {.k = x, .v = x}, pass);
+    });
+  };
+  EXPECT_EQ(attended(300, 16, rope.table(300)).shape(), (Shape{1, 300, 1, 16}));
+  expect_error(ErrorKind::usage,
+               {"the table of rotary positions does not fit", "256 places of 16 features; the pass has 300 of 16"},
+               [&] { attended(300, 16, rope.table(200)); });
+  for (const std::int64_t features : {8, 32})
+    expect_error(ErrorKind::usage, {"the table of rotary positions does not fit"},
+                 [&] { attended(5, features, rope.table(5)); });
+}
+
+TEST(Rope, OptionsThatMakeNoSenseAreErrors) {
+  for (const RopeOptions& o : {RopeOptions{.base = 0}, RopeOptions{.base = NAN}, RopeOptions{.factor = -1}})
+    expect_error(ErrorKind::usage, {"Rope: an even number of features, and a base and a factor above 0"},
+                 [&] { Rope(o, 16, DType::f32); });
+  expect_error(ErrorKind::usage, {"15 features"}, [] { Rope({}, 15, DType::f32); });
+}
+
 TEST(Rope, Llama3SlowsTheSlowPairs) {
   const RopeOptions o{.base = 5e5, .scaling = RopeScaling::llama3, .factor = 8, .trained = 8192, .low = 1, .high = 4};
   const std::vector<double> angles = rope_angles(o, 128, 100);
@@ -489,6 +515,33 @@ TEST(Transformer, EqualsThePlainFormulasInDouble) {
     const auto ids = tokens(11);
     EXPECT_LT(farthest(logits_for(model, ids), PlainTransformer(model).logits(ids)), 1e-10) << i;
   }
+}
+
+TEST(Transformer, AttentionMaps) {
+  TransformerConfig config = little();
+  config.layers = 3, config.window = 5, config.windowed = {true, false, true};
+  Transformer model(config);
+  constexpr std::int64_t kTokens = 9, kHeads = 4;
+  const auto maps = run([&] { return model.attention_maps(Tensor::from(tokens(kTokens), {1, kTokens}), {2, 1}); });
+  ASSERT_EQ(maps.size(), 2u);
+  for (std::size_t m = 0; m < maps.size(); ++m) {
+    ASSERT_EQ(maps[m].shape(), (Shape{1, kHeads, kTokens, kTokens}));
+    const std::vector<double> p = maps[m].to_host<double>();
+    for (std::int64_t row = 0; row < kHeads * kTokens; ++row) {
+      const std::int64_t i = row % kTokens;
+      double sum = 0;
+      for (std::int64_t j = 0; j < kTokens; ++j) {
+        const double value = p[std::size_t(row * kTokens + j)];
+        EXPECT_EQ(value > 0, j <= i && (m == 1 || i - j < 5)) << m << ": " << i << ", " << j;
+        sum += value;
+      }
+      EXPECT_NEAR(sum, 1, 1e-5);
+    }
+  }
+  for (const std::int64_t layer : {std::int64_t(-1), std::int64_t(3)})
+    expect_error(ErrorKind::usage, {"there is no such layer", "3 layers", "at test_transformer.cpp:"}, [&] {
+      run([&] { return model.attention_maps(Tensor::from(tokens(2), {1, 2}), {layer}); });
+    });
 }
 
 TEST(Transformer, AWindowLargerThanTheTextSeesAll) {
