@@ -8,6 +8,7 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/print.h"
+#include "models/sample.h"
 #include "tools/cli/commands.h"
 #include "tools/evaluate/generate.h"
 
@@ -85,6 +86,7 @@ void report(const LanguageModel& model, const std::vector<GeneratedText>& made) 
 }  // namespace
 
 int cmd_generate(const GenerateCommand& c) {
+  check_sampling(c.options.temperature, c.options.top_k, c.options.top_p);  // before anything is written
   const std::vector<std::string> prompts = prompts_of(c);
   const TextModel lm = open_model(c.model);
   const Output out;
