@@ -386,6 +386,7 @@ double cached_elements(const AttentionSizes& sizes, std::int64_t length) {
 
 SelfAttention::SelfAttention(const SelfAttentionOptions& o)
     : sizes_(o.sizes),
+      key_scale_(o.key_scale),
       q_proj_(o.width, o.sizes.heads * o.sizes.key,
               {.bias = o.bias, .weight_init = o.weight_init, .bias_init = init::constant(0), .dtype = o.dtype}),
       o_proj_(o.sizes.heads * o.sizes.value, o.width,
@@ -410,9 +411,10 @@ SelfAttention::SelfAttention(const SelfAttentionOptions& o)
 
 KeysValues SelfAttention::own_keys(const Tensor& x, const AttentionPass& pass, const KvCache& cache) {
   const std::int64_t b = x.dim(0), t = x.dim(1);
-  const Tensor k = reshape((*k_proj_)(x), {b, t, sizes_.groups, sizes_.key});
+  const Tensor projected = reshape((*k_proj_)(x), {b, t, sizes_.groups, sizes_.key});
+  const Tensor k = k_norm_ ? (*k_norm_)(projected) : projected;
   const Tensor v = reshape((*v_proj_)(x), {b, t, sizes_.groups, sizes_.value});
-  return keys_values(k_norm_ ? (*k_norm_)(k) : k, v, sizes_, pass, cache);
+  return keys_values(key_scale_ == 1 ? k : k * key_scale_, v, sizes_, pass, cache);
 }
 
 Tensor SelfAttention::forward(const Tensor& x, const AttentionPass& pass, const KvCache& cache, KeysValues* shared) {

@@ -131,6 +131,7 @@ struct SelfAttentionOptions {
   bool bias = false, out_bias = false;  // of the projections to queries, keys, values; of that of the result
   bool norms = false;                   // RMS norms of each head's query and key, before they are rotated
   double eps = 1e-6;                    // of the norms
+  double key_scale = 1;                 // keys are multiplied with it, before they are rotated
   bool keys = true;                     // false: it has no projections to keys and values, and reads those of another layer
   Initialiser weight_init = {};         // default: that of Linear
   DType dtype = DType::f32;             // of the parameters
@@ -147,6 +148,7 @@ class SelfAttention : public Layer<SelfAttention> {
   KeysValues own_keys(const Tensor& x, const AttentionPass& pass, const KvCache& cache);
 
   AttentionSizes sizes_;
+  double key_scale_;
   Linear q_proj_;                          // d -> h dk
   std::optional<Linear> k_proj_, v_proj_;  // d -> g dk, d -> g dv
   Linear o_proj_;                          // h dv -> d

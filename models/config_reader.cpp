@@ -97,6 +97,29 @@ void ConfigReader::need(const std::vector<std::string>& keys, bool null_says_som
 
 void ConfigReader::ignore(const std::vector<std::string>& keys) { known_.insert(keys.begin(), keys.end()); }
 
+namespace {
+
+// A number, or infinity as transformers 5 writes it.
+std::optional<double> number_of(const json& value) {
+  if (value.is_number()) return value.get<double>();
+  if (value.is_object() && value.size() == 1 && value.contains("__float__") && value["__float__"] == "Infinity")
+    return std::numeric_limits<double>::infinity();
+  return {};
+}
+
+}  // namespace
+
+void ConfigReader::read_range(const std::string& key, double& low, double& high) {
+  const json* j = find(key);
+  if (!j) return;
+  const bool two = j->is_array() && j->size() == 2;
+  const std::optional<double> a = two ? number_of((*j)[0]) : std::nullopt, b = two ? number_of((*j)[1]) : std::nullopt;
+  if (a && b)
+    low = *a, high = *b;
+  else
+    problem("two numbers are expected, the least and the largest", fmt::format("{} = {}", key, j->dump()));
+}
+
 void ConfigReader::ignore_common() {
   ignore({"architectures",
           "model_type",

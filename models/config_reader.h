@@ -41,6 +41,7 @@ class ConfigReader {
   void read(const std::string& key, bool& flag);
   void read(const std::string& key, std::optional<std::int64_t>& token);  // an id; negative: none; of a list the first
   void read(const std::string& key, std::vector<std::int64_t>& tokens);   // an id or a list of them; negative: none
+  void read_range(const std::string& key, double& low, double& high);     // [low, high]; high may be infinity
   template <class Config>
   void read(Config& config, std::initializer_list<ConfigKey<Config>> keys) {
     for (const ConfigKey<Config>& k : keys) std::visit([&](auto field) { read(k.key, config.*field); }, k.field);

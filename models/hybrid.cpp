@@ -21,18 +21,32 @@ HybridCache::HybridCache(const HybridSizes& s, std::int64_t b) : ModelCache(b) {
   for (std::int64_t l = 0; l < s.layers(); ++l) {
     const std::string name = fmt::format("model.layers.{}", l);
     HybridLayerCache layer;
-    if (s.has_mamba(l)) layer.mamba.emplace(s.mamba, b, name + ".mamba");
+    if (s.has_mamba(l) && s.mamba2) layer.mamba2.emplace(*s.mamba2, b, name + ".mamba");
+    if (s.has_mamba(l) && !s.mamba2) layer.mamba.emplace(s.mamba, b, name + ".mamba");
     if (s.makes_keys(l)) layer.kv = KvCache(s.attention_of(l), b, s.compute, name + ".attention");
     layers.push_back(std::move(layer));
   }
 }
 
+namespace {
+
+// Elements that a layer's convolution, and its scan, remember.
+double conv_elements(const HybridSizes& s) {
+  return s.mamba2 ? double(s.mamba2->conv - 1) * double(s.mamba2->conv_width())
+                  : double(s.mamba.conv - 1) * double(s.mamba.inner_width());
+}
+double state_elements(const HybridSizes& s) {
+  return s.mamba2 ? double(s.mamba2->scanned_width()) * double(s.mamba2->state)
+                  : double(s.mamba.inner_width()) * double(s.mamba.state);
+}
+
+}  // namespace
+
 CacheBytes cache_bytes(const HybridSizes& s, std::int64_t length) {
-  const double unit = double(size_of(s.compute)), inner = double(s.mamba.inner_width());
+  const double unit = double(size_of(s.compute));
   CacheBytes bytes;
   for (std::int64_t l = 0; l < s.layers(); ++l) {
-    if (s.has_mamba(l))
-      bytes.states += inner * (double(s.mamba.conv - 1) * unit + double(s.mamba.state) * double(size_of(s.dtype)));
+    if (s.has_mamba(l)) bytes.states += conv_elements(s) * unit + state_elements(s) * double(size_of(s.dtype));
     if (!s.has_attention(l)) continue;
     AttentionSizes global = s.attention;
     global.window = 0;
@@ -73,7 +87,9 @@ HybridModel::HybridModel(HybridSizes sizes)
 
 // The residual stream is in the parameters' type.
 Tensor HybridModel::embed(const Tensor& ids, bool from_the_start) {
-  const Tensor x = embed_tokens_(ids);
+  Tensor tokens = embed_tokens_(ids);
+  if (sizes_.pad) tokens = where(equal(reshape(ids, {ids.dim(0), ids.dim(1), 1}), double(*sizes_.pad)), detach(tokens), tokens);
+  const Tensor x = sizes_.embedding_scale == 1 ? tokens : tokens * sizes_.embedding_scale;
   if (!from_the_start || !memory_tokens_) return x;
   return concat({expand(memory_tokens_.read(), {ids.dim(0), sizes_.meta_tokens, sizes_.width}), x}, 1);
 }
@@ -89,7 +105,10 @@ Tensor HybridModel::layers(Tensor x, AttentionPass& pass, const HybridCache* cac
   return final_layernorm_(x);
 }
 
-Tensor HybridModel::head(const Tensor& x) { return lm_head_ ? (*lm_head_)(x) : embed_tokens_.logits(x); }
+Tensor HybridModel::head(const Tensor& x) {
+  const Tensor logits = lm_head_ ? (*lm_head_)(x) : embed_tokens_.logits(x);
+  return sizes_.logit_scale == 1 ? logits : logits * sizes_.logit_scale;
+}
 
 Tensor HybridModel::forward_in(const Tensor& ids, const TextFlow& flow) {
   check_texts(ids, context());
@@ -132,11 +151,11 @@ Tensor HybridModel::last_logits(const Tensor& ids, const ModelCache& any, CacheU
 // Of all places, the meta tokens' too, a token of the text has its share.
 double HybridModel::flops_per_token(std::int64_t length) const {
   const double places = double(sizes_.meta_tokens + length) / double(length);
-  const auto inner = double(sizes_.mamba.inner_width()), state = double(sizes_.mamba.state);
+  const double of_state = sizes_.mamba2 ? 5 : 7;
   double flops = 2 * double(sizes_.vocab) * double(sizes_.width);
   for (std::int64_t l = 0; l < sizes_.layers(); ++l) {
     flops += places * 2 * layer_weights(l);
-    if (sizes_.has_mamba(l)) flops += places * 7 * inner * state;
+    if (sizes_.has_mamba(l)) flops += places * of_state * state_elements(sizes_);
     if (!sizes_.has_attention(l)) continue;
     const AttentionSizes a = sizes_.attention_of(l);
     flops += 2 * mean_visible(a, length) * double(a.heads * (a.key + a.value));

@@ -13,6 +13,7 @@
 #include "models/family.h"
 #include "models/kv_groups.h"
 #include "models/mamba.h"
+#include "models/mamba2.h"
 #include "models/transformer.h"
 #include "nn/layers.h"
 
@@ -25,8 +26,11 @@ struct HybridSizes {
   AttentionSizes attention = {};             // of a local layer
   RopeOptions rope = {};
   MambaConfig mamba = {};
-  bool mamba_beside = false;  // layers with attention have Mamba heads too
+  std::optional<Mamba2Config> mamba2 = {};  // its heads instead
+  bool mamba_beside = false;                // layers with attention have Mamba heads too
   bool tie = true;
+  double embedding_scale = 1, logit_scale = 1;
+  std::optional<std::int64_t> pad = {};  // a token whose embedding is not trained by its use, as padding_idx of PyTorch
   double eps = 1e-6, deviation = 0.02;
   DType dtype = DType::f32, compute = DType::f32;
   bool recompute = false;
@@ -40,8 +44,9 @@ struct HybridSizes {
 
 // What one layer remembers between steps.
 struct HybridLayerCache {
-  std::optional<MambaLayerCache> mamba;  // nothing: it has no Mamba heads
-  KvCache kv;                            // absent: it has no keys and values of its own
+  std::optional<MambaLayerCache> mamba;    // nothing: it has no Mamba heads
+  std::optional<Mamba2LayerCache> mamba2;  // likewise
+  KvCache kv;                              // absent: it has no keys and values of its own
 };
 
 struct HybridCache : ModelCache {
@@ -57,6 +62,7 @@ struct HybridPass {
 
   const MambaLayerCache* mamba() const { return cache && cache->mamba ? &*cache->mamba : nullptr; }
   SequencePass sequence() const { return {.use = attention.use, .ends = attention.ends, .segments = attention.segments}; }
+  const Mamba2LayerCache* mamba2() const { return cache && cache->mamba2 ? &*cache->mamba2 : nullptr; }
   KvCache kv() const { return cache ? cache->kv : KvCache(); }
 };
 

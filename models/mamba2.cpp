@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -86,14 +87,20 @@ Mamba2LayerCache::Mamba2LayerCache(const Mamba2Config& c, std::int64_t b, const 
   if (c.conv > 1) conv = State({b, c.conv - 1, c.conv_width()}, c.compute(), name + ".conv_state");
 }
 
-Mamba2Mixer::Mamba2Mixer(const Mamba2Config& c)
+Mamba2Mixer::Mamba2Mixer(const Mamba2Config& c, const Mamba2MixerOptions& o)
     : config_(c),
-      in_proj_(c.width, c.projected_width(), {.bias = c.bias, .bias_init = init::constant(0), .dtype = c.dtype}),
+      scales_(o.scales),
+      in_proj_(c.width, c.projected_width(),
+               {.bias = c.bias,
+                .weight_init = o.deviation > 0 ? init::normal(o.deviation) : Initialiser{},
+                .bias_init = init::constant(0),
+                .dtype = c.dtype}),
       conv1d_(c.conv_width(), c.conv, {.bias = c.conv_bias, .dtype = c.dtype}),
-      norm_(c.scanned_width(),
-            {.groups = c.groups, .norm_first = c.norm_first, .eps = c.eps, .dtype = c.dtype, .output = c.compute()}),
       out_proj_(c.inner_width(), c.width,
-                {.bias = c.bias, .weight_init = residual_init(c), .bias_init = init::constant(0), .dtype = c.dtype}),
+                {.bias = c.bias,
+                 .weight_init = o.deviation > 0 ? init::normal(o.deviation) : residual_init(c),
+                 .bias_init = init::constant(0),
+                 .dtype = c.dtype}),
       dt_bias_(undecayed(c.heads(), c.dtype)),
       A_log_(undecayed(c.heads(), c.dtype)),
       D_(undecayed(c.skip_features ? c.scanned_width() : c.heads(), c.dtype)) {
@@ -102,7 +109,12 @@ Mamba2Mixer::Mamba2Mixer(const Mamba2Config& c)
   add("D", D_, init::constant(1));
   add("in_proj", in_proj_);
   add("conv1d", conv1d_);
-  add("norm", norm_);
+  if (o.norm) {
+    norm_.emplace(c.scanned_width(),
+                  GatedNormOptions{
+                      .groups = c.groups, .norm_first = c.norm_first, .eps = c.eps, .dtype = c.dtype, .output = c.compute()});
+    add("norm", *norm_);
+  }
   add("out_proj", out_proj_);
 }
 
@@ -122,9 +134,25 @@ Tensor Mamba2Mixer::forward(const Tensor& x, Mamba2States& states, ScanPath path
 Tensor Mamba2Mixer::mixed(const Tensor& x, Mamba2States* states, ScanPath path, const SequencePass& pass) {
   const Mamba2Config& c = config_;
   const std::int64_t gated = c.gated_width();
-  const std::vector<Tensor> parts = split(in_proj_(x), {gated, gated, c.scanned_width(), c.conv_width(), c.heads()}, -1);
-  const Tensor y = norm_(scanned(parts[3], parts[4], states, path, pass), parts[2]);
+  const std::vector<Tensor> parts =
+      split(scaled(in_proj_(x)), {gated, gated, c.scanned_width(), c.conv_width(), c.heads()}, -1);
+  const Tensor s = scanned(parts[3], parts[4], states, path, pass);
+  const Tensor y = norm_ ? (*norm_)(s, parts[2]) : s * silu(parts[2]);
   return out_proj_(gated ? concat({silu(parts[0]) * parts[1], y}, -1) : y);
+}
+
+Tensor Mamba2Mixer::scaled(const Tensor& projected) const {
+  if (std::all_of(scales_.begin(), scales_.end(), [](double s) { return s == 1; })) return projected;
+  const Mamba2Config& c = config_;
+  const std::int64_t gated = 2 * c.gated_width(), s = c.scanned_width(), gn = c.groups * c.state;
+  const std::int64_t widths[] = {s, s, gn, gn, c.heads()};
+  return pointwise("scaled", {projected}, [&](Expr v) {
+    Expr by = 1.0;
+    std::int64_t begin = gated;
+    for (std::size_t k = 0; k < scales_.size(); begin += widths[k++])
+      by = where(expr::index(2) >= Expr(begin), Expr(scales_[k]), by);
+    return v * by;
+  });
 }
 
 Tensor Mamba2Mixer::scanned(const Tensor& xBC, const Tensor& dt, Mamba2States* states, ScanPath path,

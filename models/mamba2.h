@@ -2,6 +2,7 @@
 // p features, g groups, n state size, w conv width, v vocabulary.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -51,18 +52,25 @@ struct Mamba2States {
 // neither padding nor packed documents.
 enum class ScanPath { fast, plain, sequential };
 
+// In what a mixer may differ from that of Mamba-2, for models that have its heads beside others.
+struct Mamba2MixerOptions {
+  bool norm = true;                                // false: y silu(z) instead of the gated norm
+  std::array<double, 5> scales = {1, 1, 1, 1, 1};  // of what in_proj gives: z, x, B, C and the step size
+  double deviation = 0;                            // > 0: in_proj and out_proj begin with N(0, deviation^2)
+};
+
 // x (b, t, d) -> (b, t, d)
 class Mamba2Mixer : public Layer<Mamba2Mixer> {
  public:
   using Config = Mamba2Config;
   using Cache = Mamba2LayerCache;
-  explicit Mamba2Mixer(const Mamba2Config& config);
+  explicit Mamba2Mixer(const Mamba2Config& config, const Mamba2MixerOptions& options = {});
   Tensor forward(const Tensor& x, const Mamba2LayerCache* cache = nullptr, const SequencePass& pass = {});
   // The same from `states`, which become those after the last step, with gradients.
   Tensor forward(const Tensor& x, Mamba2States& states, ScanPath path, const SequencePass& pass = {});
   Linear& in_proj() { return in_proj_; }
   Conv1d& conv1d() { return conv1d_; }
-  GatedNorm& norm() { return norm_; }
+  GatedNorm& norm() { return *norm_; }  // which it has
   Linear& out_proj() { return out_proj_; }
 
  private:
@@ -70,15 +78,17 @@ class Mamba2Mixer : public Layer<Mamba2Mixer> {
   Tensor scanned(const Tensor& xBC, const Tensor& dt, Mamba2States* states, ScanPath path, const SequencePass& pass);
   Tensor mixed(const Tensor& x, Mamba2States* states, ScanPath path, const SequencePass& pass);
   HoleOf<1, 3> step_size(const Tensor& bias, const Tensor& ends) const;
+  Tensor scaled(const Tensor& projected) const;
 
   Mamba2Config config_;
-  Linear in_proj_;   // d -> 2(i - s) + 2s + 2gn + h: both parts of the gated MLP, z, x, B, C, dt
-  Conv1d conv1d_;    // s + 2gn, w
-  GatedNorm norm_;   // s
-  Linear out_proj_;  // i -> d
-  Param dt_bias_;    // (h)
-  Param A_log_;      // (h)
-  Param D_;          // (h), or (s)
+  std::array<double, 5> scales_;
+  Linear in_proj_;                 // d -> 2(i - s) + 2s + 2gn + h: both parts of the gated MLP, z, x, B, C, dt
+  Conv1d conv1d_;                  // s + 2gn, w
+  std::optional<GatedNorm> norm_;  // s
+  Linear out_proj_;                // i -> d
+  Param dt_bias_;                  // (h)
+  Param A_log_;                    // (h)
+  Param D_;                        // (h), or (s)
 };
 
 using Mamba2Cache = BackboneCache<Mamba2Mixer>;

@@ -16,26 +16,6 @@ namespace {
 
 using nlohmann::json;
 
-// A number, or infinity as transformers 5 writes it.
-std::optional<double> number_of(const json& value) {
-  if (value.is_number()) return value.get<double>();
-  if (value.is_object() && value.size() == 1 && value.contains("__float__") && value["__float__"] == "Infinity")
-    return std::numeric_limits<double>::infinity();
-  return {};
-}
-
-// [low, high]
-void read_range(ConfigReader& r, const std::string& key, double& low, double& high) {
-  const json* j = r.find(key);
-  if (!j) return;
-  const bool two = j->is_array() && j->size() == 2;
-  const std::optional<double> a = two ? number_of((*j)[0]) : std::nullopt, b = two ? number_of((*j)[1]) : std::nullopt;
-  if (a && b)
-    low = *a, high = *b;
-  else
-    r.problem("two numbers are expected, the least and the largest", fmt::format("{} = {}", key, j->dump()));
-}
-
 // ssm_cfg of the original form: arguments of the mixer.
 void read_mixer(ConfigReader& r, Mamba2Config& c) {
   r.read<Mamba2Config>(c, {{"d_state", &Mamba2Config::state},
@@ -52,8 +32,8 @@ void read_mixer(ConfigReader& r, Mamba2Config& c) {
                            {"bias", &Mamba2Config::bias},
                            {"conv_bias", &Mamba2Config::conv_bias},
                            {"chunk_size", &Mamba2Config::chunk}});
-  read_range(r, "A_init_range", c.A_min, c.A_max);
-  read_range(r, "dt_limit", c.dt_low, c.dt_high);
+  r.read_range("A_init_range", c.A_min, c.A_max);
+  r.read_range("dt_limit", c.dt_low, c.dt_high);
   r.require("layer", "Mamba2");
   r.require("rmsnorm", true);
   r.ignore({"use_mem_eff_path"});
@@ -95,7 +75,7 @@ void read_hugging_face_form(ConfigReader& r, Mamba2Config& c) {
                            {"time_step_floor", &Mamba2Config::dt_floor},
                            {"initializer_range", &Mamba2Config::embedding_deviation},
                            {"rescale_prenorm_residual", &Mamba2Config::rescale_residual}});
-  read_range(r, "time_step_limit", c.dt_low, c.dt_high);
+  r.read_range("time_step_limit", c.dt_low, c.dt_high);
   r.require_any("hidden_act", {"silu", "swish"});
   // norm_before_gate stands as true in published files whose models normalise after the gate: transformers does not read it,
   // nor a rank or scale of the step size. Each group is normalised by itself, as mamba-ssm has it, which made the weights;

@@ -28,8 +28,11 @@ NormOptions norm_options(const TransformerConfig& c) { return {.eps = c.eps, .dt
 
 // ---- block ------------------------------------------------------------------------------------------------------------------
 
-GatedMlp::GatedMlp(std::int64_t width, std::int64_t hidden, LinearOptions options)
-    : gate_proj_(width, hidden, options), up_proj_(width, hidden, options), down_proj_(hidden, width, options) {
+GatedMlp::GatedMlp(std::int64_t width, std::int64_t hidden, LinearOptions options, double gate_scale)
+    : gate_scale_(gate_scale),
+      gate_proj_(width, hidden, options),
+      up_proj_(width, hidden, options),
+      down_proj_(hidden, width, options) {
   add("gate_proj", gate_proj_);
   add("up_proj", up_proj_);
   add("down_proj", down_proj_);
@@ -37,7 +40,7 @@ GatedMlp::GatedMlp(std::int64_t width, std::int64_t hidden, LinearOptions option
 
 Tensor GatedMlp::forward(const Tensor& x) {
   const Tensor gate = gate_proj_(x);
-  return down_proj_(silu(gate) * up_proj_(x));
+  return down_proj_(silu(gate_scale_ == 1 ? gate : gate * gate_scale_) * up_proj_(x));
 }
 
 TransformerCache::TransformerCache(const TransformerConfig& c, std::int64_t b) : ModelCache(b) {
@@ -101,9 +104,6 @@ Tensor Transformer::forward_in(const Tensor& ids, const TextFlow& flow) {
   return head(x);
 }
 
-std::unique_ptr<ModelCache> Transformer::make_cache(std::int64_t batch) const {
-  return std::make_unique<TransformerCache>(config_, batch);
-}
 std::vector<Tensor> Transformer::attention_maps(const Tensor& ids, const std::vector<std::int64_t>& wanted, Site where) {
   for (const std::int64_t l : wanted)
     if (l < 0 || l >= config_.layers)
@@ -122,6 +122,9 @@ std::vector<Tensor> Transformer::attention_maps(const Tensor& ids, const std::ve
   return maps;
 }
 
+std::unique_ptr<ModelCache> Transformer::make_cache(std::int64_t batch) const {
+  return std::make_unique<TransformerCache>(config_, batch);
+}
 
 CacheBytes Transformer::cache_bytes(std::int64_t length) const {
   CacheBytes all{.layers = config_.layers, .caches = config_.layers};

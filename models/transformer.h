@@ -16,13 +16,14 @@
 
 namespace weft {
 
-// down(silu(gate x) up x); x (b, t, d) -> (b, t, d). Names: gate_proj, up_proj, down_proj.
+// down(silu(s gate x) up x), s the scale of the gate; x (b, t, d) -> (b, t, d). Names: gate_proj, up_proj, down_proj.
 class GatedMlp : public Layer<GatedMlp> {
  public:
-  GatedMlp(std::int64_t width, std::int64_t hidden, LinearOptions options);
+  GatedMlp(std::int64_t width, std::int64_t hidden, LinearOptions options, double gate_scale = 1);
   Tensor forward(const Tensor& x);
 
  private:
+  double gate_scale_;
   Linear gate_proj_, up_proj_;  // d -> f
   Linear down_proj_;            // f -> d
 };
@@ -58,11 +59,11 @@ class Transformer : public LanguageModel {
   std::unique_ptr<ModelCache> make_cache(std::int64_t batch) const override;
   CacheBytes cache_bytes(std::int64_t length) const override;
 
-  const TransformerConfig& config() const { return config_; }
   // The attention of these layers to all that they see: (b, h, t, t) for each. Rows sum to 1; what is not seen is 0. Errors
   // (ErrorKind::usage): no such layer.
   std::vector<Tensor> attention_maps(const Tensor& ids, const std::vector<std::int64_t>& layers, Site where = Site::current());
 
+  const TransformerConfig& config() const { return config_; }
 
   std::int64_t vocab() const override { return config_.vocab; }
   // Dynamic scaling turns all keys anew with every token beyond the context: a cache, which keeps them, ends there.

@@ -59,22 +59,41 @@ bool same_scaling(const RopeOptions& a, const RopeOptions& b) {
   return a.scaling == b.scaling && a.factor == b.factor && a.trained == b.trained && a.low == b.low && a.high == b.high;
 }
 
+}  // namespace
+
 // transformers 5 has rope_parameters, the versions before it rope_theta and rope_scaling. A file may have both forms, which say
 // the same: who edits one of them would otherwise change nothing.
-void read_rope(ConfigReader& r, Config& c) {
+void read_rope(ConfigReader& r, RopeOptions& rope, std::int64_t context) {
   r.require("partial_rotary_factor", 1.0);
-  RopeOptions before = c.rope;
+  RopeOptions before = rope;
   const bool theta = r.find("rope_theta"), scaling = r.find("rope_scaling"), parameters = r.find("rope_parameters");
   r.read("rope_theta", before.base);
-  r.read_object("rope_scaling", [&](ConfigReader& inner) { read_scaling(inner, before, c.context); });
-  RopeOptions now = c.rope;
+  r.read_object("rope_scaling", [&](ConfigReader& inner) { read_scaling(inner, before, context); });
+  RopeOptions now = rope;
   now.base = before.base;
-  r.read_object("rope_parameters", [&](ConfigReader& inner) { read_scaling(inner, now, c.context); });
+  r.read_object("rope_parameters", [&](ConfigReader& inner) { read_scaling(inner, now, context); });
   if (parameters && ((theta && now.base != before.base) || (scaling && !same_scaling(now, before))))
     r.problem("two keys contradict each other", "rope_parameters says something else than rope_theta or rope_scaling",
               "keep rope_parameters, which transformers 5 reads, or the other two");
-  c.rope = parameters ? now : before;
+  rope = parameters ? now : before;
 }
+
+void write_rope(json& j, const RopeOptions& rope) {
+  j["rope_theta"] = rope.base;
+  const auto found =
+      std::find_if(std::begin(kScalings), std::end(kScalings), [&](const auto& s) { return s.second == rope.scaling; });
+  json scaling = {{"rope_type", found->first}};
+  if (rope.scaling != RopeScaling::none) scaling["factor"] = rope.factor;
+  if (rope.scaling == RopeScaling::llama3) {
+    scaling["low_freq_factor"] = rope.low, scaling["high_freq_factor"] = rope.high;
+    scaling["original_max_position_embeddings"] = rope.trained;
+  }
+  j["rope_scaling"] = rope.scaling == RopeScaling::none ? json(nullptr) : scaling;
+  scaling["rope_theta"] = rope.base;
+  j["rope_parameters"] = scaling;
+}
+
+namespace {
 
 // ---- what the kinds differ in
 
@@ -245,7 +264,7 @@ TransformerConfig transformer_config_from_json(const json& object, std::string_v
                      {"eos_token_id", &Config::eos},
                      {"pad_token_id", &Config::pad}});
   read_kind(r, c, type);
-  read_rope(r, c);
+  read_rope(r, c.rope, c.context);
   const json* act = r.find("hidden_act");
   if (act && *act != "silu" && *act != "swish")
     r.problem("this model has no such feature", "hidden_act = " + text_of(*act), "only \"silu\" is supported");
@@ -273,23 +292,6 @@ const char* class_of(const std::string& kind) {
   if (kind == "qwen3") return "Qwen3ForCausalLM";
   if (kind == "qwen2") return "Qwen2ForCausalLM";
   return kind == "mistral" ? "MistralForCausalLM" : "LlamaForCausalLM";
-}
-
-// Both forms: that of transformers 5 and the one before.
-void write_rope(json& j, const Config& c) {
-  const RopeOptions& rope = c.rope;
-  j["rope_theta"] = rope.base;
-  const auto found =
-      std::find_if(std::begin(kScalings), std::end(kScalings), [&](const auto& s) { return s.second == rope.scaling; });
-  json scaling = {{"rope_type", found->first}};
-  if (rope.scaling != RopeScaling::none) scaling["factor"] = rope.factor;
-  if (rope.scaling == RopeScaling::llama3) {
-    scaling["low_freq_factor"] = rope.low, scaling["high_freq_factor"] = rope.high;
-    scaling["original_max_position_embeddings"] = rope.trained;
-  }
-  j["rope_scaling"] = rope.scaling == RopeScaling::none ? json(nullptr) : scaling;
-  scaling["rope_theta"] = rope.base;
-  j["rope_parameters"] = scaling;
 }
 
 void write_window(json& j, const Config& c, const std::string& kind) {
@@ -331,7 +333,7 @@ json transformer_config_to_json(const Config& c) {
   if (kind == "llama" || kind == "qwen3") j["attention_bias"] = c.qkv_bias;
   if (kind == "llama") j["mlp_bias"] = c.mlp_bias;
   write_window(j, c, kind);
-  write_rope(j, c);
+  write_rope(j, c.rope);
   return j;
 }
 

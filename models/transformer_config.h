@@ -51,6 +51,12 @@ struct TransformerConfig {
 
 // Errors (ErrorKind::io), all in one: unknown keys (with suggestions), missing sizes, wrong types, features that this model
 // lacks. `name` appears in errors.
+// The keys of rotary positions, for families that have them: both forms, that of transformers 5 and the one before it.
+// `context`: tokens of the longest text that the model was trained with.
+class ConfigReader;
+void read_rope(ConfigReader& reader, RopeOptions& rope, std::int64_t context);
+void write_rope(nlohmann::json& json, const RopeOptions& rope);
+
 TransformerConfig transformer_config_from_json(const nlohmann::json& json, std::string_view name = "config.json");
 // As the kind of Hugging Face reads it that has these features. Errors (ErrorKind::usage): none has.
 nlohmann::json transformer_config_to_json(const TransformerConfig& config);

@@ -241,8 +241,7 @@ TEST(CrossEntropy, Prologue) {  // an expression of the logits, and logits that 
 TEST(Norm, AnEpsThatIsNoSmallNumberIsAnError) {
   const Tensor x = ones({2, 4});
   for (const double eps : {-1e-5, std::nan(""), double(INFINITY)}) {
-    expect_error(ErrorKind::usage, {"rms_norm: eps is negative or not finite", "at test_norm_ce.cpp:"},
-                 [&] { rms_norm(x, Tensor{}, eps); });
+    expect_error(ErrorKind::usage, {"rms_norm: eps is", "at test_norm_ce.cpp:"}, [&] { rms_norm(x, Tensor{}, eps); });
     expect_error(ErrorKind::usage, {"layer_norm: eps"}, [&] { layer_norm(x, Tensor{}, Tensor{}, eps); });
   }
   rms_norm(x, Tensor{}, 0);

@@ -16,6 +16,7 @@
 #include "jit/parallel.h"
 #include "models/attention.h"
 #include "models/config_reader.h"
+#include "models/falcon_h1.h"
 #include "models/family.h"
 #include "models/generate.h"
 #include "models/hymba.h"
