@@ -10,15 +10,16 @@
 
 #include "jit/error.h"
 #include "jit/sizes.h"
+#include "jit/start.h"
 
 namespace weft {
 namespace {
 
 // A thread that waits for the others of a loop spins unless told otherwise, which on a busy machine takes the processor from
-// the very thread that it waits for. LLVM's OpenMP reads its environment at its first loop, and so finds this. GNU's does when
-// it is loaded, before any code of a program: who uses that one sets the variable outside, or begins again, as weft's own
-// program does (tools/cli/main.cpp).
+// the very thread that it waits for. LLVM's OpenMP reads its environment at its first loop, and so finds this; GNU's when it is
+// loaded (jit/start.cpp).
 [[gnu::constructor]] void wait_passively() {
+  put_back_environment();
   if (!std::getenv("KMP_BLOCKTIME") && !std::getenv("KMP_LIBRARY")) setenv("OMP_WAIT_POLICY", "passive", 0);
 }
 

@@ -324,5 +324,34 @@ TEST_F(HabitsOfTheProgram, ThreadsWaitPassivelyUnlessTheUserSaysOtherwise) {
   EXPECT_NE(said("OMP_WAIT_POLICY=active").find("OMP_WAIT_POLICY='ACTIVE'"), std::string::npos);
 }
 
+// The tests are such a program: weft is linked into it. GNU's OpenMP reads its environment before any of its code runs, in
+// which a variable's place is taken meanwhile (jit/start.cpp).
+TEST_F(HabitsOfTheProgram, ThreadsOfOthersThatUseTheLibraryWaitPassivelyToo) {
+  if (const char* child = std::getenv("WEFT_TEST_CHILD")) {
+    EXPECT_STREQ(std::getenv("PWD"), child);
+    EXPECT_STREQ(std::getenv("SHLVL"), "=3=");
+    EXPECT_STREQ(std::getenv("HOME"), "");
+    return;
+  }
+  std::error_code error;
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe", error).string();
+  const auto said = [&](const std::string& environment) {
+    const Outcome outcome =
+        shell("env -i PATH=\"$PATH\" WEFT_PROGRAM=\"$WEFT_PROGRAM\" HOME= SHLVL==3= PWD=/here WEFT_TEST_CHILD=/here " +
+              environment + " OMP_DISPLAY_ENV=verbose '" + self + "' --gtest_filter='HabitsOfTheProgram.*TheLibrary*'");
+    EXPECT_EQ(outcome.code, 0) << outcome.text;
+    std::string text = outcome.text;
+    std::erase(text, ' ');
+    return text;
+  };
+  for (const char* environment : {"", "LD_BIND_NOW=1"}) {
+    const std::string by_default = said(environment);
+    EXPECT_NE(by_default.find("OMP_WAIT_POLICY='PASSIVE'"), std::string::npos) << by_default;
+    const bool gnu = by_default.find("GOMP_") != std::string::npos;
+    EXPECT_EQ(by_default.find("GOMP_SPINCOUNT='0'") != std::string::npos, gnu) << by_default;
+  }
+  EXPECT_NE(said("OMP_WAIT_POLICY=active").find("OMP_WAIT_POLICY='ACTIVE'"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace weft
