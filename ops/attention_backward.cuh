@@ -21,7 +21,7 @@ constexpr int TILES_SIZE = OwnK::SIZE + OwnV::SIZE + STAGES * (OtherK::SIZE + Ot
 // Minus the log2 of the normaliser of a row; of one that sees nothing 0, so that its P, of scores -inf, is 0.
 DEVICE real shift_of(real lse) { return lse == -infinity() ? real(0) : lse * real(-LOG2_E); }
 
-// Where the results of a block go. It waits in shared memory, as it would take registers all along.
+// Where the results of a block go. Beside wgmma it waits in shared memory, as it would take registers all along.
 struct Place {
   index b, head, first;
   int part;
@@ -65,7 +65,7 @@ class RowSums {
 class Diagonals {
  public:
   DEVICE Diagonals(const Args& a, index b, index h, int tile, Element* memory) : a_(a), b_(b), h_(h), tile_(tile) {
-    tiles_ = reinterpret_cast<Roots*>(&place_of(memory) + 1);
+    tiles_ = reinterpret_cast<Roots*>(&place_of(memory) + ASYNC);
 #pragma unroll
     for (int n = 0; n < DIFFERENCES; ++n)
       for (index d = int(threadIdx.x); d < OWN + index(a.tk) - 1; d += THREADS) difference_at(a, n, b, h, tile)[d] = 0;
@@ -247,7 +247,7 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   Rows<DV>(a.v + (i64(b) * a.v_batch + i64(g) * a.v_head), index(a.v_time)).copy<OWN>(own_v, first, tk);
   if constexpr (STAGES == 2) begin_copies(next, 0, copy);
 
-  if (threadIdx.x == 0) place_of(memory) = {b, g, first, item.part};
+  if (ASYNC && threadIdx.x == 0) place_of(memory) = {b, g, first, item.part};
   const index j = first + lane.row;
   const real scale = score_factor(a), unit = exponent_factor(a);
   OwnRows<OwnK, (KEYS_HELD > 0)> keys(own, lane.warp_row);
@@ -315,7 +315,7 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
   wait_for_copies<0>();
   __syncthreads();  // nobody reads the keys and values any more
   const real factor[2] = {a.scale(), a.scale()}, one[2] = {1, 1};
-  const Place at = place_of(memory);
+  const Place at = ASYNC ? place_of(memory) : Place{b, g, first, item_at(items, 0).part};
   const Lane again = this_lane_again();
   if (at.part < 0) {
     store_rows<DK>(again, dk, factor, a.dk + (i64(at.b) * a.dk_batch + i64(at.head) * a.dk_head), a.dk_time, at.first, tk, own);

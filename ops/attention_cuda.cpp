@@ -93,7 +93,7 @@ struct ForwardCut : Cut {
   }
   int blocks_resident() const {
     if (wgmma()) return blocks(accumulators(dv) > 32 ? 256 : filled ? 384 : 512);
-    return blocks(!tensor() || filled || accumulators(dv) > 32 ? 256 : padded(dk) > 64 ? 384 : 512);
+    return blocks(tensor() && !filled && accumulators(dv) <= 32 ? 384 : 256);
   }
   int held() const { return tensor() && padded(dk) <= 128; }
 };
@@ -112,15 +112,16 @@ struct BackwardCut : Cut {
   int columns() const { return wgmma() ? other : std::min(other, filled && sums() > 64 ? (tensor() ? 16 : 8) : 32); }
   int sums() const { return accumulators(dk) + accumulators(dv); }
   unsigned shared() const {
-    const int statistics = stages * other * 2 + differences * own * (columns() + 1), place = 32;
+    const int statistics = stages * other * 2 + differences * own * (columns() + 1), place = wgmma() ? 32 : 0;
     return unsigned((own + stages * other) * (row_bytes(dk) + row_bytes(dv)) + statistics * 4 * words() + place);
   }
+  // Blocks that own keys hold two sums, the others one.
   int blocks_resident(bool keys) const {
     if (wgmma()) return blocks(filled || sums() > 64 ? 256 : keys ? 384 : 512);
-    return blocks(!tensor() || filled || sums() > 64 ? 256 : 384);
+    return blocks(!tensor() || filled || sums() > (keys ? 32 : 64) ? 256 : 384);
   }
   int queries_held() const { return tensor() && padded(dk) <= 64 && padded(dv) <= 64 ? 2 : 0; }
-  int keys_held() const { return std::min(queries_held(), 1); }  // they have two sums to hold
+  int keys_held() const { return queries_held(); }
 };
 
 // ---- operands ---------------------------------------------------------------------------------------------------------------

@@ -150,14 +150,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   wait_for_copies<0>();
   __syncthreads();  // nobody reads the queries any more
 
+  const Lane again = this_lane_again();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const real sum = row_fold(softmax.sum[r], Sum());
     factor[r] = sum == real(0) ? real(0) : real(1) / sum;
+    const index row = first + again.row + 8 * r;
     if constexpr (has_lse)
-      if (i + 8 * r < tq && lane.column == 0 && lane.slice == 0)
-        a.lse[i64(blockIdx.x) * a.tq + i + 8 * r] =
-            sum == real(0) ? -infinity() : softmax.high[r] * real(LN_2) + log_of(sum);
+      if (row < tq && again.column == 0 && again.slice == 0)
+        a.lse[i64(blockIdx.x) * a.tq + row] = sum == real(0) ? -infinity() : softmax.high[r] * real(LN_2) + log_of(sum);
   }
-  store_rows<DV>(lane, acc, factor, a.o + (i64(b) * a.o_batch + i64(h) * a.o_head), a.o_time, first, tq, own);
+  store_rows<DV>(again, acc, factor, a.o + (i64(b) * a.o_batch + i64(h) * a.o_head), a.o_time, first, tq, own);
 }
