@@ -137,8 +137,8 @@ TEST(FalconH1, RefusesWhatItDoesNotKnow) {
   refused("mamba_d_stat", 3, "did you mean 'mamba_d_state'?");
   refused("attn_layer_indices", {1}, "no such feature");
   refused("rope_scaling", {{"rope_type", "yarn"}, {"factor", 2.0}}, "not known");
-  refused("mamba_n_groups", 2, "the configuration makes no sense");  // 3 heads
-  refused("num_attention_heads", 3, "the configuration makes no sense");
+  refused("mamba_n_groups", 2, "the configuration makes no sense");       // 3 heads
+  refused("num_key_value_heads", 3, "the configuration makes no sense");  // 2 heads
 }
 
 TEST(FalconH1, MultipliersAreNumbers) {

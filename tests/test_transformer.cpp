@@ -165,7 +165,7 @@ TEST(Rope, ATableThatDoesNotFitIsAnError) {
   EXPECT_EQ(attended(300, 16, rope.table(300)).shape(), (Shape{1, 300, 1, 16}));
   expect_error(ErrorKind::usage,
                {"the table of rotary positions does not fit", "256 places of 16 features; the pass has 300 of 16"},
-               [&] { attended(300, 16, rope.table(200)); });
+               [&] { attended(300, 16, Rope({}, 16, DType::f32).table(200)); });
   for (const std::int64_t features : {8, 32})
     expect_error(ErrorKind::usage, {"the table of rotary positions does not fit"},
                  [&] { attended(5, features, rope.table(5)); });
