@@ -63,7 +63,7 @@ void add_norms(std::vector<OpRow>& rows) {
   rows.push_back({"rms_norm_holes",  // both, and an input that is computed on the way
                   [](auto& in) {
                     const Hole out = hole({in[2], in[3]}, [](Expr v, Expr z, Expr s) { return tanh(v + z) * s; });
-                    const Hole before = hole({in[3], in[4]}, [](Expr v, Expr s, Expr t) { return v * s + sin(t); });
+                    const Hole before = hole({in[3], in[4]}, [](Expr v, Expr s, Expr t) { return v * s + tanh(t); });
                     return rms_norm(in[0] * in[0], in[1], 1e-5, {}, out, before);
                   },
                   nullptr,
