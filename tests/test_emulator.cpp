@@ -497,6 +497,26 @@ TEST(Emulator, WarpgroupProducts) {
                [&] { other(1, 128, kShared, a_at.address(), b_at.address(), v_at.address(), s_at.address(), o_at.address()); });
 }
 
+TEST(Emulator, TransposesMatrices) {
+  NEEDS_COMPILER;
+  const Kernel k(R"(extern "C" __global__ void k(const unsigned* x, unsigned* y) {
+    unsigned d;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(x[threadIdx.x]));
+    y[threadIdx.x] = d;
+  })");
+  std::vector<std::uint32_t> x(32);
+  const auto number = [](std::size_t row, std::size_t column) { return std::uint32_t(1000 * row + 7 * column + 3); };
+  for (std::size_t row = 0; row < 8; ++row)
+    for (std::size_t column = 0; column < 8; column += 2)
+      x[4 * row + column / 2] = number(row, column) | number(row, column + 1) << 16;
+  const Buffer<std::uint32_t> from(x), to(32);
+  k(1, 32, 0, from.address(), to.address());
+  const auto y = to.host();
+  for (std::size_t row = 0; row < 8; ++row)
+    for (std::size_t column = 0; column < 8; column += 2)
+      EXPECT_EQ(y[4 * row + column / 2], number(column, row) | number(column + 1, row) << 16) << row << ", " << column;
+}
+
 // ---- the driver -------------------------------------------------------------------------------------------------------------
 
 TEST(Emulator, Graphs) {
@@ -622,6 +642,35 @@ TEST(Emulator, FindsRacesInSharedMemory) {
           {"a race in shared memory"});
   planted("__shared__ short s[64]; s[t | 1] = t; __syncthreads(); y[i] = s[t | 1];",
           "__shared__ short s[64]; s[t] = t; __syncthreads(); y[i] = s[t];", {"a race in shared memory"});
+}
+
+// Warp 0 fills the halves of a buffer in turn for warp 1. Barriers h + 1: half h is full; h + 3: it may be filled again.
+TEST(Emulator, NamedBarriers) {
+  NEEDS_COMPILER;
+  const auto text = [](const std::string& full, const std::string& free) {
+    return R"(__shared__ int s[2][32]; const int lane = t % 32; int v = 0;
+      for (int k = 0; k < 6; ++k) {
+        const int h = k % 2;
+        if (t < 32) {
+          if (k >= 2) asm volatile("bar.sync %0, 64;" :: "r"(h + 3) : "memory");
+          s[h][lane] = 100 * k + lane + n;
+          )" +
+           full + R"(
+        } else {
+          asm volatile("bar.sync %0, 64;" :: "r"(h + 1) : "memory");
+          v += s[h][31 - lane];
+          )" +
+           free + R"(
+        }
+      }
+      y[i] = v;)";
+  };
+  const std::string full = "asm volatile(\"bar.arrive %0, 64;\" :: \"r\"(h + 1) : \"memory\");",
+                    free = "if (k < 4) asm volatile(\"bar.arrive %0, 64;\" :: \"r\"(h + 3) : \"memory\");";
+  const std::string early = "if (k < 4) asm volatile(\"bar.arrive %0, 64;\" :: \"r\"(h + 3) : \"memory\"); v += s[h][lane];";
+  planted(text(full, early), text(full, free), {"a race in shared memory"});
+  planted(text(full, "if (k < 3) " + free), text(full, free), {"barrier 4 has 32 of 64 threads"});
+  planted(text(full + full, free), text(full, free), {"barrier 1: a warp comes again"});
 }
 
 TEST(Emulator, FindsRacesBetweenBlocks) {

@@ -53,7 +53,7 @@ EmulatedCounters::Class class_of(const PtxInstruction& p) {
       {Counters::conversion, {"cvt"}},
       {Counters::matrix, {"mma", "wgmma"}},
       {Counters::special, {"ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt"}},
-      {Counters::exchange, {"shfl", "vote", "match", "redux", "activemask", "elect"}},
+      {Counters::exchange, {"shfl", "vote", "match", "redux", "activemask", "elect", "movmatrix"}},
       {Counters::barrier, {"bar", "barrier", "membar", "fence"}},
       {Counters::branch, {"bra", "brx", "ret", "exit", "call", "trap"}},
       {Counters::other, {"mov", "selp", "slct", "cvta", "isspacep", "nanosleep", "griddepcontrol", "prefetch", "prefetchu"}}};

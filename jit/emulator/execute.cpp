@@ -134,6 +134,10 @@ void Block::arrive(Warp& warp, const Instruction& i, unsigned number, unsigned t
   if (b.arrived > 0 && b.expected != threads)
     fault(warp, i, 0, fmt::format("barrier {}: threads wait for different numbers of threads", number),
           fmt::format("{} and {}", b.expected, threads));
+  if (b.warps >> warp.index & 1)
+    fault(warp, i, 0, fmt::format("barrier {}: a warp comes again before all others have come", number), {},
+          "let it wait for them, or take barriers in turn");
+  b.warps |= Mask{1} << warp.index;
   b.expected = threads;
   b.arrived += threads == 0 ? unsigned(std::popcount(warp.living())) : kLanes;
   shared_races_.arrive(warp.index, b.joined);

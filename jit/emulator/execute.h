@@ -88,6 +88,7 @@ class Block {
  private:
   struct Barrier {
     unsigned arrived = 0, expected = 0;  // threads
+    Mask warps = 0;                      // that have arrived
     std::vector<unsigned> waiting;       // warps
     SharedRaces::Knowledge joined{};
     unsigned yes = 0, voters = 0;

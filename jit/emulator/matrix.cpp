@@ -1,5 +1,5 @@
-// mma.sync, wgmma, ldmatrix and stmatrix: matrices spread over the lanes of a warp. Lane l = 4 g + t holds elements of row (or
-// column) g and of columns (rows) that t chooses, as PTX defines for each shape.
+// mma.sync, wgmma, ldmatrix, stmatrix and movmatrix: matrices spread over the lanes of a warp. Lane l = 4 g + t holds elements
+// of row (or column) g and of columns (rows) that t chooses, as PTX defines for each shape.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -145,6 +145,19 @@ void move_matrices(Warp& w, const Instruction& i, Mask) {
   }
 }
 
+// movmatrix: 8 x 8 16-bit elements, two of a row in each lane, become those of the transposed matrix.
+void transpose(Warp& w, const Instruction& i, Mask) {
+  if (!whole_warp(w, i)) return;
+  const Source<std::uint32_t> from(w, i.a);
+  std::uint32_t words[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) words[lane] = from[lane];
+  write<std::uint32_t>(w, i.d, kAllLanes, [&](int lane) {
+    const int column = lane >> 2, row = 2 * (lane & 3);
+    const auto cell = [&](int r) { return words[4 * r + (column >> 1)] >> (16 * (column & 1)) & 0xffffu; };
+    return cell(row) | cell(row + 1) << 16;
+  });
+}
+
 Handler mma_handler(const PtxInstruction& p) {
   const bool k16 = p.has("m16n8k16"), k8 = p.has("m16n8k8"), k4 = p.has("m16n8k4");
   const std::string_view last = p.words.back();
@@ -284,6 +297,12 @@ bool decode_matrix(const PtxInstruction& p, Decoder& decoder, Instruction& i) {
   const std::string_view op = p.words[0];
   if (op == "mma") return decode_mma(p, decoder, i);
   if (op == "wgmma") return decode_wgmma(p, decoder, i);
+  if (op == "movmatrix") {
+    if (!p.has("m8n8") || !p.has("trans") || !p.has("b16")) return false;
+    i.d = decoder.place(p.operands.at(0), 32), i.a = decoder.place(p.operands.at(1), 32);
+    i.run = transpose;
+    return true;
+  }
   const bool storing = op == "stmatrix";
   if ((op != "ldmatrix" && !storing) || !p.has("m8n8") || !p.has("b16")) return false;
   const Operand &registers = p.operands.at(storing ? 1 : 0), &address = p.operands.at(storing ? 0 : 1);

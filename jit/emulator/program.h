@@ -98,6 +98,6 @@ bool decode_arithmetic(const PtxInstruction& p, Decoder& decoder, Instruction& i
 bool decode_convert(const PtxInstruction& p, Decoder& decoder, Instruction& i);
 bool decode_memory(const PtxInstruction& p, Decoder& decoder, Instruction& i);
 bool decode_warp(const PtxInstruction& p, Decoder& decoder, Instruction& i);    // shuffles, votes, barriers, branches
-bool decode_matrix(const PtxInstruction& p, Decoder& decoder, Instruction& i);  // mma, ldmatrix, stmatrix
+bool decode_matrix(const PtxInstruction& p, Decoder& decoder, Instruction& i);  // mma, ldmatrix, stmatrix, movmatrix
 
 }  // namespace weft::emulator
