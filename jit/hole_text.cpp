@@ -79,6 +79,7 @@ class Writer {
 
   void write_flat();
   void write_levels();
+  StagedBytes write_staged(int width);
 
  private:
   Expr node(int at) const { return order_.nodes()[std::size_t(at)]; }
@@ -99,6 +100,7 @@ class Writer {
   std::string offset(const Operand& leaf, const std::string& name, unsigned levels) const;
   std::string pointer(std::size_t leaf, Level from) const;
   std::string load_leaf(int at, Level from) const;
+  bool is_staged(int at) const;         // copied to shared memory first
   std::string loads(Level from) const;  // of leaves and draws that are read as vectors
   std::string statements(Level from);   // of a scalar level, or inside the loop over V
   std::string loop(const std::string& body) const {
@@ -126,8 +128,9 @@ class Writer {
   std::vector<char> kept_;       // computed at its own level and handed down
   std::vector<char> needed_[4];  // by level: computed there
   std::vector<std::string> names_;
-  std::vector<std::string> rows_;  // flat: of each leaf, where a row begins
-  bool divides_ = false;           // flat: a leading coordinate is needed alone
+  std::vector<std::string> rows_;               // flat: of each leaf, where a row begins
+  bool divides_ = false;                        // flat: a leading coordinate is needed alone
+  std::map<std::size_t, std::int64_t> staged_;  // while a function reads leaves from shared memory: bytes before each
 };
 
 // Levels, and the arguments that leaves, constants and tables need.
@@ -292,6 +295,10 @@ std::string Writer::load_leaf(int at, Level from) const {
       std::find_if(coordinates_.begin(), coordinates_.end(), [](const Coordinate& c) { return c.level == column; });
   const std::size_t axis = std::size_t(along - coordinates_.begin());
   const std::string& col = along->name;
+  if (const auto staged = staged_.find(k); staged != staged_.end())
+    return fmt::format(
+        "  {0} x{1}[V];\n  load_values<V>(reinterpret_cast<const {2}*>(from + {3} * THREADS) + int(threadIdx.x) * V, x{1});\n",
+        type, k, cuda_type(o.dtype), staged->second);
   if ((flat_ ? last_stride(o) : stride(o, axis)) == 1)
     return fmt::format("  {} x{}[V];\n  load_values<V>({} + ({}{}), x{});\n", type, k, begin, plus, col, k);
   const std::string_view wide = reach_of(o) > kMostNarrow ? "i64" : "index";
@@ -299,6 +306,15 @@ std::string Writer::load_leaf(int at, Level from) const {
       "  {0} x{1}[V];\n#pragma unroll\n  for (int j = 0; j < V; ++j) x{1}[j] = {0}(value_at({2} + ({3}{4}({5} + j) * "
       "{4}(a.{6}_{7}))));\n",
       type, k, begin, plus, wide, col, name, flat_ ? "col" : fmt::format("s{}", axis));
+}
+
+bool Writer::is_staged(int at) const {
+  const Expr e = node(at);
+  if (!needed_[element][std::size_t(at)] || !is_leaf(e) || level_[std::size_t(at)] != element) return false;
+  const Operand& o = fused_.leaves[leaf_of(e)];
+  const auto along =
+      std::find_if(coordinates_.begin(), coordinates_.end(), [](const Coordinate& c) { return c.level == column; });
+  return stride(o, std::size_t(along - coordinates_.begin())) == 1 && (o.dtype == DType::bf16 || o.dtype == DType::f32);
 }
 
 // ---- statements -------------------------------------------------------------------------------------------------------------
@@ -517,6 +533,43 @@ void Writer::write_levels() {
                   arguments(element), passed()));
 }
 
+// After write_levels(). A leaf has `width` elements of each thread one after the other, after those of the leaves before it.
+StagedBytes Writer::write_staged(int width) {
+  constexpr std::int64_t kMost = 32;
+  std::int64_t bytes = 0;
+  std::string copies;
+  for (int at = 0; at < order_.size(); ++at) {
+    if (!is_staged(at)) continue;
+    const std::size_t k = leaf_of(node(at));
+    const Operand& o = fused_.leaves[k];
+    const auto size = width * std::int64_t(size_of(o.dtype));
+    if (staged_.count(k) || bytes + size > kMost) continue;
+    const std::string plus = offset(o, fmt::format("{}_x{}", name_, k), row).empty() ? "" : fmt::format("r.x{} + ", k);
+    copies += fmt::format("  copy_async<{0}>(to + {1} * THREADS + int(threadIdx.x) * {0}, {2} + ({3}col), in);\n", size, bytes,
+                          pointer(k, element), plus);
+    staged_[k] = bytes;
+    bytes += size;
+  }
+  text_.function(
+      fmt::format("constexpr int {0}_staged = {1};\ntemplate <int V, int THREADS>\nDEVICE void {0}_fetch(const Args& a, const "
+                  "{0}_outer& o, "
+                  "const {0}_row& r, index col, bool in, u32 to) {{\n{2}}}\n",
+                  name_, bytes, copies));
+  std::string elements = statements(element);
+  for (std::size_t k = 0; k < fused_.roots.size(); ++k)
+    elements += fmt::format("    y{}[j] = {};\n", k, reference(order_.position(fused_.roots[k]), element));
+  text_.function(
+      fmt::format("template <int V, int THREADS>\nDEVICE void {0}_staged_at(const Args& a, const {0}_outer& o, const "
+                  "{0}_row& r, const {0}_column<V>& c{1}{2}, const u8* from) {{\n{3}{4}}}\n",
+                  name_, parameters(element), signature(), loads(element), loop(elements)));
+  staged_.clear();
+  std::int64_t columns = 0;
+  for (int at = 0; at < order_.size(); ++at)
+    if (kept_[std::size_t(at)] && level_[std::size_t(at)] == column)
+      columns += width * (node(at).type() == ExprType::real ? 4 : 8);
+  return {bytes, std::max<std::int64_t>((columns + 7) / 8 * 8, 8)};
+}
+
 }  // namespace
 
 void fused_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const std::int64_t> dims) {
@@ -527,26 +580,51 @@ void fused_rows(CudaText& text, std::string_view name, const Fused& fused, std::
   Writer(text, name, fused, dims, std::move(coordinates), true).write_flat();
 }
 
-void hole_text(CudaText& text, std::string_view name, const Fused& fused, HoleAxes axes) {
-  if (!fused.hole.empty()) text.hole(fused.hole);
+namespace {
+
+std::vector<Coordinate> coordinates_of(const Fused& fused, HoleAxes axes) {
   std::vector<Coordinate> coordinates;
   for (int axis = 0; axis < int(fused.dims.size()); ++axis)
     coordinates.push_back({fmt::format("i{}", axis), axis == axes.column ? column : axis == axes.row ? row : outer});
-  Writer(text, name, fused, fused.dims, std::move(coordinates), false).write_levels();
+  return coordinates;
 }
-void hole_text(CudaText& text, std::string_view name, const Fused& fused) {
+HoleAxes last_axes(const Fused& fused) {
   const int rank = int(fused.dims.size());
-  hole_text(text, name, fused, {rank - 2, rank - 1});
+  return {rank - 2, rank - 1};
+}
+
+}  // namespace
+
+void hole_text(CudaText& text, std::string_view name, const Fused& fused, HoleAxes axes) {
+  if (!fused.hole.empty()) text.hole(fused.hole);
+  Writer(text, name, fused, fused.dims, coordinates_of(fused, axes), false).write_levels();
+}
+void hole_text(CudaText& text, std::string_view name, const Fused& fused) { hole_text(text, name, fused, last_axes(fused)); }
+void staged_hole_text(CudaText& text, std::string_view name, const Fused& fused, int width) {
+  if (!fused.hole.empty()) text.hole(fused.hole);
+  Writer writer(text, name, fused, fused.dims, coordinates_of(fused, last_axes(fused)), false);
+  writer.write_levels();
+  writer.write_staged(width);
+}
+StagedBytes staged_bytes(const Fused& fused, int width) {
+  CudaText unused("staged", false);
+  return Writer(unused, "hole", fused, fused.dims, coordinates_of(fused, last_axes(fused)), false).write_staged(width);
 }
 
 int summed(std::span<const Operand> sums) {
   return int(std::count_if(sums.begin(), sums.end(), [](const Operand& o) { return bool(o); }));
 }
 
-void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
-                    std::span<const Operand> sums) {
+namespace {
+
+// `width`: of staged parts, 0 without them.
+void write_gradients(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
+                     std::span<const Operand> sums, int width) {
   const std::string roots = fmt::format("{}_roots", name);
-  hole_text(text, roots, fused);
+  if (width > 0)
+    staged_hole_text(text, roots, fused, width);
+  else
+    hole_text(text, roots, fused);
   std::string coordinates, arguments, declared, passed, stores, totals;
   for (std::size_t axis = 0; axis < fused.dims.size(); ++axis) {
     coordinates += fmt::format(", index i{}", axis);
@@ -578,6 +656,24 @@ void gradients_text(CudaText& text, std::string_view name, const Fused& fused, s
       "template <int COLUMNS, class Sums>\nDEVICE void {0}_store_sums(const Args& a, const Sums& sums, int column, index to) "
       "{{\n{7}}}\n",
       name, coordinates, declared, roots, arguments, passed, stores, totals));
+  if (width > 0)
+    text.function(fmt::format(
+        "template <int V, int THREADS, class Sums>\nDEVICE void {0}_gradients_at(const Args& a, const {3}_outer& o, const "
+        "{3}_row& r, const {3}_column<V>& c{1}, const real (&value)[V], const real (&upstream)[V], real (&first)[V], Sums& "
+        "sums, "
+        "bool stored, const u8* from) {{\n{2}  {3}_staged_at<V, THREADS>(a, o, r, c{4}, value, upstream{5}, from);\n{6}}}\n",
+        name, coordinates, declared, roots, arguments, passed, stores));
+}
+
+}  // namespace
+
+void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
+                    std::span<const Operand> sums) {
+  write_gradients(text, name, fused, outputs, sums, 0);
+}
+void staged_gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
+                           std::span<const Operand> sums, int width) {
+  write_gradients(text, name, fused, outputs, sums, width);
 }
 
 void gradients_of_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs) {

@@ -39,6 +39,20 @@ struct HoleAxes {
 //   NAME<V>(a, i0, i1, ..., [values], roots)                         all of it
 void hole_text(CudaText& text, std::string_view name, const Fused& fused, HoleAxes axes);
 void hole_text(CudaText& text, std::string_view name, const Fused& fused);  // the last two
+// The same, and in two parts, so that memory is asked for long before it is needed: what depends on row and column and lies
+// along the columns in bf16 or f32 is copied to shared memory by the one, as long as there is not too much of it, and read from
+// there by the other. A thread has
+// NAME_staged bytes of the block's NAME_staged * THREADS, which begin at a multiple of 16. Also prints
+//   NAME_fetch<V, THREADS>(a, outer, row part, column, in, to)       begins copies (cp.async) to the shared address `to`; zeros
+//                                                                    unless `in`
+//   NAME_staged_at<V, THREADS>(a, outer, row part, column part, i0, ..., [values], roots, from)
+// for V of at most 4 and jit/copy_async.cuh before them.
+void staged_hole_text(CudaText& text, std::string_view name, const Fused& fused, int width);
+// Of a thread: NAME_staged, at most 32; and sizeof(NAME_column<width>), for an fp32 `real`.
+struct StagedBytes {
+  std::int64_t staged, columns;
+};
+StagedBytes staged_bytes(const Fused& fused, int width);
 
 // The gradient of a hole takes the hole's value and an upstream gradient; its first root, the derivative by the value, goes
 // back to the skeleton. The others are stored, or summed over the rows. Prints
@@ -49,6 +63,10 @@ void hole_text(CudaText& text, std::string_view name, const Fused& fused);  // t
 //       writes the sums of a column to element `to` of each sums[r]
 void gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
                     std::span<const Operand> sums);
+// The same, in parts: those of staged_hole_text(NAME_roots), and
+//   NAME_gradients_at<V, THREADS>(a, outer, row part, column part, i0, ..., value, upstream, first, sums, stored, from)
+void staged_gradients_text(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs,
+                           std::span<const Operand> sums, int width);
 int summed(std::span<const Operand> sums);  // how many are present
 // The same over flat rows, without sums: NAME_gradients<V>(a, row, col, value, upstream, first, stored).
 void gradients_of_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs);

@@ -231,8 +231,10 @@ struct ScanOptions {
 };
 // u, delta (b, t, i); A (i, n) < 0; B, C (b, t, n) or (b, t, g, n) with i divisible by g, channel c uses group c / (i/g).
 // h_t = exp(Delta A) h_{t-1} + Delta B u;  s_t = C h_t (+ D u);  result (b, t, i). n <= 256. State in fp32 (fp64). With u in
-// bf16 a GPU may sum the gradients of B and C over channels from products in TF32, which lose less than 2^-10 each. The
-// gradient has no gradient: a second derivative is an error.
+// bf16 a GPU may sum the gradients of B and C over channels from products in TF32, which lose less than 2^-10 each. Where u,
+// delta, B and C are bf16, n = 16 and 32 divides i/g, it makes s and the other gradients from products of bf16 numbers as well,
+// and keeps states for the gradient in fp16, scaled alike for 16 channels. The gradient has no gradient: a second derivative is
+// an error.
 Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options = {});
 Hole softplus_bias(Arg bias);  // v -> softplus(v + bias)
 Hole softplus_hole();          // v -> softplus(v)

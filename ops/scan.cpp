@@ -266,16 +266,20 @@ void store_state(const Rows& to, const Grid& g, const Part& p, const T* h) {
 
 template <class T>
 struct ForwardOutputs {
-  Rows y, last, states;
+  Rows y, last, states, s;
 };
 
 // s (steps, w) of the chunk becomes y: adds D u and evaluates the out hole.
 template <class T>
-void finish_rows(const ScanTask& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole, const Rows& y, T* s) {
+void finish_rows(const ScanTask& task, const Part& p, const Chunk<T>& chunk, const T* D, Runner<T>* hole,
+                 const ForwardOutputs<T>& outputs, T* s) {
+  const Rows& y = outputs.y;
   for (std::int64_t k = 0; k < chunk.steps(); ++k, s += p.w) {
     const std::int64_t row = p.batch * task.grid.t + chunk.begin + k;
     if (D)
       for (std::int64_t c = 0; c < p.w; ++c) s[c] += D[c] * chunk.u[std::size_t(k)][c];
+    outputs.s.write(row, p.c, p.w, static_cast<const T*>(s));
+    if (!y) continue;
     if (hole) {
       const void* value = s;
       void* result = y.target<T>(row, p.c, s);
@@ -311,7 +315,7 @@ void forward_part(const ScanTask& task, const Launch& launch, const Rows& initia
         advance<T, U>(p.w, g.n, chunk.delta.data() + k * p.w, chunk.du.data() + k * p.w, chunk.B[k], chunk.C[k], A.data(),
                       h.data(), s.data() + k * p.w);
     });
-    if (outputs.y) finish_rows(task, p, chunk, D, out.get(), outputs.y, s.data());
+    if (outputs.y || outputs.s) finish_rows(task, p, chunk, D, out.get(), outputs, s.data());
   }
   store_state(outputs.last, g, p, h.data());
 }
@@ -335,15 +339,25 @@ ScanTask task_of(Lowering& l) {
   return task;
 }
 
+// The states that are kept, (b, chunks, n, i); in the memory of those that the kernels for 16 states keep.
+Operand states_of(const Grid& g, const Operand& kept) {
+  if (kept.dtype != DType::i32) return kept;
+  const std::int64_t dims[] = {g.b, g.chunks(), g.n, g.i};
+  Operand states = dense_operand(kept.slot, DType::f32, dims);
+  states.offset = kept.offset;
+  return states;
+}
+
 template <class T>
 void lower_scan_forward(Lowering& l) {
   ScanTask task = task_of(l);
   task.has_out = l.filled(1);
   if (task.has_out) task.out = l.hole(1, l.shape(kU));
   const Operand initial = l.has(kInitial) ? l.rows(kInitial) : Operand{};
-  const Operand y = l.output(kY), last = l.output(kLast), states = l.output(kKept);
+  const Operand y = l.output(kY), last = l.output(kLast), states = states_of(task.grid, l.output(kKept)),
+                value = l.integer(0) != 0 ? l.output(kS) : Operand{};
   l.emit("scan_forward", [=](const Launch& launch) {
-    const ForwardOutputs<T> outputs{Rows(launch, y), Rows(launch, last), Rows(launch, states)};
+    const ForwardOutputs<T> outputs{Rows(launch, y), Rows(launch, last), Rows(launch, states), Rows(launch, value)};
     const Rows start(launch, initial);
     parallel(task.grid.parts(), [&](std::int64_t index) { forward_part<T>(task, launch, start, outputs, index); });
   });
@@ -507,7 +521,7 @@ void lower_scan_backward(Lowering& l) {
   static_cast<ScanTask&>(task) = task_of(l);
   const Grid& g = task.grid;
   const auto optional = [&](int i) { return l.has(i) ? l.rows(i) : Operand{}; };
-  task.states = l.rows(kStates), task.g = optional(kG), task.g_last = optional(kGLast);
+  task.states = states_of(g, l.rows(kStates)), task.g = optional(kG), task.g_last = optional(kGLast);
   task.has_delta_grad = l.filled(1), task.has_out_grad = l.filled(2);
   if (task.has_delta_grad) task.delta_grad = l.hole(1, l.shape(kU));
   if (task.has_out_grad) task.out_grad = l.hole(2, l.shape(kU));
@@ -574,11 +588,17 @@ DType state_dtype(const Tensor& u, const ScanOptions& o, const Tensor& delta, co
   return dtype;
 }
 
+// Whether a hole's gradient needs the value that it was given.
+bool reads_value(const Hole& gradient) {
+  const std::vector<Expr> all = topological(gradient.roots);
+  return std::any_of(all.begin(), all.end(), [](Expr e) { return e.op() == ExprOp::input && e.index() == 0; });
+}
+
 void scan_vjp(Vjp& v) {
   Tensor in[kFixed];
   for (int i = 0; i < kFixed; ++i) in[i] = v.input(i);
   const Shape space = in[kU].shape(), sa = in[kA].shape();
-  const DType real = v.output(2).dtype();
+  const DType real = v.output(kLast).dtype();
   Outs outs = {{space, in[kU].dtype()},
                {space, in[kDelta].dtype()},
                {sa, in[kA].dtype()},
@@ -590,7 +610,12 @@ void scan_vjp(Vjp& v) {
   const HoleInVjp delta(v, 0, filled, space, real, kDraw, outs), out(v, 1, v.hole(1), space, real, -1, outs);
   Recorder r(scan_backward_op, v.where());
   for (int i = 0; i < kInitial; ++i) r.input(in[i]);
-  r.input({}).input(v.output(2)).input(v.grad(0)).input(v.grad(1));
+  const bool for16 = v.integer(0) != 0, reads_s = for16 && reads_value(out.gradient);
+  r.input(for16 ? in[kInitial] : Tensor{})
+      .input(v.output(kKept))
+      .input(v.grad(0))
+      .input(v.grad(1))
+      .input(reads_s ? v.output(kS) : Tensor{});
   r.hole(0, filled, space).hole(1, delta.gradient, space).hole(2, out.gradient, space);
   for (const HoleInVjp* hole : {&delta, &out}) r.integers(hole->outputs).integers(hole->sums);
   r.out(outs);
@@ -662,11 +687,18 @@ Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options) {
   const Shape su = u.shape(), sa = A.shape();
   const DType real = state_dtype(u, options, delta, A, B, C);
   if (options.segments) return packed_scan(u, delta, A, B, C, options, real);
+  const Shape sb = B.shape();
+  const bool bf16s = u.dtype() == DType::bf16 && delta.dtype() == DType::bf16 && B.dtype() == DType::bf16 &&
+                     C.dtype() == DType::bf16 && real == DType::f32;
+  const bool for16 = bf16s && takes_scan16(su, sa[1], sb.rank() == 4 ? sb[2] : 1);
   Recorder r(scan_op, u.where());
   r.input(u).input(delta).input(A).input(B).input(C).input(options.D).input(options.initial);
   r.hole(0, options.delta, su).hole(1, options.out, su);
-  r.out(su, u.dtype()).out(Shape{su[0], sa[0], sa[1]}, real);
-  r.out(Shape{su[0], ceil_div(su[1], kTime), sa[1], sa[0]}, real);
+  r.integer(for16).out(su, u.dtype()).out(Shape{su[0], sa[0], sa[1]}, real);
+  if (for16)
+    r.out(Shape{su[0], chunks16(su[1]), sa[0] / 16, kKeptWords}, DType::i32).out(su, DType::bf16);
+  else
+    r.out(Shape{su[0], ceil_div(su[1], kTime), sa[1], sa[0]}, real);
   const Tensor y = r.record();
   if (options.last) *options.last = output_of(y, 1);
   return y;

@@ -168,6 +168,7 @@ Operand emit_join(Lowering& l, const Scan& scan, const Segments& from, const Ope
 }  // namespace
 
 void cuda_scan(Lowering& l) {
+  if (l.integer(0) != 0) return cuda_scan16(l);
   const Scan scan(l);
   const Fused out = l.hole(1, scan.space);
   const Operand initial = l.rows(kInitial), y = l.output(kY), last = l.output(kLast), kept = l.output(kKept);
@@ -199,6 +200,7 @@ struct BackwardLaunch {
 }  // namespace
 
 void cuda_scan_backward(Lowering& l) {
+  if (l.dtype(kStates) == DType::i32) return cuda_scan16_backward(l);
   const Scan scan(l);
   const Shape& space = scan.space;
   const BlockShape& block = scan.block;

@@ -249,6 +249,7 @@ constexpr std::pair<const char*, DType> kTypes[] = {{"f32", DType::f32}, {"bf16"
 TEST_F(SlowBudget, Scan) {
   for (const auto& [type, dtype] : kTypes) count(fmt::format("scan, {}", type), scan_step(dtype, 2, 64, 64, 16));
   count("scan in segments, bf16", scan_step(DType::bf16, 1, 512, 3, 16));
+  count("scan of 16 states in segments, bf16", scan_step(DType::bf16, 1, 288, 64, 16));
   count("scan of 256 states, f32", scan_step(DType::f32, 1, 40, 8, 256));
 }
 TEST_F(SlowBudget, Conv1d) {

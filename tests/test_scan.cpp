@@ -394,6 +394,7 @@ const Case kMambaCases[] = {
     {2, 128, 4, 8, 1, true, true, true, true, false, false},    {2, 256, 4, 8, 2, true, true, true, true, false, false},
     {1, 257, 128, 16, 1, true, true, true, true, false, false}, {1, 64, 130, 16, 2, true, true, true, true, false, false},
     {1, 70, 96, 13, 1, true, true, true, true, false, false},   {1, 33, 37, 4, 1, true, true, true, true, false, false},
+    {2, 70, 64, 16, 2, true, true, true, true, false, false},   {1, 300, 96, 16, 1, true, true, true, true, false, false},
 };
 
 // mamba_ssm allows atol + rtol |x| with 5e-2 and 3e-2 in bf16, and the weights' gradients the same where there is a gate.
@@ -431,6 +432,165 @@ TEST(Scan, Bf16SumsOverChannelsCutProductsToTf32AtMost) {
       for (std::size_t i = 0; i < x.size(); ++i)
         ASSERT_NEAR(x[i], (*exact)[i], (0x1p-10 + 1e-5) * (*terms)[i]) << name << " at " << i;
     }
+  }
+}
+
+// ---- the kernels for 16 states in bf16 --------------------------------------------------------------------------------------
+
+// |x - right| / |right|, without what the rounding of the right values to bf16, where x is that, is of it.
+double relative_error(const Tensor& x, const Values& right) {
+  const Values values = x.to_host<double>();
+  double error = 0, rounding = 0, size = 0;
+  for (std::size_t i = 0; i < right.size(); ++i) {
+    const double wanted = right[i], rounded = double(float(bf16(float(wanted))));
+    error += (values[i] - wanted) * (values[i] - wanted), size += wanted * wanted;
+    if (x.dtype() == DType::bf16) rounding += (rounded - wanted) * (rounded - wanted);
+  }
+  return std::sqrt(std::max(error - rounding, 0.0) / std::max(size, 1e-300));
+}
+
+// Everything that a scan of a problem whose values are of the types of its operands has: y, h_T, then the gradients of u,
+// delta, A, B, C, D, bias, z, initial.
+std::vector<Tensor> results16(const Problem& p) {
+  const Case& c = p.c;
+  const auto as = [](DType type, const Values& v, Shape s) { return cast(Tensor::from(v, s), type); };
+  const Shape rows{c.b, c.t, c.i}, bc = c.groups > 1 ? Shape{c.b, c.t, c.groups, c.n} : Shape{c.b, c.t, c.n};
+  const Shape state{c.b, c.i, c.n};
+  const Tensor u = as(DType::bf16, p.u, rows), delta = as(DType::bf16, p.delta, rows), z = as(DType::bf16, p.z, rows),
+               B = as(DType::bf16, p.B, bc), C = as(DType::bf16, p.C, bc), A = as(DType::f32, p.A, {c.i, c.n}),
+               D = as(DType::f32, p.D, {c.i}), bias = as(DType::f32, p.bias, {c.i}), initial = as(DType::f32, p.initial, state),
+               g = as(DType::bf16, p.g, rows), gh = as(DType::f32, p.gh, state);
+  return run([&] {
+    Tensor last;
+    ScanOptions options{.D = c.skip ? D : Tensor{}, .initial = c.initial ? initial : Tensor{}, .last = &last};
+    if (c.softplus)
+      options.delta = c.bias ? softplus_bias(bias) : softplus_hole();
+    else if (c.bias)
+      options.delta = plain_bias(bias);
+    if (c.gated) options.out = gate(z);
+    const Tensor out = scan(u, delta, A, B, C, options);
+    Tensor loss = sum(cast(out, DType::f32) * cast(g, DType::f32));
+    if (c.last_gradient) loss = loss + sum(last * gh);
+    std::vector<Tensor> all = grad(loss, {u, delta, A, B, C, D, bias, z, initial}, Unused::zeros);
+    all.insert(all.begin(), {out, last});
+    return all;
+  });
+}
+Problem problem16(const Case& c) {
+  Problem p = mamba_problem(c);
+  for (Values* v : {&p.initial, &p.gh})
+    for (double& x : *v) x = double(float(x));
+  return p;
+}
+
+const char* const kNames16[] = {"y", "last", "du", "ddelta", "dA", "dB", "dC", "dD", "dbias", "dz", "dinitial"};
+std::vector<const Values*> all_of(const Results& r) {
+  return {&r.out, &r.last, &r.du, &r.ddelta, &r.dA, &r.dB, &r.dC, &r.dD, &r.dbias, &r.dz, &r.dinitial};
+}
+void expect_all_near(const std::vector<Tensor>& got, const Results& want, const Case& c) {
+  // y, dB and dC are sums of products in TF32, and s, as the gradient of z reads it, is in bf16.
+  const double most[] = {5e-4, 1e-4, 4e-4, 4e-4, 2e-4, 6e-4, 6e-4, 1e-5, 3e-4, 4e-3, 1e-4};
+  const bool there[] = {true, true, true, true, true, true, true, c.skip, c.bias, c.gated, c.initial};
+  for (std::size_t k = 0; k < got.size(); ++k) {
+    if (there[k]) EXPECT_LE(relative_error(got[k], *all_of(want)[k]), most[k]) << kNames16[k];
+  }
+}
+
+TEST(Scan16, MatchesNaive) {
+  for (const Case& c :
+       {Case{1, 1, 32, 16, 1, true, true, true, true, true, true}, Case{2, 33, 64, 16, 2, true, true, true, true, true, true},
+        Case{1, 16, 32, 16, 1, false, false, true, false, false, false},
+        Case{2, 45, 32, 16, 1, false, true, false, false, true, false}}) {
+    SCOPED_TRACE(testing::Message() << "b " << c.b << " t " << c.t << " i " << c.i << " groups " << c.groups);
+    const Problem p = problem16(c);
+    expect_all_near(results16(p), naive(p), c);
+  }
+}
+
+// Time is cut, forward at 256 and 512, backward at multiples of 64; with groups and states at both ends.
+TEST(Scan16, SegmentsOfTime) {
+  const Problem p = problem16({1, 547, 64, 16, 2, true, true, true, true, true, true});
+  expect_all_near(results16(p), naive(p), p.c);
+}
+
+TEST(Scan16, SameBitsEveryTime) {
+  const Problem p = problem16({1, 300, 64, 16, 1, true, true, true, true, true, true});
+  const std::vector<Tensor> first = results16(p), again = results16(p);
+  for (std::size_t k = 0; k < first.size(); ++k)
+    EXPECT_EQ(first[k].to_host<double>(), again[k].to_host<double>()) << kNames16[k];
+}
+
+// Without decay states grow to 1e6, and gradients may be as small as those of a mean over many tokens: neither may leave the
+// range of what is kept and summed.
+TEST(Scan16, StatesAndGradientsOfAnySize) {
+  for (const auto& [states, gradients] : {std::pair{1e6, 1.0}, {1e6, 1e-9}, {1e-6, 1e6}}) {
+    SCOPED_TRACE(testing::Message() << "states of " << states << ", gradients of " << gradients);
+    Problem p = problem16({1, 200, 64, 16, 1, false, false, false, true, false, false});
+    for (double& a : p.A) a *= 0x1p-10;
+    for (double& x : p.delta) x = 1;
+    const auto scale = [](Values& v, double by) {
+      for (double& x : v) x = double(float(bf16(float(x * by))));
+    };
+    for (double& x : p.B) x = std::abs(x);
+    for (double& x : p.u) x = std::abs(x);
+    scale(p.u, states / 100), scale(p.g, gradients);
+    // Channels of a group may differ by far.
+    for (std::size_t k = 0; k < p.u.size(); ++k)
+      if (k % 64 % 5 == 2) p.u[k] = double(float(bf16(float(p.u[k] * 1e-4))));
+    const Results want = naive(p);
+    double largest = 0;
+    for (const double x : want.last) largest = std::max(largest, std::abs(x));
+    EXPECT_GE(largest, states);
+    const std::vector<Tensor> got = results16(p);
+    EXPECT_LE(relative_error(got[5], want.dB), 6e-4);
+    EXPECT_LE(relative_error(got[6], want.dC), 6e-4);
+    EXPECT_LE(relative_error(got[4], want.dA), 2e-4);
+    EXPECT_LE(relative_error(got[2], want.du), 4e-4);
+    // Of the small channels too.
+    const Values dA = got[4].to_host<double>();
+    double error = 0, size = 0;
+    for (std::size_t k = 2 * 16; k < 3 * 16; ++k) error += std::pow(dA[k] - want.dA[k], 2), size += std::pow(want.dA[k], 2);
+    EXPECT_LE(std::sqrt(error / size), 2e-4);
+  }
+}
+
+// As wide and as long as a model, where a block has the most channels; the emulated device would take too long.
+TEST(SlowScan16, AModelsSize) {
+  if (device() != Device::cuda) GTEST_SKIP() << "takes a GPU";
+  const Problem p = problem16({8, 2048, 1536, 16, 1, true, true, true, true, false, false});
+  expect_all_near(results16(p), naive(p), p.c);
+}
+
+// Operands and captured tensors that are slices at odd places, and a hole that reads places, several tensors and a Scalar.
+TEST(Scan16, HolesAndSlices) {
+  const std::int64_t b = 2, t = 21, i = 32, n = 16;
+  const auto half = [](std::size_t count, int seed, Shape s) { return cast(Tensor::from(gen(count, seed), s), DType::bf16); };
+  const Tensor wide = half(std::size_t(b * t * 101), 1, {b, t, 101}), q = half(std::size_t(b * t * 35), 2, {b, t, 35}),
+               A = cast(Tensor::from(Values(std::size_t(i * n), -0.7), {i, n}), DType::f32),
+               f = cast(Tensor::from(gen(std::size_t(b * t * i), 3), {b, t, i}), DType::f32),
+               line = cast(Tensor::from(gen(std::size_t(t + i), 4), {t + i}), DType::f32),
+               g = half(std::size_t(b * t * i), 5, {b, t, i});
+  Scalar scale;
+  scale.set(0.75);
+  const auto pieces = [&](bool wide_types) {
+    const DType type = wide_types ? DType::f64 : DType::bf16, full = wide_types ? DType::f64 : DType::f32;
+    const Tensor x = cast(wide, type), states = cast(q, type), a = cast(A, full), fs = cast(f, full), l = cast(line, full);
+    const Tensor u = slice(x, -1, 1, 1 + i), raw = slice(x, -1, 33, 33 + i), z = slice(x, -1, 68, 68 + i),
+                 B = slice(states, -1, 3, 3 + n), C = slice(states, -1, 19, 19 + n);
+    const Tensor o = scan(
+        u, raw, a, B, C,
+        {.delta = hole({fs}, [](Expr v, Expr x) { return softplus(v + x); }),
+         .out = [&](Expr s, Index b, Index t, Index i) { return s * z(b, t, i) * Expr(scale) + fs(b, t, i) * l(t - i + 31); }});
+    const Tensor loss = sum(cast(o, full) * cast(g, full));
+    std::vector<Tensor> all = grad(loss, {wide, q, A, f, line});
+    all.insert(all.begin(), o);
+    return all;
+  };
+  const std::vector<Tensor> got = run([&] { return pieces(false); }), want = run([&] { return pieces(true); });
+  const char* const names[] = {"o", "x", "B and C", "A", "f", "line"};
+  for (std::size_t k = 0; k < got.size(); ++k) {
+    // The right gradients of bf16 tensors are themselves rounded.
+    EXPECT_LE(relative_error(got[k], want[k].to_host<double>()), 6e-3) << names[k];
   }
 }
 
