@@ -40,7 +40,7 @@ Mamba2Block::Result Mamba2Block::operator()(Arg x, Mamba2States from) {
 
 ScanPath Mamba2Block::path() const {
   if (chosen_ != ScanPath::fast) return chosen_;
-  return ssd_has_kernels(config_.head, config_.state) ? ScanPath::fast : ScanPath::plain;
+  return ssd_has_kernels(config_.head, config_.state, config_.compute()) ? ScanPath::fast : ScanPath::plain;
 }
 
 std::string Mamba2Block::active_path() const {
@@ -48,9 +48,9 @@ std::string Mamba2Block::active_path() const {
   if (path() == ScanPath::fast)
     return fmt::format("Mamba2Block: fast path, the kernels of ssd on {} (.plain = true forces the plain one)", on);
   if (path() == ScanPath::sequential) return fmt::format("Mamba2Block: a loop over the steps on {}", on);
-  const std::string why = chosen_ == ScanPath::plain
-                              ? "as asked for"
-                              : fmt::format("ssd has no kernels for heads of {} with {} states", config_.head, config_.state);
+  const std::string why = chosen_ == ScanPath::plain ? "as asked for"
+                                                     : fmt::format("ssd has no kernels for heads of {} with {} states in {}",
+                                                                   config_.head, config_.state, name_of(config_.compute()));
   return fmt::format("Mamba2Block: plain path, ssd made of other ops on {}: {}", on, why);
 }
 

@@ -6,6 +6,7 @@
 #include "autograd/run.h"
 #include "ops/check.h"
 #include "ops/ops.h"
+#include "ops/ssd_gpu.h"
 
 namespace weft {
 namespace {
@@ -54,23 +55,26 @@ DType SsdCall::real() const {
   return dtype;
 }
 
-bool ssd_has_kernels(std::int64_t, std::int64_t) { return recorded_target().device == Device::cpu; }
+bool ssd_has_kernels(std::int64_t p, std::int64_t n, DType dtype) {
+  return recorded_target().device == Device::cpu || (dtype == DType::bf16 && gpu_ssd_fits(p, n));
+}
 
 Tensor ssd(Arg x, Arg dt, Arg A, Arg B, Arg C, SsdOptions options) {
   check_ssd(x.where(), x, dt, A, B, C, options);
-  const SsdResult result = plain_ssd({.x = x,
-                                      .dt = dt,
-                                      .A = A,
-                                      .B = B,
-                                      .C = C,
-                                      .D = options.D,
-                                      .initial = options.initial,
-                                      .borders = options.segments.borders,
-                                      .step = options.dt,
-                                      .out = options.out,
-                                      .chunk = options.chunk,
-                                      .plain = options.plain,
-                                      .where = x.where()});
+  const SsdCall call{.x = x,
+                     .dt = dt,
+                     .A = A,
+                     .B = B,
+                     .C = C,
+                     .D = options.D,
+                     .initial = options.initial,
+                     .borders = options.segments.borders,
+                     .step = options.dt,
+                     .out = options.out,
+                     .chunk = options.chunk,
+                     .plain = options.plain,
+                     .where = x.where()};
+  const SsdResult result = gpu_ssd_takes(call) ? gpu_ssd(call) : plain_ssd(call);
   if (options.last) *options.last = result.last;
   return result.y;
 }

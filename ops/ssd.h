@@ -10,10 +10,10 @@ namespace weft {
 
 struct SsdCall {
   Tensor x, dt, A, B, C, D, initial;  // D and initial may be absent
-  Tensor borders;                     // (b, t) i32, may be absent: 1 where the state is cut
+  Tensor borders = {};                // (b, t) i32, may be absent: 1 where the state is cut
   Hole step, out;
   std::int64_t chunk;
-  bool plain;  // no kernels of its own
+  bool plain = false;  // no kernels of its own
   Site where;
   DType real() const;  // what is computed in: fp64 if an operand or what a hole captures is f64, else fp32
 };
@@ -26,6 +26,10 @@ struct SsdResult {
 inline constexpr HoleSpec kSsdStep = {.name = "dt", .coordinates = "b t h", .values = 1, .dense = true, .names = {"raw"}};
 inline constexpr HoleSpec kSsdOut = {.name = "out", .coordinates = "b t h p", .values = 1, .dense = true, .names = {"s"}};
 
+// Whether the device in use has kernels of its own for heads of p features with n states where x, B and C are of a type; else
+// the plain form is recorded.
+bool ssd_has_kernels(std::int64_t p, std::int64_t n, DType dtype);
+
 // Made of other ops: products of matrices within a chunk and between chunks (ssd_plain.cpp).
 SsdResult plain_ssd(const SsdCall& call);
 
@@ -37,8 +41,6 @@ struct SsdScan {
   std::int64_t chunk;
   Site where;
 };
-// Whether the device in use has kernels of its own for heads of p features with n states; else the plain form is recorded.
-bool ssd_has_kernels(std::int64_t p, std::int64_t n);
 SsdResult plain_ssd_scan(const SsdScan& scan);  // of operands in one type
 SsdResult cpu_ssd_scan(const SsdScan& scan);    // the CPU's loops (ssd_cpu.cpp)
 

@@ -122,7 +122,7 @@ SsdResult plain_ssd(const SsdCall& call) {
                      .initial = real(call.initial),
                      .chunk = call.chunk,
                      .where = call.where};
-  const bool kernels = !call.plain && ssd_has_kernels(x.dim(3), call.B.dim(3));
+  const bool kernels = !call.plain && recorded_target().device == Device::cpu;
   SsdResult result = kernels ? cpu_ssd_scan(scan) : plain_ssd_scan(scan);
   if (const Tensor D = real(call.D)) result.y = result.y + x * (D.shape().rank() == 1 ? reshape(D, {x.dim(2), 1}) : D);
   result.y = convert(filled(out_op, call.out, result.y, call.where), call.x.dtype(), call.where);

@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
 #pragma unroll
       for (int k = 0; k < FEW; ++k) {
         real x[V];
-        load<V>(a.from + ((part + k * STRIPS) * index(a.stride) + i), x);
+        load_real<V>(a.from + ((part + k * STRIPS) * index(a.stride) + i), x);
 #pragma unroll
         for (int j = 0; j < V; ++j) few[j] += x[j];
       }
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
     }
     for (; part < index(a.parts); part += STRIPS) {
       real x[V];
-      load<V>(a.from + (part * index(a.stride) + i), x);
+      load_real<V>(a.from + (part * index(a.stride) + i), x);
 #pragma unroll
       for (int j = 0; j < V; ++j) share[j].add(x[j]);
     }
