@@ -9,6 +9,7 @@
 #include "autograd/backward.h"
 #include "autograd/gradient_ops.h"
 #include "autograd/pointwise.h"
+#include "autograd/run.h"
 #include "jit/diff.h"
 #include "jit/parallel.h"
 #include "ops/check.h"

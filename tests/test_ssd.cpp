@@ -228,16 +228,21 @@ TEST(Ssd, EqualBitsForAnyNumberOfThreads) {
 }
 
 // What has no kernels on a GPU is recorded in its plain form for one, wherever it is recorded.
-TEST(Ssd, APlanForAGpuHasThePlainForm) {
-  const auto has_loops = [](const Target& target) {
-    const auto plan = plan_for(target, [] {
-      return ssd(zeros({1, 4, 2, 8}), zeros({1, 4, 2}), zeros({2}), zeros({1, 4, 1, 8}), zeros({1, 4, 1, 8}));
+TEST(Ssd, APlanIsMadeOfTheTargetsKernels) {
+  const auto has = [](const char* name, const Target& target, DType dtype) {
+    const auto plan = plan_for(target, [dtype] {
+      const auto of = [dtype](Shape shape) { return zeros(shape, dtype); };
+      return ssd(of({1, 4, 2, 8}), of({1, 4, 2}), zeros({2}), of({1, 4, 1, 8}), of({1, 4, 1, 8}));
     });
     return std::any_of(plan->kernels.begin(), plan->kernels.end(),
-                       [](const PlannedKernel& k) { return k.record.name == "ssd_forward"; });
+                       [name](const PlannedKernel& k) { return k.record.name == name; });
   };
-  EXPECT_FALSE(has_loops(target_for("sm_90a")));
-  EXPECT_TRUE(has_loops(Target{}));
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    EXPECT_TRUE(has("ssd_forward", Target{}, dtype));
+    EXPECT_FALSE(has("ssd_forward", target_for("sm_90a"), dtype));
+  }
+  EXPECT_TRUE(has("ssd_out", target_for("sm_90a"), DType::bf16));
+  EXPECT_FALSE(has("ssd_out", target_for("sm_90a"), DType::f32));
 }
 
 TEST(Ssd, ASkipForEachFeature) {
