@@ -87,6 +87,8 @@ TEST(OpTable, EveryOpHasARow) {
   }
   // Tested elsewhere: states in test_tape, the optimizer in test_optim, what a benchmark does with results in test_bench.
   for (const char* other : {"state", "assign", "assign_at", "adamw", "global_norm", "keep"}) seen.insert(other);
+  // In bf16 on a GPU: test_ssd_cuda.
+  seen.insert({"ssd_chunks", "ssd_chunks_backward"});
   // The loops of ssd are recorded for the CPU alone; a GPU has it made of other ops.
   if (device() != Device::cpu) seen.insert({"ssd", "ssd_backward"});
   for (const Op* op : registered_ops()) {
