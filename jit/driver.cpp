@@ -39,7 +39,10 @@ const Names& names_of(CudaLibrary library) {
        "cuda-nvrtc-13-0 from NVIDIA's repository"},
       {"cuBLASLt", "libcublasLt.so.", "cublas", kToolkitPlaces,
        "pip install nvidia-cublas (for a driver of CUDA 12: nvidia-cublas-cu12), or apt-get install "
-       "libcublas-13-0 from NVIDIA's repository"}};
+       "libcublas-13-0 from NVIDIA's repository"},
+      {"NCCL", "libnccl.so.", "nccl", kToolkitPlaces,
+       "pip install nvidia-nccl-cu13 (for a driver of CUDA 12: nvidia-nccl-cu12), or apt-get install libnccl2 from NVIDIA's "
+       "repository"}};
   return names[int(library)];
 }
 
@@ -133,15 +136,25 @@ Opened open_in(const std::vector<fs::path>& folders, const std::string& file, bo
 // A cubin of a later major version than the driver's is refused, so a driver of CUDA 12 prefers the libraries of 12.
 std::vector<std::string> majors(CudaLibrary library) {
   if (library == CudaLibrary::driver) return {"1"};
+  if (library == CudaLibrary::nccl) return {"2"};
   int version = 0;
   bool old = !missing_library(CudaLibrary::driver) && cuda_driver().cuDriverGetVersion(&version) == cu::CUDA_SUCCESS &&
              version < 13000;
   return old ? std::vector<std::string>{"12", "13"} : std::vector<std::string>{"13", "12"};
 }
 
-// WEFT_CUDA_LIB_DIR is exclusive, so that what is used is what was asked for; but the driver is the system's.
+// WEFT_CUDA_LIB_DIR is exclusive, so that what is used is what was asked for; but the driver is the system's. WEFT_NCCL is the
+// file of NCCL itself.
 Opened open_library(CudaLibrary library, ErrorParts& missing) {
   const Names& names = names_of(library);
+  if (const std::string file = environment("WEFT_NCCL"); library == CudaLibrary::nccl && !file.empty()) {
+    Opened opened;
+    opened.handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (opened.handle) return opened.path = path_of(opened.handle), opened;
+    const char* reason = dlerror();
+    missing = {names.title + " cannot be opened", reason ? reason : file, {}, "WEFT_NCCL names the file libnccl.so.2"};
+    return {};
+  }
   const std::string own = environment("WEFT_CUDA_LIB_DIR");
   const bool usual = own.empty() || library == CudaLibrary::driver;
   std::string files, problems;
@@ -232,6 +245,16 @@ const Loaded<CublasLt>& loaded_cublas_lt() {
   });
   return loaded;
 }
+
+const Loaded<Nccl>& loaded_nccl() {
+  static const Loaded<Nccl> loaded = load<Nccl>(CudaLibrary::nccl, [](void* handle, Nccl& table) {
+    auto find = [&](const char* name) { return dlsym(handle, name); };
+    std::string absent;
+    WEFT_NCCL(WEFT_FILL)
+    return absent;
+  });
+  return loaded;
+}
 #undef WEFT_FILL
 
 template <class Table>
@@ -244,6 +267,7 @@ const Table& table_of(const Loaded<Table>& loaded) {
 auto visit(CudaLibrary library, auto f) {
   if (library == CudaLibrary::driver) return f(loaded_driver());
   if (library == CudaLibrary::nvrtc) return f(loaded_nvrtc());
+  if (library == CudaLibrary::nccl) return f(loaded_nccl());
   return f(loaded_cublas_lt());
 }
 
@@ -259,6 +283,13 @@ std::string describe(const Driver& driver, cu::CUresult result) {
 const Driver& cuda_driver() { return table_of(loaded_driver()); }
 const Nvrtc& nvrtc() { return table_of(loaded_nvrtc()); }
 const CublasLt& cublas_lt() { return table_of(loaded_cublas_lt()); }
+const Nccl& nccl() { return table_of(loaded_nccl()); }
+
+std::string nccl_version() {
+  int version = 0;
+  nccl().ncclGetVersion(&version);
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
+}
 
 std::optional<std::string> missing_library(CudaLibrary library) {
   return visit(library, [](const auto& loaded) -> std::optional<std::string> {

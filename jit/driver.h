@@ -1,5 +1,5 @@
-// The CUDA libraries, opened at run time through weft's own declarations: libcuda (the driver), NVRTC (the compiler)
-// and cuBLASLt. One binary runs with and without them. Names, values and layouts are NVIDIA's, so their documentation
+// The CUDA libraries, opened at run time through weft's own declarations: libcuda (the driver), NVRTC (the compiler),
+// cuBLASLt and NCCL. One binary runs with and without them. Names, values and layouts are NVIDIA's, so their documentation
 // applies; tests/test_driver.cpp compares them with the headers where those are installed.
 #pragma once
 
@@ -45,6 +45,10 @@ enum CUresult : int {
   CUDA_ERROR_NOT_SUPPORTED = 801,
   CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
   CUDA_ERROR_UNKNOWN = 999,
+};
+
+struct CUuuid {
+  char bytes[16] = {};
 };
 
 enum CUdevice_attribute : int {
@@ -267,6 +271,24 @@ struct cublasLtMatmulHeuristicResult_t {
   int reserved[4] = {};
 };
 
+// ---- NCCL. ------------------------------------------------------------------------------------------------------------------
+using ncclComm_t = struct NcclCommHandle*;
+struct ncclUniqueId {
+  char internal[128] = {};
+};
+enum ncclResult_t : int { ncclSuccess = 0, ncclUnhandledCudaError = 1, ncclSystemError = 2, ncclInternalError = 3 };
+enum ncclRedOp_t : int { ncclSum = 0, ncclProd = 1, ncclMax = 2, ncclMin = 3, ncclAvg = 4 };
+enum ncclDataType_t : int {
+  ncclInt8 = 0,
+  ncclUint8 = 1,
+  ncclInt32 = 2,
+  ncclInt64 = 4,
+  ncclFloat16 = 6,
+  ncclFloat32 = 7,
+  ncclFloat64 = 8,
+  ncclBfloat16 = 9,
+};
+
 }  // namespace cu
 
 // ---- The tables. One line a function: result, name, parameters. A list serves the table, its loading and its test. ----------
@@ -281,6 +303,8 @@ struct cublasLtMatmulHeuristicResult_t {
   X(CUresult, cuDeviceGetPCIBusId, char* id, int size, CUdevice device) /* "0000:1b:00.0" */                                  \
   X(CUresult, cuDeviceGetAttribute, int* value, CUdevice_attribute attribute, CUdevice device)                                \
   X(CUresult, cuDeviceTotalMem, std::size_t* bytes, CUdevice device)                                                          \
+  X(CUresult, cuDeviceGetUuid, CUuuid* uuid, CUdevice device)                                                                 \
+  X(CUresult, cuDeviceCanAccessPeer, int* can, CUdevice device, CUdevice peer)                                                \
   X(CUresult, cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                                  \
   X(CUresult, cuDevicePrimaryCtxRelease, CUdevice device)                                                                     \
   X(CUresult, cuCtxSetCurrent, CUcontext context)                                                                             \
@@ -392,6 +416,21 @@ struct cublasLtMatmulHeuristicResult_t {
     cublasLtMatrixLayout_t d_layout, cublasLtMatmulPreference_t preference, int wanted,                                        \
     cublasLtMatmulHeuristicResult_t* results, int* found)
 
+#define WEFT_NCCL(X)                                                                                                     \
+  X(ncclResult_t, ncclGetVersion, int* version) /* 22707 is 2.27.7 */                                                    \
+  X(ncclResult_t, ncclGetUniqueId, ncclUniqueId* id)                                                                     \
+  X(ncclResult_t, ncclCommInitRank, ncclComm_t* comm, int size, ncclUniqueId id, int rank)                               \
+  X(const char*, ncclGetErrorString, ncclResult_t result)                                                                \
+  X(const char*, ncclGetLastError, ncclComm_t comm)                                                                      \
+  X(ncclResult_t, ncclAllReduce, const void* from, void* to, std::size_t count, ncclDataType_t type, ncclRedOp_t op,     \
+    ncclComm_t comm, CUstream stream)                                                                                    \
+  X(ncclResult_t, ncclBroadcast, const void* from, void* to, std::size_t count, ncclDataType_t type, int root,           \
+    ncclComm_t comm, CUstream stream)                                                                                    \
+  X(ncclResult_t, ncclAllGather, const void* from, void* to, std::size_t count, ncclDataType_t type, ncclComm_t comm,    \
+    CUstream stream)                                                                                                     \
+  X(ncclResult_t, ncclReduceScatter, const void* from, void* to, std::size_t count, ncclDataType_t type, ncclRedOp_t op, \
+    ncclComm_t comm, CUstream stream)
+
 namespace cu {
 
 #define WEFT_MEMBER(result, name, ...) result (*name)(__VA_ARGS__) = nullptr;
@@ -404,12 +443,16 @@ struct Nvrtc {
 struct CublasLt {
   WEFT_CUBLAS_LT(WEFT_MEMBER)
 };
+struct Nccl {
+  WEFT_NCCL(WEFT_MEMBER)
+};
 #undef WEFT_MEMBER
 
 }  // namespace cu
 
 using cu::CublasLt;
 using cu::Driver;
+using cu::Nccl;
 using cu::Nvrtc;
 
 // The loaded tables; opened at first use, by any thread, and never closed. An Error (device) says what is missing,
@@ -417,8 +460,10 @@ using cu::Nvrtc;
 const Driver& cuda_driver();
 const Nvrtc& nvrtc();
 const CublasLt& cublas_lt();
+const Nccl& nccl();
+std::string nccl_version();  // "2.27.7"
 
-enum class CudaLibrary { driver, nvrtc, cublas_lt };
+enum class CudaLibrary { driver, nvrtc, cublas_lt, nccl };
 
 // The same without throwing: what an Error would say (one line), or nothing if the library is there. This opens it.
 std::optional<std::string> missing_library(CudaLibrary library);

@@ -20,6 +20,7 @@
 #include "jit/emulator/gemm.h"
 #include "jit/error.h"
 #include "jit/print.h"
+#include "jit/ranks/ranks.h"
 
 namespace weft {
 
@@ -45,6 +46,19 @@ std::byte* pointer(CUdeviceptr p) { return reinterpret_cast<std::byte*>(std::uin
 std::array<Gpu*, 3>& gpus() {
   static auto& all = *new std::array<Gpu*, 3>{};
   return all;
+}
+
+// Which of the GPUs that CUDA shows is this process's own.
+int own_gpu(const Driver& driver) {
+  const Ranks* ranks = Ranks::joined();
+  int count = 0;
+  cuda_check(driver, driver.cuDeviceGetCount(&count), "cuDeviceGetCount");
+  if (!ranks || count == 1) return 0;  // if it is shown to other ranks too, NCCL's start tells
+  if (ranks->local_rank() >= count)
+    fail(ErrorKind::device, fmt::format("rank {} has no GPU", ranks->rank()),
+         fmt::format("local rank {}, {} GPUs", ranks->local_rank(), count),
+         "start at most as many ranks on a host as it has GPUs");
+  return ranks->local_rank();
 }
 
 }  // namespace
@@ -83,6 +97,14 @@ Gpu& Gpu::of(Device device) {
   return *opened(device);
 }
 
+std::string Gpu::uuid() const {
+  CUuuid uuid;
+  cuda_check(driver_, driver_.cuDeviceGetUuid(&uuid, impl_->device), "cuDeviceGetUuid");
+  std::string text = "GPU-";
+  for (const char c : uuid.bytes) text += fmt::format("{:02x}", static_cast<unsigned char>(c));
+  return text;
+}
+
 // A thread's calls of the driver need its own current context.
 Gpu* Gpu::opened(Device device) {
   thread_local std::array<bool, 3> current{};
@@ -98,7 +120,7 @@ Gpu::Gpu(const Driver& driver, bool emulated) : driver_(driver), emulated_(emula
       fail(ErrorKind::device, "cuda: no GPU can be used", *missing, "use --device cpu");
   Impl& i = *impl_;
   cuda_check(driver_, driver_.cuInit(0), "cuInit");
-  cuda_check(driver_, driver_.cuDeviceGet(&i.device, 0), "cuDeviceGet");
+  cuda_check(driver_, driver_.cuDeviceGet(&i.device, emulated ? 0 : own_gpu(driver_)), "cuDeviceGet");
   char text[256] = {};
   cuda_check(driver_, driver_.cuDeviceGetName(text, sizeof text, i.device), "cuDeviceGetName");
   name_ = text;
@@ -266,6 +288,7 @@ void Gpu::fill(std::byte* to, unsigned char value, std::size_t bytes) {
 }
 
 void Gpu::synchronize() {
+  const RankActivity waiting(RankBeat::waiting, "kernels on the GPU");
   cuda_check(driver_, driver_.cuStreamSynchronize(impl_->stream), "a kernel of this or an earlier step");
   if (status_[0] == 0) return;
   std::array<std::int64_t, kStatusWords> raised;
@@ -302,6 +325,7 @@ void Gpu::load_new(std::span<const CudaKernel* const> kernels) {
     jobs.push_back({k->name, complete_text(*k), architecture_});
   }
   if (cold.empty()) return;
+  const RankActivity compiling(RankBeat::busy, "compiling kernels");
   // A line while it takes long, on a terminal.
   const bool terminal = isatty(STDERR_FILENO);
   const auto progress = [&](int done, int of) {
@@ -397,6 +421,11 @@ void Gpu::prepare_gemm(const GemmCall& call) {
 void Gpu::gemm(const GemmCall& call, std::byte* const* slots) {
   if (emulated_) return emulated_gemm(call, slots, impl_->stream);
   launch_gemm(call, slots, impl_->stream, impl_->workspace, tf32_);
+}
+
+void Gpu::collective(const CollectiveCall& call, std::byte* const* slots, Collectives& by) {
+  const auto at = [&](int slot, std::int64_t offset) { return slots[slot] + offset * std::int64_t(size_of(call.dtype)); };
+  by.run(call, at(call.from_slot, call.from_offset), at(call.to_slot, call.to_offset), impl_->stream);
 }
 
 void Gpu::capture(Graph& graph, const std::function<void()>& f) {

@@ -14,6 +14,7 @@
 #include "jit/driver.h"
 #include "jit/gemm_cuda.h"
 #include "jit/memory.h"
+#include "jit/ranks/collectives.h"
 
 namespace weft {
 
@@ -60,7 +61,8 @@ class Graph {
 
 class Gpu {
  public:
-  // The GPU of a device, opened at first use: errors (ErrorKind::device) say what is missing.
+  // The GPU of a device, opened at first use: errors (ErrorKind::device) say what is missing. Of several the first one, or, in
+  // a process that has joined ranks (jit/ranks/ranks.h), the one whose number is its local rank, unless it is shown only one.
   static Gpu& of(Device device);
   static Gpu* opened(Device device);  // null if it was not used yet
 
@@ -69,6 +71,7 @@ class Gpu {
 
   bool emulated() const { return emulated_; }
   const std::string& name() const { return name_; }                  // "NVIDIA H200"
+  std::string uuid() const;                                          // no two GPUs of the world have one
   const std::string& architecture() const { return architecture_; }  // what kernels are compiled for: "sm_90a"
   const Target& target() const { return target_; }                   // what plans are made for
   int multiprocessors() const { return multiprocessors_; }
@@ -104,6 +107,7 @@ class Gpu {
   cu::CUtensorMap encode(const TmaMap& map, const std::byte* slot) const { return weft::encode(driver_, map, slot); }
   void gemm(const GemmCall& call, std::byte* const* slots);
   void prepare_gemm(const GemmCall& call);
+  void collective(const CollectiveCall& call, std::byte* const* slots, Collectives& by);
   void allow_tf32(bool on) { tf32_ = on; }  // for products of f32; off: IEEE fp32
 
   // What f launches, as a graph.

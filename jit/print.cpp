@@ -1,5 +1,6 @@
 #include "jit/print.h"
 
+#include <atomic>
 #include <cstdio>
 
 #include "jit/utf8.h"
@@ -37,8 +38,18 @@ std::string printable(std::string_view text) {
   return out;
 }
 
-void put_out(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+namespace {
+std::atomic<bool> muted{false};
+}
 
-void put_error(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stderr); }
+void mute(bool on) { muted = on; }
+
+void put_out(std::string_view text) {
+  if (!muted) std::fwrite(text.data(), 1, text.size(), stdout);
+}
+
+void put_error(std::string_view text) {
+  if (!muted) std::fwrite(text.data(), 1, text.size(), stderr);
+}
 
 }  // namespace weft

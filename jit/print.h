@@ -16,6 +16,8 @@ std::string printable(std::string_view text);
 // on stdout is found by std::ferror(stdout) when the program ends.
 void put_out(std::string_view text);
 void put_error(std::string_view text);
+// Of several processes that say the same, one speaks: from now on nothing is said here, or it is again.
+void mute(bool on);
 
 template <class... T>
 void print(fmt::format_string<T...> format, T&&... values) {

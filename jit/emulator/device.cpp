@@ -521,6 +521,14 @@ void fill_device_functions(Driver& d) {
     *bytes = kTotalMemory;
     return CUDA_SUCCESS;
   };
+  d.cuDeviceGetUuid = [](CUuuid* uuid, CUdevice) {
+    *uuid = {};
+    return CUDA_SUCCESS;
+  };
+  d.cuDeviceCanAccessPeer = [](int* can, CUdevice, CUdevice) {
+    *can = 0;
+    return CUDA_SUCCESS;
+  };
   d.cuDevicePrimaryCtxRetain = [](CUcontext* context, CUdevice) {
     *context = nullptr;
     return CUDA_SUCCESS;
