@@ -556,6 +556,13 @@ Tensor take_gradient(const Param& param, Site where) {
   return g;
 }
 
+void put_gradient(const Param& param, const Tensor& gradient) {
+  Tape& t = tape();
+  StateImpl& impl = *param.impl();
+  t.use(impl).gradient = gradient.node();
+  t.gradients.push_back(&impl);
+}
+
 void keep_gradients() {
   Tape& t = tape();
   const NoGrad off;

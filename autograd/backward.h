@@ -47,6 +47,9 @@ std::vector<Tensor> grad(Arg output, Arg upstream, const Tensors& wrt, Unused un
 // absent if there is none. It is a constant for later gradients.
 Tensor take_gradient(const Param& param, Site where = Site::current());
 
+// In its place: what an optimizer will take. For what changes gradients between backward and step.
+void put_gradient(const Param& param, const Tensor& gradient);
+
 // Adds gradients that nobody consumed to the Params' gradient States; called when a recording ends.
 void keep_gradients();
 

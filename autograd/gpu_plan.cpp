@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "autograd/settings.h"
+#include "jit/ranks/ranks.h"
 
 namespace weft {
 namespace {
@@ -28,7 +29,7 @@ GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device),
   prepared_.resize(plan.kernels.size());
   for (std::size_t k = 0; k < prepared_.size(); ++k)
     std::visit(by_kind{[](const Kernel&) {}, [&](const CudaKernelPointer& cuda) { prepared_[k].loaded = &gpu_.loaded(*cuda); },
-                       [&](const GemmCall& call) { gpu_.prepare_gemm(call); }},
+                       [&](const GemmCall& call) { gpu_.prepare_gemm(call); }, [](const CollectiveCall&) {}},
                plan.kernels[k].work);
   std::size_t at = aligned(tape.constants.size() * sizeof(double));
   constants_bytes_ = tape.constants.size() * sizeof(double);
@@ -142,7 +143,10 @@ void GpuPlan::send(const Tape& tape, Arena& io) {
 void GpuPlan::launch(const Plan& plan, std::size_t k) {
   std::visit(by_kind{[](const Kernel&) {},  // the scheduler makes none for a GPU
                      [&](const CudaKernelPointer& cuda) { gpu_.launch(*cuda, *prepared_[k].loaded, prepared_[k].args); },
-                     [&](const GemmCall& call) { gpu_.gemm(call, plan.addresses.data()); }},
+                     [&](const GemmCall& call) { gpu_.gemm(call, plan.addresses.data()); },
+                     [&](const CollectiveCall& call) {
+                       gpu_.collective(call, plan.addresses.data(), Ranks::joined()->collectives(device_));
+                     }},
              plan.kernels[k].work);
 }
 

@@ -251,6 +251,12 @@ void Lowering::emit(std::string name, const GemmCall& call) {
   emit_planned(std::move(name), std::move(k));
 }
 
+void Lowering::emit(std::string name, const CollectiveCall& call) {
+  PlannedKernel k;
+  k.work = call;
+  emit_planned(std::move(name), std::move(k));
+}
+
 void Lowering::emit_pointwise(std::string name, const Fused& source, const Operand& to) {
   const Shape space(std::span(to.dims.data(), std::size_t(to.rank)));
   scheduler_.emit_pointwise(std::move(name), node_, source, {to}, space, in_double(), {});

@@ -12,6 +12,7 @@
 #include "jit/cuda_text.h"
 #include "jit/device.h"
 #include "jit/gemm_cuda.h"
+#include "jit/ranks/collectives.h"
 #include "jit/skeleton.h"
 
 namespace weft {
@@ -70,6 +71,7 @@ class Lowering {
   CudaText text(std::string name) const { return {std::move(name), in_double()}; }
   void emit(CudaKernel kernel);
   void emit(std::string name, const GemmCall& call);
+  void emit(std::string name, const CollectiveCall& call);
   // Sets `to` to `source` evaluated over its dims, by a pointwise kernel.
   void emit_pointwise(std::string name, const Fused& source, const Operand& to);
 

@@ -47,6 +47,8 @@ struct Op {
   // Ints that name things of this process (an Expr, something that a user registered) differ from process to process; this is a
   // hash of all the plain ints that does not. Without it they count as they are.
   std::uint64_t (*identity)(const Tape&, NodeId) = nullptr;
+  // All ranks do it together, so in the same order; it is done as soon as its inputs are there.
+  bool collective = false;
   bool dense_outputs = false;  // outputs cannot be slices of such an op's output (no row stride)
   std::uint16_t id = 0;        // given by register_op
 };

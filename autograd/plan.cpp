@@ -17,6 +17,7 @@
 #include "autograd/settings.h"
 #include "jit/parallel.h"
 #include "jit/print.h"
+#include "jit/ranks/ranks.h"
 
 namespace weft {
 namespace {
@@ -411,6 +412,7 @@ std::vector<Tensor> execute(Tape& tape, const std::vector<NodeId>& results) {
   }
   c.last_plan = plan;
   check_devices(tape, device());
+  if (Ranks* const ranks = plan->collective.empty() ? nullptr : Ranks::joined()) ranks->step(plan->hash, plan->collective);
   refresh_twins(*plan, tape, c);
   states_change(tape, plan->written);
   Clock::time_point bound;

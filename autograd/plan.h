@@ -17,15 +17,16 @@
 #include "autograd/state.h"
 #include "autograd/tape.h"
 #include "jit/memory.h"
+#include "jit/ranks/collectives.h"
 
 namespace weft {
 
 using CudaKernelPointer = std::shared_ptr<const CudaKernel>;
 
 struct PlannedKernel {
-  // A function on the CPU; on a GPU a kernel, or a product of cuBLASLt. What depends on the kind visits it (by_kind), so that
-  // the compiler names the places which a new kind concerns.
-  std::variant<Kernel, CudaKernelPointer, GemmCall> work;
+  // A function on the CPU; on a GPU a kernel, a product of cuBLASLt or a collective of NCCL. What depends on the kind visits it
+  // (by_kind), so that the compiler names the places which a new kind concerns.
+  std::variant<Kernel, CudaKernelPointer, GemmCall, CollectiveCall> work;
   KernelRecord record;
   std::string where;             // call site and frames, for errors
   std::vector<Operand> outputs;  // what WEFT_CHECK=nan looks at
@@ -64,6 +65,7 @@ struct Plan {
   std::vector<int> written;   // States, by their position, that it writes
   std::vector<int> outdated;  // States, by their position, that it writes without writing their twins
   std::uint64_t hash = 0;     // plan_hash of what it was made from
+  std::string collective;     // the first op of it that all ranks do together, with its place; empty: there is none
   std::size_t arena_bytes = 0;
   std::vector<std::byte*> addresses;  // of each slot
   std::vector<int> moving;            // slots bound at every run: inputs and results

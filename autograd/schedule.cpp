@@ -533,6 +533,8 @@ void Scheduler::emit(std::string name, NodeId node, PlannedKernel k, std::vector
   k.where = t_.where(node);
   k.outputs = std::move(outputs);
   k.writes_state = t_.op(node).writes != nullptr;
+  if (t_.op(node).collective && plan_->collective.empty())
+    plan_->collective = k.record.where + " " + k.where.substr(0, k.where.find('\n'));
   plan_->kernels.push_back(std::move(k));
 }
 
@@ -670,8 +672,32 @@ void Scheduler::emit_structured(NodeId id) {
   }
 }
 
-void Scheduler::emit_all() {
+// As on the tape, but that collectives, and what only lays out memory for them, come as soon as their inputs are there: while
+// the ranks exchange gradients, backward goes on.
+std::vector<NodeId> Scheduler::emission_order() const {
+  std::vector<NodeId> order(t_.nodes.size()), after(t_.nodes.size());  // after: the node behind which it is emitted
+  std::iota(order.begin(), order.end(), NodeId(0));
+  std::iota(after.begin(), after.end(), NodeId(0));
+  bool moved = false;
   for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!live_[id]) continue;
+    const bool early = t_.op(id).collective || (t_.op(id).place && users_[id].size() == 1 && t_.op(users_[id][0]).collective);
+    if (is_root(id)) {
+      after[id] = groups_[std::size_t(group_of_[id])].members.back();
+    } else if (early || kind_[id] == Kind::view || kind_[id] == Kind::output) {
+      NodeId last = 0;
+      for (const NodeId input : t_.inputs_of(id))
+        if (input != Tape::kNone) last = std::max(last, after[input]);
+      after[id] = last;
+      moved |= early;
+    }
+  }
+  if (moved) std::stable_sort(order.begin(), order.end(), [&](NodeId a, NodeId b) { return after[a] < after[b]; });
+  return order;
+}
+
+void Scheduler::emit_all() {
+  for (const NodeId id : emission_order()) {
     if (!live_[id]) continue;
     const Node& node = t_.nodes[id];
     switch (kind_[id]) {

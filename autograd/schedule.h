@@ -72,6 +72,7 @@ class Scheduler {
   void place_part(NodeId part, Operand place);
 
   // Emission.
+  std::vector<NodeId> emission_order() const;
   void emit_all();
   void emit_group(const Group& group);
   void emit_structured(NodeId id);

@@ -151,6 +151,9 @@ std::vector<KernelView> views_of(const Plan& plan, const std::vector<double>& se
                        [&](const GemmCall& call) {
                          v.name += fmt::format("__{}x{}x{}", call.m, call.n, call.k);
                          v.product = to_string(call), v.bytes = bytes_of(call), v.flops = call.flops();
+                       },
+                       [&](const CollectiveCall& call) {
+                         v.product = to_string(call), v.bytes = double(call.from_bytes() + call.to_bytes());
                        }},
                p.work);
     views.push_back(std::move(v));
