@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <signal.h>
+
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -8,27 +10,41 @@
 #include <utility>
 
 #include "autograd/run.h"
+#include "jit/driver.h"
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/gpu.h"
 #include "jit/json.h"
 #include "jit/parallel.h"
 #include "jit/print.h"
+#include "jit/ranks/ranks.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/stop_signal.h"
 #include "tools/data/tasks.h"
 #include "tools/system/environment.h"
 #include "tools/system/folder.h"
+#include "tools/system/launch.h"
 #include "tools/train/checkpoint.h"
 #include "tools/train/metrics.h"
 #include "tools/train/plot.h"
 #include "tools/train/trainer.h"
+#include "tools/version.h"
 
 namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Of several ranks one reads and writes the folder of the run, and speaks.
+bool first_rank() {
+  const Ranks* ranks = Ranks::joined();
+  return !ranks || ranks->rank() == 0;
+}
+std::string of_first_rank(const std::string& name, const std::string& value) {
+  Ranks* ranks = Ranks::joined();
+  return ranks ? ranks->share(name, value) : value;
+}
 
 // What the command line asks for.
 struct Start {
@@ -59,7 +75,7 @@ void check_unused(const fs::path& run) {
 
 Start new_start(const TrainCommand& c) {
   Start start{options_from(settings_of(c)), c.out, {}};
-  if (!c.out.empty()) check_unused(c.out);
+  if (!c.out.empty() && first_rank()) check_unused(c.out);
   return start;
 }
 
@@ -68,11 +84,14 @@ Start resumed_start(const TrainCommand& c) {
     fail(ErrorKind::io, "resume: no such folder", c.resume, "give a folder that `weft train --out` wrote");
   const auto run = run_of(c.resume);
   Start start{.options = {}, .run = c.out.empty() ? run.value_or("") : fs::path(c.out), .checkpoint = {}};
-  if (!c.out.empty() && !(run && fs::exists(c.out) && fs::equivalent(c.out, *run)))
-    check_unused(c.out);
-  else if (run)
-    start.lock.emplace(*run);
-  start.checkpoint = model_folder(c.resume);
+  if (first_rank()) {
+    if (!c.out.empty() && !(run && fs::exists(c.out) && fs::equivalent(c.out, *run)))
+      check_unused(c.out);
+    else if (run)
+      start.lock.emplace(*run);
+    start.checkpoint = model_folder(c.resume);
+  }
+  start.checkpoint = of_first_rank("the checkpoint", start.checkpoint.string());
   if (run && start.checkpoint == c.resume &&
       !fs::exists(start.checkpoint / "state.json")) {  // stopped before the first checkpoint
     const fs::path config = *run / "config.json";
@@ -86,7 +105,14 @@ Start resumed_start(const TrainCommand& c) {
 
 std::shared_ptr<BatchSource> batches(const Start& start) {
   const TrainOptions& o = start.options;
-  const BatchOptions options{.batch = o.batch, .length = o.length, .seed = o.seed, .packed = o.packed, .carry = o.carry_state};
+  const Ranks* ranks = Ranks::joined();
+  const BatchOptions options{.batch = o.batch,
+                             .length = o.length,
+                             .seed = o.seed,
+                             .packed = o.packed,
+                             .carry = o.carry_state,
+                             .part = ranks ? ranks->rank() : 0,
+                             .parts = ranks ? ranks->size() : 1};
   if (!o.task.empty()) return make_task(o.task, options, o.memorize);
   TokenizerChoice choice{o.tokenizer, o.vocab};
   if (const fs::path saved = start.checkpoint / "tokenizer.model"; !start.checkpoint.empty())
@@ -116,9 +142,30 @@ void count_steps(TrainOptions& o, const BatchSource& data) {
   o.steps = std::max<std::int64_t>(1, std::int64_t(steps));
 }
 
+// All ranks do the same to the same data.
+void compare_ranks(const TrainOptions& options, const BatchSource& data, const fs::path& checkpoint) {
+  Ranks* ranks = Ranks::joined();
+  if (!ranks) return;
+  ranks->agree("the version of weft", kVersion);
+  const auto all = ranks->gather("the options", to_json(options).dump());
+  const nlohmann::json ours = nlohmann::json::parse(all[0]);
+  for (std::size_t r = 1; r < all.size(); ++r) {
+    const nlohmann::json theirs = nlohmann::json::parse(all[r]);
+    for (const auto& [name, value] : ours.items())
+      if (theirs.value(name, nlohmann::json()) != value)
+        fail(ErrorKind::usage, fmt::format("the ranks differ in {}", flag_of(name)),
+             fmt::format("rank 0 has {}, rank {} has {}", text_of(value), r, text_of(theirs.value(name, nlohmann::json()))),
+             "start all ranks alike");
+  }
+  ranks->agree("the data", fmt::format("{:016x} ({})", data.hash(), data.name()));
+  const fs::path state = checkpoint / "state.json";
+  ranks->agree("the checkpoint", checkpoint.empty() ? "" : read_json(state).dump());
+}
+
 Trainer make_trainer(Start& start) {
   const auto data = batches(start);
   count_steps(start.options, *data);
+  compare_ranks(start.options, *data, start.checkpoint);
   if (start.checkpoint.empty()) return Trainer(data, start.options);
   Trainer trainer = Trainer::resume(start.checkpoint, data, start.options);
   for (const std::string& change : changes_since(read_state(start.checkpoint).environment))
@@ -138,6 +185,9 @@ void print_start(Trainer& trainer) {
   const std::string accumulated = o.accumulate > 1 ? fmt::format("{} x ", o.accumulate) : "";
   print("device: {} ({}), {}; {} steps of {}{} x {} tokens\n", name_of(device()), where, o.precision, o.steps, accumulated,
         o.batch, o.length);
+  if (Ranks* ranks = Ranks::joined())
+    print("ranks: {}, each with {} of the {} windows of a batch, over {}\n", ranks->size(), o.batch / ranks->size(), o.batch,
+          ranks->collectives(device()).name());
   if (trainer.steps_done()) print("resumed after step {}\n", trainer.steps_done());
   std::fflush(stdout);
 }
@@ -157,20 +207,23 @@ class Session {
 
   int train() {
     const StopSignal stop;
-    while (trainer_.steps_done() < o_.steps && !stop.received()) {
-      step();
+    bool stopping = false;  // all ranks at the same step
+    while (trainer_.steps_done() < o_.steps && !(Ranks::joined() ? stopping : stop.received() != 0)) {
+      stopping = step(stop.received() != 0);
       if (trainer_.steps_done() == o_.steps) break;
       if (due(o_.eval_every)) validate();
       if (due(o_.save_every)) save();
     }
-    const bool validated = metrics_ && metrics_->validated() == trainer_.steps_done();  // stopped behind its last save
-    if (!stop.received() && !validated) validate();
+    if (!Ranks::joined()) stopping = stop.received() != 0;
+    const bool known = metrics_ && metrics_->validated() == trainer_.steps_done();  // stopped behind its last save
+    const bool validated = of_first_rank("whether it was validated", known ? "yes" : "no") == "yes";
+    if (!stopping && !validated) validate();
     save();
     finish();
-    if (!stop.received()) return 0;
+    if (!stopping) return 0;
     progress_.note(fmt::format("stopped after step {}", trainer_.steps_done()));
     if (!run_.empty()) progress_.note("go on with: weft train --resume " + run_.string());
-    return 128 + stop.received();
+    return 128 + (stop.received() ? stop.received() : SIGTERM);  // of another rank
   }
 
  private:
@@ -193,8 +246,8 @@ class Session {
     metrics_.emplace(run_, trainer_.steps_done());
   }
 
-  void step() {
-    const StepResult r = trainer_.step();
+  bool step(bool stop) {
+    const StepResult r = trainer_.step(stop);
     progress_.step(r.step, r.loss, r.lr);
     if (r.skipped)
       progress_.note(
@@ -205,6 +258,7 @@ class Session {
                      {"grad_norm", r.grad_norm},
                      {"lr", r.lr},
                      {"tokens_per_second", std::round(progress_.last_tokens_per_second())}});
+    return r.stop;
   }
 
   void validate() {
@@ -224,6 +278,7 @@ class Session {
 
   void save() {
     if (run_.empty() || saved_ == trainer_.steps_done()) return;
+    const RankActivity saving(RankBeat::busy, "saving a checkpoint");
     metrics_->sync();
     Checkpoints(run_).write(trainer_.steps_done(), o_.keep, [&](const fs::path& folder) { trainer_.write_files(folder); });
     saved_ = trainer_.steps_done();
@@ -268,17 +323,38 @@ class Session {
 
 }  // namespace
 
+namespace {
+
+// As many processes as GPUs are wanted, which begin with the same words and find that they are ranks.
+int train_on_gpus(const TrainCommand& c) {
+  if (const auto missing = missing_cuda_device())
+    fail(ErrorKind::device, "train: --gpus: no GPU can be used", *missing,
+         "leave the option out; on CPUs: mpirun -n N weft train");
+  int count = 0;
+  cuda_check(cuda_driver(), cuda_driver().cuDeviceGetCount(&count), "cuDeviceGetCount");
+  if (c.gpus > count)
+    fail(ErrorKind::device, "train: there are fewer GPUs than ranks", fmt::format("--gpus {}, found {}", c.gpus, count));
+  return launch_ranks(int(c.gpus), c.words);
+}
+
+}  // namespace
+
 int cmd_train(const TrainCommand& c) {
+  if (c.gpus > 0 && !rank_place()) return train_on_gpus(c);
+  Ranks* const ranks = Ranks::join();
+  if (!first_rank()) mute(true);
   Start start = c.resume.empty() ? new_start(c) : resumed_start(c);
   use_options(start.options);
   Trainer trainer = make_trainer(start);
+  if (!first_rank()) start.run.clear();
   print_start(trainer);
-  if (const int code = Session(trainer, start, c.words).train()) return code;
+  int code = Session(trainer, start, c.words).train();
   const TrainOptions& o = trainer.options();
-  if (o.sample > 0 && trainer.data().tokenizer())
+  if (code == 0 && o.sample > 0 && trainer.data().tokenizer() && first_rank())
     print("sample (temperature {:g}):\n{}\n", o.temperature,
           trainer.sample(o.prompt, o.sample, o.temperature, o.top_k, o.seed));
-  return 0;
+  if (ranks) ranks->leave();
+  return code;
 }
 
 }  // namespace weft

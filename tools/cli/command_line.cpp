@@ -8,17 +8,21 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <limits>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
 #include "jit/error.h"
 #include "jit/print.h"
+#include "jit/ranks/ranks.h"
 #include "jit/sizes.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/stop_signal.h"
@@ -67,7 +71,7 @@ CLI::Validator between(double least, double most) {
 CLI::Validator at_least(double least) { return between(least, std::numeric_limits<double>::max()); }
 
 // Of what is counted: every sum and product of some fits 63 bits.
-constexpr double kMostWindows = 0x1p30, kMostTokens = 0x1p40;
+constexpr double kMostGpus = 1024, kMostWindows = 0x1p30, kMostTokens = 0x1p40;
 
 CLI::Validator architecture() {
   const auto check = [](const std::string& text) {
@@ -135,6 +139,8 @@ void add_train(CLI::App& app, TrainCommand& c, std::function<int()>& chosen) {
   sub->add_option("--config", c.config, "JSON file with options, as the config.json of a run")
       ->type_name(kFile)
       ->default_str("none");
+  sub->add_option("--gpus", c.gpus, "GPUs of this machine to train on, each with a part of every batch; 0: one, or the CPU")
+      ->check(between(0, kMostGpus));
   sub->add_option("--set", c.set, "An option as KEY=VALUE; may be repeated")->default_str("none");
   const TrainOptions defaults = options_from({{"model", model_in(c.words)}});
   each_option(defaults, [&](const OptionInfo& info, const auto& value) { add_train_option(sub, c, info, value); });
@@ -442,16 +448,35 @@ int run_words(int argc, char** argv) {
 
 }  // namespace
 
+namespace {
+
+ErrorKind kind_of(int code) {
+  for (const ErrorKind kind : {ErrorKind::usage, ErrorKind::device, ErrorKind::io})
+    if (exit_code(kind) == code) return kind;
+  return ErrorKind::training;
+}
+
+// Of several ranks the first that fails says so, and all end.
+bool speaks(ErrorKind kind, const ErrorParts& parts) {
+  if (Ranks* ranks = Ranks::joined()) return ranks->fail(kind, parts);
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");  // all have been given the same words
+  if (!rank) rank = std::getenv("RANK");
+  return !rank || std::string_view(rank) == "0";
+}
+
+}  // namespace
+
 int run_program(int argc, char** argv) {
   prepare_process();
   std::string text;
   int code = 1;
+  std::optional<ErrorParts> parts;
   try {
     const int result = run_words(argc, argv);
     if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return result;
     text = "the output cannot be written", code = exit_code(ErrorKind::io);
   } catch (const Error& e) {
-    text = e.what(), code = exit_code(e.kind());
+    text = e.what(), code = exit_code(e.kind()), parts = e.parts();
   } catch (const std::system_error& e) {  // of the file system, or of writing what is printed
     text = e.what(), code = exit_code(ErrorKind::io);
   } catch (const std::bad_alloc&) {
@@ -462,7 +487,8 @@ int run_program(int argc, char** argv) {
     text = e.what();
   }
   std::fflush(stdout);
-  print_error("weft: {}\n", text);
+  if (!parts) parts = ErrorParts{text, {}, {}, {}};
+  if (speaks(kind_of(code), *parts)) mute(false), print_error("weft: {}\n", text);
   return code;
 }
 

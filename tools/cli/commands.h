@@ -18,6 +18,7 @@ struct TrainCommand {
   std::vector<OptionSetting> given;  // options on the command line
   std::vector<std::string> set;      // KEY=VALUE
   std::string config, out, resume;
+  std::int64_t gpus = 0;           // > 0: as many processes, each with a GPU
   std::vector<std::string> words;  // the whole command line
 };
 int cmd_train(const TrainCommand& command);

@@ -47,11 +47,11 @@ void Progress::step(std::int64_t step, double loss, double lr) {
   if (terminal_) {
     if (!plain && mark_ - drawn_ < kRedraw) return;
     drawn_ = mark_;
-    std::fputs(("\r" + line(step, lr) + "\x1b[K").c_str(), stdout);
+    put_out("\r" + line(step, lr) + "\x1b[K");
     open_ = true;
     if (last) wipe();
   } else if (plain) {
-    std::fputs((line(step, lr) + "\n").c_str(), stdout);
+    put_out(line(step, lr) + "\n");
   }
   std::fflush(stdout);
   if (plain) loss_sum_ = 0, losses_ = 0;
@@ -74,13 +74,13 @@ double Progress::tokens_per_second() const {
 double Progress::last_tokens_per_second() const { return last_seconds_ > 0 ? double(tokens_per_step_) / last_seconds_ : 0; }
 
 void Progress::wipe() {
-  if (open_) std::fputs("\n", stdout);
+  if (open_) put_out("\n");
   open_ = false;
 }
 
 void Progress::note(const std::string& text) {
   wipe();
-  std::fputs((printable(text) + "\n").c_str(), stdout);
+  put_out(printable(text) + "\n");
   std::fflush(stdout);
   mark_ = Clock::now();
 }

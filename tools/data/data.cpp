@@ -35,9 +35,12 @@ BatchSource::BatchSource(BatchOptions options) : options_(options) {
   if (options_.batch < 1 || options_.length < 1)
     fail(ErrorKind::usage, "batch and length must be at least 1",
          fmt::format("batch {}, length {}", options_.batch, options_.length));
+  if (options_.parts < 1 || options_.part < 0 || options_.part >= options_.parts || options_.batch % options_.parts)
+    fail(ErrorKind::usage, "the batch cannot be cut into a part of equal size for each rank",
+         fmt::format("batch {}, {} ranks", options_.batch, options_.parts), "give a --batch that the number of ranks divides");
   // Inputs and targets, as lists and as tensors: what a batch takes before there is a model.
-  const std::int64_t bytes = checked_product("a batch, in bytes", {options_.batch, options_.length, 4 * sizeof(std::int64_t)});
-  check_memory(std::size_t(bytes), fmt::format("a batch of {} x {} tokens", options_.batch, options_.length));
+  const std::int64_t bytes = checked_product("a batch, in bytes", {options_.rows(), options_.length, 4 * sizeof(std::int64_t)});
+  check_memory(std::size_t(bytes), fmt::format("a batch of {} x {} tokens", options_.rows(), options_.length));
 }
 
 namespace {
@@ -119,7 +122,7 @@ void TokenStream::check_length() const {
 // A row for each place; what lacks at the end of the text, and the rows that have no place, are padding.
 Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const {
   const BatchOptions& o = options();
-  const std::size_t n = std::size_t(o.batch * o.length);
+  const std::size_t n = std::size_t(o.rows() * o.length);
   std::vector<std::int64_t> inputs(n, 0), targets(n, kIgnored), segments(o.packed ? n : 0), window;
   Batch batch;
   for (std::size_t row = 0; row < places.size(); ++row) {
@@ -138,9 +141,9 @@ Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>
       segments[i] = segments[i - 1] + (inputs[i] == tokenizer_.end_of_text());
     batch.counted += std::int64_t(window.size()) - 1;
   }
-  batch.inputs = Tensor::from(inputs, {o.batch, o.length});
-  batch.targets = Tensor::from(targets, {o.batch, o.length});
-  if (o.packed) batch.segments = Tensor::from(segments, {o.batch, o.length});
+  batch.inputs = Tensor::from(inputs, {o.rows(), o.length});
+  batch.targets = Tensor::from(targets, {o.rows(), o.length});
+  if (o.packed) batch.segments = Tensor::from(segments, {o.rows(), o.length});
   return batch;
 }
 
@@ -149,14 +152,14 @@ Batch TokenStream::along(std::int64_t position) const {
   const BatchOptions& o = options();
   const std::int64_t n = (training_.size() - 1) / o.batch, window = position % (n / o.length);
   std::vector<std::int64_t> places, continues;
-  for (std::int64_t row = 0; row < o.batch; ++row) {
-    places.push_back(row * n + window * o.length);
+  for (std::int64_t k = 0; k < o.rows(); ++k) {
+    places.push_back((o.first_row() + k) * n + window * o.length);
     std::int64_t first = 0;
     training_.copy(places.back(), std::span(&first, 1));
     continues.push_back(window > 0 && !(o.packed && first == tokenizer_.end_of_text()));
   }
   Batch batch = windows(training_, places);
-  batch.continues = Tensor::from(continues, {o.batch});
+  batch.continues = Tensor::from(continues, {o.rows()});
   return batch;
 }
 
@@ -165,7 +168,8 @@ Batch TokenStream::training(std::int64_t position) const {
   if (options().carry) return along(position);
   const std::uint64_t count = std::uint64_t(training_.size() - options().length);
   std::vector<std::int64_t> places;
-  for (std::int64_t row = 0; row < options().batch; ++row) {
+  for (std::int64_t k = 0; k < options().rows(); ++k) {
+    const std::int64_t row = options().first_row() + k;
     const auto words = philox_group(options().seed, std::uint64_t(position), std::uint64_t(row));
     __extension__ using Wide = unsigned __int128;  // 64 random bits times count / 2^64: uniform without a visible bias
     places.push_back(std::int64_t((Wide(words[0] | std::uint64_t(words[1]) << 32) * count) >> 64));
@@ -182,8 +186,8 @@ Batch TokenStream::validation(std::int64_t index) const {
   if (index < 0 || index >= validation_batches())
     fail(ErrorKind::usage, "no such validation batch", fmt::format("{} of {}", index, validation_batches()));
   std::vector<std::int64_t> places;
-  for (std::int64_t row = 0; row < options().batch; ++row) {
-    const std::int64_t place = (index * options().batch + row) * options().length;
+  for (std::int64_t k = 0; k < options().rows(); ++k) {
+    const std::int64_t place = (index * options().batch + options().first_row() + k) * options().length;
     if (place + 1 < validation_.size()) places.push_back(place);
   }
   return windows(validation_, places);

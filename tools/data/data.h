@@ -31,10 +31,10 @@ void for_each_block(TextReader& text, std::size_t end, const Tokenizer& tokenize
 inline constexpr std::int64_t kIgnored = -100;  // the target where nothing is to be predicted: cross_entropy ignores it
 
 struct Batch {
-  Tensor inputs;                // (batch, length) of i64
-  Tensor targets;               // (batch, length) of i64: what is to be predicted at each input
-  Tensor segments = {};         // (batch, length) of i64: of documents that do not see each other; absent: all is one
-  Tensor continues = {};        // (batch) of i64, where rows go on from those of the batch before: 0, this one begins anew
+  Tensor inputs;                // (rows, length) of i64
+  Tensor targets;               // (rows, length) of i64: what is to be predicted at each input
+  Tensor segments = {};         // (rows, length) of i64: of documents that do not see each other; absent: all is one
+  Tensor continues = {};        // (rows) of i64, where rows go on from those of the batch before: 0, this one begins anew
   std::int64_t counted = 0;     // targets that are not kIgnored
   std::int64_t characters = 0;  // of the text that the counted targets stand for; 0 if there is none or some was lost
   std::int64_t bytes = 0;       // likewise
@@ -46,6 +46,11 @@ struct BatchOptions {
   std::uint64_t seed = 0;
   bool packed = false;  // batches have segments: a document begins with the end of text before it
   bool carry = false;   // each row goes on where it ended in the batch before, from one end of the text to the other
+  // Of several processes each has its part of every batch: rows [part, part + 1) * batch / parts.
+  std::int64_t part = 0, parts = 1;
+
+  std::int64_t rows() const { return batch / parts; }
+  std::int64_t first_row() const { return part * rows(); }
 };
 
 // An endless stream of batches to train on, and some to validate with. All have the same shape.
@@ -72,7 +77,8 @@ class BatchSource {
   const BatchOptions& options() const { return options_; }
 
  protected:
-  explicit BatchSource(BatchOptions options);  // errors: batch or length below 1, or beyond memory
+  // Errors: batch or length below 1, or beyond memory; a batch that cannot be cut into the parts.
+  explicit BatchSource(BatchOptions options);
   BatchSource(const BatchSource&) = default;
   BatchSource& operator=(const BatchSource&) = default;
   virtual Batch training(std::int64_t position) const = 0;

@@ -28,7 +28,7 @@ class TaskDraws {
 
 namespace {
 
-enum Site : std::uint64_t { kTraining = 1, kValidation = 2 };
+enum BatchSite : std::uint64_t { kTraining = 1, kValidation = 2 };
 
 void fill_copying(const SelectiveCopying& task, TaskDraws& draws, std::span<std::int64_t> inputs,
                   std::span<std::int64_t> targets) {
@@ -77,16 +77,16 @@ TaskBatches::TaskBatches(InductionHeads task, BatchOptions options)
 
 Batch TaskBatches::batch(std::uint64_t site, std::int64_t index) const {
   const BatchOptions& o = options();
-  std::vector<std::int64_t> inputs(std::size_t(o.batch * o.length)), targets(inputs.size(), kIgnored);
-  for (std::int64_t row = 0; row < o.batch; ++row) {
-    TaskDraws draws(philox_key(o.seed, site), index, row);
+  std::vector<std::int64_t> inputs(std::size_t(o.rows() * o.length)), targets(inputs.size(), kIgnored);
+  for (std::int64_t row = 0; row < o.rows(); ++row) {
+    TaskDraws draws(philox_key(o.seed, site), index, o.first_row() + row);
     const std::size_t at = std::size_t(row * o.length), n = std::size_t(o.length);
     fill_(draws, std::span(inputs).subspan(at, n), std::span(targets).subspan(at, n));
   }
   Batch batch;
   for (std::int64_t target : targets) batch.counted += target != kIgnored;
-  batch.inputs = Tensor::from(inputs, {o.batch, o.length});
-  batch.targets = Tensor::from(targets, {o.batch, o.length});
+  batch.inputs = Tensor::from(inputs, {o.rows(), o.length});
+  batch.targets = Tensor::from(targets, {o.rows(), o.length});
   return batch;
 }
 

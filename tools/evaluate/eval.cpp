@@ -7,6 +7,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "ops/collective.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -23,6 +24,16 @@ std::int64_t count_right(const Tensor& logits, const Tensor& targets) {
     right += wanted[i] != kIgnored && std::max_element(row, row + std::ptrdiff_t(vocab)) - row == wanted[i];
   }
   return right;
+}
+
+// Counts below 2^53 are exact in fp64.
+void add_ranks(Evaluation& e) {
+  const std::vector<double> own = {e.nats, double(e.tokens), double(e.characters), double(e.bytes), double(e.right)};
+  const Tensor mine = Tensor::from(own, {std::int64_t(own.size())});
+  const std::vector<double> all = run([&] { return all_reduce(mine); }).to_host<double>();
+  e.nats = all[0];
+  e.tokens = std::int64_t(all[1]), e.characters = std::int64_t(all[2]), e.bytes = std::int64_t(all[3]);
+  e.right = std::int64_t(all[4]);
 }
 
 }  // namespace
@@ -57,6 +68,7 @@ Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_
     result.tokens += batch.counted, result.characters += batch.characters, result.bytes += batch.bytes;
     if (accuracy) result.right += count_right(out[1], batch.targets);
   }
+  if (source.options().parts > 1) add_ranks(result);
   return result;
 }
 

@@ -25,7 +25,8 @@ struct Evaluation {
 // What a model makes of a batch: logits (b, t, v). `carried`: the states of its rows, which go on; without it none does.
 Tensor logits_of(LanguageModel& model, const Batch& batch, const ModelCache* carried = nullptr);
 
-// Over the validation part, or its first `batches` batches (0: all); every token has the same weight.
+// Over the validation part, or its first `batches` batches (0: all); every token has the same weight. Where the source has a
+// part of each batch for each rank, the ranks do it together, and all have the result.
 Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches = 0);
 
 }  // namespace weft

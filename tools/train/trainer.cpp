@@ -12,9 +12,12 @@
 #include "autograd/settings.h"
 #include "jit/file.h"
 #include "jit/json.h"
+#include "jit/ranks/ranks.h"
 #include "models/family.h"
 #include "nn/safetensors.h"
+#include "ops/collective.h"
 #include "ops/ops.h"
+#include "optim/data_parallel.h"
 #include "tools/evaluate/generate.h"
 #include "tools/system/environment.h"
 #include "tools/system/folder.h"
@@ -102,31 +105,52 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
                                         .clip_norm = options_.clip,
                                         .on_bad_step = OnBadStep::poll}) {
   check_flow(*model_, options_.packed, options_.carry_state);
-  if (options_.carry_state) carried_ = model_->make_cache(options_.batch);
+  if (options_.carry_state) {
+    if (Ranks::joined())
+      fail(ErrorKind::usage, "--carry-state is for one process", "a checkpoint holds the states of one rank's rows",
+           "leave it out, or train on one GPU");
+    carried_ = model_->make_cache(options_.batch);
+  }
+  share_weights();
 }
 
-// Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients.
-std::pair<double, double> Trainer::compute() {
+void Trainer::share_weights() {
+  const std::vector<Param> params = model_->parameters();
+  broadcast_states(std::vector<State>(params.begin(), params.end()));
+}
+
+// Gradients of all batches but the last stay pending, so memory is that of one batch and the sum of the gradients. The loss is
+// the mean over all ranks.
+Trainer::Computed Trainer::compute(bool stop) {
   const std::int64_t batches = options_.accumulate;
+  const Ranks* ranks = Ranks::joined();
+  const double share = ranks ? 1.0 / ranks->size() : 1;
   const auto forward = [&](const Batch& batch) {
     Tensor loss = cross_entropy(logits_of(*model_, batch, carried_.get()), batch.targets);
+    if (share != 1) loss = loss * share;
     backward(batches == 1 ? loss : loss * (1.0 / double(batches)));
     return loss;
   };
   std::vector<Tensor> losses;
-  for (std::int64_t i = 1; i < batches; ++i) losses.push_back(run(forward, data_->next()));
+  for (std::int64_t i = 1; i < batches; ++i)
+    losses.push_back(run([&](const Batch& batch) { return all_reduce(forward(batch)); }, data_->next()));
+  const std::vector<Param> params = ranks ? model_->parameters() : std::vector<Param>();
+  const Scalar wish(stop);
   const auto update = [&](const Batch& batch) {
-    Tensor loss = forward(batch);
+    std::vector<Tensor> values = {forward(batch)};
+    if (ranks) values.push_back(Arg(wish));
+    values = sum_gradients(params, values);
     optimizer_.step();
-    return std::pair(loss, optimizer_.grad_norm());
+    values.push_back(optimizer_.grad_norm());
+    return values;
   };
-  const auto [last, norm] = run(update, data_->next());
-  double sum = last.item();
+  const std::vector<Tensor> last = run(update, data_->next());
+  double sum = last.front().item();
   for (const Tensor& loss : losses) sum += loss.item();
-  return {sum / double(batches), norm.item()};
+  return {sum / double(batches), last.back().item(), ranks ? last[1].item() > 0 : stop};
 }
 
-StepResult Trainer::step() {
+StepResult Trainer::step(bool stop) {
   UseRng use(*rng_);
   const TrainOptions& o = options_;
   const WarmupCosine rate(
@@ -134,8 +158,8 @@ StepResult Trainer::step() {
   optimizer_.set_lr(rate(step_));
   const std::int64_t position = data_->position();
   const std::uint64_t tick = rng_->tick();
-  const auto [loss, norm] = compute();
-  StepResult result{step_ + 1, loss, norm, optimizer_.lr(), !std::isfinite(loss) || !std::isfinite(norm)};
+  const Computed c = compute(stop);
+  StepResult result{step_ + 1, c.loss, c.norm, optimizer_.lr(), c.stop, !std::isfinite(c.loss) || !std::isfinite(c.norm)};
   if (result.skipped) {
     if (bad_steps_ == o.skip_bad_steps) explain(result, position, tick);
     ++bad_steps_;
@@ -164,7 +188,7 @@ void Trainer::explain(const StepResult& result, std::int64_t position, std::uint
   forget();
   const bool before = std::exchange(settings().check_nan, true);
   try {
-    compute();  // the optimizer updates nothing until its flag is cleared
+    compute(false);  // the optimizer updates nothing until its flag is cleared
   } catch (const Error& e) {
     numbers += "\n  " + e.parts().what + ": " + e.parts().numbers, where = e.parts().where;
   }
@@ -247,6 +271,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
   trainer.data_->seek(state.position);
   trainer.rng_->set(state.seed, state.tick);
   trainer.step_ = state.step, trainer.bad_steps_ = state.bad_steps;
+  trainer.share_weights();
   return trainer;
 }
 

@@ -24,11 +24,15 @@ struct StepResult {
   double loss;        // mean cross-entropy of a token, in nats, before the update
   double grad_norm;   // before clipping
   double lr;
+  bool stop;     // a rank wants to end
   bool skipped;  // something was not finite, and the weights are those before
 };
 
 using MakeModel = std::function<std::unique_ptr<LanguageModel>(const ComputeOptions& how)>;
 
+// In a process that has joined ranks (jit/ranks/ranks.h) it trains together with them: `data` has this rank's part of each
+// batch, the gradients of all are summed, the weights are those of rank 0. What it computes does not depend on the number of
+// ranks but for rounding, nor does what it saves, which rank 0 does alone.
 class Trainer {
  public:
   // `data` has the options' batch and length. Of the options, those of the model, the optimizer and the schedule matter here.
@@ -37,8 +41,8 @@ class Trainer {
 
   // One step on the next batches. Errors (ErrorKind::training): loss or gradient norm is not finite, and
   // options().skip_bad_steps do not allow it; the step is computed again op by op to name the one that made the value. The
-  // weights are those before that step.
-  StepResult step();
+  // weights are those before that step. `stop`: this process wants to end, of which all ranks hear at the same step.
+  StepResult step(bool stop = false);
   std::int64_t steps_done() const { return step_; }
   const TrainOptions& options() const { return options_; }
   std::int64_t tokens_per_step() const { return options_.accumulate * options_.batch * options_.length; }
@@ -65,8 +69,13 @@ class Trainer {
  private:
   Trainer(const Trainer&) = default;
   Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make);
-  std::pair<double, double> compute();  // loss and gradient norm of a step on the next batches
-  void forget();                        // what is carried
+  struct Computed {
+    double loss, norm;
+    bool stop;
+  };
+  Computed compute(bool stop);  // a step on the next batches
+  void forget();                // what is carried
+  void share_weights();         // with all ranks
   [[noreturn]] void explain(const StepResult& result, std::int64_t position, std::uint64_t tick);
 
   TrainOptions options_;

@@ -1,0 +1,124 @@
+#include "tools/system/launch.h"
+
+#include <fmt/format.h>
+#include <limits.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <random>
+#include <string_view>
+#include <thread>
+
+#include "jit/error.h"
+#include "jit/print.h"
+#include "jit/ranks/channel.h"
+
+namespace weft {
+namespace {
+
+using LaunchClock = std::chrono::steady_clock;
+
+constexpr std::array kPassedOn = {SIGINT, SIGTERM, SIGHUP};
+constexpr std::chrono::seconds kFarewell{15};  // for the others, once one has failed
+
+std::vector<char*> pointers(std::vector<std::string>& texts) {
+  std::vector<char*> out;
+  for (std::string& text : texts) out.push_back(text.data());
+  out.push_back(nullptr);
+  return out;
+}
+
+// This process's variables but those named, and the ones given.
+std::vector<std::string> with_variables(const std::vector<std::pair<std::string, std::string>>& own) {
+  std::vector<std::string> all;
+  for (char** v = environ; *v; ++v) {
+    const std::string_view text = *v, name = text.substr(0, text.find('='));
+    if (std::none_of(own.begin(), own.end(), [&](const auto& o) { return o.first == name; })) all.emplace_back(text);
+  }
+  for (const auto& [name, value] : own) all.push_back(name + "=" + value);
+  return all;
+}
+
+struct Launched {
+  pid_t pid = -1;
+  bool ended = false;
+};
+
+pid_t start(int rank, int count, const Listener& listener, const std::string& token, std::vector<std::string> words,
+            const std::string& program) {
+  std::vector<std::pair<std::string, std::string>> own = {{"RANK", std::to_string(rank)},
+                                                          {"WORLD_SIZE", std::to_string(count)},
+                                                          {"LOCAL_RANK", std::to_string(rank)},
+                                                          {"LOCAL_WORLD_SIZE", std::to_string(count)},
+                                                          {"MASTER_ADDR", "127.0.0.1"},
+                                                          {"MASTER_PORT", std::to_string(listener.port)},
+                                                          {"WEFT_TOKEN", token}};
+  if (rank == 0) own.emplace_back("WEFT_RANK_LISTENER", std::to_string(listener.fd));
+  const unsigned threads = std::max(1u, std::thread::hardware_concurrency() / unsigned(count));
+  if (!std::getenv("OMP_NUM_THREADS")) own.emplace_back("OMP_NUM_THREADS", std::to_string(threads));
+  std::vector<std::string> variables = with_variables(own);
+  const std::vector<char*> argv = pointers(words), envp = pointers(variables);
+  sigset_t none;
+  sigemptyset(&none);
+  const pid_t parent = getpid(), pid = fork();
+  if (pid != 0) return pid;
+  // Until the program begins anew, only calls that may follow a fork.
+  setpgid(0, 0);                     // what a terminal sends comes once, passed on
+  prctl(PR_SET_PDEATHSIG, SIGTERM);  // without whoever waits for them the ranks end
+  if (getppid() != parent) _exit(3);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  if (rank != 0) close(listener.fd);
+  execve(program.c_str(), argv.data(), envp.data());
+  _exit(127);
+}
+
+}  // namespace
+
+int launch_ranks(int count, const std::vector<std::string>& words) {
+  std::array<char, PATH_MAX> program{};
+  if (readlink("/proc/self/exe", program.data(), program.size() - 1) <= 0)
+    fail(ErrorKind::io, "cannot find this program's own file", std::strerror(errno));
+  const Listener listener = listen_at("127.0.0.1", 0, true);
+  std::random_device device;
+  const std::string token = fmt::format("{:08x}{:08x}{:08x}{:08x}", device(), device(), device(), device());
+  sigset_t passed, before;
+  sigemptyset(&passed);
+  for (const int number : kPassedOn) sigaddset(&passed, number);
+  sigaddset(&passed, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &passed, &before);
+  std::vector<Launched> all;
+  for (int rank = 0; rank < count; ++rank) all.push_back({start(rank, count, listener, token, words, program.data())});
+  close(listener.fd);
+  int code = 0, left = count;
+  LaunchClock::time_point failed_at;
+  const auto to_all = [&](int number) {
+    for (const Launched& child : all)
+      if (!child.ended && child.pid > 0) kill(child.pid, number);
+  };
+  while (left > 0) {
+    const timespec second{1, 0};
+    if (const int number = sigtimedwait(&passed, nullptr, &second); number > 0 && number != SIGCHLD) to_all(number);
+    for (int rank = 0; rank < count; ++rank) {
+      Launched& child = all[std::size_t(rank)];
+      int status = 0;
+      if (child.ended || waitpid(child.pid, &status, WNOHANG) == 0) continue;
+      child.ended = true, --left;
+      const int own = WIFEXITED(status) ? WEXITSTATUS(status) : exit_code(ErrorKind::device);
+      if (WIFSIGNALED(status))
+        print_error("weft: rank {} was ended by signal {} ({})\n", rank, WTERMSIG(status), strsignal(WTERMSIG(status)));
+      if (own != 0 && code == 0) code = own, failed_at = LaunchClock::now();
+    }
+    if (code != 0 && LaunchClock::now() - failed_at > kFarewell) to_all(SIGKILL);
+  }
+  sigprocmask(SIG_SETMASK, &before, nullptr);
+  return code;
+}
+
+}  // namespace weft
