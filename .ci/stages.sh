@@ -32,7 +32,7 @@ stage() {  # NAME FUNCTION ARGUMENT...; the first that fails ends the run
 }
 
 packages=(g++ cmake ninja-build git libfmt-dev nlohmann-json3-dev libcli11-dev libopenblas-dev libxxhash-dev libsentencepiece-dev
-          gnuplot-nox strace libgtest-dev bible-kjv clang-16 libclang-rt-16-dev libomp-16-dev clang-format-14)
+          gnuplot-nox strace openmpi-bin libgtest-dev bible-kjv clang-16 libclang-rt-16-dev libomp-16-dev clang-format-14)
 install_packages() {  # ALSO...
   local package missing=()
   for package in "${packages[@]}" "$@"; do
