@@ -22,7 +22,8 @@ struct HostTensor {
   std::vector<std::int64_t> shape;
   std::vector<std::byte> bytes;
 
-  std::int64_t numel() const;  // an error if it does not fit 64 bits
+  std::int64_t numel() const;                                      // an error if it does not fit 64 bits
+  bool described() const { return bytes.empty() && numel() > 0; }  // its values have not been read: it has no bytes
   // The values converted to T. A real that is not an integer has no int64 value: an error.
   template <HostTensorElement T>
   std::vector<T> values() const;

@@ -1,10 +1,13 @@
 #include "jit/memory.h"
 
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -42,6 +45,43 @@ std::size_t reserved_addresses() {
   }();
   return bytes;
 }
+
+// Of all blocks and arenas on the host, which as long as nobody writes into them take no memory: together they must fit.
+std::atomic<std::size_t> promised{0};
+
+bool promise(std::size_t bytes) {
+  std::size_t before = promised;
+  do
+    if (before > host_memory() || bytes > host_memory() - before) return false;
+  while (!promised.compare_exchange_weak(before, before + bytes));
+  return true;
+}
+
+std::byte* promised_block(std::size_t bytes, const std::string& what) {
+  if (!promise(bytes))
+    fail(ErrorKind::device, "memory: out of memory",
+         fmt::format("{}: {} bytes, with {} that are in use", what, bytes, promised.load()), "use a smaller model or batch");
+  try {
+    return allocate(bytes, what);
+  } catch (...) {
+    promised -= bytes;
+    throw;
+  }
+}
+
+// Sets large blocks to zero without taking memory for them.
+void clear(std::byte* data, std::size_t bytes) {
+  static const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE));
+  const std::size_t head =
+      round_up(std::size_t(reinterpret_cast<std::uintptr_t>(data)), page) - reinterpret_cast<std::uintptr_t>(data);
+  const std::size_t pages = bytes < kHugePage ? 0 : (bytes - head) / page * page;
+  if (pages == 0 || madvise(data + head, pages, MADV_DONTNEED) != 0) {  // locked memory
+    std::memset(data, 0, bytes);
+    return;
+  }
+  std::memset(data, 0, head);
+  std::memset(data + head + pages, 0, bytes - head - pages);
+}
 }  // namespace
 
 bool& split_memory() {
@@ -50,11 +90,13 @@ bool& split_memory() {
 }
 
 Memory::Memory(Device device, std::size_t bytes, const std::string& what)
-    : device_(device), bytes_(bytes), data_(is_gpu(device) ? Gpu::of(device).allocate(bytes, what) : allocate(bytes, what)) {}
+    : device_(device),
+      bytes_(bytes),
+      data_(is_gpu(device) ? Gpu::of(device).allocate(bytes, what) : promised_block(bytes, what)) {}
 
 Memory::~Memory() {
   if (!is_gpu(device_))
-    deallocate(data_);
+    deallocate(data_), promised -= bytes_;
   else if (Gpu* gpu = Gpu::opened(device_))
     gpu->free(data_);
 }
@@ -79,6 +121,8 @@ void Memory::fill(unsigned char value) {
   if (bytes_ == 0) return;
   if (is_gpu(device_))
     Gpu::of(device_).fill(data_, value, bytes_);
+  else if (value == 0)
+    clear(data_, bytes_);
   else
     std::memset(data_, value, bytes_);
 }
@@ -94,7 +138,7 @@ const std::byte* Memory::host() const {
 }
 
 Arena::~Arena() {
-  if (base_ && !is_gpu(device_)) munmap(base_, reserved_addresses());
+  if (base_ && !is_gpu(device_)) munmap(base_, reserved_addresses()), promised -= size_;
 }
 
 void Arena::grow(std::size_t bytes) {
@@ -117,10 +161,12 @@ void Arena::grow(std::size_t bytes) {
     base_ = static_cast<std::byte*>(range);
   }
   const std::size_t size = bytes < kMostBytes ? round_up(bytes, kHugePage) : bytes;
-  if (bytes > host_memory() || size > reserved_addresses() ||
-      mprotect(base_ + size_, size - size_, PROT_READ | PROT_WRITE) != 0)
+  const bool fits = bytes < kMostBytes && size <= reserved_addresses() && promise(size - size_);
+  if (!fits || mprotect(base_ + size_, size - size_, PROT_READ | PROT_WRITE) != 0) {
+    if (fits) promised -= size - size_;
     fail(ErrorKind::device, "memory: the step does not fit", std::to_string(bytes) + " bytes",
          "use a smaller batch or length, checkpoint(), or a higher limit of `ulimit -v`");
+  }
   madvise(base_ + size_, size - size_, MADV_HUGEPAGE);  // fewer page faults; harmless where unsupported
   size_ = size;
 }

@@ -22,7 +22,8 @@ inline std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes
 // Bytes on a device.
 class Memory {
  public:
-  // Not initialised. `what` names it in the error when memory is exhausted.
+  // Not initialised. `what` names it in the error when memory is exhausted: on the CPU, when all blocks and arenas together are
+  // more than host_memory(), before any memory is taken.
   Memory(Device device, std::size_t bytes, const std::string& what);
   ~Memory();
   Memory(const Memory&) = delete;

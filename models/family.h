@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -78,7 +79,8 @@ Config config_from_options(const std::vector<ConfigOption<Config>>& table, const
   return config;
 }
 
-// `family` comes with names and help; this adds the table of options and how a model is made.
+// `family` comes with names and help; this adds the table of options and how a model is made. A folder's tensors go through the
+// model's load_weights without bytes first, so that a folder that does not fit is refused before it is read.
 template <class Model>
 ModelFamily make_family(ModelFamily family, std::vector<ConfigOption<typename Model::Config>> table,
                         ReadConfig<typename Model::Config> read) {
@@ -89,7 +91,10 @@ ModelFamily make_family(ModelFamily family, std::vector<ConfigOption<typename Mo
     Config config = read(object, file);
     set_compute(config, how);
     if (weights) check_size(config.parameter_count(), *weights);
-    return std::make_unique<Model>(std::move(config));
+    auto model = std::make_unique<Model>(std::move(config));
+    if (weights && std::ranges::any_of(*weights, [](const auto& entry) { return entry.second.described(); }))
+      model->load_weights(*weights);  // compares shapes
+    return model;
   };
   const auto names = std::make_shared<const ModelFamily>(family);
   family.from_options = [table = std::move(table), names](const ModelOptions& given, const Vocabulary& v,

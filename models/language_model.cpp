@@ -149,9 +149,9 @@ std::unique_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
   const std::string file = (folder / "config.json").string();
   const json config = read_model_config(folder);
   const ModelFamily& family = family_of(config, file);
-  TensorMap tensors = read_safetensors_folder(folder);
-  auto model = family.from_json(config, file, {.dtype = dtype}, &tensors);
-  model->load_weights(std::move(tensors));
+  const TensorMap described = describe_safetensors_folder(folder);
+  auto model = family.from_json(config, file, {.dtype = dtype}, &described);
+  model->load_weights(read_safetensors_folder(folder));
   return model;
 }
 
@@ -364,6 +364,7 @@ namespace {
 
 bool equal_values(const HostTensor& a, const HostTensor& b) {
   if (a.shape != b.shape) return false;
+  if (a.described() || b.described()) return true;  // as far as is known
   if (a.dtype == b.dtype) return a.bytes == b.bytes;
   const std::vector<double> x = a.values<double>(), y = b.values<double>();  // which hold those of all types of weights
   return std::equal(x.begin(), x.end(), y.begin(),

@@ -168,7 +168,8 @@ struct ModelFamily {
   std::vector<ModelOption> options = {};
 
   // A model with values to be drawn, or for `weights` to be loaded: before it takes memory, their number is compared with its
-  // own (check_size). Errors (ErrorKind::io): everything that is wrong in the configuration, which comes from `file`.
+  // own (check_size). They may have no bytes yet, of a folder whose values are read when the model is there. Errors
+  // (ErrorKind::io): everything that is wrong in the configuration, which comes from `file`.
   std::function<std::unique_ptr<LanguageModel>(const nlohmann::json& config, std::string_view file, const ComputeOptions& how,
                                                const TensorMap* weights)>
       from_json = {};

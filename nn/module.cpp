@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <mutex>
 #include <unordered_set>
+#include <utility>
 #include <variant>
 
 #include "autograd/op.h"
 #include "autograd/random.h"
+#include "nn/undrawn.h"
 
 namespace weft {
 namespace {
@@ -92,7 +94,13 @@ void Module::Data::visit(F&& f, const std::string& prefix) {
   }
 }
 
+static thread_local bool draws_nothing = false;
+
+Undrawn::Undrawn() : before_(std::exchange(draws_nothing, true)) {}
+Undrawn::~Undrawn() { draws_nothing = before_; }
+
 void Module::Data::initialise() {
+  if (draws_nothing) return;
   for (Entry& e : entries) {
     if (auto* child = std::get_if<std::shared_ptr<Data>>(&e.what)) {
       (*child)->initialise();
@@ -229,6 +237,9 @@ std::string problem(const std::string& name, const ParameterSlot& slot, const Ho
   if (tensor.dtype != slot.state.dtype() && !(is_real(tensor.dtype) && is_real(slot.state.dtype())))
     return "type of " + name + ": the file has " + std::string(name_of(tensor.dtype)) + ", the model " +
            std::string(name_of(slot.state.dtype()));
+  if (!tensor.described() && tensor.bytes.size() != std::size_t(tensor.numel()) * size_of(tensor.dtype))
+    return "bytes of " + name + ": " + std::to_string(tensor.bytes.size()) + " for " + std::string(name_of(tensor.dtype)) +
+           " " + shape_text(tensor.shape);
   return {};
 }
 
@@ -301,6 +312,11 @@ LoadReport Module::load_state_dict(const TensorMap& tensors, const LoadOptions& 
       if (options.strict) problems.push_back("unexpected: " + tensor->first + " " + shape_text(tensor->second.shape));
     }
   if (!problems.empty()) fail_load(problems);
+  const auto described = std::ranges::count_if(given, [](const auto& entry) { return entry.second->second.described(); });
+  if (described > 0 && described < std::ptrdiff_t(given.size()))
+    fail(ErrorKind::usage, "load: some of the tensors have no bytes",
+         std::to_string(described) + " of " + std::to_string(given.size()));
+  if (described > 0) return report;
   for (auto& [name, slot] : slots)
     if (const auto found = given.find(name); found != given.end()) set_value(slot, found->second->second);
   data_->visit([&](const std::string& name, Data::Entry& e, Data& module) {

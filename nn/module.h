@@ -94,7 +94,8 @@ class Module {
   static constexpr bool is_part = false;
 
   // Values of parameters and buffers by name. Unless the options say otherwise, loading is strict: missing, unexpected and
-  // mis-shaped tensors are all listed in one error (ErrorKind::io), and nothing is changed.
+  // mis-shaped tensors are all listed in one error (ErrorKind::io), and nothing is changed. Nor is anything when the tensors
+  // have no bytes, of which this says whether they fit (describe_safetensors_folder).
   TensorMap state_dict() const;
   LoadReport load_state_dict(const TensorMap& tensors, const LoadOptions& options = {});
 

@@ -85,11 +85,16 @@ class SafetensorsReader {
   const std::vector<Entry>& entries() const { return entries_; }  // in the order of their data
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
-  HostTensor read(const Entry& entry) {
+  HostTensor describe(const Entry& entry) const {  // without its bytes
     if (!entry.format->dtype)
       refuse("dtype not supported", fmt::format("tensor {} is {}", entry.name, entry.format->name),
              "convert the file to F32 or BF16");
-    HostTensor tensor{*entry.format->dtype, entry.shape, std::vector<std::byte>(entry.end - entry.begin)};
+    return {*entry.format->dtype, entry.shape, {}};
+  }
+
+  HostTensor read(const Entry& entry) {
+    HostTensor tensor = describe(entry);
+    tensor.bytes.resize(entry.end - entry.begin);
     file_.seek(data_ + entry.begin);
     fill(tensor.bytes);
     if (entry.format->name == "F16") {
@@ -240,20 +245,23 @@ void check_shard_name(const fs::path& index, const std::string& shard) {
     fail(ErrorKind::io, index.string() + ": a shard must be a file name without folders", "\"" + shard + "\"");
 }
 
-}  // namespace
+using ReadEntry = HostTensor (*)(SafetensorsReader&, const Entry&);
+HostTensor read_entry(SafetensorsReader& reader, const Entry& entry) { return reader.read(entry); }
+HostTensor describe_entry(SafetensorsReader& reader, const Entry& entry) { return reader.describe(entry); }
 
-TensorMap read_safetensors(const fs::path& file, std::map<std::string, std::string>* metadata, const TensorFilter& wanted) {
+TensorMap read_file(const fs::path& file, std::map<std::string, std::string>* metadata, const TensorFilter& wanted,
+                    ReadEntry read) {
   SafetensorsReader reader(file);
   if (metadata) *metadata = reader.metadata();
   TensorMap tensors;
   for (const Entry& entry : reader.entries())
-    if (!wanted || wanted(entry.name)) tensors.emplace(entry.name, reader.read(entry));
+    if (!wanted || wanted(entry.name)) tensors.emplace(entry.name, read(reader, entry));
   return tensors;
 }
 
-TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wanted) {
+TensorMap read_folder(const fs::path& folder, const TensorFilter& wanted, ReadEntry read) {
   const fs::path single = folder / kSingle, index = folder / kIndex;
-  if (fs::exists(single)) return read_safetensors(single, nullptr, wanted);
+  if (fs::exists(single)) return read_file(single, nullptr, wanted, read);
   if (!fs::exists(index)) fail_no_model(folder);
 
   json root = read_json(index);
@@ -281,11 +289,23 @@ TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wa
       if (!fresh && listed == shards.at(first->second).contains(entry.name))
         reader.refuse("a tensor is in two shards", fmt::format("{}, also in {}", entry.name, first->second));
       if (!fresh && !listed) continue;
-      tensors.insert_or_assign(entry.name, reader.read(entry)), first->second = shard;
+      tensors.insert_or_assign(entry.name, read(reader, entry)), first->second = shard;
     }
   }
   return tensors;
 }
+
+}  // namespace
+
+TensorMap read_safetensors(const fs::path& file, std::map<std::string, std::string>* metadata, const TensorFilter& wanted) {
+  return read_file(file, metadata, wanted, read_entry);
+}
+
+TensorMap read_safetensors_folder(const fs::path& folder, const TensorFilter& wanted) {
+  return read_folder(folder, wanted, read_entry);
+}
+
+TensorMap describe_safetensors_folder(const fs::path& folder) { return read_folder(folder, {}, describe_entry); }
 
 void write_safetensors(const fs::path& file, const TensorMap& tensors, const std::map<std::string, std::string>& metadata) {
   std::vector<const TensorMap::value_type*> order;

@@ -31,6 +31,9 @@ TensorMap read_safetensors(const std::filesystem::path& file, std::map<std::stri
 // files, with what lies there instead, a shard that is missing, a tensor in two shards.
 TensorMap read_safetensors_folder(const std::filesystem::path& folder, const TensorFilter& wanted = {});
 
+// What it would read, as its headers say: tensors without bytes.
+TensorMap describe_safetensors_folder(const std::filesystem::path& folder);
+
 // Writes `file` atomically (a temporary name in the same folder, synced, renamed). The header has the names in sorted
 // order; the data start 8-aligned and lie by falling element size, so each tensor is aligned for its dtype. On any
 // error (a full disk) the previous file is untouched and the temporary one removed; only when the folder cannot be synced, at

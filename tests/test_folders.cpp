@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -16,6 +17,7 @@
 #include "jit/file.h"
 #include "jit/json.h"
 #include "tests/expect_error.h"
+#include "tests/peak_memory.h"
 #include "tests/temp_folder.h"
 #include "tools/evaluate/verify.h"
 #include "tools/weft.h"
@@ -87,6 +89,36 @@ TEST_F(Folders, ATiedHeadMayBeSavedAlone) {
   tensors.erase(kHead);
   save(tensors);
   expect_error(ErrorKind::io, {"missing: backbone.embeddings.weight"}, [&] { Mamba::load(folder_.path()); });
+}
+
+// A quarter of a gigabyte that is right in all but one shape: neither the file is read nor the model's memory touched.
+TEST_F(Folders, AWrongShapeIsRefusedBeforeMemoryIsTaken) {
+  std::ofstream reset("/proc/self/clear_refs");
+  json large = config();
+  large["vocab_size"] = 2'500'000;
+  set_config(large);
+  json header;
+  std::uint64_t end = 0;
+  for (const auto& [name, tensor] : tensors_) {
+    std::vector<std::int64_t> shape = tensor.shape;
+    if (name == kEmbeddings) shape[0] = 2'500'000;
+    if (name.ends_with("x_proj.weight")) shape[0] += 1;
+    std::uint64_t bytes = 4;
+    for (const std::int64_t dim : shape) bytes *= std::uint64_t(dim);
+    header[name] = {{"dtype", "F32"}, {"shape", shape}, {"data_offsets", {end, end + bytes}}};
+    end += bytes;
+  }
+  const std::string text = header.dump();
+  const std::uint64_t length = text.size();
+  std::string begin(8, '\0');
+  std::memcpy(begin.data(), &length, 8);
+  folder_.write("model.safetensors", begin + text);
+  fs::resize_file(folder_ / "model.safetensors", 8 + length + end);  // the rest is a hole
+  if (!(reset << "5" << std::flush)) GTEST_SKIP() << "the peak of memory cannot be set back";
+  const std::size_t before = peak_of(getpid());
+  expect_error(ErrorKind::io, {"the tensors do not fit the model", "2 problems", "x_proj.weight"},
+               [&] { LanguageModel::load(folder_.path()); });
+  EXPECT_LT(peak_of(getpid()), before + (std::size_t(60) << 20));
 }
 
 TEST_F(Folders, ATiedHeadMayHaveTheSameValuesInAnotherType) {

@@ -2,6 +2,7 @@
 // NVRTC is skipped where it is missing; with WEFT_REQUIRE_NVRTC=1 that is a failure.
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -13,6 +14,7 @@
 #include "jit/compiler.h"
 #include "jit/json.h"
 #include "tests/expect_error.h"
+#include "tests/peak_memory.h"
 #include "tests/temp_folder.h"
 #include "tools/inspect/inspect.h"
 #include "tools/inspect/kernel_table.h"
@@ -203,6 +205,27 @@ TEST_F(InspectStep, NamesWhatATrainingStepLaunches) {
     EXPECT_NE(to_program(k, "sm_90a").find("kernel::" + k.name + "<<<"), std::string::npos);
   }
   expect_error(ErrorKind::io, {"there is no model here", "/nowhere"}, [] { inspect_training_step("/nowhere", {}); });
+}
+
+// 8 TiB of ids, that is, and a thousand times that in logits; then a third of a gigabyte of weights, and more for their
+// optimizer.
+TEST_F(InspectStep, NeedsNoMemoryForWhatIsOnlyShown) {
+  const KernelTable table = inspect_training_step(kModel, {.target = "sm_80", .batch = 1 << 20, .length = 1 << 20});
+  EXPECT_NE(table.title.find("1048576 x 1048576 tokens"), std::string::npos) << table.title;
+  EXPECT_GT(table.kernels.size(), 10u);
+  const Device own = device();
+  expect_error(ErrorKind::device, {"memory: more than this machine has", "a batch of (1048576, 1048576)"},
+               [] { inspect_training_step(kModel, {.batch = 1 << 20, .length = 1 << 20, .device = "emu"}); });
+  use_device(name_of(own));
+  const TempFolder folder;
+  nlohmann::json config = read_json(kModel / "config.json");
+  config["vocab_size"] = 80'000'000 / config["hidden_size"].get<int>();
+  folder.write("config.json", config.dump());
+  std::ofstream reset("/proc/self/clear_refs");
+  if (!(reset << "5" << std::flush)) GTEST_SKIP() << "the peak of memory cannot be set back";
+  const std::size_t before = peak_of(getpid());
+  inspect_training_step(folder / "config.json", {.target = "sm_80", .batch = 1, .length = 16});
+  EXPECT_LT(peak_of(getpid()), before + (std::size_t(150) << 20));
 }
 
 TEST_F(InspectStep, TimesEveryLaunchAndTracesTheStep) {

@@ -213,6 +213,25 @@ TEST(Module, ALoadThatIsNotStrictReports) {
   EXPECT_TRUE(whole.missing.empty() && whole.unexpected.empty());
 }
 
+TEST(Module, TensorsWithoutBytesAreComparedAlone) {
+  seed(3);
+  Net a;
+  const TensorMap whole = a.state_dict();
+  TensorMap described = whole;
+  for (auto& [name, tensor] : described) tensor.bytes.clear();
+  EXPECT_TRUE(a.load_state_dict(described).missing.empty());
+  for (const auto& [name, tensor] : a.state_dict()) EXPECT_EQ(tensor.bytes, whole.at(name).bytes) << name;
+  described.at("norm.weight").shape = {5};
+  described.erase("layers.0.up.weight");
+  expect_error(ErrorKind::io, {"2 problems", "missing: layers.0.up.weight", "shape of norm.weight"},
+               [&] { a.load_state_dict(described); });
+  TensorMap some = whole;
+  some.at("norm.weight").bytes.clear();
+  expect_error(ErrorKind::usage, {"some of the tensors have no bytes", "1 of "}, [&] { a.load_state_dict(some); });
+  some.at("norm.weight").bytes.resize(1);
+  expect_error(ErrorKind::io, {"1 problems", "bytes of norm.weight: 1 for f32"}, [&] { a.load_state_dict(some); });
+}
+
 TEST(Module, TensorsAreRenamedByAFunction) {
   seed(3);
   Net a;

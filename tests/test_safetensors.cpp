@@ -299,6 +299,25 @@ std::size_t count_files(const fs::path& folder) {
   return std::size_t(std::distance(fs::directory_iterator(folder), fs::directory_iterator()));
 }
 
+TEST(Safetensors, DescriptionsAreWhatIsReadWithoutBytes) {
+  const TempFolder folder;
+  const TensorMap tensors = {{"a", HostTensor::from<float>(DType::bf16, {2, 3}, std::vector<float>(6, 1))},
+                             {"b", HostTensor::from<std::int64_t>(DType::i64, {}, std::vector<std::int64_t>{7})},
+                             {"none", {DType::f32, {0, 4}, {}}}};
+  for (const std::size_t shard_bytes : {kShardBytes, std::size_t(13)}) {
+    write_safetensors_folder(folder.path(), tensors, {}, shard_bytes);
+    const TensorMap described = describe_safetensors_folder(folder.path());
+    ASSERT_EQ(described.size(), tensors.size());
+    for (const auto& [name, tensor] : described) {
+      EXPECT_EQ(tensor.dtype, tensors.at(name).dtype);
+      EXPECT_EQ(tensor.shape, tensors.at(name).shape);
+      EXPECT_TRUE(tensor.bytes.empty());
+      EXPECT_EQ(tensor.described(), name != "none");
+      EXPECT_FALSE(tensors.at(name).described());
+    }
+  }
+}
+
 TEST(Safetensors, FailedWriteLeavesThePreviousFile) {
   TempFolder folder;
   auto file = folder / "m.safetensors";

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <unordered_map>
 
 #include "autograd/backward.h"
@@ -14,6 +15,7 @@
 #include "jit/json.h"
 #include "jit/sizes.h"
 #include "models/language_model.h"
+#include "nn/undrawn.h"
 #include "ops/ops.h"
 #include "optim/adamw.h"
 #include "tools/bench/time.h"
@@ -65,10 +67,20 @@ Inspected read_inspected(const fs::path& path, const InspectOptions& given) {
 
 // Scattered over the vocabulary, as a text's are: equal ids would make the embedding's gradient one long sum.
 Tensor some_ids(const Shape& shape, std::int64_t vocab, std::uint64_t salt) {
-  check_memory(std::size_t(shape.numel()) * sizeof(std::int64_t), "a batch of " + to_string(shape));
+  const std::string what = "a batch of " + to_string(shape);
+  check_memory(std::size_t(checked_product(what, {shape[0], shape[1], 4 * sizeof(std::int64_t)})),
+               what);  // twice, with targets
   std::vector<std::int64_t> ids(std::size_t(shape.numel()));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = std::int64_t(((i + salt) * 2654435761u >> 8) % std::uint64_t(vocab));
   return Tensor::from(ids, shape);
+}
+
+// What a plan that never runs needs of them.
+Tensor described_ids(const Shape& shape) {
+  auto* value = new Value;
+  value->dtype = DType::i64, value->shape = shape;
+  value->memory = std::make_shared<Memory>(Device::cpu, 0, "ids");
+  return Tensor::of_value(value);
 }
 
 // Each kernel of the plan that ran last, alone.
@@ -177,10 +189,13 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
   const bool timed = options.device != "none";
   if (timed) use_device(options.device);
   const std::string target = inspected_target(options);
+  std::optional<Undrawn> undrawn;
+  if (!timed) undrawn.emplace();
   const auto model = family_of(config, file.string()).from_json(config, file.string(), compute_options(o), nullptr);
   AdamW optimizer(model->parameters(), {.weight_decay = o.weight_decay, .clip_norm = o.clip});
   const Shape shape{o.batch, o.length};
-  const Tensor inputs = some_ids(shape, model->vocab(), 0), targets = some_ids(shape, model->vocab(), 1);
+  const auto ids = [&](std::uint64_t salt) { return timed ? some_ids(shape, model->vocab(), salt) : described_ids(shape); };
+  const Tensor inputs = ids(0), targets = ids(1);
   const auto step = [&] {
     Tensor loss = cross_entropy((*model)(inputs), targets);
     backward(loss);
