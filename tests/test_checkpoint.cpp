@@ -164,6 +164,10 @@ TEST(MetricsLog, GoesOnBehindAStep) {
   { const MetricsLog log(run.path(), 0); }
   EXPECT_TRUE(read_metrics(run.path()).lines.empty());
   expect_error(ErrorKind::io, {"metrics.jsonl"}, [&] { read_metrics(run / "none"); });
+  for (const char* step : {"9223372036854775808", "18446744073709551616", "1e300"}) {
+    std::ofstream(run / "metrics.jsonl") << "{\"step\": 1, \"time\": 1}\n{\"step\": " << step << ", \"time\": 2}\n";
+    expect_error(ErrorKind::io, {"metrics.jsonl: a step is beyond 64 bits", "line 2"}, [&] { MetricsLog(run.path(), 1); });
+  }
 }
 
 // A protobuf message as its fields: numbers and texts by field number.

@@ -182,6 +182,10 @@ TEST_F(LanguageModels, ARunOfItIsEvaluatedContinuedAndInspected) {
   for (const char* prompt : {"the", "a", "king"})
     alone += (alone.empty() ? "" : "---\n") + weft(greedy + " --prompt " + prompt).out;
   EXPECT_EQ(together.out, alone);
+  for (const char* name : {"prompts.jsonl", "prompts.NDJSON"}) {
+    folder_.write(name, "{\"text\": \"a\"}\n\n{\"id\": 3, \"text\": \"king\"}");
+    EXPECT_EQ(weft(greedy + " --prompt the --prompt-file " + path(name)).out, alone) << name;
+  }
   expect_in(together.err, {"prompt: 4 tokens", "then 12 tokens", "of each of 2 texts", "prompt: 4 tokens", "then 6 tokens"});
   EXPECT_EQ(weft(greedy + " --prompt - --prompt -").code, 2);
   if (nvrtc_version() == 0) return;

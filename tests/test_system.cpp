@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <regex>
 #include <set>
 #include <span>
@@ -14,6 +16,7 @@
 
 #include "jit/driver.h"
 #include "jit/file.h"
+#include "jit/memory.h"
 #include "jit/print.h"
 #include "jit/sizes.h"
 #include "tests/expect_error.h"
@@ -107,6 +110,17 @@ TEST_F(ForeignFolders, LinksAreReplacedAndNotFollowed) {
     grep -c precious target-config.json target-summary.json target-loss.* target-events*
     [ ! -e target-none ]; for f in run/*.json run/loss.dat; do [ ! -L $f ]; done)",
          {"target-config.json:1", "target-loss.gp:1", "target-loss.dat:1", "target-summary.json:1", "tfevents.weft:1"});
+}
+
+TEST_F(ForeignFolders, ARecordThatCannotBeReadIsNotReplaced) {
+  expect(R"(
+    (train --steps 2 --out run >/dev/null); mv run/environment.json aside; mkdir run/environment.json
+    (resume run --steps 3) || echo "code $?"
+    rmdir run/environment.json; mv aside run/environment.json; (resume run --steps 3 >/dev/null)
+    grep -c after_step run/environment.json
+    head -c 9 run/environment.json >cut; mv cut run/environment.json; (resume run --steps 4 >/dev/null)
+    grep -c after_step run/environment.json)",
+         {"cannot read run/environment.json: Is a directory", "code 4", "2\n1\n"});
 }
 
 TEST(TemporaryNames, AreToldFromOthers) {
@@ -415,9 +429,48 @@ TEST_F(LimitsOfTheSystem, TooLittleDataForTheThreadsOfTheBlasKeepsNoCommandFromE
          {"weft 0", "memory: the BLAS has no room for its buffers", "code 3"});
 }
 
+// OpenBLAS would start them before any code of the program, and end it.
+TEST_F(LimitsOfTheSystem, NoThreadsOfTheBlasAreStartedWhereDataIsLimited) {
+  expect(R"(unset OMP_WAIT_POLICY; export OMP_NUM_THREADS=8 PWD; ulimit -d 5000
+    timeout -s KILL 50 "$WEFT" --version
+    timeout -s KILL 50 "$WEFT" train --task induction --steps 1 --device cpu || echo "code $?")",
+         {"weft 0", "memory: ", "code 3"});
+}
+
+TEST_F(LimitsOfTheSystem, ALimitOfProcessorTimeSavesAndComesAgainUntilItKills) {
+  expect(R"(
+    (train --steps 100000000 --save-every 0 --out run) >output & pid=$!
+    until grep -q '^step ' output; do sleep 0.02; done
+    for i in 1 2 3; do kill -XCPU $pid 2>/dev/null || true; done; wait $pid || echo "limit $?"
+    weft check run)",
+         {"limit 152", "as it was written"});
+}
+
 TEST_F(LimitsOfTheSystem, ABatchBeyondTheAddressesIsRefused) {
   expect("(ulimit -v 4000000; weft train --task induction --batch 1000000 --length 200) || echo \"code $?\"",
          {"memory: more than this machine has", "a batch of 1000000 x 200 tokens", "code 3"});
+}
+
+// Each fits, and none is touched: what is promised to all counts.
+TEST(Limits, BlocksThatDoNotFitTogetherAreRefused) {
+#ifdef WEFT_SANITIZED
+  GTEST_SKIP() << "AddressSanitizer has a limit of its own";
+#endif
+  const std::size_t part = host_memory() / 5 * 2;
+  const Memory first(Device::cpu, part, "the first");
+  const auto second = std::make_unique<Memory>(Device::cpu, part, "the second");
+  expect_error(ErrorKind::device, {"memory: out of memory", "the third", "that are in use"},
+               [&] { Memory(Device::cpu, part, "the third"); });
+}
+
+TEST(Limits, ClearedBlocksAreZero) {
+  for (const std::size_t bytes : {std::size_t(1), std::size_t(5000), (std::size_t(2) << 20) + 1, std::size_t(9'999'999)}) {
+    Memory memory(Device::cpu, bytes, "a block");
+    memory.fill(7);
+    EXPECT_EQ(std::count(memory.data(), memory.data() + bytes, std::byte(7)), std::ptrdiff_t(bytes));
+    memory.fill(0);
+    EXPECT_EQ(std::count(memory.data(), memory.data() + bytes, std::byte(0)), std::ptrdiff_t(bytes));
+  }
 }
 
 TEST(Limits, ProductsAreChecked) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <sstream>
 
 #include "jit/error.h"
@@ -10,6 +11,7 @@
 #include "jit/print.h"
 #include "models/sample.h"
 #include "tools/cli/commands.h"
+#include "tools/data/corpus.h"
 #include "tools/evaluate/generate.h"
 
 namespace weft {
@@ -24,6 +26,24 @@ std::string read_prompt(const std::string& file) {
   return text;
 }
 
+// One in each line, or the documents of a file of them.
+std::vector<std::string> read_prompts(const std::string& file) {
+  std::vector<std::string> prompts;
+  if (holds_documents(file)) {
+    const Corpus corpus = load_corpus(file);
+    if (corpus.size() > kMaxPrompt)
+      fail(ErrorKind::io, file + ": too large", fmt::format("{} bytes of text, limit {}", corpus.size(), kMaxPrompt));
+    TextReader reader(corpus);
+    while (const auto document = reader.next(corpus.size(), Cut::documents)) prompts.emplace_back(document->text);
+    return prompts;
+  }
+  std::istringstream lines(read_prompt(file));
+  for (std::string line; std::getline(lines, line);)
+    if (!line.empty()) prompts.push_back(line);
+  if (prompts.empty()) fail(ErrorKind::io, file + ": there is no prompt", "no line has a text");
+  return prompts;
+}
+
 std::vector<std::string> prompts_of(const GenerateCommand& c) {
   std::vector<std::string> prompts = c.prompts;
   if (std::count(prompts.begin(), prompts.end(), "-") > 1)
@@ -31,10 +51,8 @@ std::vector<std::string> prompts_of(const GenerateCommand& c) {
   for (std::string& prompt : prompts)
     if (prompt == "-") prompt = read_prompt("/dev/stdin");
   if (!c.prompt_file.empty()) {
-    std::istringstream lines(read_prompt(c.prompt_file));
-    for (std::string line; std::getline(lines, line);)
-      if (!line.empty()) prompts.push_back(line);
-    if (prompts.empty()) fail(ErrorKind::io, c.prompt_file + ": there is no prompt", "no line has a text");
+    std::vector<std::string> more = read_prompts(c.prompt_file);
+    prompts.insert(prompts.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
   }
   return prompts.empty() ? std::vector<std::string>{"\n"} : prompts;
 }

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <limits>
 #include <new>
@@ -184,7 +185,7 @@ void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chose
   sub->add_option("--prompt", c.prompts, "The text to continue; - for standard input; may be given several times")
       ->allow_extra_args(false)
       ->default_str("newline");
-  sub->add_option("--prompt-file", c.prompt_file, "A file with a text to continue in each line")
+  sub->add_option("--prompt-file", c.prompt_file, "A file with a text to continue in each line, or .jsonl file of documents")
       ->type_name(kFile)
       ->default_str("none");
   sub->add_option("--batch", c.batch, "Texts to continue at a time")->check(between(1, kMostWindows));
@@ -363,12 +364,15 @@ void add_completion(CLI::App& app, std::string& shell, std::function<int()>& cho
 
 // ---- mistakes ---------------------------------------------------------------------------------------------------------------
 
-// A file or folder whose name is empty, as of a shell's variable that is not set, is not "none was given".
+// A file, folder or kernel whose name is empty, as of a shell's variable that is not set, is not "none was given".
 void forbid_empty(CLI::App& app) {
   const CLI::Validator check([](std::string& text) { return text.empty() ? std::string("the value is empty") : std::string(); },
                              "");
+  const auto named = [](const CLI::Option* option) {
+    return option->check_lname("task") || option->check_lname("kernel") || option->check_lname("diff");
+  };
   for (CLI::Option* option : app.get_options())
-    if (const std::string type = option->get_type_name(); type == kFile || type == kFolder || option->check_lname("task"))
+    if (const std::string type = option->get_type_name(); type == kFile || type == kFolder || named(option))
       option->check(check);
   for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) forbid_empty(*sub);
 }
@@ -477,7 +481,9 @@ int run_program(int argc, char** argv) {
     text = "the output cannot be written", code = exit_code(ErrorKind::io);
   } catch (const Error& e) {
     text = e.what(), code = exit_code(e.kind()), parts = e.parts();
-  } catch (const std::system_error& e) {  // of the file system, or of writing what is printed
+  } catch (const std::filesystem::filesystem_error& e) {
+    text = fmt::format("cannot use {}: {}", e.path1().string(), e.code().message()), code = exit_code(ErrorKind::io);
+  } catch (const std::system_error& e) {  // of writing what is printed
     text = e.what(), code = exit_code(ErrorKind::io);
   } catch (const std::bad_alloc&) {
     text = "out of memory\n  hint: a smaller --batch, --length or --width needs less", code = exit_code(ErrorKind::device);

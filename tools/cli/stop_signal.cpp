@@ -10,7 +10,7 @@ namespace {
 
 volatile sig_atomic_t received_signal = 0;
 
-// The second of any of them ends the program.
+// The second of any of these ends the program.
 extern "C" void remember(int number) {
   received_signal = number;
   for (const int stop : {SIGINT, SIGTERM, SIGHUP}) {

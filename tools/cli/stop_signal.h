@@ -7,8 +7,9 @@
 namespace weft {
 
 // While one is alive, the first SIGINT, SIGTERM or SIGHUP is only remembered, so that a step can be finished and saved; the
-// second ends the program at once. Those that were ignored before (nohup) stay ignored. SIGPIPE is ignored meanwhile: a reader
-// of the output that goes away (`| head`) ends what is printed, not what is computed.
+// second ends the program at once. Those that were ignored before (nohup) stay ignored. So is SIGXCPU (`ulimit -t`), which
+// comes again every second until the hard limit kills. SIGPIPE is ignored meanwhile: a reader of the output that goes away (`|
+// head`) ends what is printed, not what is computed.
 class StopSignal {
  public:
   StopSignal();
@@ -19,7 +20,7 @@ class StopSignal {
   int received() const;  // 0: none
 
  private:
-  static constexpr std::array kSignals = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+  static constexpr std::array kSignals = {SIGINT, SIGTERM, SIGHUP, SIGXCPU, SIGPIPE};
   std::array<struct sigaction, kSignals.size()> before_;
 };
 

@@ -24,13 +24,6 @@ constexpr std::size_t kMaxCharacter = 4;  // bytes, in UTF-8
 // Another program may be called bible too.
 bool is_king_james(const std::string& text) { return text.starts_with("Ge1:1 In the beginning") && text.size() > 4'000'000; }
 
-bool holds_documents(const std::filesystem::path& file) {
-  std::string ending = file.extension().string();
-  for (char& c : ending)
-    if ('A' <= c && c <= 'Z') c = char(c - 'A' + 'a');
-  return ending == ".jsonl" || ending == ".ndjson";
-}
-
 // Its size; 0 for a stream. What is compressed, or no text by its first bytes, would be learnt as it lies.
 std::size_t check_is_text(const std::filesystem::path& file) {
   FileReader reader(file);
@@ -86,6 +79,13 @@ class TextReader::Bytes {
 
 Corpus::Corpus(std::string name, std::string text)
     : name_(std::move(name)), text_(std::make_shared<const std::string>(std::move(text))), size_(text_->size()) {}
+
+bool holds_documents(const std::filesystem::path& file) {
+  std::string ending = file.extension().string();
+  for (char& c : ending)
+    if ('A' <= c && c <= 'Z') c = char(c - 'A' + 'a');
+  return ending == ".jsonl" || ending == ".ndjson";
+}
 
 Corpus load_corpus(const std::optional<std::filesystem::path>& file) {
   if (!file) {

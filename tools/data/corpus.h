@@ -30,10 +30,12 @@ class Corpus {
   std::size_t size_ = 0;
 };
 
+// Whether its name, .jsonl or .ndjson, says that each line is an object of JSON.
+bool holds_documents(const std::filesystem::path& file);
+
 // A text file, or the documents of a .jsonl or .ndjson file: each line is an object whose string "text" is one. Without a file,
 // the King James Bible as Debian's package bible-kjv prints it: one verse a line, each after its reference ("Ge1:1 In the
-// beginning
-// ..."). Errors are ErrorKind::io: missing, empty, compressed or no text at all (with what it is), not JSON (with the
+// beginning ..."). Errors are ErrorKind::io: missing, empty, compressed or no text at all (with what it is), not JSON (with the
 // line), no such package.
 Corpus load_corpus(const std::optional<std::filesystem::path>& file = std::nullopt);
 

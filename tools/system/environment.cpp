@@ -46,10 +46,11 @@ std::vector<std::string> changes_since(const json& before) {
 
 void record_start(const std::filesystem::path& run, const std::vector<std::string>& command, std::int64_t step) {
   const std::filesystem::path file = run / "environment.json";
+  const std::string before = std::filesystem::exists(file) ? read_text(file, kMaxJsonBytes) : "[]";
   json starts = json::array();
   try {
-    if (std::filesystem::exists(file)) starts = read_json(file);
-  } catch (const Error&) {  // a record for people: what cannot be read is begun anew
+    starts = parse_json(before, file.string());
+  } catch (const Error&) {  // a record for people: what is damaged is begun anew
   }
   if (!starts.is_array() || step == 0) starts = json::array();
   starts.push_back({{"command", command},

@@ -31,6 +31,11 @@ bool is_line(const json& line) {
          line.contains("time") && line["time"].is_number();
 }
 
+// A step that no integer of weft holds is no line that was cut when it was written.
+bool is_beyond_steps(const json& line) {
+  return line.is_object() && line.contains("step") && line["step"].is_number() && line["step"].get<double>() >= 0x1p63;
+}
+
 // Every number of a line is a curve, by its name; one that is not finite is none, as in JSON.
 std::string event_of(const json& line) {
   std::vector<std::pair<std::string, float>> scalars;
@@ -53,19 +58,24 @@ Metrics read_metrics(const fs::path& run) {
   const fs::path file = run / kMetrics;
   const std::string text = read_text(file);
   Metrics metrics;
+  std::size_t number = 0;
   for (std::string_view rest = text; !rest.empty();) {
     const auto end = rest.find('\n');
     const std::string_view line = rest.substr(0, end);
     rest = end == rest.npos ? std::string_view() : rest.substr(end + 1);
+    ++number;
+    json object;
     try {
-      json object = parse_json(line, file.string());
-      if (is_line(object))
-        metrics.lines.push_back(std::move(object));
-      else
-        ++metrics.damaged;
+      object = parse_json(line, file.string());
     } catch (const Error&) {
-      ++metrics.damaged;
     }
+    if (is_beyond_steps(object))
+      fail(ErrorKind::io, file.string() + ": a step is beyond 64 bits",
+           fmt::format("line {}: {}", number, text_of(object["step"])), "remove the line");
+    if (is_line(object))
+      metrics.lines.push_back(std::move(object));
+    else
+      ++metrics.damaged;
   }
   return metrics;
 }

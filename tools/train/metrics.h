@@ -15,7 +15,7 @@ struct Metrics {
   std::vector<nlohmann::json> lines;
   std::int64_t damaged = 0;  // lines that are not such objects, and are left out: a killed process may leave one
 };
-// Those in a run's folder. Errors: ErrorKind::io.
+// Those in a run's folder. Errors (ErrorKind::io): no such file, a step of 2^63 or more.
 Metrics read_metrics(const std::filesystem::path& run);
 
 // Appends to both files. Each line is one write, so a killed process leaves whole lines.

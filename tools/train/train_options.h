@@ -29,8 +29,8 @@ struct TrainOptions {
   std::string model = model_families().front().name;
   ModelOptions model_options = {};  // of its family; those that are absent have their defaults
   double lr = 4e-3;                 // at its peak
-  double min_lr = 1e-5;
-  std::int64_t warmup = 50;  // steps
+  double min_lr = 1e-5;             // at the end; that default becomes lr where it is larger
+  std::int64_t warmup = 50;         // steps
   double weight_decay = 0.1;
   double clip = 1.0;
   std::uint64_t seed = 1;
