@@ -10,8 +10,8 @@
 enum Stage { FORWARD, BACKWARD, WIDE_FORWARD, WIDE_INPUT, WIDE_PARTIALS };  // as in conv1d_cuda.cpp
 constexpr int LANES = 32, WARPS = 8, CHANNELS = LANES * V;
 constexpr int AHEAD = 16 / sizeof(real);  // steps whose loads are under way together
-// Blocks of a multiprocessor; without a number ptxas spills doubles to fit one more.
-constexpr int BLOCKS = sizeof(real) == 8 ? 1 : 0;
+// Blocks of a multiprocessor; without a number ptxas spills doubles, and borders beside many taps, to fit one more.
+constexpr int BLOCKS = sizeof(real) == 8 || (has_borders && W > 8) ? 1 : 0;
 
 // What a thread works on: channels [c, c + V) where live, time [begin, end) of one batch.
 struct Part {
@@ -202,7 +202,8 @@ DEVICE void backward(const Args& a) {
   Taps taps;
   taps.read(a, p, shared);
   real x[W][V], e[W][V], dw[W + 1][V];
-  bool begins[W] = {};  // at the times of e, a border
+  constexpr int NEWEST = W < 32 ? W - 1 : 0;  // more do not come here
+  unsigned begins = 0;                        // bit i: a border at the time of e[i]
 #pragma unroll
   for (int j = 0; j < W; ++j) clear(e[j]), clear(dw[j]);
   clear(dw[W]);
@@ -212,10 +213,10 @@ DEVICE void backward(const Args& a) {
   const index last = p.live && (p.begin < p.end || (p.begin == 0 && threadIdx.y == 0)) ? p.end + (W - 1) : p.begin;
   for (index t = p.begin; t < last; t += AHEAD) {
     real next[AHEAD][V], g[AHEAD][V];
-    bool border[AHEAD];
+    unsigned border = 0;  // bit k: at t + k
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
-      border[k] = border_at(a, p.batch, t + k);
+      border |= unsigned(border_at(a, p.batch, t + k)) << k;
       read_x(a, p.batch, t + k, p.c, next[k]);
       read_gradient(a, p.batch, t + k, p.c, g[k]);
     }
@@ -223,7 +224,7 @@ DEVICE void backward(const Args& a) {
     for (int k = 0; k < AHEAD; ++k) {
       real pre[V], et[V], dx[V];
       ColumnSums<0, V, 1> none;
-      if (has_borders && border[k]) forget(x);
+      if (has_borders && (border >> k & 1)) forget(x);
       slide(x, next[k]);
       taps.apply(x, pre);
       const bool inside = has_g && t + k < index(a.length);
@@ -232,21 +233,14 @@ DEVICE void backward(const Args& a) {
 #pragma unroll
       for (int v = 0; v < V; ++v) et[v] = inside ? et[v] : real(0);
       slide(e, et);
-      bool seen[W];
-      if constexpr (has_borders) {
-#pragma unroll
-        for (int j = 0; j + 1 < W; ++j) begins[j] = begins[j + 1];
-        begins[W - 1] = border[k];
-        seen[0] = true;
-#pragma unroll
-        for (int j = 1; j < W; ++j) seen[j] = seen[j - 1] && !begins[j];
-      }
+      begins = begins >> 1 | (border >> k & 1) << NEWEST;
       clear(dx);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
 #pragma unroll
         for (int j = 0; j < W; ++j) {
-          if (!has_borders || seen[W - 1 - j]) dx[v] += taps.w[j][v] * e[W - 1 - j][v];
+          const unsigned between = W < 32 ? (2u << (NEWEST - (W < 32 ? j : 0))) - 2 : 0;  // the times after s up to this e's
+          if (!has_borders || (begins & between) == 0) dx[v] += taps.w[j][v] * e[W - 1 - j][v];
           if (has_partials && t + k < p.end) dw[j][v] += e[W - 1][v] * x[j][v];
         }
         if (has_partials && t + k < p.end) dw[W][v] += e[W - 1][v];

@@ -1,5 +1,5 @@
-// y = out((x - mean) r w + b) over rows (n), x = in(source), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is the
-// row's, else 0.
+// y = out((x - mean) r w + b) over rows (n), x = in(source), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is
+// the row's, else 0.
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;

@@ -1,6 +1,7 @@
 // dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; mean(g) is left out unless CENTERED. dy is the
-// gradient of xh w + b, which the hole makes of that value and the gradient of the result; of dx the hole `in`, whose result x is,
-// makes what is stored (IN: it is filled; NEEDS_DX: dx is wanted). Blocks stride over the rows; each writes its sums of dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n).
+// gradient of xh w + b, which the hole makes of that value and the gradient of the result; of dx the hole `in`, whose result x
+// is, makes what is stored (IN: it is filled; NEEDS_DX: dx is wanted). Blocks stride over the rows; each writes its sums of
+// dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n).
 constexpr int PLACES = HELD > 0 ? HELD : 1;
 
 // Sums of columns over the rows of a block: a thread keeps those of its vectors in registers; where rows are too long for that
