@@ -6,7 +6,7 @@
 
 constexpr int RT = PT / 16 / WARPS_OF_ROW;
 constexpr int BUFFER = RT * 16 + 4;  // elements between steps of s, so that neither writing nor reading it has conflicts
-constexpr int TIMES = 32;            // steps of s whose sums are in registers
+constexpr int TIMES = OUT && RT * NT > 128 ? 16 : 32;  // steps of s whose sums are in registers: a hole needs some
 constexpr int MATRICES = Q / 16 * (Q / 16 + 1) / 2;  // of 16 x 16 of M, from its diagonal to the left
 
 // What a warp has: features [16 RT part, ...) of row `row` of the block, of which `width` of the row exist.

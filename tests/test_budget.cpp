@@ -187,6 +187,18 @@ Step attention_step(DType dtype, std::int64_t t, bool holes) {
   };
 }
 
+// With a bias of the steps, a skip and a gate, so long that time has several segments.
+Step ssd_step(std::int64_t t, std::int64_t h, std::int64_t p, std::int64_t n) {
+  const Tensor x = values({1, t, h, p}, DType::bf16, 0), dt = values({1, t, h}, DType::bf16, 1),
+               B = values({1, t, 1, n}, DType::bf16, 2), C = values({1, t, 1, n}, DType::bf16, 3),
+               z = values({1, t, h, p}, DType::bf16, 4), g = values({1, t, h, p}, DType::bf16, 5),
+               A = values({h}, DType::f32, 6), D = values({h}, DType::f32, 7), bias = values({h}, DType::f32, 8);
+  return [=] {
+    return both_ways(ssd(x, dt, A - 1.5, B, C, {.D = D, .dt = softplus_bias(bias), .out = gate(z)}), g,
+                     {x, dt, A, B, C, D, bias, z});
+  };
+}
+
 // Without the hash of its text.
 std::string base_name(const std::string& kernel) {
   const auto hash = kernel.rfind("__");
@@ -282,6 +294,10 @@ TEST_F(SlowBudget, Attention) {
   for (const auto& [type, dtype] : kTypes) count(fmt::format("attention, {}", type), attention_step(dtype, 150, false));
   count("attention in two launches, bf16", attention_step(DType::bf16, 400, false));
   count("attention with holes, bf16", attention_step(DType::bf16, 400, true));
+}
+TEST_F(SlowBudget, Ssd) {
+  count("ssd, bf16", ssd_step(200, 4, 32, 32));
+  count("ssd of 64 features and 128 states, bf16", ssd_step(130, 2, 64, 128));
 }
 TEST_F(SlowBudget, Random) { count("random numbers, f32", random_step()); }
 

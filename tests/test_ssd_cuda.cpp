@@ -13,6 +13,7 @@
 #include "autograd/op.h"
 #include "autograd/plan.h"
 #include "autograd/run.h"
+#include "jit/compiler.h"
 #include "jit/driver.h"
 #include "jit/emulator/device.h"
 #include "ops/ops.h"
@@ -153,6 +154,7 @@ TEST_F(SlowSsdKernels, SizesOfHeads) {
   for (const auto& [p, n] : {std::pair{64, 128}, {64, 64}, {128, 32}, {256, 8}, {40, 256}, {8, 256}})
     check({.t = 140, .h = 2, .p = p, .n = n, .skip = Skip::head, .initial = true, .last = true});
 }
+TEST_F(SlowSsdKernels, AGateOfLargeStates) { check({.t = 70, .h = 2, .p = 64, .n = 128, .skip = Skip::head, .gate = true}); }
 TEST_F(SsdKernels, Groups) {
   for (const int64_t h : {2, 6, 10}) check({.b = 2, .t = 70, .h = h, .g = 2, .skip = Skip::head});
   check({.t = 70, .h = 3, .g = 3, .last = true});
@@ -218,6 +220,40 @@ TEST_F(SsdKernels, SecondDerivatives) {
       all[kernels].push_back(d.to_host<double>());
   }
   for (std::size_t k = 0; k < all[0].size(); ++k) EXPECT_LT(error_of(all[1][k], all[0][k]), 8e-3) << k;
+}
+
+// For what every GPU has, and for what sm_90 has besides: shared memory for more rows at a time. A state of 64 x 128 that two
+// warps hold leaves them no register: with a gate, or for sm_100, a few are spilled.
+TEST_F(SlowSsdKernels, CompileWithFewSpills) {
+  use_device(gpu());  // where they are recorded
+  for (const auto& [p, n] : {std::pair{64, 128}, {64, 64}, {32, 32}, {128, 16}, {64, 256}})
+    for (const char* architecture : {"sm_80", "sm_90a", "sm_100", "sm_120"}) {
+      const std::string_view planned = std::string_view(architecture) == "sm_120" ? "sm_80" : architecture;
+      const Tensor x = operand({1, 300, 8, p}, 1, DType::bf16), B = operand({1, 300, 1, n}, 2, DType::bf16),
+                   dt = operand({1, 300, 8}, 3, DType::bf16, 0, 1), A = operand({8}, 4, DType::f32, -1, 0),
+                   D = operand({8}, 5, DType::f32), initial = operand({1, 8, p, n}, 6, DType::f32);
+      const auto plan = plan_for(target_for(planned), [&] {
+        Tensor last;
+        const Tensor y =
+            ssd(x, dt, A, B, B, {.D = D, .dt = softplus_bias(D), .out = gate(x), .initial = initial, .last = &last});
+        return grad(sum(y) + sum(last), {x, dt, A, B, D, initial});
+      });
+      int kernels = 0;
+      for (const PlannedKernel& k : plan->kernels) {
+        const auto* cuda = std::get_if<CudaKernelPointer>(&k.work);
+        if (!cuda || !(*cuda)->name.starts_with("ssd_")) continue;
+        const Compiled c = compile((*cuda)->name, complete_text(**cuda), architecture);
+        SCOPED_TRACE(fmt::format("{} for {}, {} features, {} states: {} registers of {} threads, {} bytes of shared memory",
+                                 (*cuda)->name, architecture, p, n, c.registers, (*cuda)->block[0], (*cuda)->shared));
+        fmt::print("{:22} {:7} {:3} x {:3}: {:3} registers, {:3} threads, {:6} bytes, {} spilled\n", (*cuda)->name,
+                   architecture, p, n, c.registers, (*cuda)->block[0], (*cuda)->shared, c.spill_bytes);
+        EXPECT_LE(c.spill_bytes, (*cuda)->name.starts_with("ssd_out__") && n >= 128 ? 16 : 0);
+        EXPECT_LE(unsigned(c.registers) * (*cuda)->block[0], 65536u);
+        EXPECT_LE((*cuda)->shared, planned == "sm_80" ? 99u * 1024 : 227u * 1024);
+        kernels += (*cuda)->shared > 0;
+      }
+      EXPECT_EQ(kernels, 4);
+    }
 }
 
 TEST_F(SsdKernels, ArePlannedWhereTheyFit) {
