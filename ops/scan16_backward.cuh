@@ -47,7 +47,7 @@ struct alignas(16) Stage {
 struct alignas(16) Shared : DeltaSums, OutSums {
   Stage stage[2];
   Place place;
-  F4 parts[WARPS][4][32];  // of sums over states: of four steps, of the lanes
+  F4 parts[WARPS][4][36];  // of sums over states: of four steps, of the lanes
   Words2 u[THREADS], raw[THREADS], g[THREADS], s[THREADS], bc[TILE * 8];  // what has been asked for
   u8 delta[delta_of_staged > 0 ? delta_of_staged * THREADS : 16];
   u8 delta_grad[3][delta_roots_staged > 0 ? delta_roots_staged * THREADS : 16];  // in turn, until a tile is finished
@@ -261,7 +261,7 @@ struct Carried {
 };
 
 // Chunk c of a tile, with the states `start` before it.
-DEVICE void chunk_back(Stage& stage, F4 (&parts)[4][32], int c, int warp, int lane, const float (&start)[4], Carried& x) {
+DEVICE void chunk_back(Stage& stage, F4 (&parts)[4][36], int c, int warp, int lane, const float (&start)[4], Carried& x) {
   const int g = lane >> 2, q = lane & 3, group = warp >> 1, sub = warp & 1;
   const F2(*const deltas)[4][2][2] = &stage.delta[group].at[c * CHUNK / 2];
   const u32* const du = &stage.du[group].at[sub][g][c * CHUNK];
@@ -314,9 +314,8 @@ DEVICE void chunk_back(Stage& stage, F4 (&parts)[4][32], int c, int warp, int la
       product[i] = gamma[i] * before[i];
       x.dA[i] += product[i] * (i % 2 ? now.y : now.x);
     }
-    // Odd steps have neighbouring rows swapped, so that two steps are read from different banks.
-    parts[r % 4][lane ^ (r % 2 * 4)] = {by_b0, by_b1, product[0] * x.A2[0] + product[2] * x.A2[2],
-                                        product[1] * x.A2[1] + product[3] * x.A2[3]};
+    parts[r % 4][lane] = {by_b0, by_b1, product[0] * x.A2[0] + product[2] * x.A2[2],
+                          product[1] * x.A2[1] + product[3] * x.A2[3]};
     if (r % 4 == 0) {
       __syncwarp();
       const int step = lane >> 3, at = lane & 7;  // 2 q and which of the two sums

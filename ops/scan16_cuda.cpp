@@ -57,7 +57,7 @@ std::int64_t backward_bytes(int groups, std::int64_t delta, std::int64_t delta_g
                              groups * 2 * 2 * 16 * (tile + 4) * 4 + threads * 32;
   const auto staged = [&](std::int64_t bytes) { return bytes ? bytes * threads : 16; };
   return rounded(2 * stage + threads * (32 + 8 + 16) + tile * 64 + staged(delta) + 3 * staged(delta_grad) + staged(out) +
-                 groups * (128 + 4096) + quads * (columns + 16) + threads * 16 * sums + 256);
+                 groups * (128 + 4608) + quads * (columns + 16) + threads * 16 * sums + 256);
 }
 
 // An operand whose rows are read and written as vectors of four: itself, or a dense copy of it.
