@@ -157,6 +157,11 @@ template <int LEFT>
 DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
+// Those too that were not committed: a block without entries has copied its own rows all the same.
+DEVICE void wait_for_all_copies() {
+  commit_copies();
+  wait_for_copies<0>();
+}
 
 // Rows of a head in memory, as the block copies them: a thread has every LANES-th chunk of every STEP-th row. One address a
 // thread is held; an offset in elements leads to another head.
@@ -288,23 +293,30 @@ DEVICE void store_rows(const Lane& lane, const Accumulators<FEATURES>& acc, cons
         store_real<2>(mine + By::at(lane.row + 8 * r, feature + 8 * n + lane.column), x);
       }
     __syncwarp();
+    constexpr int TIMES = 16 * CHUNKS / 32;
+    static_assert(TIMES * 32 == 16 * CHUNKS, "each lane has as many chunks");
+    const auto row_of = [&](int k) { return lane.warp_row + (int(threadIdx.x % 32) + 32 * k) / CHUNKS; };
+    const auto column_of = [&](int k) { return feature + (int(threadIdx.x % 32) + 32 * k) % CHUNKS * SIZE; };
+    T x[TIMES][SIZE];  // all are read before the first is stored: none waits for another
 #pragma unroll
-    for (int k = 0; k < (16 * CHUNKS + 31) / 32; ++k) {
-      const int chunk = int(threadIdx.x % 32) + 32 * k, row = lane.warp_row + chunk / CHUNKS, c = chunk % CHUNKS * SIZE;
-      if (chunk >= 16 * CHUNKS || first + row >= rows || feature + c >= FEATURES) continue;
-      T x[SIZE];
-      load<SIZE>(mine + By::at(row, feature + c), x);
-      store<SIZE>(to + i64(first + row) * stride + feature + c, x);
+    for (int k = 0; k < TIMES; ++k) load<SIZE>(mine + By::at(row_of(k), column_of(k)), x[k]);
+#pragma unroll
+    for (int k = 0; k < TIMES; ++k) {
+      i64 at = i64(first + row_of(k)) * stride + column_of(k);
+      asm("" : "+l"(at));  // else NVRTC takes the store apart
+      if (first + row_of(k) < rows && column_of(k) < FEATURES) store<SIZE>(to + at, x[k]);
     }
   } else {
 #pragma unroll
-    for (int n = 0; n < WIDTH / 8; ++n)
+    for (int r = 0; r < 2; ++r) {
+      const index row = first + lane.row + 8 * r;
+      i64 at = i64(row) * stride + (feature + lane.column);
+      asm("" : "+l"(at));
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const index row = first + lane.row + 8 * r;
+      for (int n = 0; n < WIDTH / 8; ++n) {
         const real x[2] = {acc[n][2 * r] * factor[r], acc[n][2 * r + 1] * factor[r]};
-        if (row < rows && feature + 8 * n < FEATURES)
-          store_real<2>(to + i64(row) * stride + feature + 8 * n + lane.column, x);
+        if (row < rows && feature + 8 * n < FEATURES) store_real<2>(to + at + 8 * n, x);
       }
+    }
   }
 }

@@ -202,7 +202,7 @@ DEVICE void own_queries(const Args& a, index b, index h, index number, Element* 
       finish<0>(acc);
     }
   }
-  wait_for_copies<0>();
+  wait_for_all_copies();
   __syncthreads();  // nobody reads the queries any more
   row_sums.store(lane, [&](int n, int r) { return i + 8 * r < tq ? row_sum_at(a, n, b, h, i + 8 * r) : nullptr; });
   const real factor[2] = {a.scale(), a.scale()};
@@ -312,7 +312,7 @@ DEVICE void own_keys(const Args& a, index b, index g, index number, Element* mem
     if (COLUMN_SUMS > 0 && first_head + now.head() != h)
       column_sums.store(lane, [&](int k, int r) { return j + 8 * r < tk ? column_sum_at(a, k, b, h, j + 8 * r) : nullptr; });
   }
-  wait_for_copies<0>();
+  wait_for_all_copies();
   __syncthreads();  // nobody reads the keys and values any more
   const real factor[2] = {a.scale(), a.scale()}, one[2] = {1, 1};
   const Place at = ASYNC ? place_of(memory) : Place{b, g, first, item_at(items, 0).part};

@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
       weights.times<Values>(values + stage * Values::SIZE, lane.slice * slice_of(DV), acc);
     }
   }
-  wait_for_copies<0>();
+  wait_for_all_copies();
   __syncthreads();  // nobody reads the queries any more
 
   const Lane again = this_lane_again();
