@@ -62,26 +62,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     class_of_queries(a, b, h, item.tile, tile, never, always);
     return kind_of(a, never[0], always[0], first + OWN, i64(tile + 1) * OTHER);
   };
-  auto now = walk_of<1>(items, a.queries_entries, 1, kind), next = now;
-  const auto copy_keys = [&](int stage) {
-    k.copy<OTHER>(keys + stage * Keys::SIZE, index(next.entry().tile) * OTHER, tk);
+  auto now = walk_of<1>(items, a.queries_entries, 1, kind);
+  const auto copy_keys = [&](int stage, Entry entry) {
+    k.copy<OTHER>(keys + stage * Keys::SIZE, index(entry.tile) * OTHER, tk);
   };
   const auto copy_values = [&](int stage, Entry entry) {
     v.copy<OTHER>(values + stage * Values::SIZE, index(entry.tile) * OTHER, tk);
   };
-  Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time)).copy<OWN>(own, first, tq);
+  const auto copy_queries = [&] {
+    Rows<DK>(a.q + (i64(b) * a.q_batch + i64(h) * a.q_head), index(a.q_time)).copy<OWN>(own, first, tq);
+  };
 
   const index i = first + lane.row;
   const QueryHoles holes(a, b, h, inside(i, tq), inside(i + 8, tq));
   OwnRows<Own, (HELD > 0)> queries(own, lane.warp_row);
   Accumulators<DV> acc = {};
   Softmax softmax;
-  // The weights of a tile, from its scores; as Softmax::take.
-  const auto weigh = [&](Places& s, Entry entry, real (&factor)[2]) {
+  // The places of a tile that are visible.
+  const auto places_of = [&](Entry entry) {
     const index j = index(entry.tile) * OTHER + lane.column;
-    const u32 places = visible_places<N>(a.queries_words, entry, 0, tq - i, tk - j,
-                                         [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
-    const real scale = score_factor(a), unit = exponent_factor(a);
+    return visible_places<N>(a.queries_words, entry, 0, tq - i, tk - j,
+                             [&](int r, int c) { return holes.visible(r, inside(j + c, tk)); });
+  };
+  // The weights of a tile, from its scores; as Softmax::take.
+  const auto weigh = [&](Places& s, Entry entry, u32 places, real scale, real unit, real (&factor)[2]) {
+    const index j = index(entry.tile) * OTHER + lane.column;
     if (unit < real(0)) each_place<N>([&](int m, int e, int, int) { s[m][e] = -s[m][e]; });
     if constexpr (SCORE)
       each_place<N>([&](int m, int e, int r, int c) { s[m][e] = holes.score(r, inside(j + c, tk), s[m][e] * scale); });
@@ -97,52 +102,78 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   Weights<N> weights;
   real factor[2];
   if constexpr (ASYNC) {
-    // The weights of a tile are made while the product of those before them with their values runs. Keys come a step ahead.
-    const auto begin_step = [&](int n) {
-      if (!next.done()) {
-        copy_keys((n + 1) & 1);
-        next.advance();
+    // The weights of a tile are made while the product of those before them with their values runs. Keys are copied a step
+    // ahead, entries read two: who waits for a product waits for nothing else.
+    const auto take = [&] {
+      Entry entry = {-1, -1};
+      if (!now.done()) {
+        entry = now.entry();
+        now.advance();
       }
-      copy_values(n & 1, now.entry());
+      return entry;
+    };
+    const real scale = score_factor(a), unit = exponent_factor(a);
+    Entry here = take(), ahead = take();
+    copy_queries();
+    const auto begin_step = [&](int n) {
+      if (ahead.tile >= 0) copy_keys((n + 1) & 1, ahead);
+      copy_values(n & 1, here);
       commit_copies();
     };
-    if (!now.done()) {
+    if (here.tile >= 0) {
       Places s;
-      begin_copies(next, 0, copy_keys);
+      copy_keys(0, here);
+      commit_copies();
       begin_step(0);
       wait_for_copies<1>();
       publish();
       __syncthreads();
       queries.times<Keys>(keys, s);
+      Entry behind = take();
+      u32 places = EVALUATED ? 0 : places_of(here);
       finish<0>(s);
       int n = 0;
+      bool moves;
       while (true) {
-        const bool moves = weigh(s, now.entry(), factor);
+        if constexpr (EVALUATED) places = places_of(here);
+        moves = weigh(s, here, places, scale, unit, factor);
+        // This branch also keeps the wait for the product behind the weights: in one block it would come before them.
+        if (ahead.tile < 0) break;
         finish<0>(acc);
         if (moves) multiply_rows(acc, factor);
         weights.take(s);
-        now.advance();
+        here = ahead, ahead = behind;
         wait_for_copies<0>();
         publish();
         __syncthreads();
-        if (now.done()) break;
         begin_step(++n);
         queries.times<Keys>(keys + (n & 1) * Keys::SIZE, s);
         weights.times<Values>(values + (n - 1 & 1) * Values::SIZE, 0, acc);
+        behind = take();
+        if constexpr (!EVALUATED) places = places_of(here);
         finish<1>(s);
       }
+      wait_for_copies<0>();
+      publish();
+      __syncthreads();
+      finish<0>(acc);
+      if (moves) multiply_rows(acc, factor);
+      weights.take(s);
       weights.times<Values>(values + (n & 1) * Values::SIZE, 0, acc);
       finish<0>(acc);
     }
   } else {
-    const auto copy = [&](int stage) { copy_keys(stage), copy_values(stage, next.entry()); };
+    copy_queries();
+    auto next = now;
+    const auto copy = [&](int stage) { copy_keys(stage, next.entry()), copy_values(stage, next.entry()); };
     if constexpr (STAGES == 2) begin_copies(next, 0, copy);
     for (int n = 0; !now.done(); ++n, now.advance()) {
       const int stage = arrive(n, next, copy);
       if (n == 0) queries.hold();
       Places s;
       queries.times<Keys>(keys + stage * Keys::SIZE, s);
-      if (weigh(s, now.entry(), factor)) multiply_rows(acc, factor);
+      const Entry entry = now.entry();
+      if (weigh(s, entry, places_of(entry), score_factor(a), exponent_factor(a), factor)) multiply_rows(acc, factor);
       weights.take(s);
       weights.times<Values>(values + stage * Values::SIZE, lane.slice * slice_of(DV), acc);
     }
@@ -154,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const real sum = row_fold(softmax.sum[r], Sum());
-    factor[r] = sum == real(0) ? real(0) : real(1) / sum;
+    factor[r] = sum == real(0) ? real(0) : reciprocal(sum);  // a sum has a term of about 1
     const index row = first + again.row + 8 * r;
     if constexpr (has_lse)
       if (row < tq && again.column == 0 && again.slice == 0)
