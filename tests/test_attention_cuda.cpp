@@ -292,6 +292,17 @@ TEST_F(AttentionKernels, Score) {
     check({1, 4, 2, 40, 33, 16, 16, dtype}, capped(4, false));
   }
 }
+// Scores that grow along the keys: what was added up of every tile is multiplied to refer to the maximum of the next one.
+TEST_F(AttentionKernels, MaximaThatMove) {
+  Body body;
+  body.options.score = [](Expr s, Index, Index, Index, Index j) { return s + to_real(j) * 0.1875; };
+  body.score = [](double s, int64_t, int64_t, int64_t j) { return s + double(j) * 0.1875; };
+  for (const char* architecture : {"sm_80", "sm_90a"}) {
+    const UseKernels kernels(architecture);
+    check({1, 2, 1, 20, 250, 16, 16}, body);
+  }
+  check({1, 1, 1, 20, 250, 16, 16, DType::f32}, body);
+}
 Body weighted(bool hidden) {
   Body body = hidden ? causal(2) : Body{};
   body.options.weight = [](Index, Index h, Index i, Index j) { return to_real(j + 2 * i + h) / 50; };
@@ -415,11 +426,18 @@ TEST_F(AttentionKernels, TilesThatTheKernelPassesOver) {
     const Scalar window{double(width)};
     return AttentionOptions{.mask = [&](Index, Index, Index i, Index j) { return j <= i && i - j < to_integer(window); }};
   };
-  const std::uint64_t all = products({}, length), triangle = products({.causal = true}, length);  // 36 and 21 pairs of tiles
-  EXPECT_EQ(products({.segments = segments}, length), all / 3);
-  EXPECT_EQ(products({.causal = true, .segments = segments}, length), triangle * 9 / 21);
-  EXPECT_EQ(products(windowed(64), length), triangle * 11 / 21);
-  EXPECT_EQ(products(windowed(1000), length), triangle);
+  for (const char* architecture : {"sm_80", "sm_90a"}) {
+    SCOPED_TRACE(architecture);
+    const UseKernels kernels(architecture);
+    const std::uint64_t all = products({}, length), triangle = products({.causal = true}, length);  // 36 and 21 pairs of tiles
+    const std::uint64_t pair = (all - triangle) / 15;
+    EXPECT_EQ(pair * 15, all - triangle);
+    EXPECT_GT(pair, 0u);
+    EXPECT_EQ(products({.segments = segments}, length), all - 24 * pair);
+    EXPECT_EQ(products({.causal = true, .segments = segments}, length), triangle - 12 * pair);
+    EXPECT_EQ(products(windowed(64), length), triangle - 10 * pair);
+    EXPECT_EQ(products(windowed(1000), length), triangle);
+  }
 }
 void check_equal_bits(const Case& c, const Body& body) {
   const Results first = run(c, body), second = run(c, body);
@@ -449,7 +467,10 @@ bool by_wgmma(int64_t dk, int64_t dv, bool holes = false) {
 }
 
 TEST_F(AttentionKernels, VersionsOfTheTarget) {
-  EXPECT_FALSE(by_wgmma(64, 64));
+  {
+    const UseKernels all("sm_80");
+    EXPECT_FALSE(by_wgmma(64, 64));
+  }
   const UseKernels hopper("sm_90a");
   for (const bool holes : {false, true}) {
     EXPECT_TRUE(by_wgmma(64, 64, holes));
