@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "autograd/settings.h"
 #include "jit/ranks/ranks.h"
@@ -207,6 +209,28 @@ void GpuPlan::launch_each(Plan& plan, Arena& io) {
   if (region) region->fetch_results();
 }
 
+// While a graph is captured: collectives beside what does not need them yet.
+void GpuPlan::launch_all(const Plan& plan) {
+  std::vector<std::pair<int, int>> flying;  // the kernel that waits for it, and which it is
+  const auto land = [&](int kernel) {
+    std::erase_if(flying, [&](const auto& f) {
+      if (f.first > kernel) return false;
+      gpu_.wait_for(f.second);
+      return true;
+    });
+  };
+  for (std::size_t k = 0; k < plan.kernels.size(); ++k) {
+    land(int(k));
+    const auto* call = std::get_if<CollectiveCall>(&plan.kernels[k].work);
+    if (call && settings().overlap)
+      flying.emplace_back(plan.kernels[k].join,
+                          gpu_.collective_beside(*call, plan.addresses.data(), Ranks::joined()->collectives(device_)));
+    else
+      launch(plan, k);
+  }
+  land(int(plan.kernels.size()));
+}
+
 std::vector<Tensor> GpuPlan::results(const Plan& plan, const Arena& io) const {
   std::vector<Tensor> out;
   std::shared_ptr<Memory> small;
@@ -239,10 +263,7 @@ std::vector<Tensor> GpuPlan::run(Plan& plan, const Tape& tape, Arena& arena, Are
   if (s.split_arena || s.check_nan || !s.graph || runs_ == 0 || plan.kernels.empty()) {
     launch_each(plan, io);
   } else {
-    if (!graph_)
-      gpu_.capture(graph_, [&] {
-        for (std::size_t k = 0; k < plan.kernels.size(); ++k) launch(plan, k);
-      });
+    if (!graph_) gpu_.capture(graph_, [&] { launch_all(plan); });
     gpu_.launch(graph_);
   }
   ++runs_;

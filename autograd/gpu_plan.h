@@ -35,6 +35,7 @@ class GpuPlan {
   void fill_args(const Plan& plan, std::size_t kernel, Arena& io);
   void launch(const Plan& plan, std::size_t kernel);
   void launch_each(Plan& plan, Arena& io);
+  void launch_all(const Plan& plan);
   std::vector<Tensor> results(const Plan& plan, const Arena& io) const;
 
   Device device_;

@@ -31,6 +31,8 @@ struct PlannedKernel {
   std::string where;             // call site and frames, for errors
   std::vector<Operand> outputs;  // what WEFT_CHECK=nan looks at
   bool writes_state = false;
+  // Of a collective: the first later kernel that touches what it reads or writes; on a GPU it runs beside those before that.
+  int join = -1;
 };
 
 // std::visit(by_kind{[](const Kernel&) {...}, ...}, kernel.work)

@@ -528,6 +528,12 @@ void Scheduler::emit(std::string name, NodeId node, PlannedKernel k, std::vector
     Slot& slot = plan_->slots[std::size_t(s)];
     if (slot.first < 0) slot.first = index;
     slot.last = std::max(slot.last, index);
+    land(s, index);
+  }
+  if (const auto* call = std::get_if<CollectiveCall>(&k.work)) {
+    // States are written in place, by kernels that need not say so.
+    const bool own = plan_->slots[std::size_t(call->from_slot)].kind == Slot::arena;
+    flights_.push_back({index, call->from_slot, call->to_slot, own ? -1 : index + 1});
   }
   k.record = {std::move(name), t_.name(node), std::move(reasons), node >= t_.first_gradient};
   k.where = t_.where(node);
@@ -669,6 +675,7 @@ void Scheduler::emit_structured(NodeId id) {
     Slot& slot = plan_->slots[std::size_t(s)];
     slot.first = slot.first < 0 ? int(first) : std::min(slot.first, int(first));
     slot.last = std::max(slot.last, int(end) - 1);
+    land(s, int(first));
   }
 }
 
@@ -739,7 +746,19 @@ void Scheduler::emit_all() {
   }
 }
 
+// A kernel touches a slot: what is on the way to it has to be there.
+void Scheduler::land(int slot, int kernel) {
+  for (Flight& f : flights_)
+    if ((f.to == slot || f.from == slot) && f.kernel < kernel && (f.join < 0 || kernel < f.join)) f.join = kernel;
+}
+
 void Scheduler::assign_memory() {
+  // Until a collective is waited for, nothing else has its memory.
+  for (const Flight& f : flights_) {
+    const int join = f.join < 0 ? int(plan_->kernels.size()) : f.join;
+    plan_->kernels[std::size_t(f.kernel)].join = join;
+    for (const int s : {f.from, f.to}) plan_->slots[std::size_t(s)].last = std::max(plan_->slots[std::size_t(s)].last, join);
+  }
   std::vector<Lifetime> values;
   std::vector<int> which;
   for (std::size_t s = 0; s < plan_->slots.size(); ++s) {

@@ -92,6 +92,7 @@ class Scheduler {
   int new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name);
   Fused fused_over(const std::vector<Expr>& roots, const Shape& space);
   void touch(const Operand& o);
+  void land(int slot, int kernel);
   void assign_memory();
 
   // Facts about nodes.
@@ -132,6 +133,11 @@ class Scheduler {
   std::vector<std::uint8_t> twin_written_;   // by state position: the node that writes the State writes the twin too
   std::map<std::pair<NodeId, DType>, Operand> converted_;  // copies, by input
   std::vector<int> touched_;                               // slots of the node being emitted
+  // By collective kernel: the slots that it reads and writes, and the first kernel behind it that touches one.
+  struct Flight {
+    int kernel, from, to, join;
+  };
+  std::vector<Flight> flights_;
   // By node and constant, made once: a kernel that had its own would make planning quadratic.
   std::vector<std::optional<Expr>> registers_;  // of the group being emitted: what its members are there, else nothing
   std::vector<std::optional<Expr>> leaf_of_;    // of fused_over: only what its expressions read is valid

@@ -52,6 +52,10 @@ Settings read_settings() {
     s.device = w == "cuda" ? Device::cuda : w == "emu" ? Device::emu : Device::cpu;
     return w == "cpu" || w == "cuda" || w == "emu";
   });
+  each_word("WEFT_OVERLAP", {"0", "1"}, [&](const std::string& w) {
+    s.overlap = w != "0";
+    return w == "0" || w == "1";
+  });
   each_word("WEFT_GRAPH", {"0", "1"}, [&](const std::string& w) {
     s.graph = w != "0";
     return w == "0" || w == "1";

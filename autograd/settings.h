@@ -5,6 +5,7 @@
 //   WEFT_GRAPH=0          on a GPU every kernel is launched by itself, every time
 //   WEFT_TARGET=sm_80,sm_90a   which version of a kernel a GPU takes where it has several: with sm_80 those for all, also where
 //                         there is one for it alone; on the emulated device, which takes those otherwise, sm_90a
+//   WEFT_OVERLAP=0        on GPUs of several ranks what they exchange stops the kernels meanwhile, for measurements
 //   WEFT_ARENA=split      every value its own allocation, freed when its life ends
 //   WEFT_TUNE=1           products take the fastest of cuBLASLt's first proposals, by timing, instead of the first
 //                         (jit/gemm_cuda.h); two runs may then choose differently, unless the second reads what the first
@@ -27,6 +28,7 @@ struct Settings {
   bool fuse = true;
   bool fuse_products = false;  // sums and activations into products of matrices; not by the environment until it is measured
   bool graph = true;
+  bool overlap = true;
   bool split_arena = false;
   bool check_nan = false;
   bool log_plan = false, log_why = false, log_kernels = false;

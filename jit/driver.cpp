@@ -251,7 +251,10 @@ const Loaded<Nccl>& loaded_nccl() {
     auto find = [&](const char* name) { return dlsym(handle, name); };
     std::string absent;
     WEFT_NCCL(WEFT_FILL)
-    return absent;
+    std::string late;
+    std::swap(absent, late);
+    WEFT_NCCL_LATE(WEFT_FILL)
+    return late;
   });
   return loaded;
 }

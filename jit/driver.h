@@ -66,6 +66,8 @@ enum CUdevice_attribute : int {
   CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED = 102,
 };
 
+enum CUdevice_P2PAttribute : int { CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK = 1 };
+
 enum CUfunction_attribute : int {
   CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 0,
   CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES = 1,
@@ -277,6 +279,11 @@ struct ncclUniqueId {
   char internal[128] = {};
 };
 enum ncclResult_t : int { ncclSuccess = 0, ncclUnhandledCudaError = 1, ncclSystemError = 2, ncclInternalError = 3 };
+struct ncclSimInfo_t {
+  std::size_t size = 24;
+  unsigned magic = 0x74685283, version = 0;
+  float estimatedTime = -1;  // us
+};
 enum ncclRedOp_t : int { ncclSum = 0, ncclProd = 1, ncclMax = 2, ncclMin = 3, ncclAvg = 4 };
 enum ncclDataType_t : int {
   ncclInt8 = 0,
@@ -305,6 +312,7 @@ enum ncclDataType_t : int {
   X(CUresult, cuDeviceTotalMem, std::size_t* bytes, CUdevice device)                                                          \
   X(CUresult, cuDeviceGetUuid, CUuuid* uuid, CUdevice device)                                                                 \
   X(CUresult, cuDeviceCanAccessPeer, int* can, CUdevice device, CUdevice peer)                                                \
+  X(CUresult, cuDeviceGetP2PAttribute, int* value, CUdevice_P2PAttribute attribute, CUdevice device, CUdevice peer)           \
   X(CUresult, cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                                  \
   X(CUresult, cuDevicePrimaryCtxRelease, CUdevice device)                                                                     \
   X(CUresult, cuCtxSetCurrent, CUcontext context)                                                                             \
@@ -349,6 +357,8 @@ enum ncclDataType_t : int {
     CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,                           \
     CUtensorMapFloatOOBfill fill)                                                                                             \
   X(CUresult, cuStreamCreate, CUstream* stream, unsigned flags)                                                               \
+  X(CUresult, cuStreamCreateWithPriority, CUstream* stream, unsigned flags, int priority)                                     \
+  X(CUresult, cuCtxGetStreamPriorityRange, int* least, int* most)                                                             \
   X(CUresult, cuStreamDestroy, CUstream stream)                                                                               \
   X(CUresult, cuStreamSynchronize, CUstream stream)                                                                           \
   X(CUresult, cuStreamQuery, CUstream stream)                                                                                 \
@@ -430,6 +440,10 @@ enum ncclDataType_t : int {
     CUstream stream)                                                                                                     \
   X(ncclResult_t, ncclReduceScatter, const void* from, void* to, std::size_t count, ncclDataType_t type, ncclRedOp_t op, \
     ncclComm_t comm, CUstream stream)
+// Of 2.22 and later; null before that.
+#define WEFT_NCCL_LATE(X)               \
+  X(ncclResult_t, ncclGroupStart, void) \
+  X(ncclResult_t, ncclGroupSimulateEnd, ncclSimInfo_t* info)
 
 namespace cu {
 
@@ -445,6 +459,7 @@ struct CublasLt {
 };
 struct Nccl {
   WEFT_NCCL(WEFT_MEMBER)
+  WEFT_NCCL_LATE(WEFT_MEMBER)
 };
 #undef WEFT_MEMBER
 

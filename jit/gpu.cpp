@@ -66,7 +66,10 @@ int own_gpu(const Driver& driver) {
 struct Gpu::Impl {
   CUdevice device = 0;
   CUcontext context = nullptr;
-  CUstream stream = nullptr;
+  CUstream stream = nullptr, beside = nullptr;  // beside: of collectives
+  std::vector<CUevent> flown;                   // by collective of a capture: it is done
+  CUevent ready = nullptr;                      // what it needs is there
+  int flights = 0;
   const bool split = split_memory();  // each block an allocation of its own, for checkers of addresses
 
   std::multimap<std::size_t, std::byte*> free_blocks;  // by size
@@ -428,8 +431,38 @@ void Gpu::collective(const CollectiveCall& call, std::byte* const* slots, Collec
   by.run(call, at(call.from_slot, call.from_offset), at(call.to_slot, call.to_offset), impl_->stream);
 }
 
+int Gpu::collective_beside(const CollectiveCall& call, std::byte* const* slots, Collectives& by) {
+  Impl& i = *impl_;
+  const int number = i.flights++;
+  if (emulated_) return collective(call, slots, by), number;
+  if (!i.beside) {
+    int least = 0, most = 0;
+    cuda_check(driver_, driver_.cuCtxGetStreamPriorityRange(&least, &most), "cuCtxGetStreamPriorityRange");
+    // Before kernels that wait in the other stream: who is slow here keeps all ranks waiting.
+    cuda_check(driver_, driver_.cuStreamCreateWithPriority(&i.beside, CU_STREAM_NON_BLOCKING, most),
+               "cuStreamCreateWithPriority");
+    cuda_check(driver_, driver_.cuEventCreate(&i.ready, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+  }
+  if (i.flown.size() <= std::size_t(number)) {
+    i.flown.resize(std::size_t(number) + 1);
+    cuda_check(driver_, driver_.cuEventCreate(&i.flown.back(), CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+  }
+  cuda_check(driver_, driver_.cuEventRecord(i.ready, i.stream), "cuEventRecord");
+  cuda_check(driver_, driver_.cuStreamWaitEvent(i.beside, i.ready, 0), "cuStreamWaitEvent");
+  const auto at = [&](int slot, std::int64_t offset) { return slots[slot] + offset * std::int64_t(size_of(call.dtype)); };
+  by.run(call, at(call.from_slot, call.from_offset), at(call.to_slot, call.to_offset), i.beside);
+  cuda_check(driver_, driver_.cuEventRecord(i.flown[std::size_t(number)], i.beside), "cuEventRecord");
+  return number;
+}
+
+void Gpu::wait_for(int collective) {
+  if (emulated_) return;
+  cuda_check(driver_, driver_.cuStreamWaitEvent(impl_->stream, impl_->flown[std::size_t(collective)], 0), "cuStreamWaitEvent");
+}
+
 void Gpu::capture(Graph& graph, const std::function<void()>& f) {
   Impl& i = *impl_;
+  i.flights = 0;
   CUgraph recorded = nullptr;
   cuda_check(driver_, driver_.cuStreamBeginCapture(i.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "cuStreamBeginCapture");
   try {

@@ -108,6 +108,10 @@ class Gpu {
   void gemm(const GemmCall& call, std::byte* const* slots);
   void prepare_gemm(const GemmCall& call);
   void collective(const CollectiveCall& call, std::byte* const* slots, Collectives& by);
+  // The same on a second stream, from where the first one is now; wait_for(what it returns) lets the first one wait for it.
+  // While a graph is captured, that is how its nodes depend on each other. (The emulated device has one stream.)
+  int collective_beside(const CollectiveCall& call, std::byte* const* slots, Collectives& by);
+  void wait_for(int collective);
   void allow_tf32(bool on) { tf32_ = on; }  // for products of f32; off: IEEE fp32
 
   // What f launches, as a graph.

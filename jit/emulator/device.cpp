@@ -417,6 +417,14 @@ void fill_stream_functions(Driver& d) {
     *stream = new StreamHandle;
     return CUDA_SUCCESS;
   };
+  d.cuStreamCreateWithPriority = [](CUstream* stream, unsigned, int) {
+    *stream = new StreamHandle;
+    return CUDA_SUCCESS;
+  };
+  d.cuCtxGetStreamPriorityRange = [](int* least, int* most) {
+    *least = *most = 0;
+    return CUDA_SUCCESS;
+  };
   d.cuStreamDestroy = [](CUstream stream) {
     delete stream;
     return CUDA_SUCCESS;
@@ -527,6 +535,10 @@ void fill_device_functions(Driver& d) {
   };
   d.cuDeviceCanAccessPeer = [](int* can, CUdevice, CUdevice) {
     *can = 0;
+    return CUDA_SUCCESS;
+  };
+  d.cuDeviceGetP2PAttribute = [](int* value, CUdevice_P2PAttribute, CUdevice, CUdevice) {
+    *value = 0;
     return CUDA_SUCCESS;
   };
   d.cuDevicePrimaryCtxRetain = [](CUcontext* context, CUdevice) {

@@ -45,6 +45,7 @@ class Collectives {
   virtual std::string name() const = 0;  // "NCCL 2.27.7"
   // On a GPU in the order of the stream, and part of the graph that is captured; on the host at once.
   virtual void run(const CollectiveCall& call, const std::byte* from, std::byte* to, cu::CUstream stream) = 0;
+  virtual double expected_seconds(const CollectiveCall&) { return 0; }  // as the library estimates; 0: it does not say
 };
 
 // NCCL between GPUs; between CPUs and emulated GPUs Open MPI, or nothing for a group of one. Errors (ErrorKind::device,

@@ -68,25 +68,39 @@ class NcclCollectives : public Collectives {
   std::string name() const override { return "NCCL " + nccl_version(); }
 
   void run(const CollectiveCall& call, const std::byte* from, std::byte* to, CUstream stream) override {
-    const auto n = std::size_t(call.count);
-    const ncclDataType_t type = nccl_type(call.dtype);
-    const ncclResult_t result = [&] {
-      switch (call.kind) {
-        case CollectiveKind::all_reduce:
-          return nccl_.ncclAllReduce(from, to, n, type, ncclSum, comm_, stream);
-        case CollectiveKind::broadcast:
-          return nccl_.ncclBroadcast(from, to, n, type, call.root, comm_, stream);
-        case CollectiveKind::all_gather:
-          return nccl_.ncclAllGather(from, to, n, type, comm_, stream);
-        case CollectiveKind::reduce_scatter:
-          return nccl_.ncclReduceScatter(from, to, n, type, ncclSum, comm_, stream);
-      }
-      return ncclSuccess;
-    }();
-    nccl_check(nccl_, comm_, result, to_string(call));
+    nccl_check(nccl_, comm_, enqueue(call, from, to, stream), to_string(call));
+  }
+
+  double expected_seconds(const CollectiveCall& call) override {
+    ncclSimInfo_t info;
+    int version = 0;
+    nccl_.ncclGetVersion(&version);
+    info.version = unsigned(version);
+    if (!nccl_.ncclGroupSimulateEnd || nccl_.ncclGroupStart() != ncclSuccess) return 0;
+    // Addresses that nothing is read from.
+    auto* const somewhere = reinterpret_cast<std::byte*>(std::uintptr_t(1) << 20);
+    const ncclResult_t result = enqueue(call, somewhere, somewhere, nullptr);
+    const ncclResult_t end = nccl_.ncclGroupSimulateEnd(&info);
+    return result == ncclSuccess && end == ncclSuccess && info.estimatedTime > 0 ? double(info.estimatedTime) * 1e-6 : 0;
   }
 
  private:
+  ncclResult_t enqueue(const CollectiveCall& call, const std::byte* from, std::byte* to, CUstream stream) {
+    const auto n = std::size_t(call.count);
+    const ncclDataType_t type = nccl_type(call.dtype);
+    switch (call.kind) {
+      case CollectiveKind::all_reduce:
+        return nccl_.ncclAllReduce(from, to, n, type, ncclSum, comm_, stream);
+      case CollectiveKind::broadcast:
+        return nccl_.ncclBroadcast(from, to, n, type, call.root, comm_, stream);
+      case CollectiveKind::all_gather:
+        return nccl_.ncclAllGather(from, to, n, type, comm_, stream);
+      case CollectiveKind::reduce_scatter:
+        return nccl_.ncclReduceScatter(from, to, n, type, ncclSum, comm_, stream);
+    }
+    return ncclSuccess;
+  }
+
   const Nccl& nccl_;
   ncclComm_t comm_ = nullptr;
 };
