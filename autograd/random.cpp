@@ -75,6 +75,16 @@ void seed(std::uint64_t value) {
 UseRng::UseRng(Rng& r) : before_(&rng()) { generators().in_use = &r; }
 UseRng::~UseRng() { generators().in_use = before_; }
 
+namespace {
+thread_local const BatchRows* batch_rows = nullptr;
+}
+
+BatchRows::BatchRows(std::int64_t first, std::int64_t rows) : first_(first), rows_(rows), before_(batch_rows) {
+  batch_rows = this;
+}
+BatchRows::~BatchRows() { batch_rows = before_; }
+const BatchRows* BatchRows::in_use() { return batch_rows; }
+
 Draw next_draw() {
   Tape& t = tape();
   const Rng& r = rng();

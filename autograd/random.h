@@ -74,6 +74,25 @@ class UseRng {
   Rng* before_;
 };
 
+// While one lives, on this thread, a batch is cut along its first axis: what is recorded are the rows from `first` on of all.
+// Draws whose first axis has `rows` elements, and those of attention, are then the numbers of these rows in the whole batch, so
+// that the noise of a row does not depend on how many processes there are.
+class BatchRows {
+ public:
+  BatchRows(std::int64_t first, std::int64_t rows);
+  ~BatchRows();
+  BatchRows(const BatchRows&) = delete;
+  BatchRows& operator=(const BatchRows&) = delete;
+
+  static const BatchRows* in_use();  // null: a batch is whole
+  std::int64_t first() const { return first_; }
+  std::int64_t rows() const { return rows_; }
+
+ private:
+  std::int64_t first_, rows_;
+  const BatchRows* before_;
+};
+
 // Three constants of a node that draws: the raw bits of seed, tick and site (the module path and the ordinal in it).
 struct Draw {
   double constants[3];

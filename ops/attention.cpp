@@ -262,19 +262,22 @@ Hole dropped(double p, Site where) {
   if (!(p >= 0 && p <= 1)) fail_at(where, "dropped: p is not a probability", fmt::format("{}", p), "give a number in [0, 1]");
   if (p == 0) return {};
   // Four places, two by two, share a draw, and no number depends on a size.
-  static const Expr body = [] {
-    const Expr b = expr::index(0), h = expr::index(1), i = expr::index(2), j = expr::index(3);
+  const auto body_from = [](const Expr& first) {  // of the batch
+    const Expr b = first, h = expr::index(1), i = expr::index(2), j = expr::index(3);
     const Expr most_heads = 1 << 10, most_pairs = 1 << 20;
     const Expr four = ((b * most_heads + h) * most_pairs + i / 2) * most_pairs + j / 2;
     const Expr place = four * 4 + (i - i / 2 * 2) * 2 + (j - j / 2 * 2);
     return weft::where(expr::uniform(0, place) < expr::slot(3), expr::literal(0), expr::slot(4));
-  }();
+  };
+  static const Expr body = body_from(expr::index(0)), of_rows = body_from(expr::index(0) + expr::slot(5, ExprType::integer));
+  const BatchRows* cut = BatchRows::in_use();
   const Draw draw = next_draw();
   Hole hole;
-  hole.roots = {body};
+  hole.roots = {cut ? of_rows : body};
   hole.constants.append(draw.constants);
   hole.constants.push_back(p);
   hole.constants.push_back(p < 1 ? 1 / (1 - p) : 0);
+  if (cut) hole.constants.push_back(double(cut->first()));
   return hole;
 }
 

@@ -226,8 +226,16 @@ Tensor full(Shape shape, double value, DType dtype, Site where) { return constan
 
 Tensor uniform(Shape shape, DType dtype, Site where) {
   static const Expr draw = expr::uniform(0, expr::element()), in_bf16 = min(draw, expr::literal(1 - 0x1p-8));
+  static const Expr of_rows = expr::uniform(0, expr::element() + expr::slot(3, ExprType::integer)),
+                    rows_in_bf16 = min(of_rows, expr::literal(1 - 0x1p-8));
   static const std::int64_t name = name_id("uniform");
   check_drawn("uniform", dtype, where);
+  if (const BatchRows* cut = BatchRows::in_use(); cut && shape.rank() > 0 && shape[0] == cut->rows()) {
+    const Draw d = next_draw();
+    const double constants[] = {d.constants[0], d.constants[1], d.constants[2],
+                                double(cut->first() * (shape.numel() / std::max<std::int64_t>(shape[0], 1)))};
+    return record_body(name, dtype == DType::bf16 ? rows_in_bf16 : of_rows, {}, constants, shape, dtype, where);
+  }
   // The last fp32 below 1 would be rounded to 1.
   return record_body(name, dtype == DType::bf16 ? in_bf16 : draw, {}, next_draw().constants, shape, dtype, where);
 }

@@ -353,6 +353,31 @@ TEST_F(GroupOfOne, SummedGradientsAreThose) {
   }
 }
 
+// ---- noise ------------------------------------------------------------------------------------------------------------------
+
+TEST(BatchRows, DrawsAreThoseOfTheWholeBatch) {
+  const auto drawn = [](std::int64_t rows) {
+    seed(5);
+    return run([&] {
+      const Tensor q = ones({rows, 1, 6, 8}, DType::f32), v = ones({rows, 1, 6, 8}, DType::f32);
+      return std::vector{uniform({rows, 3}), normal({rows, 2}), uniform({7}), dropout(ones({rows, 5}, DType::f32), 0.5),
+                         attention(q, q, v, {.weight = dropped(0.5)})};
+    });
+  };
+  const auto whole = drawn(4);
+  for (const std::int64_t first : {0, 2}) {
+    const BatchRows cut(first, 2);
+    const auto part = drawn(2);
+    for (std::size_t k = 0; k < part.size(); ++k) {
+      const auto all = whole[k].to_host<float>(), mine = part[k].to_host<float>();
+      const std::size_t at = k == 2 ? 0 : std::size_t(first) * all.size() / 4;  // what is no batch is the same everywhere
+      ASSERT_EQ(mine.size(), k == 2 ? all.size() : all.size() / 2);
+      for (std::size_t i = 0; i < mine.size(); ++i) EXPECT_EQ(mine[i], all[at + i]) << k << " " << i;
+    }
+  }
+  EXPECT_EQ(drawn(4)[0].to_host<float>(), whole[0].to_host<float>());
+}
+
 // ---- under mpirun: run by the suites below ----------------------------------------------------------------------------------
 
 class UnderMpi : public testing::Test {

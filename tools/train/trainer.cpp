@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "autograd/backward.h"
@@ -152,6 +153,9 @@ Trainer::Computed Trainer::compute(bool stop) {
 
 StepResult Trainer::step(bool stop) {
   UseRng use(*rng_);
+  const BatchOptions& cut = data_->options();
+  std::optional<BatchRows> rows;
+  if (cut.parts > 1) rows.emplace(cut.first_row(), cut.rows());
   const TrainOptions& o = options_;
   const WarmupCosine rate(
       {.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
