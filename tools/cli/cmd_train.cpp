@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "autograd/run.h"
-#include "jit/driver.h"
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/gpu.h"
@@ -163,7 +162,10 @@ void compare_ranks(const TrainOptions& options, const BatchSource& data, const f
 }
 
 Trainer make_trainer(Start& start) {
-  const auto data = batches(start);
+  const auto data = [&] {
+    const RankActivity reading(RankBeat::busy, "reading the data");
+    return batches(start);
+  }();
   count_steps(start.options, *data);
   compare_ranks(start.options, *data, start.checkpoint);
   if (start.checkpoint.empty()) return Trainer(data, start.options);
@@ -323,24 +325,8 @@ class Session {
 
 }  // namespace
 
-namespace {
-
-// As many processes as GPUs are wanted, which begin with the same words and find that they are ranks.
-int train_on_gpus(const TrainCommand& c) {
-  if (const auto missing = missing_cuda_device())
-    fail(ErrorKind::device, "train: --gpus: no GPU can be used", *missing,
-         "leave the option out; on CPUs: mpirun -n N weft train");
-  int count = 0;
-  cuda_check(cuda_driver(), cuda_driver().cuDeviceGetCount(&count), "cuDeviceGetCount");
-  if (c.gpus > count)
-    fail(ErrorKind::device, "train: there are fewer GPUs than ranks", fmt::format("--gpus {}, found {}", c.gpus, count));
-  return launch_ranks(int(c.gpus), c.words);
-}
-
-}  // namespace
-
 int cmd_train(const TrainCommand& c) {
-  if (c.gpus > 0 && !rank_place()) return train_on_gpus(c);
+  if (c.gpus > 0 && !rank_place()) return launch_on_gpus(int(c.gpus), c.words);
   Ranks* const ranks = Ranks::join();
   if (!first_rank()) mute(true);
   Start start = c.resume.empty() ? new_start(c) : resumed_start(c);

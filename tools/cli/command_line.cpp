@@ -262,8 +262,8 @@ void add_bench(CLI::App& app, BenchCommand& c, std::function<int()>& chosen) {
   BenchOptions& o = c.bench;
   std::vector<std::string> groups = all_bench_groups();
   const std::string listed = fmt::format("{}", fmt::join(groups, ", "));
-  groups.push_back("all");
-  sub->add_option("groups", o.groups, listed + ", or all; without one, those of the device")
+  groups.insert(groups.end(), {"all", "collectives"});
+  sub->add_option("groups", o.groups, listed + ", or all; without one, those of the device; or collectives, which need ranks")
       ->default_str("")
       ->check(one_of(groups));
   sub->add_option("--only", o.groups, "The same words, separated by commas")
@@ -285,6 +285,8 @@ void add_bench(CLI::App& app, BenchCommand& c, std::function<int()>& chosen) {
   sub->add_flag("--quick", o.quick, "Fewer repeats: a fifth of these times (=off)");
   sub->add_flag("--smoke", o.smoke, "Tiny shapes, to try the command itself (=off)");
   sub->add_flag("--list", o.list, "Print the rows and measure nothing (=off)");
+  sub->add_option("--gpus", c.gpus, "GPUs of this machine between which collectives are measured")
+      ->check(between(0, kMostGpus));
   add_device(sub, c.device);
 }
 
@@ -425,6 +427,7 @@ int run_words(int argc, char** argv) {
   std::string shell;
   std::function<int()> chosen;
   train.words.assign(argv, argv + argc);
+  bench.words = train.words;
   add_train(app, train, chosen);
   add_plot(app, plot, chosen);
   add_generate(app, generate, chosen);

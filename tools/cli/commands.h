@@ -97,6 +97,8 @@ int cmd_completion(const std::string& shell, const CompletionCommand& program); 
 
 struct BenchCommand {
   BenchOptions bench;
+  std::int64_t gpus = 0;           // > 0: as many processes, each with a GPU
+  std::vector<std::string> words;  // the whole command line
   std::string device = "auto";
 };
 int cmd_bench(const BenchCommand& command);

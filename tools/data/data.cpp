@@ -229,6 +229,7 @@ TokenStream open_to_evaluate(const std::filesystem::path& data, const std::strin
   const std::int64_t targets = std::max<std::int64_t>(tokens.size() - 1, 1);  // a short text needs no large batches
   options.length = std::min(options.length, targets);
   if (options.length > 0) options.batch = std::min(options.batch, (targets + options.length - 1) / options.length);
+  if (options.parts > 1) options.batch = (options.batch + options.parts - 1) / options.parts * options.parts;
   return TokenStream(data.string(), {}, std::move(tokens), tokenizer, options);
 }
 

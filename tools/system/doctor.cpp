@@ -129,6 +129,29 @@ std::string describe_memory() {
                      double(gpu.total_memory()) / (1 << 30));
 }
 
+// What several processes would compute together with.
+void examine_ranks(Findings& findings) {
+  if (missing_library(CudaLibrary::nccl))
+    report_missing(findings, "NCCL", CudaLibrary::nccl);
+  else
+    findings.emplace_back("NCCL", fmt::format("{}: {}", nccl_version(), library_path(CudaLibrary::nccl)));
+  findings.emplace_back("Open MPI", find_library({"libmpi.so.40"}));
+  if (missing_cuda_device()) return;
+  const Driver& driver = cuda_driver();
+  int count = 0;
+  driver.cuDeviceGetCount(&count);
+  for (int i = 0; i < count; ++i)
+    for (int k = i + 1; k < count; ++k) {
+      int there = 0, back = 0, rank = 0;
+      driver.cuDeviceCanAccessPeer(&there, i, k);
+      driver.cuDeviceCanAccessPeer(&back, k, i);
+      driver.cuDeviceGetP2PAttribute(&rank, cu::CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK, i, k);
+      findings.emplace_back(fmt::format("devices {} and {}", i, k),
+                            there && back ? fmt::format("each reads the other's memory (link of performance rank {})", rank)
+                                          : "through the host: neither reads the other's memory");
+    }
+}
+
 std::string describe_cache() {
   const CacheState state = cache_state();
   if (!state.problem.empty()) return fmt::format("not used: {} {}", state.folder, state.problem);
@@ -158,7 +181,7 @@ Findings examine_machine() {
   findings.emplace_back("devices of this version", "cpu, cuda, emu (the CUDA kernels on an interpreter, without a GPU)");
   for (auto& finding : examine_gpu()) findings.push_back(std::move(finding));
   if (!missing_cuda_device()) findings.emplace_back("memory of device 0", describe_memory());
-  findings.emplace_back("NCCL", find_library({"libnccl.so.2"}));
+  examine_ranks(findings);
   findings.emplace_back("kernel cache", describe_cache());
   return findings;
 }

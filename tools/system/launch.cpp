@@ -11,11 +11,13 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string_view>
 #include <thread>
 
+#include "jit/driver.h"
 #include "jit/error.h"
 #include "jit/print.h"
 #include "jit/ranks/channel.h"
@@ -119,6 +121,16 @@ int launch_ranks(int count, const std::vector<std::string>& words) {
   }
   sigprocmask(SIG_SETMASK, &before, nullptr);
   return code;
+}
+
+int launch_on_gpus(int count, const std::vector<std::string>& words) {
+  if (const auto missing = missing_cuda_device())
+    fail(ErrorKind::device, "--gpus: no GPU can be used", *missing, "leave the option out; on CPUs: mpirun -n N weft ...");
+  int found = 0;
+  cuda_check(cuda_driver(), cuda_driver().cuDeviceGetCount(&found), "cuDeviceGetCount");
+  if (count > found)
+    fail(ErrorKind::device, "there are fewer GPUs than ranks", fmt::format("--gpus {}, found {}", count, found));
+  return launch_ranks(count, words);
 }
 
 }  // namespace weft

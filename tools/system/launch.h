@@ -12,4 +12,7 @@ namespace weft {
 // ended it.
 int launch_ranks(int count, const std::vector<std::string>& words);
 
+// The same, each with a GPU. Errors (ErrorKind::device): there is none, or there are fewer.
+int launch_on_gpus(int count, const std::vector<std::string>& words);
+
 }  // namespace weft
