@@ -38,6 +38,9 @@ BatchSource::BatchSource(BatchOptions options) : options_(options) {
   if (options_.parts < 1 || options_.part < 0 || options_.part >= options_.parts || options_.batch % options_.parts)
     fail(ErrorKind::usage, "the batch cannot be cut into a part of equal size for each rank",
          fmt::format("batch {}, {} ranks", options_.batch, options_.parts), "give a --batch that the number of ranks divides");
+  if (options_.carry && options_.parts > 1)
+    fail(ErrorKind::usage, "rows that go on from batch to batch are of one process", fmt::format("{} ranks", options_.parts),
+         "leave out --carry-state, or train with one process");
   // Inputs and targets, as lists and as tensors: what a batch takes before there is a model.
   const std::int64_t bytes = checked_product("a batch, in bytes", {options_.rows(), options_.length, 4 * sizeof(std::int64_t)});
   check_memory(std::size_t(bytes), fmt::format("a batch of {} x {} tokens", options_.rows(), options_.length));

@@ -106,12 +106,7 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
                                         .clip_norm = options_.clip,
                                         .on_bad_step = OnBadStep::poll}) {
   check_flow(*model_, options_.packed, options_.carry_state);
-  if (options_.carry_state) {
-    if (Ranks::joined())
-      fail(ErrorKind::usage, "--carry-state is for one process", "a checkpoint holds the states of one rank's rows",
-           "leave it out, or train on one GPU");
-    carried_ = model_->make_cache(options_.batch);
-  }
+  if (options_.carry_state) carried_ = model_->make_cache(options_.batch);
   share_weights();
 }
 
