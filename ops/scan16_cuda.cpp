@@ -124,14 +124,14 @@ struct Scan16 {
   // Groups of channels of a block: the most that leave work for every multiprocessor and fit, or the fewest there are. With few
   // channels time is split into segments of `span` steps, side by side: the scan goes over it twice, at first every segment
   // from zero, for its last state (backward: the gradient of its first), and then, from the states that follow from these, for
-  // good. By the shape alone.
+  // good. No more blocks than multiprocessors, where a second wave would double the time. By the shape alone.
   struct Cut {
     int groups;
     std::int64_t span, segments;
   };
   template <class Bytes>
   Cut cut(std::initializer_list<int> choices, std::int64_t shortest, std::int64_t limit, const Bytes& bytes) const {
-    const std::int64_t all = space[0] * space[2] / kGroup, wanted = ceil_div(kEnoughGroups, all);
+    const std::int64_t all = space[0] * space[2] / kGroup, wanted = std::max<std::int64_t>(kEnoughGroups / all, 1);
     std::int64_t span = space[1];
     if (all <= kFewGroups) span = std::max(ceil_div(ceil_div(space[1], wanted), kTile16) * kTile16, shortest);
     const std::int64_t segments = ceil_div(space[1], span);

@@ -34,7 +34,7 @@ close() {  # A B RELATIVE: the losses
 }
 nothing_left() { ! pgrep -f -- "--out $out/ended" >/dev/null; }
 small="--width 256 --layers 4 --batch 16 --length 256"
-large="--preset 130m --tokenizer bytes --length 2048 --steps 40 --eval-every 0 --eval-batches 1"
+large="--preset 130m --tokenizer bytes --length 2048 --steps 40 --eval-every 0"
 
 one() {
   "$weft" doctor
@@ -92,7 +92,7 @@ two() {
 }
 
 scale() {
-  hymba="--model hymba-study --preset bench --tokenizer bytes --length 256 --steps 60 --eval-every 0 --eval-batches 1"
+  hymba="--model hymba-study --preset bench --tokenizer bytes --length 256 --steps 100 --eval-every 0"
   for n in 1 2 4 8; do
     [ "$n" -le "$ranks" ] || break
     train "mamba_$n" $large --batch $((8 * n)) --gpus "$n"
