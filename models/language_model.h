@@ -182,7 +182,7 @@ struct ModelFamily {
 };
 
 // They live as long as the process.
-const std::deque<ModelFamily>& model_families();           // the first one is the default
+const std::deque<ModelFamily>& model_families();         // the first one is the default
 const ModelFamily& model_family(std::string_view name);  // errors (ErrorKind::usage): none of that name
 // The one that reads this config.json. Errors (ErrorKind::io): an unknown model_type.
 const ModelFamily& family_of(const nlohmann::json& config, std::string_view file = "config.json");

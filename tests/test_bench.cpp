@@ -188,7 +188,8 @@ TEST(Bench, PeersOfSeveralFiles) {
   const std::string text = testing::internal::GetCapturedStdout();
   EXPECT_NE(text.find("fast"), text.npos) << text;
   EXPECT_EQ(text.find("slow"), text.npos) << text;
-  expect_error(ErrorKind::io, {"nowhere.json"}, [] { run_bench({.groups = {"scan"}, .against = {"nowhere.json"}, .smoke = true}); });
+  expect_error(ErrorKind::io, {"nowhere.json"},
+               [] { run_bench({.groups = {"scan"}, .against = {"nowhere.json"}, .smoke = true}); });
 }
 
 // What is kept costs no kernel of its own, separates forward from backward, and stays out of the values' way.
