@@ -728,8 +728,9 @@ void expect_precise(const PrecisionCase& c, DType dtype) {
       flash_error = std::max(flash_error, std::abs(f[i] - e[i]));
       largest = std::max(largest, std::abs(e[i]));
     }
-    // Of small sizes both errors are a rounding or none.
-    const double rounding = largest * (dtype == DType::bf16 ? 0x1p-9 : 0x1p-21);
+    // Of small sizes both errors are a rounding or none; in fp32 the composed form's are those of the BLAS, which depend on how
+    // wide the processor's vectors are: sums in sixteen parts err less than sums in eight.
+    const double rounding = largest * (dtype == DType::bf16 ? 0x1p-9 : 0x1p-20);
     EXPECT_LE(flash_error, std::max(2 * plain_error, rounding)) << names[n] << ", " << z.text() << ", " << name_of(dtype);
   }
 }

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -25,6 +26,7 @@
 #include "tests/expect_error.h"
 #include "tests/program.h"
 #include "tests/words_text.h"
+#include "tools/system/launch.h"
 #include "tools/train/checkpoint.h"
 #include "tools/weft.h"
 
@@ -291,11 +293,12 @@ TEST_F(RankServers, ATakenPort) {
 
 class GroupOfOne : public testing::Test {
  protected:
-  GroupOfOne() : set_({{"RANK", "0"}, {"WORLD_SIZE", "1"}}) { EXPECT_NE(Ranks::join(), nullptr); }
+  GroupOfOne() : set_({{"RANK", "0"}, {"WORLD_SIZE", "1"}}), group_(Ranks::join()) { EXPECT_TRUE(group_); }
   ~GroupOfOne() override {
     if (Ranks* ranks = Ranks::joined()) ranks->leave();
   }
   Environment set_;
+  std::unique_ptr<Ranks> group_;  // a process keeps its own until it ends; here one follows the other
 };
 
 TEST_F(GroupOfOne, CollectivesAreNodesOfThePlan) {
@@ -471,6 +474,51 @@ TEST_F(UnderMpi, RunsAnotherStep) {
   for (int step = 0; step < 3; ++step)
     run([&] { return all_reduce(step == 2 && ranks_->rank() == 1 ? sqrt(x) : exp(x)); }).to_host<float>();
 }
+
+// ---- started by weft --------------------------------------------------------------------------------------------------------
+
+// What the ranks do that the tests below start.
+class UnderLauncher : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!std::getenv("WEFT_TEST_LAUNCHED")) GTEST_SKIP() << "not started by launch_ranks";
+    ranks_ = Ranks::join();
+    ASSERT_NE(ranks_, nullptr);
+  }
+  Ranks* ranks_ = nullptr;
+};
+
+TEST_F(UnderLauncher, Meet) {
+  ranks_->agree("the weather", "fine");
+  EXPECT_EQ(ranks_->gather("the rank", std::to_string(ranks_->rank())), std::vector<std::string>({"0", "1", "2"}));
+  EXPECT_EQ(ranks_->share("a word", ranks_->rank() == 0 ? "first" : "other"), "first");
+  EXPECT_EQ(ranks_->local_rank(), ranks_->rank());
+  ranks_->leave();
+}
+
+TEST_F(UnderLauncher, OneIsKilled) {
+  ranks_->agree("the weather", "fine");
+  if (ranks_->rank() == 1) raise(SIGKILL);
+  expect_error(ErrorKind::device, {"rank 1 has died"}, [&] { ranks_->agree("the end", "never"); });
+}
+
+TEST_F(UnderLauncher, TheyDiffer) {
+  const std::string own = std::to_string(ranks_->rank());
+  expect_error(ErrorKind::usage, {"differ in the number", "rank 0 has 0, rank 1 has 1"},
+               [&] { ranks_->agree("the number", own); });
+}
+
+class Launcher : public testing::Test {
+ protected:
+  Launcher() : none_({}) { setenv("WEFT_TEST_LAUNCHED", "1", 1); }
+  ~Launcher() override { unsetenv("WEFT_TEST_LAUNCHED"); }
+  static int launch(const std::string& test) { return launch_ranks(3, {"weft_tests", "--gtest_filter=UnderLauncher." + test}); }
+  const Environment none_;
+};
+
+TEST_F(Launcher, StartsRanksThatMeet) { EXPECT_EQ(launch("Meet"), 0); }
+TEST_F(Launcher, TellsThatOneWasKilled) { EXPECT_EQ(launch("OneIsKilled"), 3); }
+TEST_F(Launcher, RanksThatDifferAllHearOfIt) { EXPECT_EQ(launch("TheyDiffer"), 0); }
 
 // ---- programs ---------------------------------------------------------------------------------------------------------------
 

@@ -216,6 +216,7 @@ void Ranks::leave() {
   }
   i.exiting = true;
   if (i.listener.joinable()) i.listener.join();
+  i.channel.reset();  // or the server would wait for this rank
   i.server.reset();
   const bool orderly = i.farewell;
   joined_ = nullptr;
