@@ -149,7 +149,8 @@ Ranks* Ranks::join() {
   if (Ranks* ranks = joined()) return ranks;
   const auto place = rank_place();
   if (!place) return nullptr;
-  auto* const ranks = new Ranks(*place);  // as long as the process
+  static Ranks* of_process;  // which frees it by ending: whoever has asked for it may still use it when it has left
+  auto* const ranks = of_process = new Ranks(*place);
   joined_ = ranks;
   ranks->meet();
   std::atexit([] {
