@@ -400,7 +400,8 @@ void class_text(CudaText& text, const Attention& x, const Cut& cut, bool rows_ar
 
 std::string text_of(Products products, std::string_view file) {
   constexpr std::array kProducts = {"ops/attention_plain.cuh", "ops/attention_tensor.cuh", "ops/attention_wgmma.cuh"};
-  return joined_texts({kProducts[std::size_t(products)], "ops/attention.cuh", file});
+  const std::string text = joined_texts({kProducts[std::size_t(products)], "ops/attention.cuh", file});
+  return products == Products::tensor ? joined_texts({"jit/fragments.cuh"}) + text : text;
 }
 
 }  // namespace

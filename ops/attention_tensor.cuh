@@ -1,5 +1,5 @@
 // The products of attention on tensor cores: bf16 by bf16, added up in fp32. Fragments as PTX defines them for
-// mma.sync.m16n8k16; ops/attention.cuh stands behind this.
+// mma.sync.m16n8k16. jit/fragments.cuh stands before this, ops/attention.cuh behind it.
 constexpr int UNIT = 16;
 constexpr bool ASYNC = false, SWIZZLED = true;
 template <int LEFT, int N>
@@ -9,29 +9,11 @@ DEVICE void publish() {}
 DEVICE real power_of_two(real x) { return exp2_of(x); }
 
 DEVICE u32 address_of(const Element* at) { return u32(__cvta_generic_to_shared(at)); }
-DEVICE void load_matrices(u32 at, u32 (&x)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(at)
-               : "memory");
-}
-DEVICE void load_transposed(u32 at, u32 (&x)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(at)
-               : "memory");
-}
 // From a place in one of the first 16 features of a tile to that `columns`, a multiple of 16, behind it: in a swizzled tile the
 // chunks of a row are reached by xor.
 template <class Tile>
 DEVICE u32 columns_on(u32 at, int columns) {
   return (at ^ u32(columns % 64 * 2)) + u32(columns / 64 * Tile::BLOCK);
-}
-// d (16 x 8) += a (16 x 16) b (16 x 8)
-DEVICE void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // The warp's 16 rows of a tile in shared memory, as left operand of products. HELD: in registers, from hold() on.

@@ -1,7 +1,8 @@
-// What the kernels of ssd share (ops/ssd_gpu.h has the formulas). Time is cut into chunks of Q steps, and those into segments,
-// which run side by side. A block has up to HEADS rows of a group, a row being PT features of one head (a head of more features
-// is several rows that have the same steps). States are (features, N) for each row, in fp32 in the accumulators of products of
-// bf16; what lies outside of the tensors is zeros, as a step of 0 leaves a state as it is.
+// What the kernels of ssd share (ops/ssd_gpu.h has the formulas); jit/fragments.cuh stands before this. Time is cut into
+// chunks of Q steps, and those into segments, which run side by side. A block has up to HEADS rows of a group, a row being PT
+// features of one head (a head of more features is several rows that have the same steps). States are (features, N) for each
+// row, in fp32 in the accumulators of products of bf16; what lies outside of the tensors is zeros, as a step of 0 leaves a
+// state as it is.
 //
 // Facts: P features of a head, N states; PT, Q; HEADS; WARPS of a block; STAGES of what is copied to shared memory, so that the
 // next chunk may be under way; BLOCKS that a multiprocessor must be able to hold. Some kernels share the features of a row
@@ -32,25 +33,6 @@ DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-// Four matrices of 8 x 8, of which lane l names row l % 8 of matrix l / 8; as fragments of mma.sync.m16n8k16.
-DEVICE void load_matrices(u32 at, u32 (&x)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(at)
-               : "memory");
-}
-DEVICE void load_transposed(u32 at, u32 (&x)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(at)
-               : "memory");
-}
-// d (16 x 8) += a (16 x 16) b (16 x 8)
-DEVICE void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 DEVICE float low_of(u32 x) { return as_float(x << 16); }
 DEVICE float high_of(u32 x) { return as_float(x & 0xffff0000u); }
 DEVICE u32 scaled(u32 x, float low, float high) { return pack_bf16(low_of(x) * low, high_of(x) * high); }

@@ -158,7 +158,7 @@ class Ssd {
   }
   void describe_states(CudaText& text) const { tiles_text(text, "B", "group", B), tiles_text(text, "C", "group", C); }
   void emit(CudaText& text, std::string_view file, const BlockCut& block, std::int64_t segment_count) const {
-    l.emit(text.launch_text(joined_texts({"ops/ssd.cuh", file}),
+    l.emit(text.launch_text(joined_texts({"jit/fragments.cuh", "ops/ssd.cuh", file}),
                             {unsigned(batch * groups * parts(block.rows)), unsigned(segment_count), 1}, {block.threads(), 1, 1},
                             block.shared));
   }

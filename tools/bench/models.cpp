@@ -92,30 +92,20 @@ std::function<std::unique_ptr<LanguageModel>()> maker(typename Model::Config con
   };
 }
 
-BenchModel mamba_model(std::string name, const MambaConfig& c, std::int64_t batch, std::int64_t length) {
+// Of a norm and a mixer in each layer.
+template <class Model>
+BenchModel backbone_model(std::string name, const typename Model::Config& c, LayerCost mixer, std::int64_t batch,
+                          std::int64_t length) {
   const double d = double(c.width);
   return {.name = std::move(name),
-          .make = maker<Mamba>(c),
+          .make = maker<Model>(c),
           .batch = batch,
           .length = length,
           .width = d,
           .rows = double(c.rows()),
           .parameters = double(c.parameter_count()),
           .layers = double(c.layers),
-          .cost = norm_cost(d) + mamba_cost(c)};
-}
-
-BenchModel mamba2_model(std::string name, const Mamba2Config& c, std::int64_t batch, std::int64_t length) {
-  const double d = double(c.width);
-  return {.name = std::move(name),
-          .make = maker<Mamba2>(c),
-          .batch = batch,
-          .length = length,
-          .width = d,
-          .rows = double(c.rows()),
-          .parameters = double(c.parameter_count()),
-          .layers = double(c.layers),
-          .cost = norm_cost(d) + mamba2_cost(c)};
+          .cost = norm_cost(d) + mixer};
 }
 
 // Both mixers stand in every layer.
@@ -172,12 +162,12 @@ std::vector<BenchModel> bench_models(bool smoke) {
   }
   const auto sized = [&](std::int64_t n, std::int64_t small) { return smoke ? small : n; };
   const std::int64_t b = sized(8, 2), l = sized(2048, 16), hb = sized(16, 2), hl = sized(256, 16);
-  std::vector<BenchModel> models = {mamba_model("Mamba-130M", mamba, b, l),
-                                    mamba2_model("Mamba2-130M", mamba2, b, l),
+  std::vector<BenchModel> models = {backbone_model<Mamba>("Mamba-130M", mamba, mamba_cost(mamba), b, l),
+                                    backbone_model<Mamba2>("Mamba2-130M", mamba2, mamba2_cost(mamba2), b, l),
                                     hymba_model("Hymba-style 15x512", hymba, hb, hl),
                                     transformer_model("Transformer 15x512", transformer, hb, hl),
-                                    mamba_model("Mamba-10M", ten, hb, hl),
-                                    mamba_model("Mamba 4x256", four, b, hl)};
+                                    backbone_model<Mamba>("Mamba-10M", ten, mamba_cost(ten), hb, hl),
+                                    backbone_model<Mamba>("Mamba 4x256", four, mamba_cost(four), b, hl)};
   models[2].context = models[3].context = sized(1024, 32);
   models[5].everywhere = true;
   for (BenchModel& m : models) m.tokens = sized(64, 5);
