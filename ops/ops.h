@@ -136,7 +136,7 @@ std::vector<Tensor> split(Arg a, std::vector<std::int64_t> sizes, int axis);
 
 Tensor sum(Arg a, std::vector<int> axes = {}, bool keep = false);
 Tensor mean(Arg a, std::vector<int> axes = {}, bool keep = false);
-Tensor max(Arg a, std::vector<int> axes, bool keep = false);  // ties, or NaNs, share the gradient evenly
+Tensor max(Arg a, std::vector<int> axes = {}, bool keep = false);  // ties, or NaNs, share the gradient evenly
 Tensor logsumexp(Arg a, std::vector<int> axes = {}, bool keep = false);
 Tensor softmax(Arg a, std::vector<int> axes = {-1});
 Tensor log_softmax(Arg a, std::vector<int> axes = {-1});

@@ -510,7 +510,11 @@ TEST_F(UnderLauncher, TheyDiffer) {
 
 class Launcher : public testing::Test {
  protected:
-  Launcher() : none_({}) { setenv("WEFT_TEST_LAUNCHED", "1", 1); }
+  Launcher() : none_({}) {
+    setenv("WEFT_TEST_LAUNCHED", "1", 1);
+    for (const char* name : {"GTEST_TOTAL_SHARDS", "GTEST_SHARD_INDEX"})
+      unsetenv(name);  // the ranks' one test is each of theirs
+  }
   ~Launcher() override { unsetenv("WEFT_TEST_LAUNCHED"); }
   static int launch(const std::string& test) { return launch_ranks(3, {"weft_tests", "--gtest_filter=UnderLauncher." + test}); }
   const Environment none_;

@@ -431,7 +431,7 @@ TEST_F(LimitsOfTheSystem, TooLittleDataForTheThreadsOfTheBlasKeepsNoCommandFromE
 
 // OpenBLAS would start them before any code of the program, and end it.
 TEST_F(LimitsOfTheSystem, NoThreadsOfTheBlasAreStartedWhereDataIsLimited) {
-  expect(R"(unset OMP_WAIT_POLICY WEFT_ARENA; export OMP_NUM_THREADS=8 PWD; ulimit -d 5000
+  expect(R"(unset OMP_WAIT_POLICY OPENBLAS_NUM_THREADS WEFT_ARENA; export OMP_NUM_THREADS=8 PWD; ulimit -d 5000
     timeout -s KILL 50 "$WEFT" --version
     timeout -s KILL 50 "$WEFT" train --task induction --steps 1 --device cpu || echo "code $?")",
          {"weft 0", "memory: ", "code 3"});

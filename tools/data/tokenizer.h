@@ -26,9 +26,10 @@ class Tokenizer {
   static Tokenizer from_model(std::string serialized, const std::string& name);  // what a model file holds
 
   // A unigram model (arXiv:1804.10959) of the pieces that make up the corpus, up to byte `end`, best; it gives every text back
-  // exactly. Of a longer text it sees `training_bytes`, lines drawn from all of it. Errors: ErrorKind::io for a text that is
-  // not UTF-8, empty, or too short for so many pieces, and for all that SentencePiece ends with; ErrorKind::usage for fewer
-  // pieces than the characters of the text and the 256 bytes take.
+  // exactly. Of a longer text it sees `training_bytes`, lines drawn from all of it; a byte of words of more than 64 counts as
+  // 16 of them, because texts without spaces take that much longer. Errors: ErrorKind::io for a text that is not UTF-8, empty,
+  // or too short for so many pieces, and for all that SentencePiece ends with; ErrorKind::usage for fewer pieces than the
+  // characters of the text and the 256 bytes take.
   static constexpr std::size_t kTrainingBytes = 32 << 20;
   static Tokenizer train(const Corpus& corpus, std::size_t end, std::int64_t vocabulary,
                          std::size_t training_bytes = kTrainingBytes);
