@@ -263,7 +263,7 @@ std::vector<Tensor> GpuPlan::run(Plan& plan, const Tape& tape, Arena& arena, Are
   if (s.split_arena || s.check_nan || !s.graph || runs_ == 0 || plan.kernels.empty()) {
     launch_each(plan, io);
   } else {
-    if (!graph_) gpu_.capture(graph_, [&] { launch_all(plan); });
+    if (!graph_) gpu_.capture(graph_, s.follow, [&] { launch_all(plan); });
     gpu_.launch(graph_);
   }
   ++runs_;

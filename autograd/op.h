@@ -41,6 +41,8 @@ struct Op {
   void (*writes)(const Tape&, NodeId, std::vector<std::int32_t>& positions) = nullptr;
   // Ops that put their inputs side by side: the place of input i in the output, where its producer may write it.
   Operand (*place)(const Tape&, NodeId, int i, const Operand& output) = nullptr;
+  // Whether output `output` may have the memory of input `input` on a GPU: what is read of it was read before that is written.
+  bool (*in_place)(const Tape&, NodeId, int input, int output) = nullptr;
   // The output is the product of the first two inputs, plus the third, a bias, if it is present: more may be fused into it
   // (Lowering::epilogue).
   bool product = false;

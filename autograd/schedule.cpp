@@ -95,6 +95,7 @@ Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, const
 std::unique_ptr<Plan> Scheduler::run() {
   mark_live();
   find_users();
+  if (gpu_ && settings().fuse && !settings().check_nan) write_in_place();
   if (settings().fuse_products && settings().fuse && !settings().check_nan) fuse_products();
   fuse();
   find_readers();
@@ -150,6 +151,39 @@ void Scheduler::find_users() {
     for (const NodeId input : t_.inputs_of(id))
       if (input != Tape::kNone && (users_[input].empty() || users_[input].back() != id)) users_[input].push_back(id);
   }
+}
+
+// ---- States -----------------------------------------------------------------------------------------------------------------
+
+// What a step of a recurrence leaves is written to its State by the kernel that computes it, over what that has read.
+void Scheduler::write_in_place() {
+  for (NodeId id = 0; id < t_.nodes.size(); ++id) {
+    if (!live_[id] || &t_.op(id) != &assign_op()) continue;
+    const NodeId value = t_.inputs_of(id)[0];
+    if (!may_write(value, id)) continue;
+    kind_[id] = Kind::absorbed;
+    assigned_[std::size_t(t_.ints_of(id)[0])] = kind_[value] == Kind::output ? t_.inputs_of(value)[0] : value;
+    written_at_once_.push_back(id);
+  }
+}
+
+bool Scheduler::may_write(NodeId value, NodeId assign) const {
+  const NodeId producer = kind_[value] == Kind::output ? t_.inputs_of(value)[0] : value;
+  const std::int64_t position = t_.ints_of(assign)[0];
+  if (kind_[producer] != Kind::structured || t_.op(producer).writes || t_.op(producer).product) return false;
+  if (users_[value].size() != 1 || result_of(value) >= 0 || t_.nodes[value].dtype != t_.nodes[assign].dtype) return false;
+  if (t_.states[std::size_t(position)]->parameter) return false;  // which has a twin
+  for (NodeId id = 0; id < assign; ++id) {
+    if (!live_[id] || t_.nodes[id].op != state_op().id || t_.ints_of(id)[0] != position) continue;
+    if (result_of(id) >= 0) return false;
+    for (const NodeId user : users_[id]) {
+      const auto inputs = t_.inputs_of(user);
+      if (user != producer || !t_.op(user).in_place) return false;
+      for (std::size_t i = 0; i < inputs.size(); ++i)
+        if (inputs[i] == id && !t_.op(user).in_place(t_, user, int(i), int(value - producer))) return false;
+    }
+  }
+  return true;
 }
 
 // ---- products ---------------------------------------------------------------------------------------------------------------
@@ -451,6 +485,7 @@ void Scheduler::find_snapshots() {
 }
 
 void Scheduler::place_outputs() {
+  for (const NodeId id : written_at_once_) operand_[t_.inputs_of(id)[0]] = state_memory(t_.ints_of(id)[0]);
   for (NodeId id = NodeId(t_.nodes.size()); id-- > 0;) {
     const auto place = t_.op(id).place;
     if (!live_[id] || !place) continue;

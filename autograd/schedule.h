@@ -68,6 +68,8 @@ class Scheduler {
   bool shares_leaf(const Group& group, NodeId id) const;
   bool overwritten(NodeId leaf, NodeId until) const;
   void find_snapshots();
+  void write_in_place();
+  bool may_write(NodeId value, NodeId assign) const;
   void place_outputs();
   void place_part(NodeId part, Operand place);
 
@@ -108,7 +110,7 @@ class Scheduler {
   template <class F>
   void each_leaf(NodeId kernel, F&& f) const;  // f(node) for each value the kernel of `kernel` reads from memory
 
-  enum class Kind : std::uint8_t { leaf, view, pointwise, structured, output, absorbed };  // absorbed: by a product
+  enum class Kind : std::uint8_t { leaf, view, pointwise, structured, output, absorbed };  // absorbed: by what it follows
 
   const Target target_;
   const bool gpu_;  // kernels are CUDA text
@@ -124,6 +126,7 @@ class Scheduler {
   std::vector<Group> groups_;
   std::vector<int> group_of_;
   std::vector<std::int64_t> assigned_;       // by state position: the node that writes it, or -1
+  std::vector<NodeId> written_at_once_;      // assigns without a kernel: the producer of the value writes the State
   std::map<NodeId, Product> products_;       // if products are fused
   std::map<NodeId, NodeId> product_at_;      // the product that writes an absorbed node
   std::vector<Operand> operand_;             // where stored values live

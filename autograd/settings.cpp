@@ -56,6 +56,10 @@ Settings read_settings() {
     s.overlap = w != "0";
     return w == "0" || w == "1";
   });
+  each_word("WEFT_FOLLOW", {"0", "1"}, [&](const std::string& w) {
+    s.follow = w != "0";
+    return w == "0" || w == "1";
+  });
   each_word("WEFT_GRAPH", {"0", "1"}, [&](const std::string& w) {
     s.graph = w != "0";
     return w == "0" || w == "1";

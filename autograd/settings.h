@@ -3,6 +3,7 @@
 //   WEFT_FUSE=0           every op its own kernel
 //   WEFT_FMA=0            no x*y + z with one rounding: with WEFT_FUSE=0 and without it the same bits (jit/expr.h: contraction)
 //   WEFT_GRAPH=0          on a GPU every kernel is launched by itself, every time
+//   WEFT_FOLLOW=0         on a GPU a kernel of a graph is launched when the one before it has ended, not beside its last blocks
 //   WEFT_TARGET=sm_80,sm_90a   which version of a kernel a GPU takes where it has several: with sm_80 those for all, also where
 //                         there is one for it alone; on the emulated device, which takes those otherwise, sm_90a
 //   WEFT_OVERLAP=0        on GPUs of several ranks what they exchange stops the kernels meanwhile, for measurements
@@ -28,6 +29,7 @@ struct Settings {
   bool fuse = true;
   bool fuse_products = false;  // sums and activations into products of matrices; not by the environment until it is measured
   bool graph = true;
+  bool follow = true;
   bool overlap = true;
   bool split_arena = false;
   bool check_nan = false;

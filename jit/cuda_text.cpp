@@ -191,7 +191,13 @@ CudaKernel CudaText::launch_text(std::string_view body, std::array<unsigned, 3> 
       "DEVICE real infinity() {{ return real(__longlong_as_double(0x7ff0000000000000ll)); }}\n{}struct Args {{\n{}}};\n#define "
       "PARAMETERS const __grid_constant__ Args a\n{}",
       in_double_ ? "double" : "float", wide_ ? "i64" : "int", facts_, members_, functions_);
-  text += body;
+  const std::size_t begin = body.find('{', std::min(body.rfind("KERNEL(PARAMETERS)"), body.size()));
+  if (begin == body.npos) {
+    text += body;
+  } else {
+    text.append(body.substr(0, begin + 1)).append(" follow();").append(body.substr(begin + 1));
+    kernel_.follows = true;
+  }
   kernel_.name = fmt::format("{}__{:06x}", kernel_.name, XXH3_64bits(text.data(), text.size()) & 0xffffff);
   kernel_.text = fmt::format("\n#define KERNEL {}\n", kernel_.name) + text;
   kernel_.grid = grid;

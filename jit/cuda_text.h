@@ -71,6 +71,7 @@ struct CudaKernel {
   std::array<unsigned, 3> grid{1, 1, 1}, block{1, 1, 1};
   std::array<unsigned, 3> cluster{1, 1, 1};  // blocks that share their memory, sm_90 and later; each divides the grid's
   unsigned shared = 0;                       // bytes of dynamic shared memory
+  bool follows = false;                      // it may be launched before the kernel in front of it has ended
   int registers = 0;                         // the most that a thread is expected to need; 0: no budget
   double bytes = 0;                          // read and written, at least: for rooflines; 0: unknown
   double flops = 0;
@@ -109,7 +110,7 @@ class CudaText {
 
   // The skeleton, and the shape of the launch. `file` is a path in the source tree: "ops/norm.cuh".
   CudaKernel launch(std::string_view file, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared = 0);
-  // The same with a text at hand.
+  // The same with a text at hand. The kernel's body will begin with `follow()` of the prelude.
   CudaKernel launch_text(std::string_view body, std::array<unsigned, 3> grid, std::array<unsigned, 3> block,
                          unsigned shared = 0);
 

@@ -70,7 +70,8 @@ struct Gpu::Impl {
   std::vector<CUevent> flown;                   // by collective of a capture: it is done
   CUevent ready = nullptr;                      // what it needs is there
   int flights = 0;
-  const bool split = split_memory();  // each block an allocation of its own, for checkers of addresses
+  bool overlap = false, behind_kernel = false;  // of a capture: see there; what was launched last is a kernel of ours
+  const bool split = split_memory();            // each block an allocation of its own, for checkers of addresses
 
   std::multimap<std::size_t, std::byte*> free_blocks;  // by size
   std::unordered_map<std::byte*, std::size_t> blocks;  // size of each block in use
@@ -403,9 +404,18 @@ void Gpu::launch(const CudaKernel& kernel, const LoadedKernel& loaded, const Pac
   config.blockDimX = kernel.block[0], config.blockDimY = kernel.block[1], config.blockDimZ = kernel.block[2];
   config.sharedMemBytes = kernel.shared;
   config.hStream = impl_->stream;
-  CUlaunchAttribute cluster{CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, {}, {}};
-  cluster.value.clusterDim = {kernel.cluster[0], kernel.cluster[1], kernel.cluster[2]};
-  if (kernel.cluster != std::array{1u, 1u, 1u}) config.attrs = &cluster, config.numAttrs = 1;
+  std::array<CUlaunchAttribute, 2> attributes{};
+  config.attrs = attributes.data();
+  const auto attribute = [&](CUlaunchAttributeID id) -> CUlaunchAttributeValue& {
+    CUlaunchAttribute& next = attributes[config.numAttrs++];
+    next.id = id;
+    return next.value;
+  };
+  if (kernel.cluster != std::array{1u, 1u, 1u})
+    attribute(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION).clusterDim = {kernel.cluster[0], kernel.cluster[1], kernel.cluster[2]};
+  if (impl_->overlap && impl_->behind_kernel && kernel.follows)
+    attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION).programmaticStreamSerializationAllowed = 1;
+  impl_->behind_kernel = true;
   void* parameters[] = {const_cast<std::uint64_t*>(args.words().data())};  // one parameter: the struct of arguments
   cuda_check(driver_, driver_.cuLaunchKernelEx(&config, loaded.function, parameters, nullptr), kernel.name.c_str());
 }
@@ -422,17 +432,20 @@ void Gpu::prepare_gemm(const GemmCall& call) {
 }
 
 void Gpu::gemm(const GemmCall& call, std::byte* const* slots) {
+  impl_->behind_kernel = false;
   if (emulated_) return emulated_gemm(call, slots, impl_->stream);
   launch_gemm(call, slots, impl_->stream, impl_->workspace, tf32_);
 }
 
 void Gpu::collective(const CollectiveCall& call, std::byte* const* slots, Collectives& by) {
+  impl_->behind_kernel = false;
   const auto at = [&](int slot, std::int64_t offset) { return slots[slot] + offset * std::int64_t(size_of(call.dtype)); };
   by.run(call, at(call.from_slot, call.from_offset), at(call.to_slot, call.to_offset), impl_->stream);
 }
 
 int Gpu::collective_beside(const CollectiveCall& call, std::byte* const* slots, Collectives& by) {
   Impl& i = *impl_;
+  i.behind_kernel = false;
   const int number = i.flights++;
   if (emulated_) return collective(call, slots, by), number;
   if (!i.beside) {
@@ -457,17 +470,24 @@ int Gpu::collective_beside(const CollectiveCall& call, std::byte* const* slots, 
 
 void Gpu::wait_for(int collective) {
   if (emulated_) return;
+  impl_->behind_kernel = false;
   cuda_check(driver_, driver_.cuStreamWaitEvent(impl_->stream, impl_->flown[std::size_t(collective)], 0), "cuStreamWaitEvent");
 }
 
-void Gpu::capture(Graph& graph, const std::function<void()>& f) {
+void Gpu::capture(Graph& graph, bool overlap, const std::function<void()>& f) {
   Impl& i = *impl_;
   i.flights = 0;
+  int version = 0;
+  cuda_check(driver_, driver_.cuDriverGetVersion(&version), "cuDriverGetVersion");
+  i.overlap = overlap && !emulated_ && i.major >= 9 && version >= 12040;
+  i.behind_kernel = false;
   CUgraph recorded = nullptr;
   cuda_check(driver_, driver_.cuStreamBeginCapture(i.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "cuStreamBeginCapture");
   try {
     f();
+    i.overlap = false;
   } catch (...) {
+    i.overlap = false;
     driver_.cuStreamEndCapture(i.stream, &recorded);
     if (recorded) driver_.cuGraphDestroy(recorded);
     throw;

@@ -45,6 +45,15 @@ DEVICE float to_odd(double x) {
 }
 DEVICE bf16 to_bf16(double x) { return to_bf16(to_odd(x)); }
 
+// What every kernel begins with (jit/cuda_text.h: launch_text): memory is as the kernels before it in the stream have left it, and
+// the next one may come to its own call of this. See Gpu::capture.
+DEVICE void follow() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // ---- loads and stores of V neighbouring elements; V > 1 needs an address aligned to min(16 bytes, V elements)
 
 template <int V, class T>

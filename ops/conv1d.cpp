@@ -357,8 +357,17 @@ void conv1d_backward_vjp(Vjp& v);
 constexpr HoleSpec kConvHoles[] = {{.name = "out", .coordinates = "b t d", .values = 1, .dense = true, .names = {"pre"}}};
 constexpr HoleSpec kConvBackwardHoles[] = {
     {.name = "out_grad", .coordinates = "b t d", .values = 2, .results = 0, .dense = true, .names = {"pre", "g"}}};
-const Op& conv1d_op =
-    register_op({.name = "conv1d", .vjp = conv1d_vjp, .lower = lower_conv1d, .cuda = cuda_conv1d, .holes = kConvHoles});
+// Of one step: the kernel of one block along time, whose threads read all before they write.
+bool conv1d_in_place(const Tape& t, NodeId id, int input, int output) {
+  const auto inputs = t.inputs_of(id);
+  return input == 3 && output == 1 && t.shape(inputs[0])[1] == 1 && t.shape(inputs[1])[1] <= kConv1dInPlace;
+}
+const Op& conv1d_op = register_op({.name = "conv1d",
+                                   .vjp = conv1d_vjp,
+                                   .lower = lower_conv1d,
+                                   .cuda = cuda_conv1d,
+                                   .holes = kConvHoles,
+                                   .in_place = conv1d_in_place});
 const Op& conv1d_backward_op = register_op({.name = "conv1d_backward",
                                             .vjp = conv1d_backward_vjp,
                                             .lower = lower_conv1d_backward,

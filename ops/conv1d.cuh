@@ -140,6 +140,16 @@ DEVICE void read_window(const Args& a, const Part& p, real (&window)[W][V]) {
 // The last W - 1 inputs, by the block that has the end of the time.
 DEVICE void write_last(const Args& a, const Part& p) {
   if (p.chunk + 1 < index(a.chunks)) return;
+  if constexpr (IN_PLACE) {  // there is one block along time, and a warp for each of these inputs
+    real x[V];
+    const index i = index(threadIdx.y);
+    const bool mine = p.live && i < W - 1;
+    if (mine) read_input(a, p.batch, index(a.length) - (W - 1) + i, p.c, x);
+    if (mine && !in_last(a, p.batch, index(a.length) - (W - 1) + i)) clear(x);
+    __syncthreads();  // all have read the initial inputs
+    if (mine) store_real<V>(a.last + ((p.batch * (W - 1) + i) * index(a.last_row) + p.c), x);
+    return;
+  }
   for (index i = index(threadIdx.y); i < W - 1; i += WARPS) {
     real x[V];
     read_input(a, p.batch, index(a.length) - (W - 1) + i, p.c, x);
@@ -153,11 +163,12 @@ DEVICE void forward(const Args& a) {
   const Part p(a);
   Taps taps;
   taps.read(a, p, shared);
-  if (!p.live) return;
-  if (has_last) write_last(a, p);
-  if (!has_y) return;
+  if (!IN_PLACE && !p.live) return;
+  if (has_last && !IN_PLACE) write_last(a, p);
   real x[W][V];
-  read_window(a, p, x);
+  if (has_y && p.live) read_window(a, p, x);
+  if (has_last && IN_PLACE) write_last(a, p);
+  if (!has_y || !p.live) return;
   for (index t = p.begin; t < p.end; t += AHEAD) {
     real next[AHEAD][V];
     bool border[AHEAD];

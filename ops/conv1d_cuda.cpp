@@ -48,6 +48,7 @@ void emit(Lowering& l, const Conv& c, std::string name, Stage stage, int channel
   text.rows("y", c.y).rows("last", c.last).rows("g", c.g).rows("g_last", c.g_last).rows("dx", c.dx);
   text.rows("d_initial", c.d_initial).pointer("partials", c.partials).pointer("e", c.e).pointer("borders", c.borders);
   const std::int64_t chunks = c.chunks(steps), blocks = ceil_div(c.d, kLanes * channels);
+  text.define("IN_PLACE", c.last && c.last.slot == c.initial.slot);
   text.integer("length", c.length).integer("d", c.d);
   text.integer("chunks", chunks).integer("blocks", blocks);
   text.flops(2.0 * double(c.width * c.batches * c.length * c.d));

@@ -32,6 +32,7 @@ void cuda_embedding_backward(Lowering& l);
 void cuda_segments(Lowering& l);
 // ops/conv1d_cuda.cpp
 void cuda_conv1d(Lowering& l);
+constexpr std::int64_t kConv1dInPlace = 9;  // taps of a kernel whose last inputs may take the place of the initial ones
 void cuda_conv1d_backward(Lowering& l);
 // ops/scan_cuda.cpp
 void cuda_scan(Lowering& l);

@@ -1,12 +1,15 @@
-// Products of matrices on a GPU: calls of cuBLASLt, whose operands have one dtype and contiguous rows or columns.
+// Products of matrices on a GPU: calls of cuBLASLt, whose operands have one dtype and contiguous rows or columns; a kernel of
+// our own for a matrix and a few rows, which is as long as reading the matrix.
 #include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "jit/parallel.h"
 #include "ops/check.h"
 #include "ops/cuda.h"
+#include "ops/rows_cuda.h"
 
 namespace weft {
 namespace {
@@ -92,6 +95,30 @@ Epilogue add_epilogue(Lowering& l, const Operand& y, GemmCall& call) {
 
 // ---- kernels ----------------------------------------------------------------------------------------------------------------
 
+// The kernel for so many rows of x, and W with contiguous rows: what decoding does.
+constexpr std::int64_t kFewRows = 8;
+
+void emit_matvec(Lowering& l, const Operand& w, DType type, const Operand& y) {
+  constexpr std::int64_t kBlock = 256, kWanted = 132 * 512;  // threads, of the grid
+  const std::int64_t n = y.dims[y.rank - 1], m = y.numel() / n, k = l.shape(0)[-1];
+  const Operand x = l.rows(0, type);
+  const Epilogue epilogue = l.epilogue();
+  const std::int64_t width = row_width(k, {}, {x, w}), vectors = ceil_div(k, width);
+  // Three vectors of a row of W or so for each thread, less where there are few rows.
+  std::int64_t threads = 1;
+  while (threads < kBlock && threads < vectors && (4 * threads < vectors || n * threads < kWanted)) threads *= 2;
+  std::int64_t rows = 1;
+  while (rows < 4 && m * rows < 8 && n * threads >= 8 * kWanted * rows) rows *= 2;
+  const std::int64_t steps = ceil_div(vectors, threads);
+  CudaText text = l.text("matvec");
+  text.define("M", m).define("T", threads).define("ROWS", rows).define("V", width).define("BLOCK", kBlock);
+  text.define("STEPS", steps).define("UNROLL", std::min<std::int64_t>(steps, m > 2 ? 2 : 4));
+  text.define("ACTIVATION", std::int64_t(epilogue.activation));
+  text.rows("x", x).rows("w", w).pointer("bias", epilogue.bias).rows("addend", epilogue.addend).rows("y", y);
+  text.integer("n", n).integer("k", k).flops(2.0 * double(m) * double(n) * double(k));
+  l.emit(text.launch("ops/matvec.cuh", {unsigned(ceil_div(n, kBlock / threads * rows)), 1, 1}, {unsigned(kBlock), 1, 1}));
+}
+
 // A sum over no elements: the bias, or 0.
 void emit_empty(Lowering& l, const Operand& bias, const Operand& out) {
   l.emit_pointwise("gemm_empty", bias ? copy_of(bias, out) : zeros(out.dtype), out);
@@ -106,6 +133,8 @@ void cuda_linear(Lowering& l) {
   call.n = out.dims[out.rank - 1], call.m = out.numel() / call.n, call.k = l.shape(0)[-1];
   if (call.k == 0) return emit_empty(l, l.has(2) ? l.view(2) : Operand{}, out);
   const DType type = operand_type(l);
+  if (call.m <= kFewRows && l.integer(0) != 0)
+    if (const Operand w = l.view(1, type); w.strides[1] == 1 || call.k == 1) return emit_matvec(l, w, type, out);
   const Operand y = product_memory(l, type, out);
   call.a = flat(readable(l, 0, type, flat), false);
   call.b = flat(readable(l, 1, type, flat), l.integer(0) != 0);

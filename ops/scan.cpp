@@ -575,7 +575,12 @@ constexpr HoleSpec kBackwardHoles[] = {
     {.name = "delta", .coordinates = "b t i", .values = 1, .dense = true, .names = {"raw"}},
     {.name = "delta_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true, .names = {"raw", "g"}},
     {.name = "out_grad", .coordinates = "b t i", .values = 2, .results = 0, .dense = true, .names = {"s", "g"}}};
-const Op& scan_op = register_op({.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles});
+// Where time is not cut, as one step is not, a thread reads what it has of the first state before it writes the last one there.
+bool scan_in_place(const Tape& t, NodeId id, int input, int output) {
+  return input == kInitial && output == kLast && t.shape(t.inputs_of(id)[kU])[1] == 1;
+}
+const Op& scan_op = register_op(
+    {.name = "scan", .vjp = scan_vjp, .lower = lower_scan, .cuda = cuda_scan, .holes = kHoles, .in_place = scan_in_place});
 const Op& scan_backward_op =
     register_op({.name = "scan_backward", .lower = lower_scan_backward, .cuda = cuda_scan_backward, .holes = kBackwardHoles});
 

@@ -177,8 +177,10 @@ Resources resources_of(std::string_view log, std::string_view kernel) {
 // For the targets of a pair.
 using Found = std::array<Resources, 2>;
 
-// PTX for one target as PTX for another.
+// PTX for one target as PTX for another, for which `follow` of the prelude may be nothing.
 std::string for_target(std::string ptx, std::string_view before, std::string_view after) {
+  if (after == "sm_80")
+    for (std::size_t at; (at = ptx.find("griddepcontrol")) != std::string::npos;) ptx.erase(at, ptx.find(';', at) + 1 - at);
   const std::string line = fmt::format(".target {}", before);
   const std::size_t at = ptx.find(line);
   return at == std::string::npos ? ptx : ptx.replace(at, line.size(), fmt::format(".target {}", after));

@@ -202,6 +202,7 @@ TEST_P(Twins, AreTheSameWithEverySwitch) {
   const std::vector<float> expected = weights();
   const std::vector<std::pair<std::string, std::function<void(Settings&)>>> cases = {
       {"WEFT_GRAPH=0", [](Settings& s) { s.graph = false; }},
+      {"WEFT_FOLLOW=0", [](Settings& s) { s.follow = false; }},
       {"WEFT_ARENA=split", [](Settings& s) { s.split_arena = true; }},
       {"WEFT_CHECK=nan", [](Settings& s) { s.check_nan = true; }}};
   for (const auto& [name, change] : cases) {
