@@ -129,6 +129,16 @@ std::string describe_memory() {
                      double(gpu.total_memory()) / (1 << 30));
 }
 
+}  // namespace
+
+// NVLink carries atomics, PCI Express does not.
+std::string describe_link(bool peers, bool atomics, int rank) {
+  if (!peers) return "through the host: neither reads the other's memory";
+  return fmt::format("{}: each reads the other's memory (performance rank {})", atomics ? "NVLink" : "PCI Express", rank);
+}
+
+namespace {
+
 // What several processes would compute together with.
 void examine_ranks(Findings& findings) {
   if (missing_library(CudaLibrary::nccl))
@@ -142,13 +152,12 @@ void examine_ranks(Findings& findings) {
   driver.cuDeviceGetCount(&count);
   for (int i = 0; i < count; ++i)
     for (int k = i + 1; k < count; ++k) {
-      int there = 0, back = 0, rank = 0;
+      int there = 0, back = 0, rank = 0, atomics = 0;
       driver.cuDeviceCanAccessPeer(&there, i, k);
       driver.cuDeviceCanAccessPeer(&back, k, i);
       driver.cuDeviceGetP2PAttribute(&rank, cu::CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK, i, k);
-      findings.emplace_back(fmt::format("devices {} and {}", i, k),
-                            there && back ? fmt::format("each reads the other's memory (link of performance rank {})", rank)
-                                          : "through the host: neither reads the other's memory");
+      driver.cuDeviceGetP2PAttribute(&atomics, cu::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED, i, k);
+      findings.emplace_back(fmt::format("devices {} and {}", i, k), describe_link(there && back, atomics != 0, rank));
     }
 }
 
