@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -21,6 +22,19 @@ constexpr std::size_t kFlood = std::size_t(1) << 28;  // bytes, several times th
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kPlacement - 1) / kPlacement * kPlacement; }
 
+// What the ranks choose by timing is rank 0's choice on all of them: else their bits would be those of other algorithms. They
+// prepare a plan with collectives together; in others of theirs, ranks but 0 time nothing (jit/gemm_cuda.h).
+void prepare_alike(const Plan& plan, const std::function<void()>& prepare) {
+  Ranks* const ranks = plan.collective.empty() || !tunes_gemms() ? nullptr : Ranks::joined();
+  if (ranks && ranks->rank() != 0) use_gemm_choices(gemm_choices_from(ranks->share("the choice of algorithms", "")));
+  if (!ranks || ranks->rank() != 0) return prepare();
+  {
+    const RankActivity choosing(RankBeat::busy, "algorithms are timed");
+    prepare();
+  }
+  ranks->share("the choice of algorithms", to_text(gemm_choices()));
+}
+
 }  // namespace
 
 GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device), gpu_(Gpu::of(device)) {
@@ -29,10 +43,14 @@ GpuPlan::GpuPlan(Plan& plan, const Tape& tape, Device device) : device_(device),
     if (const auto* cuda = std::get_if<CudaKernelPointer>(&k.work)) kernels.push_back(cuda->get());
   gpu_.prepare(kernels);
   prepared_.resize(plan.kernels.size());
-  for (std::size_t k = 0; k < prepared_.size(); ++k)
-    std::visit(by_kind{[](const Kernel&) {}, [&](const CudaKernelPointer& cuda) { prepared_[k].loaded = &gpu_.loaded(*cuda); },
-                       [&](const GemmCall& call) { gpu_.prepare_gemm(call); }, [](const CollectiveCall&) {}},
-               plan.kernels[k].work);
+  const auto prepare = [&] {
+    for (std::size_t k = 0; k < prepared_.size(); ++k)
+      std::visit(
+          by_kind{[](const Kernel&) {}, [&](const CudaKernelPointer& cuda) { prepared_[k].loaded = &gpu_.loaded(*cuda); },
+                  [&](const GemmCall& call) { gpu_.prepare_gemm(call); }, [](const CollectiveCall&) {}},
+          plan.kernels[k].work);
+  };
+  prepare_alike(plan, prepare);
   std::size_t at = aligned(tape.constants.size() * sizeof(double));
   constants_bytes_ = tape.constants.size() * sizeof(double);
   for (const Tensor& input : tape.bound) {

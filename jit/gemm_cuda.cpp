@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <compare>
 #include <cstring>
 #include <functional>
@@ -17,8 +18,10 @@
 #include <vector>
 
 #include "jit/driver.h"
+#include "jit/error.h"
 #include "jit/gemm.h"
 #include "jit/memory.h"
+#include "jit/ranks/ranks.h"
 
 namespace weft {
 
@@ -310,10 +313,19 @@ class Gemms {
   void use(const GemmChoices& choices) {
     const std::lock_guard lock(mutex_);
     for (const auto& [problem, algorithm] : choices) choices_.insert_or_assign(problem, algorithm);
+    // What was prepared otherwise is prepared again; graphs that have been captured keep what they hold.
+    std::erase_if(prepared_, [&](const auto& p) {
+      const auto chosen = choices.find(to_string(p.first));
+      return chosen != choices.end() && std::memcmp(chosen->second.data(), p.second.algorithm.data, sizeof chosen->second) != 0;
+    });
   }
   void tune(bool on) {
     const std::lock_guard lock(mutex_);
     tune_ = on;
+  }
+  bool tunes() const {
+    const std::lock_guard lock(mutex_);
+    return tune_;
   }
 
  private:
@@ -332,9 +344,15 @@ class Gemms {
       if (judge(p, out, out.algorithm) == cu::CUBLAS_STATUS_SUCCESS) return out;
     }
     const Algorithms algorithms = proposals(p, out, call);
-    out.algorithm = algorithms[tune_ && algorithms.size() > 1 ? time_all(p, out, algorithms, call, stream, workspace) : 0];
+    out.algorithm = algorithms[times() && algorithms.size() > 1 ? time_all(p, out, algorithms, call, stream, workspace) : 0];
     std::ranges::copy(out.algorithm.data, choices_[name].begin());
     return out;
+  }
+
+  // Of several ranks rank 0 times for all (autograd/gpu_plan.cpp).
+  bool times() const {
+    const Ranks* ranks = Ranks::joined();
+    return tune_ && (!ranks || ranks->rank() == 0);
   }
 
   // Whether an algorithm can be launched.
@@ -426,6 +444,37 @@ std::byte* address_of(const GemmOperand& o, std::byte* const* slots) {
 GemmChoices gemm_choices() { return Gemms::instance().choices(); }
 void use_gemm_choices(const GemmChoices& choices) { Gemms::instance().use(choices); }
 void tune_gemms(bool on) { Gemms::instance().tune(on); }
+bool tunes_gemms() { return Gemms::instance().tunes(); }
+
+std::string to_text(const GemmChoices& choices) {
+  std::string text;
+  for (const auto& [problem, algorithm] : choices) {
+    for (const std::uint64_t word : algorithm) text += fmt::format("{:016x}", word);
+    text += " " + problem + "\n";
+  }
+  return text;
+}
+
+GemmChoices gemm_choices_from(std::string_view text) {
+  constexpr std::size_t kDigits = 16;
+  GemmChoices choices;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    GemmChoices::mapped_type algorithm{};
+    bool good = line.size() > kDigits * algorithm.size() && line[kDigits * algorithm.size()] == ' ';
+    for (std::size_t i = 0; good && i < algorithm.size(); ++i) {
+      const char* const begin = line.data() + kDigits * i;
+      const auto [read, error] = std::from_chars(begin, begin + kDigits, algorithm[i], 16);
+      good = error == std::errc() && read == begin + kDigits;
+    }
+    if (!good) fail(ErrorKind::io, "not a choice of a product's algorithm", fmt::format("'{}'", line));
+    choices[std::string(line.substr(kDigits * algorithm.size() + 1))] = algorithm;
+  }
+  return choices;
+}
+
 std::size_t gemm_library_version() { return cublas_lt().cublasLtGetVersion(); }
 
 void prepare_gemm(const GemmCall& call, cu::CUstream stream, const GemmWorkspace& workspace, bool tf32) {

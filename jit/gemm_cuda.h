@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 
 #include "jit/dtype.h"
 #include "jit/gemm.h"
@@ -61,6 +62,10 @@ void use_gemm_choices(const GemmChoices& choices);
 // For products without a choice: whether the library's first proposals are timed, on memory of their own, or its first is
 // taken. Off at first: two runs that time may choose differently, and so differ in the last bits.
 void tune_gemms(bool on);
+bool tunes_gemms();
+// Choices as text, a line each, for other processes. Errors (ErrorKind::io): a line that is no choice.
+std::string to_text(const GemmChoices& choices);
+GemmChoices gemm_choices_from(std::string_view text);
 std::size_t gemm_library_version();  // 120804 is 12.8.4
 
 // Everything of a launch that must not happen while a graph is captured: loads the library, chooses the algorithm. Needs the

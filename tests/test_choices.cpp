@@ -36,6 +36,15 @@ TEST(Choices, DamagedFilesAreRefused) {
   refused(R"({"device": "x", "cublas_lt": 1, "products": {"p": ")" + std::string(127, '0') + "g\"}}", "no algorithm");
 }
 
+TEST(Choices, GoToOtherProcessesAsText) {
+  const GemmChoices some = {{"a product, bf16", {1, 2, 3, 0xfedcba9876543210, 5, 6, 7, 8}}, {"another", {}}};
+  EXPECT_EQ(gemm_choices_from(to_text(some)), some);
+  EXPECT_EQ(gemm_choices_from(""), GemmChoices());
+  const std::string digits(128, '0');
+  for (const std::string& wrong : {std::string("x"), digits, digits + "x", digits.substr(1) + "g a", "\n" + digits + " a"})
+    expect_error(ErrorKind::io, {"not a choice"}, [&] { gemm_choices_from(wrong); });
+}
+
 TEST(Choices, NeedAGpu) {
   if (device() == Device::cuda) GTEST_SKIP() << "there is one";
   const TempFolder folder;
