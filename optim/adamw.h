@@ -2,14 +2,17 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "autograd/host_tensor.h"
 #include "autograd/state.h"
+#include "optim/shards.h"
 
 namespace weft {
 
@@ -29,6 +32,12 @@ struct AdamWOptions {
   double weight_decay = 0.1;  // of parameters with Param::decay()
   double clip_norm = 1.0;     // of the gradients' global norm; 0: no clipping
   OnBadStep on_bad_step = OnBadStep::fail;
+  // In a process that has joined ranks (jit/ranks/ranks.h), ZeRO-1 (arXiv:1910.02054): step() takes the gradients of this
+  // rank's part of the batch and sums them itself (not sum_gradients), in buckets of about `bucket_bytes`; each rank keeps the
+  // moments of its part of all elements, updates that part, and gathers the others'. Bits are those without, as far as sums
+  // over the ranks are. Otherwise it changes nothing.
+  bool sharded = false;
+  std::size_t bucket_bytes = std::size_t(25) << 20;
 };
 
 // With g the gradient, scaled by min(1, clip_norm / (norm + 1e-6)), and t the number of the parameter's updates, this one
@@ -62,8 +71,11 @@ class AdamW {
   std::int64_t bad_step() const;
   void clear_bad_step();
 
+  std::size_t moment_bytes() const { return moments_.impl()->memory.size(); }  // of this rank
+
   // "m.NAME", "v.NAME" and "powers.NAME" (b1^t, b2^t in f64) of each parameter, "step", "bad_step". Loading is exact and
-  // strict, but for a state without any powers, as it was once saved: there t is "step" for every parameter.
+  // strict, but for a state without any powers, as it was once saved: there t is "step" for every parameter. Of sharded moments
+  // rank 0 has all, the other ranks nothing; all call it.
   TensorMap state_dict() const;
   void load_state_dict(const TensorMap& tensors);
 
@@ -79,6 +91,12 @@ class AdamW {
     std::vector<std::int64_t> shape;
   };
   std::array<Saved, 3> saved(const Row& row) const;
+  void record_update(std::span<const Tensor> gradients, std::span<const int> updated, std::span<const double> constants,
+                     Site where);
+  void record_sharded(std::span<const Tensor> gradients, std::span<const int> updated, std::span<const double> constants,
+                      Site where);
+  std::vector<std::byte> whole_moments() const;
+  std::vector<std::byte> own_moments(const std::vector<std::byte>& whole) const;
   struct Progress {  // shared by copies
     OnBadStep on_bad_step;
     State bad_step;  // i64 scalar, written by the update
@@ -88,9 +106,10 @@ class AdamW {
     void look();
   };
   std::vector<Row> rows_;
-  std::int64_t size_ = 0;  // elements of all parameters, each rounded up to 4
-  State moments_;          // (2, size_): m, then v
-  State powers_;           // (rows, 2): b1^t and b2^t of each parameter, f64, multiplied on by the update
+  std::int64_t size_ = 0;                 // elements of all parameters, each rounded up to 4
+  std::shared_ptr<const Shards> shards_;  // of AdamWOptions::sharded on several ranks
+  State moments_;                         // (2, size_), or of a rank (2, shards_->size): m, then v
+  State powers_;                          // (rows, 2): b1^t and b2^t of each parameter, f64, multiplied on by the update
   AdamWOptions options_;
   std::shared_ptr<Progress> progress_;
   std::shared_ptr<const std::function<void()>> look_;  // at progress_, see watch

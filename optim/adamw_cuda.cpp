@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/cuda.h"
 #include "optim/adamw_op.h"
 #include "optim/chunks_cuda.h"
 #include "optim/cuda.h"
@@ -48,20 +49,23 @@ CudaKernel factors_kernel(Lowering& l, const Operands& o, const Operand& factors
 
 CudaKernel update_kernel(const Operands& o, const Operand& factors) {
   const DType param = o.segments[0].param.dtype;
+  const bool sharded = bool(o.segments[0].part);
   std::vector<CudaArg> segments;
   double bytes = 0;
   for (std::size_t s = 0; s < o.segments.size(); ++s) {
     const Segment& segment = o.segments[s];
     for (const Operand* memory : {&segment.gradient, &segment.param, &segment.m, &segment.v})
       segments.push_back(address_word(*memory));
-    segments.push_back(segment.twin ? address_word(segment.twin) : integer_word(0));
+    const Operand& copy = sharded ? segment.part : segment.twin;
+    segments.push_back(copy ? address_word(copy) : integer_word(0));
     for (const std::int64_t value : {o.sizes[s], std::int64_t(segment.decay)}) segments.push_back(integer_word(value));
     bytes += double(o.sizes[s]) * double(7 * size_of(param) + (segment.twin ? 2 : 0));
   }
   std::vector<CudaArg> blocks = block_words(o.sizes);
   const auto grid = unsigned(blocks.size());
   CudaText text("adamw", param == DType::f64);
-  define_factors(define_chunks(text)).type("Param", param).pointer("factors", factors);
+  define_factors(define_chunks(text)).type("Param", param).type("Copy", sharded ? param : DType::bf16);
+  text.define("IN_PLACE", !sharded).pointer("factors", factors);
   text.table("segments", std::move(segments))
       .table("blocks", std::move(blocks))
       .traffic(bytes)
@@ -71,12 +75,23 @@ CudaKernel update_kernel(const Operands& o, const Operand& factors) {
 
 }  // namespace
 
-void cuda_adamw(Lowering& l) {
-  const Operands o = operands(l);
+namespace {
+
+void emit_adamw_cuda(Lowering& l, const Operands& o) {
   const std::int64_t count = kCommon + kOwn * std::int64_t(o.segments.size());
   const Operand factors = l.scratch(DType::f64, std::span(&count, 1));
   l.emit(factors_kernel(l, o, factors));
   if (std::any_of(o.sizes.begin(), o.sizes.end(), [](std::int64_t n) { return n > 0; })) l.emit(update_kernel(o, factors));
+}
+
+}  // namespace
+
+void cuda_adamw(Lowering& l) { emit_adamw_cuda(l, operands(l)); }
+
+void cuda_adamw_sharded(Lowering& l) {
+  const Operands o = sharded_operands(l);
+  l.emit_pointwise("zeros", zeros(l.output().dtype), l.output());  // what travels with the others and belongs to nobody
+  emit_adamw_cuda(l, o);
 }
 
 }  // namespace weft

@@ -8,11 +8,31 @@
 #include "autograd/op.h"
 #include "autograd/pointwise.h"
 #include "jit/parallel.h"
+#include "jit/ranks/ranks.h"
+#include "ops/collective.h"
 #include "ops/ops.h"
 #include "optim/chunks.h"
 #include "optim/cuda.h"
+#include "optim/sharded.h"
+#include "optim/sharded_op.h"
+#include "optim/shards.h"
 
 namespace weft {
+
+// Inputs: the parts. Ints: of each row the input, where it begins in its bucket, and its elements.
+sharded::NormOperands sharded::norm_operands(Lowering& l) {
+  NormOperands o;
+  for (int i = 0; i < l.integers(); i += 3) {
+    Operand part = l.dense(int(l.integer(i)));
+    const std::int64_t n = l.integer(i + 2);
+    const Shard own = shard_of(l.integer(i + 1), n, part.numel(), Ranks::joined()->rank());
+    part.offset += own.at - own.begin;  // where its first element would be
+    o.rows.push_back({part, own.begin, own.end});
+    o.sizes.push_back(n);
+  }
+  return o;
+}
+
 namespace {
 
 // The sums of a GPU's block, in its order: a thread has four, of every fourth element of its vectors, and then the block folds
@@ -42,6 +62,28 @@ double sum_of_squares(const T* x, std::int64_t n) {
   return block_sum(std::span(sums).first(kChunkThreads));
 }
 
+// Of a chunk, whatever its type.
+double sum_of_squares(const Launch& launch, const Operand& g, const Chunk& chunk) {
+  double sum = 0;
+  visit_dtype(g.dtype, [&]<class T>(T) {
+    if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, bf16>)
+      sum = sum_of_squares(launch.pointer<T>(g) + chunk.begin, chunk.end - chunk.begin);
+  });
+  return sum;
+}
+
+// From the sums of all chunks, in a fixed order.
+void write_norm(const Launch& launch, const double* sums, std::int64_t count, const Operand& out) {
+  double threads[kTotalThreads] = {};
+  for (std::int64_t c = 0; c < count; ++c) threads[std::size_t(c) % kTotalThreads] += sums[c];
+  const double total = block_sum(threads);
+  if (out.dtype == DType::f64) {
+    *launch.pointer<double>(out) = std::sqrt(total);
+  } else {
+    *launch.pointer<float>(out) = float(std::sqrt(total));
+  }
+}
+
 void lower_global_norm(Lowering& l) {
   std::vector<Operand> gradients;
   std::vector<std::int64_t> sizes;
@@ -56,21 +98,9 @@ void lower_global_norm(Lowering& l) {
   l.emit("global_norm", [=](const Launch& launch) {
     double* sums = launch.pointer<double>(partial);
     parallel(std::int64_t(chunks.size()), [&](std::int64_t c) {
-      const Chunk& chunk = chunks[c];
-      const Operand& g = gradients[chunk.segment];
-      visit_dtype(g.dtype, [&]<class T>(T) {
-        if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, bf16>)
-          sums[c] = sum_of_squares(launch.pointer<T>(g) + chunk.begin, chunk.end - chunk.begin);
-      });
+      sums[c] = sum_of_squares(launch, gradients[std::size_t(chunks[std::size_t(c)].segment)], chunks[std::size_t(c)]);
     });
-    double threads[kTotalThreads] = {};
-    for (std::size_t c = 0; c < chunks.size(); ++c) threads[c % kTotalThreads] += sums[c];
-    const double total = block_sum(threads);
-    if (out.dtype == DType::f64) {
-      *launch.pointer<double>(out) = std::sqrt(total);
-    } else {
-      *launch.pointer<float>(out) = float(std::sqrt(total));
-    }
+    write_norm(launch, sums, std::int64_t(chunks.size()), out);
   });
 }
 
@@ -84,7 +114,46 @@ void global_norm_vjp(Vjp& v) {
 const Op& global_norm_op =
     register_op({.name = "global_norm", .vjp = global_norm_vjp, .lower = lower_global_norm, .cuda = cuda_global_norm});
 
+// The sums of all chunks, those of other ranks 0.
+void lower_sharded_squares(Lowering& l) {
+  const sharded::NormOperands o = sharded::norm_operands(l);
+  const std::vector<Chunk> chunks = cut_into_chunks(o.sizes);
+  l.emit("sharded_squares", [=, out = l.output()](const Launch& launch) {
+    double* sums = launch.pointer<double>(out);
+    parallel(std::int64_t(chunks.size()), [&](std::int64_t c) {
+      const Chunk& chunk = chunks[std::size_t(c)];
+      const auto& row = o.rows[std::size_t(chunk.segment)];
+      const bool own = chunk.begin >= row.begin && chunk.begin < row.end;
+      sums[c] = own ? sum_of_squares(launch, row.part, chunk) : 0;
+    });
+  });
+}
+
+void lower_norm_of_squares(Lowering& l) {
+  const Operand sums = l.dense(0), out = l.output();
+  if (!out) return;
+  l.emit("norm_of_squares", [=](const Launch& launch) { write_norm(launch, launch.pointer<double>(sums), sums.numel(), out); });
+}
+
+const Op& sharded_squares_op = register_op(
+    {.name = "sharded_squares", .lower = lower_sharded_squares, .cuda = cuda_sharded_squares, .dense_outputs = true});
+const Op& norm_of_squares_op =
+    register_op({.name = "norm_of_squares", .lower = lower_norm_of_squares, .cuda = cuda_norm_of_squares});
+
 }  // namespace
+
+Tensor sharded_norm(std::span<const Tensor> parts, std::span<const NormRow> rows, Site where) {
+  std::vector<std::int64_t> ints, sizes;
+  for (const NormRow& row : rows) {
+    ints.insert(ints.end(), {row.part, row.at, row.n});
+    sizes.push_back(row.n);
+  }
+  const Out squares{Shape{std::int64_t(cut_into_chunks(sizes).size())}, DType::f64};
+  const Out norm{Shape{}, parts[0].dtype() == DType::f64 ? DType::f64 : DType::f32};
+  const Tensor own = record(sharded_squares_op, parts, std::span(&squares, 1), ints, {}, where);
+  const Tensor all = all_reduce(Arg(own, where));  // what is added to a sum is 0
+  return record(norm_of_squares_op, std::span(&all, 1), std::span(&norm, 1), {}, {}, where);
+}
 
 Tensor global_norm(std::span<const Tensor> gradients, Site where) {
   Out out;

@@ -4,6 +4,7 @@
 
 #include "optim/chunks_cuda.h"
 #include "optim/cuda.h"
+#include "optim/sharded_op.h"
 
 namespace weft {
 namespace {
@@ -43,6 +44,31 @@ void cuda_global_norm(Lowering& l) {
   const Operand partial = l.scratch(DType::f64, std::span(&memory, 1));
   if (count > 0) l.emit(partial_kernel(std::move(segments), std::move(blocks), partial, bytes));
   l.emit(total_kernel(partial, count, norm));
+}
+
+void cuda_sharded_squares(Lowering& l) {
+  const sharded::NormOperands o = sharded::norm_operands(l);
+  std::vector<CudaArg> segments, blocks;
+  double bytes = 0;
+  for (std::size_t r = 0; r < o.rows.size(); ++r) {
+    const auto& row = o.rows[r];
+    segments.push_back(address_word(row.part));
+    for (const std::int64_t value : {o.sizes[r], std::int64_t(row.part.dtype)}) segments.push_back(integer_word(value));
+    bytes += double(row.end - row.begin) * double(size_of(row.part.dtype));
+  }
+  for (int k = 0; k < 3; ++k) segments.push_back(integer_word(k == 2 ? std::int64_t(DType::f64) : 0));  // empty: its sum is 0
+  const auto empty = std::int64_t(o.rows.size());
+  for (const Chunk& chunk : cut_into_chunks(o.sizes)) {
+    const auto& row = o.rows[std::size_t(chunk.segment)];
+    const bool own = chunk.begin >= row.begin && chunk.begin < row.end;
+    blocks.push_back(integer_word(own ? std::int64_t(chunk.segment) << 32 | chunk.begin / kChunk : empty << 32));
+  }
+  if (!blocks.empty()) l.emit(partial_kernel(std::move(segments), std::move(blocks), l.output(), bytes));
+}
+
+void cuda_norm_of_squares(Lowering& l) {
+  const Operand sums = l.dense(0);
+  if (const Operand norm = l.output()) l.emit(total_kernel(sums, sums.numel(), norm));
 }
 
 }  // namespace weft

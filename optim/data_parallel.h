@@ -13,7 +13,7 @@ namespace weft {
 // ranks, pending gradients of earlier runs included, and returns the sums of `values` beside them (losses, counts: f32 or f64
 // as the params are, any shapes). They travel in buckets of about `bucket_bytes`, laid out by the producers of the gradients
 // and sent as soon as they are full, so that backward goes on meanwhile. In a process that has joined no ranks it changes
-// nothing.
+// nothing. An optimizer whose state is sharded (AdamWOptions::sharded) sums by itself: it is called without params then.
 std::vector<Tensor> sum_gradients(std::span<const Param> params, std::span<const Tensor> values = {},
                                   std::size_t bucket_bytes = std::size_t(25) << 20, Site where = Site::current());
 

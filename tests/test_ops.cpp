@@ -88,7 +88,8 @@ TEST(OpTable, EveryOpHasARow) {
   // Tested elsewhere: states in test_tape, the optimizer in test_optim, what a benchmark does with results in test_bench, what
   // ranks do together in test_ranks, ssd in bf16 on a GPU in test_ssd_cuda.
   for (const char* other : {"state", "assign", "assign_at", "adamw", "global_norm", "keep", "all_reduce", "broadcast",
-                            "all_gather", "reduce_scatter", "ssd_chunks", "ssd_chunks_backward"})
+                            "all_gather", "reduce_scatter", "adamw_sharded", "sharded_squares", "norm_of_squares",
+                            "place_weights", "ssd_chunks", "ssd_chunks_backward"})
     seen.insert(other);
   // The loops of ssd are recorded for the CPU alone; a GPU has it made of other ops.
   if (device() != Device::cpu) seen.insert({"ssd", "ssd_backward"});

@@ -22,10 +22,14 @@
 #include "jit/ranks/ranks.h"
 #include "models/language_model.h"
 #include "ops/collective.h"
+#include "optim/adamw.h"
+#include "optim/chunks.h"
 #include "optim/data_parallel.h"
+#include "optim/shards.h"
 #include "tests/expect_error.h"
 #include "tests/program.h"
 #include "tests/words_text.h"
+#include "tools/system/doctor.h"
 #include "tools/system/launch.h"
 #include "tools/train/checkpoint.h"
 #include "tools/weft.h"
@@ -36,6 +40,12 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+TEST(Doctor, NamesTheLinkBetweenTwoGpus) {
+  EXPECT_EQ(describe_link(true, true, 0), "NVLink: each reads the other's memory (performance rank 0)");
+  EXPECT_EQ(describe_link(true, false, 1), "PCI Express: each reads the other's memory (performance rank 1)");
+  EXPECT_EQ(describe_link(false, false, 0), "through the host: neither reads the other's memory");
+}
 
 // ---- who is who -------------------------------------------------------------------------------------------------------------
 
@@ -356,6 +366,119 @@ TEST_F(GroupOfOne, SummedGradientsAreThose) {
   }
 }
 
+// ---- a part of the optimizer's state for each rank
+// ----------------------------------------------------------------------------
+
+// Each element belongs to one rank, tensors do not overlap, and a chunk is never cut.
+TEST(Shards, EachElementHasOneRank) {
+  const std::vector<std::int64_t> sizes = {7, 8192, 3, 20000, 1, 8191, 16384, 9, 0, 4, 100000, 8193};
+  std::vector<int> order(sizes.size());
+  for (std::size_t k = 0; k < order.size(); ++k) order[k] = int(order.size() - 1 - k);
+  for (const std::int64_t bucket : {1, 30000, 1 << 20})
+    for (const int ranks : {1, 2, 3, 4, 8}) {
+      const Shards shards = cut_into_shards(sizes, order, ranks, bucket);
+      std::int64_t size = 0;
+      for (const Shards::Bucket& b : shards.buckets) {
+        EXPECT_EQ(b.first, size);
+        EXPECT_EQ(b.part % kChunk, 0);
+        size += b.part;
+      }
+      EXPECT_EQ(shards.size, size);
+      std::vector<std::vector<int>> kept(std::size_t(ranks), std::vector<int>(std::size_t(shards.size)));
+      for (std::size_t t = 0; t < sizes.size(); ++t) {
+        const auto [bucket_of, at] = shards.places[t];
+        const auto [part, first] = shards.buckets[std::size_t(bucket_of)];
+        std::int64_t next = 0;  // ranks follow each other
+        for (int r = 0; r < ranks; ++r) {
+          const Shard s = shard_of(at, sizes[t], part, r);
+          if (s.begin == s.end) continue;
+          EXPECT_EQ(s.begin, next);
+          EXPECT_TRUE(s.end == sizes[t] || s.end % kChunk == 0) << t;
+          EXPECT_EQ(s.at % 4, 0);
+          next = s.end;
+          for (std::int64_t i = s.at; i < s.at + s.end - s.begin; ++i) ++kept[std::size_t(r)][std::size_t(first + i)];
+        }
+        EXPECT_EQ(next, sizes[t]) << t;
+      }
+      for (const auto& of_rank : kept)
+        for (const int tensors : of_rank) ASSERT_LE(tensors, 1);
+    }
+}
+
+// The same steps by an optimizer with all of its state and by one that is sharded: parameters, norms and moments have the same
+// bits. Each rank scales its gradients.
+void expect_equal_updates(int rank, bool one_without_gradient) {
+  const std::vector<std::int64_t> sizes = {20000, 5, 8192, 3, 30000};
+  const auto params = [&] {
+    std::vector<Param> all;
+    for (std::size_t k = 0; k < sizes.size(); ++k) {
+      all.emplace_back(Shape{sizes[k]}, DType::f32, "p" + std::to_string(k));
+      std::vector<float> values(static_cast<std::size_t>(sizes[k]));
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = 0.01f * float((i * 37 + k) % 101) - 0.5f;
+      all.back().set(values);
+    }
+    all[2].set_decay(false);
+    all[3].set_trainable(false);
+    return all;
+  };
+  std::vector<Param> a = params(), b = params();
+  const AdamWOptions options = {.lr = 0.01, .clip_norm = 0.5, .on_bad_step = OnBadStep::poll};
+  AdamWOptions cut = options;
+  cut.sharded = true, cut.bucket_bytes = 4 * 30000;
+  AdamW whole(a, options), sharded(b, cut);
+  const double weight = 1.25 + rank;  // 1 and 2 would be structure, which all ranks have alike
+  const auto loss = [&](const std::vector<Param>& p, int step, double factor) {
+    Tensor sum_of = sum(exp(p[0].read())) + sum(square(p[1].read())) * 3.0 + sum(square(p[4].read()) * p[4].read());
+    if (!one_without_gradient || step != 1) sum_of = sum_of + sum(sin(p[2].read()));
+    return sum_of * (weight * factor);
+  };
+  for (int step = 0; step < 4; ++step) {
+    const double factor = step == 2 ? std::numeric_limits<double>::infinity() : 1;  // a step that is left out
+    const Tensor norm = run([&] {
+      backward(loss(a, step, factor));
+      sum_gradients(a);
+      whole.step();
+      return whole.grad_norm();
+    });
+    const Tensor norm_of_parts = run([&] {
+      backward(loss(b, step, factor));
+      sharded.step();
+      return sharded.grad_norm();
+    });
+    if (step == 2) {
+      EXPECT_EQ(whole.bad_step(), 3);
+      EXPECT_EQ(sharded.bad_step(), 3);
+      whole.clear_bad_step(), sharded.clear_bad_step();
+    } else {
+      EXPECT_EQ(norm.item(), norm_of_parts.item()) << step;
+    }
+    for (std::size_t k = 0; k < a.size(); ++k) EXPECT_EQ(a[k].to_host<float>(), b[k].to_host<float>()) << step << " " << k;
+    if (step != 0) continue;
+    const TensorMap saved = whole.state_dict(), of_parts = sharded.state_dict();
+    if (rank == 0) {
+      ASSERT_EQ(saved.size(), of_parts.size());
+      for (const auto& [name, tensor] : saved) EXPECT_EQ(tensor.bytes, of_parts.at(name).bytes) << name;
+    } else {
+      EXPECT_TRUE(of_parts.empty());
+    }
+    sharded.load_state_dict(saved);  // each takes its part
+  }
+  EXPECT_EQ(sharded.step_count(), 4);
+}
+
+TEST_F(GroupOfOne, AShardedUpdateHasTheSameBits) {
+  expect_equal_updates(0, false);
+  expect_equal_updates(0, true);
+}
+
+TEST_F(GroupOfOne, AShardedUpdateOnTheEmulatedDevice) {
+  if (const auto missing = missing_library(CudaLibrary::nvrtc)) GTEST_SKIP() << *missing;
+  const Device before = device();
+  use_device("emu");
+  expect_equal_updates(0, true);
+  use_device(std::string(name_of(before)));
+}
+
 // ---- noise ------------------------------------------------------------------------------------------------------------------
 
 TEST(BatchRows, DrawsAreThoseOfTheWholeBatch) {
@@ -431,6 +554,11 @@ TEST_F(UnderMpi, GradientsGoToTheRanks) {
   EXPECT_EQ(g[0].to_host<double>(), std::vector<double>({all, all}));
   EXPECT_EQ(g[1].to_host<double>(), std::vector<double>(2, r == 1 ? all : 0));
   EXPECT_EQ(g[2].to_host<double>(), std::vector<double>({all, all}));
+}
+
+TEST_F(UnderMpi, AShardedUpdateHasTheSameBits) {
+  expect_equal_updates(ranks_->rank(), false);
+  expect_equal_updates(ranks_->rank(), true);
 }
 
 // Losses of 20 steps in fp64 into WEFT_TEST_LOSSES, by rank 0.
@@ -549,7 +677,7 @@ class SlowRanks : public ProgramTest {
       return more.find(name) == std::string::npos ? name + " " + value + " " : "";
     };
     return "weft-program train --device " + device +
-           " --data text.txt --width 16 --layers 1 --state 4 --length 16 --sample 0 --eval-batches 2 " +
+           " --data text.txt --layers 1 --state 4 --length 16 --sample 0 --eval-batches 2 " + unless_given("--width", "16") +
            unless_given("--batch", "4") + unless_given("--steps", "20") + more;
   }
   static std::string train(const std::string& more) { return train_on("cpu", more); }
@@ -578,7 +706,8 @@ class SlowRanks : public ProgramTest {
 };
 
 TEST_F(SlowRanks, CollectivesOfTwoAndFour) {
-  for (const int n : {2, 4}) expect_words(run_all(n, tests("UnderMpi.Coll*:UnderMpi.Grad*")), 0, {"PASSED  ] 2 tests"});
+  for (const int n : {2, 4})
+    expect_words(run_all(n, tests("UnderMpi.Coll*:UnderMpi.Grad*:UnderMpi.AShard*")), 0, {"PASSED  ] 3 tests"});
 }
 
 TEST_F(SlowRanks, LossesDoNotDependOnTheNumberOfRanksInDouble) {
@@ -618,6 +747,57 @@ TEST_F(SlowRanks, GoesOnWithAnotherNumberOfRanks) {
   const auto a = losses("run"), b = losses("whole");
   ASSERT_EQ(a.size(), 20u);
   for (int k = 0; k < 10; ++k) EXPECT_NEAR(a[std::size_t(k)], b[std::size_t(k)], 1e-3 * b[std::size_t(k)]) << k;
+}
+
+// Each rank with a part of the optimizer's state: the bits are those without, and a checkpoint is that of one process, which
+// goes on with any number of ranks, sharded or not.
+TEST_F(SlowRanks, ShardedStateChangesNoBit) {
+  const std::string more = " --width 64 --save-every 10 --keep 0 --accumulate 2";  // several chunks
+  expect_words(run_all(2, train("--out plain" + more)), 0, {"--zero divides them"});
+  expect_words(run_all(2, train("--zero --out zero" + more)), 0, {"which are a part of all", "memory of each rank"});
+  EXPECT_EQ(losses("plain"), losses("zero"));
+  for (const char* step : {"step-10", "step-20"})
+    for (const char* file : {"model.safetensors", "optimizer.safetensors"})
+      expect_words(shell("cmp plain/checkpoints/" + std::string(step) + "/" + file + " zero/checkpoints/" + step + "/" + file),
+                   0, {});
+  EXPECT_EQ(nlohmann::json::parse(std::ifstream(folder_ / "zero/summary.json")).at("memory_bytes_of_ranks").size(), 2u);
+  // From the middle, where each start does it in another way.
+  const auto resumed = [&](int ranks, const std::string& words) {
+    expect_words(run_all(ranks, "weft-program train --resume run " + words), 0, {"resumed after"});
+  };
+  expect_words(run_all(2, train("--zero --width 64 --save-every 5 --out run --steps 5")), 0, {});
+  resumed(0, "--steps 10");
+  resumed(2, "--steps 15");
+  resumed(4, "--zero=false --steps 20");
+  resumed(2, "--zero --steps 25");
+  expect_words(run_all(0, train("--width 64 --save-every 5 --out one --steps 5")), 0, {});
+  for (const char* steps : {"10", "15", "20", "25"})
+    expect_words(run_all(0, std::string("weft-program train --resume one --steps ") + steps), 0, {});
+  expect_close(losses("run"), losses("one"), 1e-5, 25);
+}
+
+TEST_F(SlowRanks, EvaluatesAsOneProcess) {
+  expect_words(run_all(0, train("--out run")), 0, {});
+  const std::string words = "weft-program eval --from run --device cpu --data text.txt --part all --batch 4 --length 16";
+  const Outcome one = run_all(0, words);
+  expect_words(one, 0, {"loss", "perplexity"});
+  for (const int n : {2, 4}) EXPECT_EQ(run_all(n, words).text, one.text) << n;
+  // A batch that cannot be cut in two is made larger: it is not the user's business.
+  EXPECT_EQ(run_all(2, "weft-program eval --from run --device cpu --data text.txt --part all --batch 3 --length 16").text,
+            one.text);
+}
+
+TEST_F(SlowRanks, BenchOfCollectives) {
+  expect_words(run_all(2, "weft-program bench collectives --device cpu --smoke --json rows.json"), 0,
+               {"2 ranks over Open MPI", "all_reduce", "reduce_scatter"});
+  const auto rows = nlohmann::json::parse(std::ifstream(folder_ / "rows.json")).at("rows");
+  ASSERT_FALSE(rows.empty());
+  for (const auto& row : rows) {
+    EXPECT_EQ(row.at("ranks"), 2);
+    EXPECT_GT(row.at("us"), 0);
+    EXPECT_GT(row.at("bus_gbps"), 0);
+  }
+  expect_words(run_all(0, "weft-program bench collectives --device cpu --smoke"), 2, {"collectives need ranks"});
 }
 
 TEST_F(SlowRanks, AnotherStepEndsAll) {
@@ -669,6 +849,9 @@ TEST_F(SlowRanks, TheEmulatedDevice) {
   expect_words(run_all(0, words + " --out one"), 0, {});
   expect_words(run_all(2, words + " --out two"), 0, {"ranks: 2"});
   expect_close(losses("two"), losses("one"), 1e-5, 4);
+  expect_words(run_all(2, train_on("emu", "--steps 4 --width 64 --out wide")), 0, {});
+  expect_words(run_all(2, train_on("emu", "--steps 4 --width 64 --zero --out zero")), 0, {"a part of all"});
+  EXPECT_EQ(losses("zero"), losses("wide"));
 }
 
 }  // namespace

@@ -190,6 +190,9 @@ void print_start(Trainer& trainer) {
   if (Ranks* ranks = Ranks::joined())
     print("ranks: {}, each with {} of the {} windows of a batch, over {}\n", ranks->size(), o.batch / ranks->size(), o.batch,
           ranks->collectives(device()).name());
+  if (const double moments = double(trainer.optimizer().moment_bytes()); Ranks::joined())
+    print("optimizer: {:.1f} MB of moments a rank{}\n", moments / 1e6,
+          o.zero ? ", which are a part of all" : "; --zero divides them among the ranks");
   if (trainer.steps_done()) print("resumed after step {}\n", trainer.steps_done());
   std::fflush(stdout);
 }
@@ -279,7 +282,9 @@ class Session {
   }
 
   void save() {
-    if (run_.empty() || saved_ == trainer_.steps_done()) return;
+    const bool unsaved = !run_.empty() && saved_ != trainer_.steps_done();
+    if (of_first_rank("whether it is to be saved", unsaved ? "yes" : "no") != "yes") return;
+    if (!first_rank()) return trainer_.assist_save();
     const RankActivity saving(RankBeat::busy, "saving a checkpoint");
     metrics_->sync();
     Checkpoints(run_).write(trainer_.steps_done(), o_.keep, [&](const fs::path& folder) { trainer_.write_files(folder); });
@@ -292,12 +297,22 @@ class Session {
     const std::string more = is_gpu(device()) ? fmt::format(" of the device, {:.1f} MB of the host", double(host) / 1e6) : "";
     progress_.note(
         fmt::format("peak memory: {:.1f} MB{}; {:.0f} tokens/s", double(memory) / 1e6, more, progress_.tokens_per_second()));
+    std::vector<std::size_t> all;  // of each rank
+    if (Ranks* ranks = Ranks::joined()) {
+      std::string text;
+      for (const std::string& bytes : ranks->gather("the memory", std::to_string(memory))) {
+        all.push_back(std::stoull(bytes));
+        text += fmt::format("{}{:.1f}", text.empty() ? "" : ", ", double(all.back()) / 1e6);
+      }
+      progress_.note(fmt::format("memory of each rank: {} MB", text));
+    }
     if (run_.empty()) return;
-    const nlohmann::json summary = {{"step", trainer_.steps_done()},
-                                    {"memory_bytes", memory},
-                                    {"host_memory_bytes", host},
-                                    {"tokens_per_second", std::round(progress_.tokens_per_second())},
-                                    {"seconds", progress_.seconds()}};
+    nlohmann::json summary = {{"step", trainer_.steps_done()},
+                              {"memory_bytes", memory},
+                              {"host_memory_bytes", host},
+                              {"tokens_per_second", std::round(progress_.tokens_per_second())},
+                              {"seconds", progress_.seconds()}};
+    if (!all.empty()) summary["memory_bytes_of_ranks"] = all;
     const std::string text = summary.dump(2) + "\n";
     write_file(run_ / "summary.json", std::as_bytes(std::span(text)));
     progress_.note("saved: " + run_.string());

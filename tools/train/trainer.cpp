@@ -104,7 +104,8 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
       optimizer_(model_->parameters(), {.lr = options_.lr,
                                         .weight_decay = options_.weight_decay,
                                         .clip_norm = options_.clip,
-                                        .on_bad_step = OnBadStep::poll}) {
+                                        .on_bad_step = OnBadStep::poll,
+                                        .sharded = options_.zero}) {
   check_flow(*model_, options_.packed, options_.carry_state);
   if (options_.carry_state) carried_ = model_->make_cache(options_.batch);
   share_weights();
@@ -130,7 +131,7 @@ Trainer::Computed Trainer::compute(bool stop) {
   std::vector<Tensor> losses;
   for (std::int64_t i = 1; i < batches; ++i)
     losses.push_back(run([&](const Batch& batch) { return all_reduce(forward(batch)); }, data_->next()));
-  const std::vector<Param> params = ranks ? model_->parameters() : std::vector<Param>();
+  const std::vector<Param> params = ranks && !options_.zero ? model_->parameters() : std::vector<Param>();
   const Scalar wish(stop);
   const auto update = [&](const Batch& batch) {
     std::vector<Tensor> values = {forward(batch)};
@@ -207,6 +208,10 @@ std::string Trainer::sample(const std::string& prompt, std::int64_t tokens, doub
                 {.tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = seed},
                 [&](std::string_view part) { text += part; });
   return text;
+}
+
+void Trainer::assist_save() const {
+  if (options_.zero) optimizer_.state_dict();
 }
 
 void Trainer::save(const fs::path& folder) const {

@@ -57,6 +57,7 @@ class Trainer {
   // checksums of the others. `folder` is new, empty or a checkpoint; on an error what was in it before stays.
   void save(const std::filesystem::path& folder) const;
   void write_files(const std::filesystem::path& folder) const;  // one by one, into an existing folder
+  void assist_save() const;                                     // on the other ranks, while rank 0 writes
   // Goes on as if training had not been interrupted, bit for bit. `data` must be the same; `options` are the saved ones,
   // changed as resumed_options allows.
   static Trainer resume(const std::filesystem::path& folder, std::shared_ptr<BatchSource> data, const TrainOptions& options);

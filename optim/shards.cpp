@@ -1,0 +1,50 @@
+#include "optim/shards.h"
+
+#include <algorithm>
+
+#include "optim/chunks.h"
+
+namespace weft {
+namespace {
+
+constexpr std::int64_t kUnit = 4;  // elements: tensors begin where a GPU's vectors may
+
+std::int64_t rounded(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Where a tensor of n elements goes behind `at`. A multiple of kChunk, where a cut may be, lies between two of its chunks.
+std::int64_t next_place(std::int64_t at, std::int64_t n) {
+  at = rounded(at, kUnit);
+  return at % kChunk + n > kChunk ? rounded(at, kChunk) : at;
+}
+
+}  // namespace
+
+Shards cut_into_shards(std::span<const std::int64_t> sizes, std::span<const int> order, int ranks, std::int64_t bucket) {
+  Shards shards{.ranks = ranks, .size = 0, .buckets = {}, .places = std::vector<Shards::Place>(sizes.size())};
+  for (std::size_t begin = 0, end = 0; begin < order.size(); begin = end) {
+    std::int64_t elements = 0;
+    for (; end < order.size() && (end == begin || elements < bucket); ++end) elements += sizes[std::size_t(order[end])];
+    // Whole chunks first, then the largest: this leaves few gaps, which have to be filled.
+    std::vector<int> members(order.begin() + std::ptrdiff_t(begin), order.begin() + std::ptrdiff_t(end));
+    const auto rank_of = [&](int t) { return std::pair(sizes[std::size_t(t)] % kChunk != 0, -sizes[std::size_t(t)]); };
+    std::stable_sort(members.begin(), members.end(), [&](int a, int b) { return rank_of(a) < rank_of(b); });
+    std::int64_t at = 0;
+    for (const int t : members) {
+      const std::int64_t n = sizes[std::size_t(t)], place = next_place(at, n);
+      shards.places[std::size_t(t)] = {int(shards.buckets.size()), place};
+      at = place + n;
+    }
+    const std::int64_t part = rounded((at + ranks - 1) / ranks, kChunk);
+    shards.buckets.push_back({part, shards.size});
+    shards.size += part;
+  }
+  return shards;
+}
+
+Shard shard_of(std::int64_t at, std::int64_t n, std::int64_t part, int rank) {
+  const std::int64_t first = part * rank, begin = std::max(first, at), end = std::min(first + part, at + n);
+  if (begin >= end) return {0, 0, 0};
+  return {begin - at, end - at, begin - first};
+}
+
+}  // namespace weft
