@@ -714,6 +714,14 @@ void Scheduler::emit_structured(NodeId id) {
   }
 }
 
+// Only lays out memory for a collective, or casts it.
+bool Scheduler::feeds_collective(NodeId id) const {
+  const bool alone = is_root(id) && groups_[std::size_t(group_of_[id])].members.size() == 1;
+  if (!(t_.op(id).place || alone) || users_[id].size() != 1 || result_of(id) >= 0) return false;
+  const NodeId user = users_[id][0];
+  return t_.op(user).collective || feeds_collective(user);
+}
+
 // As on the tape, but that collectives, and what only lays out memory for them, come as soon as their inputs are there: while
 // the ranks exchange gradients, backward goes on.
 std::vector<NodeId> Scheduler::emission_order() const {
@@ -723,8 +731,8 @@ std::vector<NodeId> Scheduler::emission_order() const {
   bool moved = false;
   for (NodeId id = 0; id < t_.nodes.size(); ++id) {
     if (!live_[id]) continue;
-    const bool early = t_.op(id).collective || (t_.op(id).place && users_[id].size() == 1 && t_.op(users_[id][0]).collective);
-    if (is_root(id)) {
+    const bool early = t_.op(id).collective || feeds_collective(id);
+    if (is_root(id) && !early) {
       after[id] = groups_[std::size_t(group_of_[id])].members.back();
     } else if (early || kind_[id] == Kind::view || kind_[id] == Kind::output) {
       NodeId last = 0;

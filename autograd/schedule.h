@@ -74,6 +74,7 @@ class Scheduler {
   void place_part(NodeId part, Operand place);
 
   // Emission.
+  bool feeds_collective(NodeId id) const;
   std::vector<NodeId> emission_order() const;
   void emit_all();
   void emit_group(const Group& group);

@@ -101,8 +101,15 @@ void update_chunk(const Launch& launch, const Operands& o, const Chunk& chunk, c
     p = to;
   }
   const double* const powers = launch.pointer<double>(o.powers) + 2 * s.powers;
-  update<T>({constants, norm, s.decay, powers}, launch.pointer<T>(s.gradient) + at, p + at, launch.pointer<T>(s.m) + at,
-            launch.pointer<T>(s.v) + at, chunk.end - at);
+  T wide[kChunk];
+  const T* gradient = wide;
+  if (s.gradient.dtype == DType::bf16)
+    std::transform(launch.pointer<bf16>(s.gradient) + at, launch.pointer<bf16>(s.gradient) + chunk.end, wide,
+                   [](bf16 g) { return T(float(g)); });
+  else
+    gradient = launch.pointer<T>(s.gradient) + at;
+  update<T>({constants, norm, s.decay, powers}, gradient, p + at, launch.pointer<T>(s.m) + at, launch.pointer<T>(s.v) + at,
+            chunk.end - at);
   if (!s.twin) return;
   bf16* const twin = launch.pointer<bf16>(s.twin);
   for (std::int64_t i = at; i < chunk.end; ++i) twin[i] = bf16(float(p[i]));
@@ -207,7 +214,7 @@ AdamW::AdamW(std::vector<Param> params, AdamWOptions options, Site where)
     for (std::size_t k = 0; k < order.size(); ++k) order[k] = int(order.size() - 1 - k);
     std::stable_partition(order.begin(), order.end(), [&](int k) { return rows_[std::size_t(k)].param.trainable(); });
     shards_ = std::make_shared<const Shards>(
-        cut_into_shards(sizes, order, ranks->size(), std::int64_t(options_.bucket_bytes / size_of(dtype))));
+        cut_into_shards(sizes, order, ranks->size(), std::int64_t(options_.sums.bucket_bytes / size_of(dtype))));
   }
   moments_ = State({2, shards_ ? shards_->size : size_}, dtype, "AdamW moments");
   powers_ = State({std::int64_t(rows_.size()), 2}, DType::f64, "AdamW powers");
@@ -237,6 +244,11 @@ void AdamW::step(Site where) {
   if (gradients.empty())
     fail_at(where, "AdamW: no parameter has a gradient", fmt::format("{} parameters", rows_.size()),
             "call backward(loss) before step(), on a loss that depends on trainable parameters");
+
+  // Of one type: the parameters', or bf16 (SumOptions).
+  const DType type = gradients[0].dtype();
+  if (std::ranges::any_of(gradients, [&](const Tensor& g) { return g.dtype() != type; }))
+    for (Tensor& g : gradients) g = cast(Arg(g, where), moments_.dtype());
 
   double constants[kConstants];
   constants[kLr] = options_.lr;
@@ -298,7 +310,9 @@ void AdamW::record_sharded(std::span<const Tensor> gradients, std::span<const in
       norm_rows[k] = {int(inputs.size()) - 1, at, gradients[k].numel()};
     }
     input_of[b] = int(inputs.size());
-    inputs.push_back(reduce_scatter(Arg(laid_out(placed, shards.buckets[b].part * shards.ranks, where), where)));
+    Tensor bucket = laid_out(placed, shards.buckets[b].part * shards.ranks, where);
+    if (options_.sums.bf16 && bucket.dtype() == DType::f32) bucket = cast(Arg(bucket, where), DType::bf16);
+    inputs.push_back(reduce_scatter(Arg(bucket, where)));
   }
   inputs[0] = grad_norm_ = sharded_norm(std::span(inputs).subspan(1), norm_rows, where);
 

@@ -1,6 +1,6 @@
 // p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - rate m / (sqrt(v) scale + eps), of a chunk of one
 // parameter a block. Blocks and segments as in chunks_cuda.h; a segment is {gradient, param, m, v, p's bf16 twin or null,
-// elements, decays}, all but the twin of the type Param. Not IN_PLACE the new p goes to the twin alone, which is a Param too.
+// elements, decays}, all but gradient and twin of the type Param. Not IN_PLACE the new p goes to the twin alone, which is a Param too.
 
 // A sum that is not contracted to FMA, as product() is not, so that the bits are those of the CPU.
 DEVICE float plus(float x, float y) { return __fadd_rn(x, y); }
@@ -17,7 +17,7 @@ struct Factors {
 
 // V elements from i on.
 template <int V>
-DEVICE void update(const Factors& f, const Param* g, Param* p, Param* m, Param* v, Copy* twin, i64 i) {
+DEVICE void update(const Factors& f, const Gradient* g, Param* p, Param* m, Param* v, Copy* twin, i64 i) {
   real gi[V], pi[V], mi[V], vi[V];
   load_real<V>(g + i, gi);
   load_real<V>(p + i, pi);
@@ -36,9 +36,10 @@ DEVICE void update(const Factors& f, const Param* g, Param* p, Param* m, Param* 
   store_real<V>(v + i, vi);
 }
 
-DEVICE void update_chunk(const Factors& f, const Param* g, Param* p, Param* m, Param* v, Copy* twin, i64 n) {
+DEVICE void update_chunk(const Factors& f, const Gradient* g, Param* p, Param* m, Param* v, Copy* twin, i64 n) {
   i64 done = 0;
-  if ((u64(g) | u64(p) | u64(m) | u64(v)) % 16 == 0) {
+  constexpr u64 kVector = sizeof(Gradient) == 2 ? 8 : 16;
+  if (u64(g) % kVector == 0 && (u64(p) | u64(m) | u64(v)) % 16 == 0) {
     done = n / 4 * 4;
     for (i64 i = 4 * threadIdx.x; i < done; i += 4 * T) update<4>(f, g, p, m, v, twin, i);
   }
@@ -56,5 +57,5 @@ extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {
   Param* v = reinterpret_cast<Param*>(segment[3]) + begin;
   Copy* twin = segment[4] ? reinterpret_cast<Copy*>(segment[4]) + begin : nullptr;
   const Factors factors(a.factors, own, segment[6] != 0);
-  update_chunk(factors, reinterpret_cast<const Param*>(segment[0]) + begin, p, m, v, twin, n);
+  update_chunk(factors, reinterpret_cast<const Gradient*>(segment[0]) + begin, p, m, v, twin, n);
 }

@@ -12,6 +12,7 @@
 
 #include "autograd/host_tensor.h"
 #include "autograd/state.h"
+#include "optim/data_parallel.h"
 #include "optim/shards.h"
 
 namespace weft {
@@ -33,11 +34,11 @@ struct AdamWOptions {
   double clip_norm = 1.0;     // of the gradients' global norm; 0: no clipping
   OnBadStep on_bad_step = OnBadStep::fail;
   // In a process that has joined ranks (jit/ranks/ranks.h), ZeRO-1 (arXiv:1910.02054): step() takes the gradients of this
-  // rank's part of the batch and sums them itself (not sum_gradients), in buckets of about `bucket_bytes`; each rank keeps the
+  // rank's part of the batch and sums them itself (not sum_gradients), as `sums` says; each rank keeps the
   // moments of its part of all elements, updates that part, and gathers the others'. Bits are those without, as far as sums
   // over the ranks are. Otherwise it changes nothing.
   bool sharded = false;
-  std::size_t bucket_bytes = std::size_t(25) << 20;
+  SumOptions sums = {};  // of a sharded update
 };
 
 // With g the gradient, scaled by min(1, clip_norm / (norm + 1e-6)), and t the number of the parameter's updates, this one

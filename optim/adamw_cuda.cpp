@@ -49,6 +49,7 @@ CudaKernel factors_kernel(Lowering& l, const Operands& o, const Operand& factors
 
 CudaKernel update_kernel(const Operands& o, const Operand& factors) {
   const DType param = o.segments[0].param.dtype;
+  const DType gradient = o.segments[0].gradient.dtype;
   const bool sharded = bool(o.segments[0].part);
   std::vector<CudaArg> segments;
   double bytes = 0;
@@ -59,12 +60,15 @@ CudaKernel update_kernel(const Operands& o, const Operand& factors) {
     const Operand& copy = sharded ? segment.part : segment.twin;
     segments.push_back(copy ? address_word(copy) : integer_word(0));
     for (const std::int64_t value : {o.sizes[s], std::int64_t(segment.decay)}) segments.push_back(integer_word(value));
-    bytes += double(o.sizes[s]) * double(7 * size_of(param) + (segment.twin ? 2 : 0));
+    bytes += double(o.sizes[s]) * double(size_of(gradient) + 6 * size_of(param) + (segment.twin ? 2 : 0));
   }
   std::vector<CudaArg> blocks = block_words(o.sizes);
   const auto grid = unsigned(blocks.size());
   CudaText text("adamw", param == DType::f64);
-  define_factors(define_chunks(text)).type("Param", param).type("Copy", sharded ? param : DType::bf16);
+  define_factors(define_chunks(text))
+      .type("Param", param)
+      .type("Gradient", gradient)
+      .type("Copy", sharded ? param : DType::bf16);
   text.define("IN_PLACE", !sharded).pointer("factors", factors);
   text.table("segments", std::move(segments))
       .table("blocks", std::move(blocks))

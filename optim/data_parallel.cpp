@@ -9,6 +9,7 @@
 #include "jit/ranks/ranks.h"
 #include "ops/collective.h"
 #include "ops/ops.h"
+#include "optim/shards.h"
 
 namespace weft {
 namespace {
@@ -23,7 +24,7 @@ struct Traveller {
 // The parts of a bucket begin where a GPU's vectors may.
 constexpr std::int64_t kBucketUnit = 4;  // elements
 
-std::vector<Tensor> sum_bucket(std::span<const Traveller> bucket, Site where) {
+std::vector<Tensor> sum_bucket(std::span<const Traveller> bucket, bool bf16, Site where) {
   std::vector<Tensor> parts;
   std::vector<std::int64_t> sizes, places;
   std::int64_t at = 0;
@@ -35,7 +36,9 @@ std::vector<Tensor> sum_bucket(std::span<const Traveller> bucket, Site where) {
     if (gap) parts.emplace_back(), sizes.push_back(gap);
     at += n + gap;
   }
-  const Tensor sums = all_reduce(join(parts, sizes, 0, where));
+  Tensor all = join(parts, sizes, 0, where);
+  if (bf16) all = cast(Arg(all, where), DType::bf16);
+  const Tensor sums = all_reduce(Arg(all, where));
   std::vector<Tensor> out;
   for (std::size_t k = 0; k < bucket.size(); ++k) {
     const Tensor& before = bucket[k].tensor;
@@ -46,7 +49,7 @@ std::vector<Tensor> sum_bucket(std::span<const Traveller> bucket, Site where) {
 
 }  // namespace
 
-std::vector<Tensor> sum_gradients(std::span<const Param> params, std::span<const Tensor> values, std::size_t bucket_bytes,
+std::vector<Tensor> sum_gradients(std::span<const Param> params, std::span<const Tensor> values, SumOptions options,
                                   Site where) {
   std::vector<Tensor> sums(values.begin(), values.end());
   if (!Ranks::joined()) return sums;
@@ -59,12 +62,20 @@ std::vector<Tensor> sum_gradients(std::span<const Param> params, std::span<const
   std::vector<Traveller> own;
   for (std::size_t k = 0; k < values.size(); ++k) own.push_back({nullptr, k, values[k]});
   all.insert(all.begin(), own.begin(), own.end());
+  const auto bytes_of_one = [&](const Traveller& t) { return t.tensor.numel() * std::int64_t(size_of(t.tensor.dtype())); };
+  const auto as_bf16 = [&](const Traveller& t) { return options.bf16 && t.param && t.tensor.dtype() == DType::f32; };
+  std::int64_t left = 0;
+  for (const Traveller& t : all) left += bytes_of_one(t);
   for (std::size_t begin = 0, end = 0; begin < all.size(); begin = end) {
     const DType dtype = all[begin].tensor.dtype();
-    std::size_t bytes = 0;
-    for (; end < all.size() && all[end].tensor.dtype() == dtype && (end == begin || bytes < bucket_bytes); ++end)
-      bytes += std::size_t(all[end].tensor.numel()) * size_of(dtype);
-    const std::vector<Tensor> out = sum_bucket(std::span(all).subspan(begin, end - begin), where);
+    const bool bf16 = as_bf16(all[begin]);
+    const std::int64_t limit = bucket_limit(left, std::int64_t(options.bucket_bytes));
+    std::int64_t bytes = 0;
+    for (; end < all.size() && all[end].tensor.dtype() == dtype && as_bf16(all[end]) == bf16 && (end == begin || bytes < limit);
+         ++end)
+      bytes += bytes_of_one(all[end]);
+    left -= bytes;
+    const std::vector<Tensor> out = sum_bucket(std::span(all).subspan(begin, end - begin), bf16, where);
     for (std::size_t k = begin; k < end; ++k) {
       if (all[k].param)
         put_gradient(*all[k].param, out[k - begin]);

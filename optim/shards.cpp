@@ -19,11 +19,17 @@ std::int64_t next_place(std::int64_t at, std::int64_t n) {
 
 }  // namespace
 
+std::int64_t bucket_limit(std::int64_t left, std::int64_t most) { return std::min(most, std::max(left / 4, most / 16)); }
+
 Shards cut_into_shards(std::span<const std::int64_t> sizes, std::span<const int> order, int ranks, std::int64_t bucket) {
   Shards shards{.ranks = ranks, .size = 0, .buckets = {}, .places = std::vector<Shards::Place>(sizes.size())};
+  std::int64_t left = 0;
+  for (const int t : order) left += sizes[std::size_t(t)];
   for (std::size_t begin = 0, end = 0; begin < order.size(); begin = end) {
     std::int64_t elements = 0;
-    for (; end < order.size() && (end == begin || elements < bucket); ++end) elements += sizes[std::size_t(order[end])];
+    const std::int64_t limit = bucket_limit(left, bucket);
+    for (; end < order.size() && (end == begin || elements < limit); ++end) elements += sizes[std::size_t(order[end])];
+    left -= elements;
     // Whole chunks first, then the largest: this leaves few gaps, which have to be filled.
     std::vector<int> members(order.begin() + std::ptrdiff_t(begin), order.begin() + std::ptrdiff_t(end));
     const auto rank_of = [&](int t) { return std::pair(sizes[std::size_t(t)] % kChunk != 0, -sizes[std::size_t(t)]); };

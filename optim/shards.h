@@ -25,6 +25,10 @@ struct Shards {
   std::vector<Place> places;  // by tensor
 };
 
+// The size of the next bucket: `most`, but a quarter of what is left and so less and less at the end, for what is sent last
+// nothing hides.
+std::int64_t bucket_limit(std::int64_t left, std::int64_t most);
+
 // Of tensors with that many elements, which come in this order, about `bucket` elements in one.
 Shards cut_into_shards(std::span<const std::int64_t> sizes, std::span<const int> order, int ranks, std::int64_t bucket);
 

@@ -293,6 +293,44 @@ TEST_F(RankServers, ARankThatNeverComes) {
   EXPECT_NE(end.parts.numbers.find(": 1"), std::string::npos) << end.parts.numbers;
 }
 
+// What comes to the port may be anything.
+TEST_F(RankServers, StrangersAreNoHarm) {
+  serve();
+  std::vector<std::unique_ptr<RankChannel>> strangers;
+  for (const char* hello : {"", "[1]", "{", "null", R"({"weft": 3})", R"({"weft": ["ranks 1"], "rank": {}})"}) {
+    strangers.push_back(std::make_unique<RankChannel>(connect_to("127.0.0.1", listener_.port, seconds(5))));
+    strangers.back()->send(RankMessage::hello, hello);
+  }
+  RankChannel late(connect_to("127.0.0.1", listener_.port, seconds(5)));
+  Client a(listener_, 0), b(listener_, 1);
+  a.wait_for(RankMessage::welcome), b.wait_for(RankMessage::welcome);
+  // Not even one that knows how ranks speak, once all have joined.
+  late.send(RankMessage::hello, R"({"weft": "ranks 1", "rank": 1, "size": 2, "token": "guess"})");
+  bool closed = false;
+  const auto answer = late.receive(seconds(5), closed);
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->kind, RankMessage::end);
+  EXPECT_NE(answer->text.find("another token"), std::string::npos) << answer->text;
+  for (const char* fact : {"[]", "3", R"({"name": 1, "value": {}, "compare": "yes"})"}) {
+    for (Client* c : {&a, &b}) c->channel.send(RankMessage::fact, fact);
+    a.wait_for(RankMessage::answer), b.wait_for(RankMessage::answer);
+  }
+  a.fact("the data", "x"), b.fact("the data", "x");
+  EXPECT_EQ(a.wait_for(RankMessage::answer), R"(["x","x"])");
+  const RankEnd end = end_from(R"({"rank": "one", "kind": [], "what": 5})");
+  EXPECT_EQ(end.rank, -1);
+  EXPECT_EQ(end.kind, ErrorKind::device);
+}
+
+// Whoever comes when all is over hears why.
+TEST_F(RankServers, ALateRankHearsOfTheEnd) {
+  serve();
+  Client b(listener_, 1, 2, "guess");
+  b.wait_for(RankMessage::end);
+  Client a(listener_, 0);
+  EXPECT_EQ(end_from(a.wait_for(RankMessage::end)).kind, ErrorKind::usage);
+}
+
 TEST_F(RankServers, ATakenPort) {
   expect_error(ErrorKind::io, {"cannot listen", std::to_string(listener_.port), "MASTER_PORT"},
                [&] { listen_at("127.0.0.1", listener_.port); });
@@ -353,7 +391,7 @@ TEST_F(GroupOfOne, SummedGradientsAreThose) {
     return run([&] {
       backward(loss());
       std::vector<Tensor> out;
-      out = bucket ? sum_gradients(params, std::vector{loss()}, bucket) : std::vector{loss()};
+      out = bucket ? sum_gradients(params, std::vector{loss()}, {.bucket_bytes = bucket}) : std::vector{loss()};
       for (const Param& p : params) out.push_back(take_gradient(p));
       return out;
     });
@@ -407,7 +445,7 @@ TEST(Shards, EachElementHasOneRank) {
 
 // The same steps by an optimizer with all of its state and by one that is sharded: parameters, norms and moments have the same
 // bits. Each rank scales its gradients.
-void expect_equal_updates(int rank, bool one_without_gradient) {
+void expect_equal_updates(int rank, bool one_without_gradient, bool bf16 = false) {
   const std::vector<std::int64_t> sizes = {20000, 5, 8192, 3, 30000};
   const auto params = [&] {
     std::vector<Param> all;
@@ -424,7 +462,7 @@ void expect_equal_updates(int rank, bool one_without_gradient) {
   std::vector<Param> a = params(), b = params();
   const AdamWOptions options = {.lr = 0.01, .clip_norm = 0.5, .on_bad_step = OnBadStep::poll};
   AdamWOptions cut = options;
-  cut.sharded = true, cut.bucket_bytes = 4 * 30000;
+  cut.sharded = true, cut.sums = {.bucket_bytes = 4 * 30000, .bf16 = bf16};
   AdamW whole(a, options), sharded(b, cut);
   const double weight = 1.25 + rank;  // 1 and 2 would be structure, which all ranks have alike
   const auto loss = [&](const std::vector<Param>& p, int step, double factor) {
@@ -436,7 +474,7 @@ void expect_equal_updates(int rank, bool one_without_gradient) {
     const double factor = step == 2 ? std::numeric_limits<double>::infinity() : 1;  // a step that is left out
     const Tensor norm = run([&] {
       backward(loss(a, step, factor));
-      sum_gradients(a);
+      sum_gradients(a, {}, {.bf16 = bf16});
       whole.step();
       return whole.grad_norm();
     });
@@ -466,9 +504,64 @@ void expect_equal_updates(int rank, bool one_without_gradient) {
   EXPECT_EQ(sharded.step_count(), 4);
 }
 
+// Gradients travel while backward goes on, rounded before or not.
+TEST_F(GroupOfOne, ExchangesAreAsEarlyAsTheirGradients) {
+  std::vector<Param> params;
+  for (int k = 0; k < 6; ++k) {
+    params.emplace_back(Shape{8, 8});
+    params.back().set(std::vector<float>(64, 0.1f));
+  }
+  const Tensor x = Tensor::from(std::vector<float>(32, 0.5f), {4, 8});
+  for (const bool bf16 : {false, true}) {
+    AdamW optimizer(params);
+    run([&] {
+      Tensor h = x;
+      for (const Param& p : params) h = tanh(matmul(h, p.read()));
+      backward(sum(h));
+      sum_gradients(params, {}, {.bucket_bytes = 1, .bf16 = bf16});
+      optimizer.step();
+    });
+    int exchanges = 0, between = 0, behind = 0;  // kernels of backward, between the first exchange and the last
+    for (const KernelRecord& k : last_kernels()) {
+      if (k.name == "all_reduce")
+        ++exchanges, between = behind;
+      else if (exchanges > 0 && k.name.find("cast") == std::string::npos && k.name.find("concat") == std::string::npos)
+        ++behind;
+    }
+    EXPECT_EQ(exchanges, 6) << bf16;
+    EXPECT_GE(between, 5) << bf16;
+  }
+}
+
+TEST(Buckets, GetSmallAtTheEnd) {
+  EXPECT_EQ(bucket_limit(1000, 100), 100);
+  EXPECT_EQ(bucket_limit(200, 100), 50);
+  EXPECT_EQ(bucket_limit(8, 100), 6);
+}
+
+// Of gradients in bf16 the optimizer makes what it makes of the same numbers in f32.
+TEST_F(GroupOfOne, GradientsInBf16) {
+  const auto updated = [](bool bf16) {
+    Param p({40});
+    p.set(std::vector<float>(40, 1.f));
+    std::vector<float> slopes(40);
+    for (std::size_t i = 0; i < slopes.size(); ++i) slopes[i] = float(i) * (bf16 ? 1.001f : 1.f);  // rounded it is i
+    const Tensor slope = Tensor::from(slopes, {40});
+    AdamW optimizer({p});
+    run([&] {
+      backward(sum(p.read() * slope));
+      sum_gradients(std::vector{p}, {}, {.bf16 = bf16});
+      optimizer.step();
+    });
+    return p.to_host<float>();
+  };
+  EXPECT_EQ(updated(true), updated(false));
+}
+
 TEST_F(GroupOfOne, AShardedUpdateHasTheSameBits) {
   expect_equal_updates(0, false);
   expect_equal_updates(0, true);
+  expect_equal_updates(0, false, true);
 }
 
 TEST_F(GroupOfOne, AShardedUpdateOnTheEmulatedDevice) {
@@ -476,6 +569,7 @@ TEST_F(GroupOfOne, AShardedUpdateOnTheEmulatedDevice) {
   const Device before = device();
   use_device("emu");
   expect_equal_updates(0, true);
+  expect_equal_updates(0, false, true);
   use_device(std::string(name_of(before)));
 }
 
@@ -559,6 +653,7 @@ TEST_F(UnderMpi, GradientsGoToTheRanks) {
 TEST_F(UnderMpi, AShardedUpdateHasTheSameBits) {
   expect_equal_updates(ranks_->rank(), false);
   expect_equal_updates(ranks_->rank(), true);
+  expect_equal_updates(ranks_->rank(), true, true);
 }
 
 // Losses of 20 steps in fp64 into WEFT_TEST_LOSSES, by rank 0.
@@ -585,7 +680,7 @@ TEST_F(UnderMpi, TrainsInDoublePrecision) {
     const Tensor loss = run([&] {
       const Tensor own = cross_entropy((*model)(ids), wanted) * (1.0 / ranks_->size());
       backward(own);
-      const Tensor total = sum_gradients(params, std::vector{own}, 4096)[0];
+      const Tensor total = sum_gradients(params, std::vector{own}, {.bucket_bytes = 4096})[0];
       optimizer.step();
       return total;
     });
@@ -776,6 +871,16 @@ TEST_F(SlowRanks, ShardedStateChangesNoBit) {
   expect_close(losses("run"), losses("one"), 1e-5, 25);
 }
 
+// Gradients in bf16 are an option, which costs digits.
+TEST_F(SlowRanks, GradientsInBf16) {
+  expect_words(run_all(2, train("--out whole")), 0, {});
+  expect_words(run_all(2, train("--exchange bf16 --out rounded")), 0, {});
+  expect_words(run_all(2, train("--exchange bf16 --zero --out zero")), 0, {});
+  EXPECT_EQ(losses("rounded"), losses("zero"));
+  EXPECT_NE(losses("rounded"), losses("whole"));
+  expect_close(losses("rounded"), losses("whole"), 2e-3, 20);
+}
+
 TEST_F(SlowRanks, EvaluatesAsOneProcess) {
   expect_words(run_all(0, train("--out run")), 0, {});
   const std::string words = "weft-program eval --from run --device cpu --data text.txt --part all --batch 4 --length 16";
@@ -798,6 +903,11 @@ TEST_F(SlowRanks, BenchOfCollectives) {
     EXPECT_GT(row.at("bus_gbps"), 0);
   }
   expect_words(run_all(0, "weft-program bench collectives --device cpu --smoke"), 2, {"collectives need ranks"});
+}
+
+// It is alone with what is wrong, so it says so, though it is not rank 0.
+TEST_F(SlowRanks, ARankThatDoesNotKnowItsPlaceSaysSo) {
+  expect_words(run_all(0, "RANK=2 WORLD_SIZE=2 " + train("--out run")), 2, {"RANK 2, WORLD_SIZE 2", "ranks count from 0"});
 }
 
 TEST_F(SlowRanks, AnotherStepEndsAll) {

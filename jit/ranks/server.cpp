@@ -23,6 +23,20 @@ namespace {
 using nlohmann::json;
 using ServerClock = std::chrono::steady_clock;
 
+// What a peer has sent may be anything.
+json parsed(std::string_view text) {
+  json value = json::parse(text, nullptr, false);
+  return value.is_object() ? value : json::object();
+}
+std::string text_in(const json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+int number_in(const json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_number_integer() ? found->get<int>() : -1;
+}
+
 std::string dumped(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 double seconds_between(ServerClock::time_point a, ServerClock::time_point b) {
@@ -66,13 +80,11 @@ std::string to_text(const RankEnd& end) {
 }
 
 RankEnd end_from(std::string_view text) {
-  const json parsed = json::parse(text, nullptr, false);
-  RankEnd end;
-  if (parsed.is_discarded()) return end;
-  end.rank = parsed.value("rank", -1);
-  end.kind = ErrorKind(parsed.value("kind", int(ErrorKind::device)));
-  end.parts = {parsed.value("what", ""), parsed.value("numbers", ""), parsed.value("where", ""), parsed.value("hint", "")};
-  return end;
+  const json end = parsed(text);
+  const int kind = number_in(end, "kind");
+  return {number_in(end, "rank"),
+          kind < 0 ? ErrorKind::device : ErrorKind(kind),
+          {text_in(end, "what"), text_in(end, "numbers"), text_in(end, "where"), text_in(end, "hint")}};
 }
 
 RankLimits rank_limits() {
@@ -117,6 +129,7 @@ struct RankServer::Impl {
   ServerClock::time_point begun = ServerClock::now(), ended_at;
   int refused = 0;
   bool ended = false;
+  std::string end_text;  // for those who come afterwards
   std::thread thread;
 
   Impl(Listener l, int size, std::string t, RankLimits lim)
@@ -132,10 +145,11 @@ struct RankServer::Impl {
   void end(const RankEnd& why) {
     if (std::exchange(ended, true)) return;
     ended_at = ServerClock::now();
+    end_text = to_text(why);
     if (why.rank < 0) print_error("weft: {}\n", Error(why.kind, why.parts).what());
     for (const Rank& r : ranks)
-      if (r.channel) r.channel->send(RankMessage::end, to_text(why));
-    for (const auto& stranger : strangers) stranger->send(RankMessage::end, to_text(why));
+      if (r.channel) r.channel->send(RankMessage::end, end_text);
+    for (const auto& stranger : strangers) stranger->send(RankMessage::end, end_text);
   }
   void end(std::string what, std::string numbers, std::string hint = {}, ErrorKind kind = ErrorKind::device) {
     end({-1, kind, {std::move(what), std::move(numbers), {}, std::move(hint)}});
@@ -143,7 +157,9 @@ struct RankServer::Impl {
 
   void accept_more() {
     const int fd = accept4(listener.fd, nullptr, nullptr, SOCK_CLOEXEC);
-    if (fd >= 0) strangers.push_back(std::make_unique<RankChannel>(fd));
+    if (fd < 0) return;
+    strangers.push_back(std::make_unique<RankChannel>(fd));
+    if (ended) strangers.back()->send(RankMessage::end, end_text);
   }
 
   // True: `from` has been taken, or is to be closed.
@@ -151,14 +167,19 @@ struct RankServer::Impl {
     bool closed = false;
     const auto message = from->receive(std::chrono::milliseconds(0), closed);
     if (!message) return closed;
-    const json hello = message->kind == RankMessage::hello ? json::parse(message->text, nullptr, false) : json();
-    if (!hello.is_object() || hello.value("weft", "") != "ranks 1") return ++refused, true;
-    const int rank = hello.value("rank", -1), size = hello.value("size", -1), ours = int(ranks.size());
+    const json hello = message->kind == RankMessage::hello ? parsed(message->text) : json::object();
+    if (text_in(hello, "weft") != "ranks 1") return ++refused, true;
+    const int rank = number_in(hello, "rank"), size = number_in(hello, "size"), ours = int(ranks.size());
     const auto refuse = [&](std::string what, std::string numbers, std::string hint) {
       end(std::move(what), std::move(numbers), std::move(hint), ErrorKind::usage);
       return false;  // it stays a stranger, and has been told
     };
-    if (hello.value("token", "") != token)
+    if (text_in(hello, "token") != token && all_joined()) {  // whoever it is, those who compute go on
+      const ErrorParts parts{"all ranks have joined, and this one has another token", {}, {}, "set another MASTER_PORT"};
+      from->send(RankMessage::end, to_text(RankEnd{-1, ErrorKind::usage, parts}));
+      return true;
+    }
+    if (text_in(hello, "token") != token)
       return refuse(fmt::format("rank {} came with another token than rank 0 has", rank), {},
                     "set WEFT_TOKEN to the same word on every rank");
     if (size != ours || rank < 0 || rank >= ours)
@@ -234,10 +255,10 @@ struct RankServer::Impl {
         compare_step(rank, mark_from(message.text));
         break;
       case RankMessage::fact: {
-        const json fact = json::parse(message.text, nullptr, false);
-        if (fact.is_discarded()) break;
+        const json fact = parsed(message.text);
+        const auto compare = fact.find("compare");
         r.changed = r.heard;
-        r.facts.push_back({fact.value("name", ""), fact.value("value", ""), fact.value("compare", false)});
+        r.facts.push_back({text_in(fact, "name"), text_in(fact, "value"), compare != fact.end() && *compare == true});
         compare_facts();
         break;
       }
@@ -323,7 +344,8 @@ struct RankServer::Impl {
       bool any = false;
       for (const Rank& r : ranks)
         if (r.channel && !r.left && !(ended && gone(r))) fds.push_back({r.channel->fd(), POLLIN, 0}), any = true;
-      if (ended && !any) return;
+      constexpr double kLate = 2;  // for those who come now, and are to hear why
+      if (ended && !any && (all_joined() || seconds_between(ended_at, ServerClock::now()) > kLate)) return;
       poll(fds.data(), nfds_t(fds.size()), 500);
       if (listener.fd >= 0 && (fds[0].revents & POLLIN)) accept_more();
       std::erase_if(strangers, [&](auto& s) { return introduce(s) || !s; });

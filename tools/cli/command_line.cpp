@@ -463,9 +463,14 @@ ErrorKind kind_of(int code) {
   return ErrorKind::training;
 }
 
-// Of several ranks the first that fails says so, and all end.
+// Of several ranks the first that fails says so, and all end. One that does not know its place has no other to speak for it.
 bool speaks(ErrorKind kind, const ErrorParts& parts) {
   if (Ranks* ranks = Ranks::joined()) return ranks->fail(kind, parts);
+  try {
+    rank_place();
+  } catch (const Error&) {
+    return true;
+  }
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");  // all have been given the same words
   if (!rank) rank = std::getenv("RANK");
   return !rank || std::string_view(rank) == "0";

@@ -44,6 +44,7 @@ struct TrainOptions {
   bool tf32 = false;                // products of fp32 on tensor cores
   bool recompute = false;           // blocks in backward, instead of keeping their values
   bool zero = false;                // of several ranks each keeps a part of the optimizer's state
+  std::string exchange = "fp32";    // what ranks sum gradients in
   std::int64_t threads = 0;         // 0: as OMP_NUM_THREADS or the machine says
   std::int64_t eval_every = 500;    // steps; 0: at the end only
   std::int64_t eval_batches = 100;  // of the validation part; 0: all
@@ -124,6 +125,8 @@ void each_option(Options& o, F&& f) {
   f(OptionInfo{"tf32", "Let products of fp32 round their operands to tf32 on a GPU", {}, true}, o.tf32);
   f(OptionInfo{"recompute", "Compute blocks again in backward, which needs less memory"}, o.recompute);
   f(OptionInfo{"zero", "Of several ranks each keeps a part of the optimizer's state (ZeRO-1)"}, o.zero);
+  f(OptionInfo{"exchange", "What several ranks sum their gradients in: fp32, or bf16, which is half as much", {"fp32", "bf16"}},
+    o.exchange);
   f(OptionInfo{"threads", "Threads; 0: as many as OMP_NUM_THREADS or the machine says", {}, false, kMostThreads}, o.threads);
   f(OptionInfo{"eval_every", "Steps between validations; 0: at the end only"}, o.eval_every);
   f(OptionInfo{"eval_batches", "Batches of a validation; 0: the whole validation part"}, o.eval_batches);

@@ -105,7 +105,8 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
                                         .weight_decay = options_.weight_decay,
                                         .clip_norm = options_.clip,
                                         .on_bad_step = OnBadStep::poll,
-                                        .sharded = options_.zero}) {
+                                        .sharded = options_.zero,
+                                        .sums = {.bf16 = options_.exchange == "bf16"}}) {
   check_flow(*model_, options_.packed, options_.carry_state);
   if (options_.carry_state) carried_ = model_->make_cache(options_.batch);
   share_weights();
@@ -136,7 +137,7 @@ Trainer::Computed Trainer::compute(bool stop) {
   const auto update = [&](const Batch& batch) {
     std::vector<Tensor> values = {forward(batch)};
     if (ranks) values.push_back(Arg(wish));
-    values = sum_gradients(params, values);
+    values = sum_gradients(params, values, {.bf16 = options_.exchange == "bf16"});
     optimizer_.step();
     values.push_back(optimizer_.grad_norm());
     return values;
