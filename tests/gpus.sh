@@ -179,6 +179,8 @@ scale() {
     train "${model}_1" 0 $options --batch ${!count}
     base=$(speed "${model}_1")
     row "$model, 1 GPU: tokens/s" "$base"
+    train "${model}_group" 1 $options --batch ${!count}
+    row "$model, a group of one: tokens/s, times one" "$(speed "${model}_group") $(ratio "$(speed "${model}_group")" "$base")"
     if [ $device = cuda ]; then  # the ceiling: as many processes that exchange nothing
       for ((n = 1; n < ranks; ++n)); do
         CUDA_VISIBLE_DEVICES=$n "$weft" train --device cuda --data text.txt --sample 0 --eval-batches 2 --save-every 0 --out "${model}_beside_$n" \
@@ -196,12 +198,13 @@ scale() {
     done
     check "$model on 2 GPUs is $goal times one" at_least "$(speed "${model}_2")" "$(awk -v a="$base" -v g=$goal 'BEGIN { print a * g }')"
   done
-  # What hides the exchange, on all ranks: variables of weft and NCCL.
-  for how in WEFT_OVERLAP=0 NCCL_MAX_CTAS=4 NCCL_MAX_CTAS=8 NCCL_MAX_CTAS=16 NCCL_GRAPH_MIXING_SUPPORT=0 NCCL_CTA_POLICY=1; do
+  # What hides the exchange or makes it smaller: options of weft, variables of weft and NCCL.
+  for how in WEFT_OVERLAP=0 --exchange=bf16 NCCL_MAX_CTAS=8 NCCL_MAX_CTAS=4 NCCL_MAX_CTAS=16 NCCL_GRAPH_MIXING_SUPPORT=0 NCCL_CTA_POLICY=1; do
     for model in hymba mamba; do
-      local options=${!model} count=${model}_rows name=${model}_$how
+      local options=${!model} count=${model}_rows name=${model}_${how#--} variable=$how option=
       enough 20 "$model, $how" || continue
-      (export $how && train "$name" "$ranks" $options --batch $((${!count} * ranks)))
+      [ "${how#--}" = "$how" ] || variable=WEFT_OVERLAP=1 option=$how
+      (export "$variable" && train "$name" "$ranks" $options --batch $((${!count} * ranks)) $option)
       row "$model, $ranks GPUs, $how: tokens/s, times one" "$(speed "$name") $(ratio "$(speed "$name")" "$(speed "${model}_1")")"
     done
   done
