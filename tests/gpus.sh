@@ -78,12 +78,23 @@ close() {  # A B RELATIVE: the losses
 }
 at_least() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > 0 && a >= b) }' || [ $device = cpu ]; }
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf("%.3f", a / b); else printf("-") }'; }
+newest_rank() {  # the ranks are younger than what has started them
+  for p in $(pgrep -f -- "--out $out/ended"); do [ "$(cat /proc/$p/comm)" = weft ] && echo "$p"; done | sort -n | tail -n 1
+}
 nothing_left() { ! pgrep -f -- "--out $out/ended" >/dev/null; }
 intact() { "$weft" check ended >/dev/null; }
 on_three() {  # NAME OPTION...: 10 steps on the ranks, then 15 on one GPU, then 20 on the ranks
   train "$1" "$ranks" $small --precision fp32 --steps 10 "${@:2}"
   "$weft" train --resume "$1" --steps 15 >>"$1.log" 2>&1 && on "$ranks" train --resume "$1" --steps 20 >>"$1.log" 2>&1 &&
     [ "$(losses "$1" | wc -l)" = 20 ]
+}
+
+bandwidths() {  # RANKS
+  local smoke=
+  [ $device = cuda ] || smoke=--smoke
+  enough 30 "bandwidths" || return
+  on "$1" bench collectives --device $device $smoke --json "collectives$1.json"
+  row "all_reduce of the largest size, bus GB/s" "$(awk '/"bus_gbps"/ { b = $2 + 0 } /"collective": "all_reduce"/ { print b; b = 0 }' "collectives$1.json" | tail -n 1)"
 }
 
 # ---- parts --------------------------------------------------------------------------------------------------------------------
@@ -107,7 +118,7 @@ one() {
   row "Mamba-130M alone, tokens/s" "$a"
   row "Mamba-130M in a group of one, tokens/s" "$b"
   check "overhead of a group of one is under 1 %: $(ratio "$b" "$a")" at_least "$b" "$(awk -v a="$a" 'BEGIN { print 0.99 * a }')"
-  if enough 30 "bandwidths"; then on 1 bench collectives --device $device --json collectives1.json; fi
+  bandwidths 1
 }
 
 two() {
@@ -133,7 +144,7 @@ two() {
       --out "$out/ended" >ended.log 2>&1 &
     launcher=$!
     for _ in $(seq 300); do [ -e ended/checkpoints/step-50 ] && break; sleep 0.2; done
-    child=$(pgrep -P $launcher | tail -n 1)
+    child=$(newest_rank)
     kill -$signal "$child"
     begin=$SECONDS
     wait $launcher
@@ -145,7 +156,7 @@ two() {
     check "signal $signal: the last checkpoint is intact" intact
     check "signal $signal: no process is left" nothing_left
   done
-  if enough 30 "bandwidths"; then on "$ranks" bench collectives --device $device --json "collectives$ranks.json"; fi
+  bandwidths "$ranks"
 }
 
 # Each rank with a part of the optimizer's state.
