@@ -19,7 +19,7 @@ std::int64_t next_place(std::int64_t at, std::int64_t n) {
 
 }  // namespace
 
-std::int64_t bucket_limit(std::int64_t left, std::int64_t most) { return std::min(most, std::max(left / 4, most / 16)); }
+std::int64_t bucket_limit(std::int64_t left, std::int64_t most) { return std::min(most, std::max(left / 2, most / 8)); }
 
 Shards cut_into_shards(std::span<const std::int64_t> sizes, std::span<const int> order, int ranks, std::int64_t bucket) {
   Shards shards{.ranks = ranks, .size = 0, .buckets = {}, .places = std::vector<Shards::Place>(sizes.size())};

@@ -25,8 +25,8 @@ struct Shards {
   std::vector<Place> places;  // by tensor
 };
 
-// The size of the next bucket: `most`, but a quarter of what is left and so less and less at the end, for what is sent last
-// nothing hides.
+// The size of the next bucket: `most`, but at the end half of what is left, and so less and less: nothing hides what is sent
+// last.
 std::int64_t bucket_limit(std::int64_t left, std::int64_t most);
 
 // Of tensors with that many elements, which come in this order, about `bucket` elements in one.
