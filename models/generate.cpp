@@ -9,6 +9,7 @@
 #include "autograd/op.h"
 #include "autograd/run.h"
 #include "jit/error.h"
+#include "jit/parallel.h"
 #include "jit/philox.h"
 #include "models/sample.h"
 
@@ -16,6 +17,7 @@ namespace weft {
 namespace {
 
 using Ids = std::vector<std::int64_t>;
+constexpr std::int64_t kTextsAtOnce = 8;  // whose next tokens a thread chooses
 
 void check_prompt(const LanguageModel& model, const Ids& prompt, Site where) {
   if (prompt.empty()) fail_at(where, "generate: the prompt is empty", {}, "give at least one token");
@@ -77,14 +79,19 @@ std::vector<Ids> generate_all(LanguageModel& model, std::vector<Ids> texts, Gene
     const Tensor logits = n == 0 ? logits_after(model, texts, *cache) : logits_of_next(model, texts, *cache);
     const std::vector<float> values = logits.to_host<float>();
     const std::size_t row = values.size() / texts.size();
-    const double u = (double(philox_group(o.seed, std::uint64_t(n), 0)[0]) + 0.5) * 0x1p-32;
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-      if (ended[i]) continue;
-      // The embedding's padding is not sampled from.
-      const std::span<const float> of_text = std::span(values).subspan(i * row, known);
-      texts[i].push_back(sample(of_text, o.temperature, o.top_k, o.top_p, u, where));
-      ended[i] = on_token && !on_token(i, texts[i].back());
-    }
+    parallel(ceil_div(std::int64_t(texts.size()), kTextsAtOnce), [&](std::int64_t part) {
+      const auto begin = std::size_t(part * kTextsAtOnce);
+      for (std::size_t i = begin; i < std::min(begin + kTextsAtOnce, texts.size()); ++i) {
+        if (ended[i]) continue;
+        const std::uint64_t stream = o.stream ? *o.stream + i + 1 : 0;
+        const double u = (double(philox_group(o.seed, std::uint64_t(n), stream)[0]) + 0.5) * 0x1p-32;
+        // The embedding's padding is not sampled from.
+        const std::span<const float> of_text = std::span(values).subspan(i * row, known);
+        texts[i].push_back(sample(of_text, o.temperature, o.top_k, o.top_p, u, where));
+      }
+    });
+    for (std::size_t i = 0; i < texts.size(); ++i)
+      if (!ended[i]) ended[i] = on_token && !on_token(i, texts[i].back());
   }
   return texts;
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "models/language_model.h"
@@ -17,6 +18,8 @@ struct GenerateOptions {
   double top_p = 1;           // sample among the most probable that make up this share; 1: all
   std::uint64_t seed = 0;
   std::int64_t vocab = 0;  // sample among the first ones only; 0: the model's vocabulary
+  // Of several texts, number i draws numbers of its own, those of `stream` + i. Without it all draw the same.
+  std::optional<std::uint64_t> stream = {};
 };
 
 // The prompt (at least one id) and what the model appends to it. Equal seeds give equal texts. `on_token` is given each new

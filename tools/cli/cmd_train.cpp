@@ -72,8 +72,58 @@ void check_unused(const fs::path& run) {
   if (foreign) fail(ErrorKind::usage, "train: the folder is not empty, and holds no run", run.string(), "give another --out");
 }
 
+// What a run that begins with the model of another takes over from it, unless it is given something else.
+std::vector<OptionSetting> inherited(const fs::path& from, bool text) {
+  const fs::path folder = model_folder(from);
+  if (!fs::exists(folder / "state.json"))
+    return {{"model", family_of(read_model_config(folder), (folder / "config.json").string()).name}};
+  const TrainOptions saved = read_state(folder).options;
+  const nlohmann::json values = to_json(saved);
+  std::vector<std::string> names = {"model",  "preset",    "tokenizer", "vocab",    "batch",
+                                    "length", "precision", "tf32",      "recompute"};
+  for (const ModelOption& option : model_family(saved.model).options) names.emplace_back(option.name);
+  if (text) names.emplace_back("data");
+  std::vector<OptionSetting> settings;
+  for (const std::string& name : names)
+    settings.emplace_back(name, values[name].is_string() ? values[name].get<std::string>() : text_of(values[name]));
+  return settings;
+}
+
+// Errors (ErrorKind::usage): options that the model of the folder has others of.
+void check_inherited(const TrainOptions& options, const std::vector<OptionSetting>& from) {
+  const nlohmann::json values = to_json(options);
+  for (const auto& [name, value] : from) {
+    if (name == "batch" || name == "length" || name == "data" || name == "precision" || name == "tf32" || name == "recompute")
+      continue;
+    const std::string given = values[name].is_string() ? values[name].get<std::string>() : text_of(values[name]);
+    if (given != value)
+      fail(ErrorKind::usage, fmt::format("train: {} is that of the model of --from", flag_of(name)),
+           fmt::format("it has {}, given is {}", value, given), "leave the option out");
+  }
+}
+
+TrainOptions new_options(const std::vector<OptionSetting>& given) {
+  std::string from, stage;
+  bool pairs = false;
+  for (const auto& [name, value] : given) {
+    if (name == "from") from = value;
+    if (name == "stage") stage = value;
+    if (name == "pairs") pairs = !value.empty();
+  }
+  if (from.empty() && stage == "orpo")
+    fail(ErrorKind::usage, "train: orpo begins with a model that has been trained", {}, "give its folder: --from RUN");
+  if (from.empty()) return options_from(given);
+  if (!fs::exists(from)) fail(ErrorKind::io, "train: no such folder", from, "give one with a model: --from RUN");
+  const std::vector<OptionSetting> taken = inherited(from, !pairs);
+  std::vector<OptionSetting> all = taken;
+  all.insert(all.end(), given.begin(), given.end());
+  TrainOptions options = options_from(all);
+  check_inherited(options, taken);
+  return options;
+}
+
 Start new_start(const TrainCommand& c) {
-  Start start{options_from(settings_of(c)), c.out, {}};
+  Start start{new_options(settings_of(c)), c.out, {}};
   if (!c.out.empty() && first_rank()) check_unused(c.out);
   return start;
 }
@@ -114,10 +164,23 @@ std::shared_ptr<BatchSource> batches(const Start& start) {
                              .parts = ranks ? ranks->size() : 1};
   if (!o.task.empty()) return make_task(o.task, options, o.memorize);
   TokenizerChoice choice{o.tokenizer, o.vocab};
-  if (const fs::path saved = start.checkpoint / "tokenizer.model"; !start.checkpoint.empty())
+  const fs::path model = !start.checkpoint.empty() ? start.checkpoint : o.from.empty() ? fs::path() : model_folder(o.from);
+  if (const fs::path saved = model / "tokenizer.model"; !model.empty())
     choice.name = fs::exists(saved) ? saved.string() : "bytes";
-  return std::make_shared<TokenStream>(
+  const bool prefer = o.stage == "orpo";
+  const PairOptions pairs{.reject = reject_of(o.reject),
+                          .response = o.response,
+                          .refresh = o.refresh * o.accumulate,
+                          .nll_on_prompt = o.nll_on_prompt};
+  if (prefer && !o.pairs.empty())
+    return std::make_shared<PairStream>(
+        fs::path(o.pairs), choice.name == "bytes" ? Tokenizer::bytes() : Tokenizer::load(choice.name), options, pairs);
+  const auto text = std::make_shared<TokenStream>(
       open_data(o.data.empty() ? std::nullopt : std::optional<fs::path>(o.data), choice, options));
+  if (!model.empty() && choice.name != "bytes" && text->tokenizer()->hash() != Tokenizer::load(choice.name).hash())
+    fail(ErrorKind::io, "train: the shards are of another tokenizer than the model", text->name(), "give the text itself");
+  if (prefer) return std::make_shared<PairStream>(text, pairs);
+  return text;
 }
 
 // Device and threads as the options say; then the options that depend on them or on the data.
@@ -126,19 +189,34 @@ void use_options(TrainOptions& o) {
   o.device = name_of(device());
   if (is_gpu(device())) Gpu::of(device()).allow_tf32(o.tf32);
   if (o.threads > 0) set_threads(int(o.threads));
-  if (!o.data.empty()) o.data = fs::absolute(o.data).lexically_normal().string();
+  for (std::string* path : {&o.data, &o.from, &o.pairs})
+    if (!path->empty()) *path = fs::absolute(*path).lexically_normal().string();
+}
+
+// Of an epoch; nothing: the data has no end.
+std::optional<double> steps_of_an_epoch(const TrainOptions& o, const BatchSource& data) {
+  const double rows = double(o.batch) * double(o.accumulate);
+  if (const auto* pairs = dynamic_cast<const PairStream*>(&data)) return double(pairs->training_pairs()) / rows;
+  if (const auto* text = dynamic_cast<const TokenStream*>(&data))
+    return double(text->training_tokens().size()) / (rows * double(o.length));
+  return std::nullopt;
 }
 
 void count_steps(TrainOptions& o, const BatchSource& data) {
   if (o.epochs == 0) return;
-  const auto* text = dynamic_cast<const TokenStream*>(&data);
-  if (!text) fail(ErrorKind::usage, "train: this data has no end, so there are no epochs", data.name(), "give --steps");
-  const double batch = double(o.batch) * double(o.length) * double(o.accumulate);
-  const double steps = std::ceil(o.epochs * double(text->training_tokens().size()) / batch);
+  const std::optional<double> epoch = steps_of_an_epoch(o, data);
+  if (!epoch) fail(ErrorKind::usage, "train: this data has no end, so there are no epochs", data.name(), "give --steps");
+  const double steps = std::ceil(o.epochs * *epoch);
   if (!(steps <= kMostSteps))
     fail(ErrorKind::usage, "train: so many epochs have more steps than can be counted", fmt::format("--epochs {}", o.epochs),
          "give --steps");
   o.steps = std::max<std::int64_t>(1, std::int64_t(steps));
+}
+
+// What is sampled at a time is written down, so that a run that goes on for longer samples as before.
+void count_refresh(TrainOptions& o, PairStream& pairs) {
+  if (o.refresh == 0) o.refresh = std::min(std::int64_t(std::ceil(*steps_of_an_epoch(o, pairs))), o.steps);
+  pairs.set_refresh(o.refresh * o.accumulate);
 }
 
 // All ranks do the same to the same data.
@@ -167,12 +245,22 @@ Trainer make_trainer(Start& start) {
     return batches(start);
   }();
   count_steps(start.options, *data);
+  if (auto* pairs = dynamic_cast<PairStream*>(data.get())) count_refresh(start.options, *pairs);
   compare_ranks(start.options, *data, start.checkpoint);
   if (start.checkpoint.empty()) return Trainer(data, start.options);
   Trainer trainer = Trainer::resume(start.checkpoint, data, start.options);
   for (const std::string& change : changes_since(read_state(start.checkpoint).environment))
     print_error("weft: the checkpoint was made under other circumstances, so bits may differ: {}\n", change);
   return trainer;
+}
+
+void print_pairs(const PairStream& pairs, const TrainOptions& o) {
+  std::string made = fmt::format("responses of {} tokens after {}, rejected: {}", pairs.pair_options().response,
+                                 o.length - pairs.pair_options().response, o.reject);
+  if (o.reject == "sample") made += fmt::format(", anew every {} steps", o.refresh);
+  if (const TokenPairs* file = pairs.file())
+    made = fmt::format("{} of {} longer than {} tokens and cut", file->cut(), file->size(), o.length);
+  print("pairs: {} to train on, {} held out; {}\n", pairs.training_pairs(), pairs.held_out_pairs(), made);
 }
 
 void print_start(Trainer& trainer) {
@@ -182,6 +270,7 @@ void print_start(Trainer& trainer) {
     print("text: {}, tokens: {} ({}), 9/10 to train on\n", data.name(), tokenizer->name(), data.vocabulary());
   else
     print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
+  if (const auto* pairs = dynamic_cast<const PairStream*>(&data)) print_pairs(*pairs, o);
   print("model: {}\n", trainer.model().description());
   const std::string where = is_gpu(device()) ? Gpu::of(device()).name() : fmt::format("{} threads", threads());
   const std::string accumulated = o.accumulate > 1 ? fmt::format("{} x ", o.accumulate) : "";
@@ -212,7 +301,8 @@ class Session {
 
   int train() {
     const StopSignal stop;
-    bool stopping = false;  // all ranks at the same step
+    if (o_.stage == "orpo" && trainer_.steps_done() == 0 && !validated()) validate();  // what is to become better
+    bool stopping = false;                                                             // all ranks at the same step
     while (trainer_.steps_done() < o_.steps && !(Ranks::joined() ? stopping : stop.received() != 0)) {
       stopping = step(stop.received() != 0);
       if (trainer_.steps_done() == o_.steps) break;
@@ -220,9 +310,7 @@ class Session {
       if (due(o_.save_every)) save();
     }
     if (!Ranks::joined()) stopping = stop.received() != 0;
-    const bool known = metrics_ && metrics_->validated() == trainer_.steps_done();  // stopped behind its last save
-    const bool validated = of_first_rank("whether it was validated", known ? "yes" : "no") == "yes";
-    if (!stopping && !validated) validate();
+    if (!stopping && !validated()) validate();
     save();
     finish();
     if (!stopping) return 0;
@@ -232,6 +320,11 @@ class Session {
   }
 
  private:
+  bool validated() const {  // as when it was stopped behind its last save
+    const bool known = metrics_ && metrics_->validated() == trainer_.steps_done();
+    return of_first_rank("whether it was validated", known ? "yes" : "no") == "yes";
+  }
+
   bool due(std::int64_t every) const { return every > 0 && trainer_.steps_done() % every == 0; }
 
   void open_folder(const std::vector<std::string>& command) {
@@ -257,13 +350,27 @@ class Session {
     if (r.skipped)
       progress_.note(
           fmt::format("step {}: left out, a value was not finite (loss {}, gradient norm {})", r.step, r.loss, r.grad_norm));
-    if (metrics_)
-      metrics_->add({{"step", r.step},
-                     {"loss", r.loss},
-                     {"grad_norm", r.grad_norm},
-                     {"lr", r.lr},
-                     {"tokens_per_second", std::round(progress_.last_tokens_per_second())}});
+    nlohmann::json line = {{"step", r.step},
+                           {"loss", r.loss},
+                           {"grad_norm", r.grad_norm},
+                           {"lr", r.lr},
+                           {"tokens_per_second", std::round(progress_.last_tokens_per_second())}};
+    if (r.preferences) add(line, *r.preferences, "");
+    note_sampled(r.step - 1);
+    if (metrics_) metrics_->add(line);
     return r.stop;
+  }
+
+  void add(nlohmann::json& line, const OrpoMetrics& preferences, std::string_view prefix) const {
+    for (const auto& [name, value] : preferences.named(o_.orpo_lambda, prefix)) line[name] = value;
+  }
+
+  void note_sampled(std::int64_t step) {
+    const RejectedTexts& all = trainer_.sampled();
+    if (all.count > noted_.count)
+      progress_.note(fmt::format("step {}: {} rejected texts sampled in {:.1f} s", step, all.count - noted_.count,
+                                 all.seconds - noted_.seconds));
+    noted_ = all;
   }
 
   void validate() {
@@ -278,6 +385,13 @@ class Session {
       more = fmt::format("{:.3f} bits per character ({} tokens)", v.bits_per_character(), v.tokens);
     }
     progress_.note(fmt::format("step {}: validation loss {:.4f}, {}", trainer_.steps_done(), v.loss(), more));
+    if (o_.stage == "orpo") {
+      const OrpoMetrics p = trainer_.validate_pairs(o_.eval_batches);
+      note_sampled(trainer_.steps_done());
+      add(line, p, "eval_");
+      progress_.note(fmt::format("step {}: of the pairs held out {:.1f} % preferred, log-odds {:+.4f}, margin {:+.5f}",
+                                 trainer_.steps_done(), 100 * p.accuracy, p.log_odds_chosen, p.margin(o_.orpo_lambda)));
+    }
     if (metrics_) metrics_->add(line);
   }
 
@@ -306,6 +420,7 @@ class Session {
       }
       progress_.note(fmt::format("memory of each rank: {} MB", text));
     }
+    if (noted_.count > 0) progress_.note(fmt::format("sampling rejected texts: {:.1f} s in all", noted_.seconds));
     if (run_.empty()) return;
     nlohmann::json summary = {{"step", trainer_.steps_done()},
                               {"memory_bytes", memory},
@@ -313,6 +428,7 @@ class Session {
                               {"tokens_per_second", std::round(progress_.tokens_per_second())},
                               {"seconds", progress_.seconds()}};
     if (!all.empty()) summary["memory_bytes_of_ranks"] = all;
+    if (o_.stage == "orpo") summary["sampling_seconds"] = noted_.seconds;
     const std::string text = summary.dump(2) + "\n";
     write_file(run_ / "summary.json", std::as_bytes(std::span(text)));
     progress_.note("saved: " + run_.string());
@@ -336,6 +452,7 @@ class Session {
   Progress progress_;
   std::optional<MetricsLog> metrics_;
   std::int64_t saved_;  // the step of the newest checkpoint
+  RejectedTexts noted_;
 };
 
 }  // namespace

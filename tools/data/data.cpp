@@ -122,6 +122,19 @@ void TokenStream::check_length() const {
          "give a longer text or a smaller --length");
 }
 
+void count_targets(Batch& batch, const Tokenizer& tokenizer, std::int64_t before, std::span<const std::int64_t> ids) {
+  batch.counted += std::int64_t(ids.size());
+  if (!tokenizer.loses().empty()) return;
+  for (const std::int64_t id : ids) {
+    // Of the first piece of a text the space that encoding put there is no part.
+    const std::string_view piece = tokenizer.piece(id);
+    const bool space = tokenizer.strips_space() && before == tokenizer.end_of_text() && piece.starts_with(' ');
+    batch.characters += tokenizer.characters(id) - space;
+    batch.bytes += std::int64_t(piece.size()) - space;
+    before = id;
+  }
+}
+
 // A row for each place; what lacks at the end of the text, and the rows that have no place, are padding.
 Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>& places) const {
   const BatchOptions& o = options();
@@ -133,16 +146,9 @@ Batch TokenStream::windows(const Tokens& tokens, const std::vector<std::int64_t>
     tokens.copy(places[row], window);
     std::copy(window.begin(), window.end() - 1, inputs.begin() + std::ptrdiff_t(row) * o.length);
     std::copy(window.begin() + 1, window.end(), targets.begin() + std::ptrdiff_t(row) * o.length);
-    for (std::size_t i = 1; i < window.size() && tokenizer_.loses().empty(); ++i) {
-      // Of the first piece of a text the space that encoding put there is no part.
-      const std::string_view piece = tokenizer_.piece(window[i]);
-      const bool space = tokenizer_.strips_space() && window[i - 1] == tokenizer_.end_of_text() && piece.starts_with(' ');
-      batch.characters += tokenizer_.characters(window[i]) - space;
-      batch.bytes += std::int64_t(piece.size()) - space;
-    }
+    count_targets(batch, tokenizer_, window[0], std::span(window).subspan(1));
     for (std::size_t i = std::size_t(row) * std::size_t(o.length) + 1; o.packed && i < (row + 1) * std::size_t(o.length); ++i)
       segments[i] = segments[i - 1] + (inputs[i] == tokenizer_.end_of_text());
-    batch.counted += std::int64_t(window.size()) - 1;
   }
   batch.inputs = Tensor::from(inputs, {o.rows(), o.length});
   batch.targets = Tensor::from(targets, {o.rows(), o.length});

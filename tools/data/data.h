@@ -34,11 +34,15 @@ struct Batch {
   Tensor inputs;                // (rows, length) of i64
   Tensor targets;               // (rows, length) of i64: what is to be predicted at each input
   Tensor segments = {};         // (rows, length) of i64: of documents that do not see each other; absent: all is one
+  Tensor response = {};         // (rows, length) of i64, of pairs (tools/data/pairs.h): 1 where the target is a response's
   Tensor continues = {};        // (rows) of i64, where rows go on from those of the batch before: 0, this one begins anew
   std::int64_t counted = 0;     // targets that are not kIgnored
   std::int64_t characters = 0;  // of the text that the counted targets stand for; 0 if there is none or some was lost
   std::int64_t bytes = 0;       // likewise
 };
+
+// Adds to `batch` what is counted of targets `ids`, which follow `before` in a text.
+void count_targets(Batch& batch, const Tokenizer& tokenizer, std::int64_t before, std::span<const std::int64_t> ids);
 
 struct BatchOptions {
   std::int64_t batch = 8;
@@ -53,7 +57,7 @@ struct BatchOptions {
   std::int64_t first_row() const { return part * rows(); }
 };
 
-// An endless stream of batches to train on, and some to validate with. All have the same shape.
+// An endless stream of batches to train on, and some to validate with. All have the same shape, but for pairs.
 class BatchSource {
  public:
   virtual ~BatchSource() = default;

@@ -10,27 +10,11 @@
 #include "jit/philox.h"
 
 namespace weft {
-
-// The random numbers of one sequence, a function of (key, batch, row) alone.
-class TaskDraws {
- public:
-  TaskDraws(std::uint64_t key, std::int64_t batch, std::int64_t row)
-      : key_(key), batch_(std::uint64_t(batch)), row_(std::uint64_t(row)) {}
-  std::int64_t below(std::int64_t n) {  // uniform in [0, n)
-    if (used_ % 4 == 0) words_ = philox_group(key_, batch_, row_ << 32 | used_ / 4);
-    return std::int64_t(std::uint64_t(words_[used_++ % 4]) * std::uint64_t(n) >> 32);
-  }
-
- private:
-  std::uint64_t key_, batch_, row_, used_ = 0;
-  PhiloxWords words_{};
-};
-
 namespace {
 
 enum BatchSite : std::uint64_t { kTraining = 1, kValidation = 2 };
 
-void fill_copying(const SelectiveCopying& task, TaskDraws& draws, std::span<std::int64_t> inputs,
+void fill_copying(const SelectiveCopying& task, DataDraws& draws, std::span<std::int64_t> inputs,
                   std::span<std::int64_t> targets) {
   const std::int64_t n = std::int64_t(inputs.size()) - task.memorize;
   std::int64_t found = 0;
@@ -42,7 +26,7 @@ void fill_copying(const SelectiveCopying& task, TaskDraws& draws, std::span<std:
   for (std::int64_t i = 0; i < task.memorize; ++i) inputs[std::size_t(n + i)] = task.vocab - 1;
 }
 
-void fill_induction(const InductionHeads& task, TaskDraws& draws, std::span<std::int64_t> inputs,
+void fill_induction(const InductionHeads& task, DataDraws& draws, std::span<std::int64_t> inputs,
                     std::span<std::int64_t> targets) {
   const std::int64_t special = task.vocab - 1, last = std::int64_t(inputs.size()) - 1;
   for (std::int64_t& token : inputs) token = draws.below(special);
@@ -59,7 +43,7 @@ TaskBatches::TaskBatches(std::string name, std::int64_t vocabulary, Fill fill, B
 TaskBatches::TaskBatches(SelectiveCopying task, BatchOptions options)
     : TaskBatches(
           fmt::format("selective copying of {} tokens", task.memorize), task.vocab,
-          [task](TaskDraws& d, auto inputs, auto targets) { fill_copying(task, d, inputs, targets); }, options) {
+          [task](DataDraws& d, auto inputs, auto targets) { fill_copying(task, d, inputs, targets); }, options) {
   if (task.vocab < 3 || task.memorize < 1 || task.memorize > options.length / 2)
     fail(ErrorKind::usage, "selective copying: the sizes leave no room",
          fmt::format("length {}, {} tokens to memorize, vocabulary {}", options.length, task.memorize, task.vocab),
@@ -69,7 +53,7 @@ TaskBatches::TaskBatches(SelectiveCopying task, BatchOptions options)
 TaskBatches::TaskBatches(InductionHeads task, BatchOptions options)
     : TaskBatches(
           "induction heads", task.vocab,
-          [task](TaskDraws& d, auto inputs, auto targets) { fill_induction(task, d, inputs, targets); }, options) {
+          [task](DataDraws& d, auto inputs, auto targets) { fill_induction(task, d, inputs, targets); }, options) {
   if (task.vocab < 3 || options.length < 3)
     fail(ErrorKind::usage, "induction: the sizes leave no room",
          fmt::format("length {}, vocabulary {}", options.length, task.vocab), "give a --length of at least 3");
@@ -79,7 +63,7 @@ Batch TaskBatches::batch(std::uint64_t site, std::int64_t index) const {
   const BatchOptions& o = options();
   std::vector<std::int64_t> inputs(std::size_t(o.rows() * o.length)), targets(inputs.size(), kIgnored);
   for (std::int64_t row = 0; row < o.rows(); ++row) {
-    TaskDraws draws(philox_key(o.seed, site), index, o.first_row() + row);
+    DataDraws draws(philox_key(o.seed, site), index, o.first_row() + row);
     const std::size_t at = std::size_t(row * o.length), n = std::size_t(o.length);
     fill_(draws, std::span(inputs).subspan(at, n), std::span(targets).subspan(at, n));
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tools/data/data.h"
+#include "tools/data/draws.h"
 
 namespace weft {
 
@@ -25,8 +26,6 @@ struct SelectiveCopying {
 struct InductionHeads {
   std::int64_t vocab = 16;
 };
-
-class TaskDraws;  // random numbers
 
 class TaskBatches : public BatchSource {
  public:
@@ -46,8 +45,8 @@ class TaskBatches : public BatchSource {
 
  private:
   static constexpr std::int64_t kValidationBatches = 16;
-  // Draws one sequence: inputs and targets (length); the latter come in as kIgnored.
-  using Fill = std::function<void(TaskDraws&, std::span<std::int64_t>, std::span<std::int64_t>)>;
+  // DataDraws one sequence: inputs and targets (length); the latter come in as kIgnored.
+  using Fill = std::function<void(DataDraws&, std::span<std::int64_t>, std::span<std::int64_t>)>;
   TaskBatches(std::string name, std::int64_t vocabulary, Fill fill, BatchOptions options);
   Batch batch(std::uint64_t site, std::int64_t index) const;
 

@@ -27,10 +27,14 @@ std::int64_t count_right(const Tensor& logits, const Tensor& targets) {
 }
 
 // Counts below 2^53 are exact in fp64.
-void add_ranks(Evaluation& e) {
-  const std::vector<double> own = {e.nats, double(e.tokens), double(e.characters), double(e.bytes), double(e.right)};
+std::vector<double> summed_over_ranks(const std::vector<double>& own) {
   const Tensor mine = Tensor::from(own, {std::int64_t(own.size())});
-  const std::vector<double> all = run([&] { return all_reduce(mine); }).to_host<double>();
+  return run([&] { return all_reduce(mine); }).to_host<double>();
+}
+
+void add_ranks(Evaluation& e) {
+  const std::vector<double> all =
+      summed_over_ranks({e.nats, double(e.tokens), double(e.characters), double(e.bytes), double(e.right)});
   e.nats = all[0];
   e.tokens = std::int64_t(all[1]), e.characters = std::int64_t(all[2]), e.bytes = std::int64_t(all[3]);
   e.right = std::int64_t(all[4]);
@@ -70,6 +74,26 @@ Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_
   }
   if (source.options().parts > 1) add_ranks(result);
   return result;
+}
+
+OrpoMetrics evaluate_pairs(LanguageModel& model, const PairStream& source, std::int64_t batches) {
+  const Evaluating scope(model);
+  const std::int64_t all = source.held_out_batches(), n = batches > 0 ? std::min(batches, all) : all;
+  const auto record = [&](const Batch& batch) {
+    return no_grad([&] { return orpo_pairs(orpo(logits_of(model, batch), batch.targets, {.response = batch.response})); });
+  };
+  std::vector<double> sums(OrpoMetrics::kValues + 1);  // and the number of pairs
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::vector<double> values = run(record, source.held_out(i)).to_host<double>();
+    const std::size_t pairs = std::size_t(source.held_out_pairs(i)), room = values.size() / OrpoMetrics::kValues;
+    for (std::size_t k = 0; k < OrpoMetrics::kValues; ++k)
+      for (std::size_t p = 0; p < pairs; ++p) sums[k] += values[k * room + p];
+    sums.back() += double(pairs);
+  }
+  if (source.options().parts > 1) sums = summed_over_ranks(sums);
+  OrpoMetrics::Values means;
+  for (std::size_t k = 0; k < means.size(); ++k) means[k] = sums[k] / sums.back();
+  return OrpoMetrics::from(means);
 }
 
 }  // namespace weft

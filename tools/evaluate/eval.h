@@ -4,7 +4,9 @@
 #include <cstdint>
 
 #include "models/language_model.h"
+#include "models/orpo.h"
 #include "tools/data/data.h"
+#include "tools/data/pairs.h"
 
 namespace weft {
 
@@ -28,5 +30,8 @@ Tensor logits_of(LanguageModel& model, const Batch& batch, const ModelCache* car
 // Over the validation part, or its first `batches` batches (0: all); every token has the same weight. Where the source has a
 // part of each batch for each rank, the ranks do it together, and all have the result.
 Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches = 0);
+
+// How a model prefers the chosen texts of the pairs held out, or of their first `batches` batches (0: all). Ranks as above.
+OrpoMetrics evaluate_pairs(LanguageModel& model, const PairStream& source, std::int64_t batches = 0);
 
 }  // namespace weft

@@ -116,6 +116,16 @@ void TrainOptions::check() const {
   if (!task.empty() && (packed || carry_state))
     fail(ErrorKind::usage, "train: a task has sequences of its own, no documents and no text to go on in",
          fmt::format("--task {}{}{}", task, packed ? " --packed" : "", carry_state ? " --carry-state" : ""), "leave them out");
+  if (stage == "orpo" && (!task.empty() || packed || carry_state))
+    fail(ErrorKind::usage, "train: orpo has pairs of texts, each alone",
+         fmt::format("--stage orpo{}{}{}", task.empty() ? "" : " --task " + task, packed ? " --packed" : "",
+                     carry_state ? " --carry-state" : ""),
+         "leave them out");
+  if (stage != "orpo" && !pairs.empty())
+    fail(ErrorKind::usage, "train: pairs are for orpo", "--pairs " + pairs, "give --stage orpo");
+  if (!pairs.empty() && !data.empty())
+    fail(ErrorKind::usage, "train: pairs come from a file or are made from a text",
+         fmt::format("--pairs {} --data {}", pairs, data), "give one of them");
   checked_product("train: a step, of accumulate x batch x length tokens", {accumulate, batch, length});
   if (steps < 1) fail(ErrorKind::usage, "train: at least one step is needed", fmt::format("steps {}", steps));
   if (accumulate < 1) fail(ErrorKind::usage, "train: a step has at least one batch", fmt::format("accumulate {}", accumulate));
@@ -197,6 +207,8 @@ TrainOptions options_from(const std::vector<OptionSetting>& settings) {
   options.preset = !options.task.empty() && family.preset("task") ? "task" : family.presets.front().name;
   set_all("preset");
   for (const OptionSetting& setting : preset_of(options).settings) set_option(options, setting);
+  set_all("stage");
+  if (options.stage == "orpo") options.lr = 1e-4, options.min_lr = 0, options.warmup = 100, options.weight_decay = 0.01;
   for (const OptionSetting& setting : settings) set_option(options, setting);
   options.check();
   return options;

@@ -55,6 +55,16 @@ struct TrainOptions {
   std::int64_t sample = 500;  // tokens; 0: none
   double temperature = 0.7;
   std::int64_t top_k = 0;
+  // What is trained: "pretrain" predicts the text; "orpo" prefers one of two (models/orpo.h), of data that is a PairStream.
+  std::string stage = "pretrain";
+  std::string from = "";   // a run, checkpoint or folder with the model to begin with; empty: a new one of the options
+  std::string pairs = "";  // a file of pairs; empty: they are made from the text
+  std::string reject = "corrupt";
+  std::int64_t response = 0;  // tokens of a text's true and of its rejected continuation; 0: half of the length
+  std::int64_t refresh = 0;   // steps between samplings of rejected texts; 0: an epoch, or all if they are fewer
+  double orpo_lambda = 0.1;
+  std::string orpo_form = "paper";
+  bool nll_on_prompt = false;
 
   // Errors (ErrorKind::usage): numbers that make no sense or are out of range, a task and a text.
   void check() const;
@@ -137,6 +147,42 @@ void each_option(Options& o, F&& f) {
   f(OptionInfo{"sample", "Tokens of the sample at the end; 0: none", {}, false, 0x1p40}, o.sample);
   f(OptionInfo{"temperature", "Temperature of the sample; 0: always the most probable token"}, o.temperature);
   f(OptionInfo{"top_k", "Sample among the k most probable tokens; 0: all"}, o.top_k);
+  f(OptionInfo{"stage",
+               "pretrain: predict the text; orpo: prefer one of two texts (then --lr 1e-4 --min-lr 0 --warmup 100 "
+               "--weight-decay 0.01 unless given)",
+               {"pretrain", "orpo"},
+               true},
+    o.stage);
+  f(
+      OptionInfo{
+          "from", "Run, checkpoint or folder whose model to begin with; of a run its text, sizes and tokenizer, too", {}, true},
+      o.from);
+  f(OptionInfo{"pairs",
+               R"(For orpo, a .jsonl file of {"prompt", "chosen", "rejected"}; none: pairs are made from the text)",
+               {},
+               true},
+    o.pairs);
+  f(OptionInfo{"reject",
+               "For orpo, what stands against a text's true continuation: its tokens in random order (shuffle), with 30 % of "
+               "them replaced (corrupt), that of another place (swap), or what the model writes (sample)",
+               {"shuffle", "corrupt", "swap", "sample"},
+               true},
+    o.reject);
+  f(OptionInfo{"response", "For orpo, tokens of a continuation; 0: half of --length", {}, true, 0x1p30}, o.response);
+  f(OptionInfo{"refresh",
+               "For --reject sample, steps between samplings; 0: as many as it takes to see every pair, at most --steps",
+               {},
+               true,
+               kMostSteps},
+    o.refresh);
+  f(OptionInfo{"orpo_lambda", "Weight of the preference in the loss; 0: the chosen texts alone"}, o.orpo_lambda);
+  f(OptionInfo{"orpo_form",
+               "paper, or seed: the loss of the chosen texts times 1 + --orpo-lambda, which prefers nothing",
+               {"paper", "seed"},
+               true},
+    o.orpo_form);
+  f(OptionInfo{"nll_on_prompt", "For orpo, predict the prompts, too, not only the chosen responses", {}, true},
+    o.nll_on_prompt);
 }
 
 std::string flag_of(const std::string& name);  // "--weight-decay"
@@ -153,7 +199,7 @@ void set_option(TrainOptions& options, const OptionSetting& setting);
 OptionSetting split_setting(const std::string& text);  // "lr=1e-3"
 
 // The defaults of the last model among the settings, changed by the last preset among them (without one, the family's for a
-// task, or its first one), then by the settings in their order.
+// task, or its first one), by what the stage "orpo" begins with, then by the settings in their order.
 TrainOptions options_from(const std::vector<OptionSetting>& settings);
 // `saved`, changed by the settings. Errors (ErrorKind::usage): one that must stay as it is.
 TrainOptions resumed_options(const TrainOptions& saved, const std::vector<OptionSetting>& settings);

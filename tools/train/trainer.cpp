@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -22,6 +23,7 @@
 #include "tools/evaluate/generate.h"
 #include "tools/system/environment.h"
 #include "tools/system/folder.h"
+#include "tools/train/checkpoint.h"
 #include "tools/train/checksums.h"
 #include "tools/train/choices.h"
 #include "tools/version.h"
@@ -35,7 +37,11 @@ namespace fs = std::filesystem;
 constexpr const char* kTokenizerFile = "tokenizer.model";
 constexpr const char* kState = "state.json";
 constexpr const char* kCarried = "carried.safetensors";
+constexpr const char* kSampled = "sampled.safetensors";
 constexpr int kFormat = 2;  // of state.json
+// Of what the model writes to be rejected.
+constexpr double kRejectedTemperature = 1;
+constexpr std::int64_t kRejectedTopK = 40;
 
 Vocabulary vocabulary_of(const BatchSource& data) {
   Vocabulary v{.size = data.vocabulary()};
@@ -78,6 +84,14 @@ void load_states(const ModelCache& carried, const TensorMap& tensors, const fs::
   }
 }
 
+// The model of a folder, whose weights are yet to be loaded.
+std::unique_ptr<LanguageModel> described_in(const fs::path& folder, const ComputeOptions& how) {
+  const json config = read_model_config(folder);
+  const std::string file = (folder / "config.json").string();
+  const TensorMap described = describe_safetensors_folder(folder);
+  return family_of(config, file).from_json(config, file, how, &described);
+}
+
 // A safetensors file of a checkpoint, which must be of training step `step`.
 TensorMap read_part(const fs::path& file, std::int64_t step) {
   std::map<std::string, std::string> metadata;
@@ -93,8 +107,16 @@ TensorMap read_part(const fs::path& file, std::int64_t step) {
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
     : Trainer(data, resolved(options), [&](const ComputeOptions& how) {
-        return model_family(options.model).from_options(options.model_options, vocabulary_of(*data), how);
-      }) {}
+        if (options.from.empty())
+          return model_family(options.model).from_options(options.model_options, vocabulary_of(*data), how);
+        return described_in(model_folder(options.from), how);
+      }) {
+  if (options_.from.empty()) return;
+  const fs::path folder = model_folder(options_.from);
+  options_.model = family_of(read_model_config(folder)).name;
+  model_->load_weights(read_safetensors_folder(folder));
+  share_weights();
+}
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make)
     : options_(std::move(options)),
@@ -108,6 +130,14 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
                                         .sharded = options_.zero,
                                         .sums = {.bf16 = options_.exchange == "bf16"}}) {
   check_flow(*model_, options_.packed, options_.carry_state);
+  if (options_.stage == "orpo") {
+    pairs_ = std::dynamic_pointer_cast<PairStream>(data_);
+    if (!pairs_) fail(ErrorKind::usage, "train: orpo needs pairs", data_->name(), "give a PairStream (tools/data/pairs.h)");
+  }
+  if (data_->vocabulary() > model_->vocab())
+    fail(ErrorKind::usage, "train: the tokenizer is not the model's",
+         fmt::format("{} tokens, the model knows {}", data_->vocabulary(), model_->vocab()),
+         "use the one that it was made with");
   if (options_.carry_state) carried_ = model_->make_cache(options_.batch);
   share_weights();
 }
@@ -123,19 +153,35 @@ Trainer::Computed Trainer::compute(bool stop) {
   const std::int64_t batches = options_.accumulate;
   const Ranks* ranks = Ranks::joined();
   const double share = ranks ? 1.0 / ranks->size() : 1;
-  const auto forward = [&](const Batch& batch) {
-    Tensor loss = cross_entropy(logits_of(*model_, batch, carried_.get()), batch.targets);
-    if (share != 1) loss = loss * share;
-    backward(batches == 1 ? loss : loss * (1.0 / double(batches)));
-    return loss;
+  const OrpoOptions preference = {.lambda = options_.orpo_lambda,
+                                  .form = options_.orpo_form == "seed" ? OrpoForm::seed : OrpoForm::paper};
+  const auto forward = [&](const Batch& batch) {  // the loss; of pairs their metrics, too
+    const Tensor logits = logits_of(*model_, batch, carried_.get());
+    std::vector<Tensor> values;
+    if (pairs_) {
+      const OrpoBatch pairs = orpo(logits, batch.targets, {preference.lambda, preference.form, batch.response});
+      values = {pairs.loss, orpo_means(pairs)};
+    } else {
+      values = {cross_entropy(logits, batch.targets)};
+    }
+    for (Tensor& value : values)
+      if (share != 1) value = value * share;
+    backward(batches == 1 ? values[0] : values[0] * (1.0 / double(batches)));
+    return values;
   };
-  std::vector<Tensor> losses;
+  std::vector<std::vector<Tensor>> before;
   for (std::int64_t i = 1; i < batches; ++i)
-    losses.push_back(run([&](const Batch& batch) { return all_reduce(forward(batch)); }, data_->next()));
+    before.push_back(run(
+        [&](const Batch& batch) {
+          std::vector<Tensor> values = forward(batch);
+          for (Tensor& value : values) value = all_reduce(value);
+          return values;
+        },
+        data_->next()));
   const std::vector<Param> params = ranks && !options_.zero ? model_->parameters() : std::vector<Param>();
   const Scalar wish(stop);
   const auto update = [&](const Batch& batch) {
-    std::vector<Tensor> values = {forward(batch)};
+    std::vector<Tensor> values = forward(batch);
     if (ranks) values.push_back(Arg(wish));
     values = sum_gradients(params, values, {.bf16 = options_.exchange == "bf16"});
     optimizer_.step();
@@ -143,24 +189,72 @@ Trainer::Computed Trainer::compute(bool stop) {
     return values;
   };
   const std::vector<Tensor> last = run(update, data_->next());
-  double sum = last.front().item();
-  for (const Tensor& loss : losses) sum += loss.item();
-  return {sum / double(batches), last.back().item(), ranks ? last[1].item() > 0 : stop};
+  before.push_back(last);
+  Computed computed{0, last.back().item(), ranks ? last[last.size() - 2].item() > 0 : stop, {}};
+  OrpoMetrics::Values means{};
+  for (const std::vector<Tensor>& values : before) {
+    computed.loss += values[0].item() / double(batches);
+    if (!pairs_) continue;
+    const std::vector<double> own = values[1].to_host<double>();
+    for (std::size_t k = 0; k < means.size(); ++k) means[k] += own[k] / double(batches);
+  }
+  if (pairs_) computed.preferences = OrpoMetrics::from(means);
+  return computed;
+}
+
+// Each rank writes its part of the texts, and hears of the others'.
+void Trainer::sample_rejected(For use) {
+  if (!pairs_ || !pairs_->must_sample()) return;
+  const auto began = std::chrono::steady_clock::now();
+  const RankActivity sampling(RankBeat::busy, "sampling rejected texts");
+  Ranks* const ranks = Ranks::joined();
+  const PairStream::Write write = [&](const PairStream::Texts& prompts, std::int64_t tokens, std::uint64_t seed,
+                                      std::uint64_t stream) {
+    const std::size_t parts = ranks ? std::size_t(ranks->size()) : 1, n = prompts.size() / parts;
+    const std::size_t first = ranks ? std::size_t(ranks->rank()) * n : 0;
+    PairStream::Texts texts(prompts.begin() + std::ptrdiff_t(first), prompts.begin() + std::ptrdiff_t(first + n));
+    const std::size_t prompt = texts[0].size();
+    texts = generate_all(*model_, std::move(texts),
+                         {.tokens = tokens,
+                          .temperature = kRejectedTemperature,
+                          .top_k = kRejectedTopK,
+                          .seed = seed,
+                          .vocab = data_->vocabulary(),
+                          .stream = stream + first});
+    for (auto& text : texts) text.erase(text.begin(), text.begin() + std::ptrdiff_t(prompt));
+    if (!ranks) return texts;
+    PairStream::Texts all;
+    for (const std::string& part : ranks->gather("rejected texts", json(texts).dump()))
+      for (auto& text : json::parse(part).get<PairStream::Texts>()) all.push_back(std::move(text));
+    return all;
+  };
+  sampled_.count += use == For::step ? pairs_->sample(write) : pairs_->sample_held_out(write);
+  sampled_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+}
+
+OrpoMetrics Trainer::validate_pairs(std::int64_t batches) {
+  if (!pairs_)
+    fail(ErrorKind::usage, "train: there are no pairs to validate with", options_.stage, "they are of the stage orpo");
+  sample_rejected(For::validation);
+  return evaluate_pairs(*model_, *pairs_, batches);
 }
 
 StepResult Trainer::step(bool stop) {
   UseRng use(*rng_);
   const BatchOptions& cut = data_->options();
   std::optional<BatchRows> rows;
-  if (cut.parts > 1) rows.emplace(cut.first_row(), cut.rows());
+  const std::int64_t texts = pairs_ ? 2 : 1;  // a row of the batch
+  if (cut.parts > 1) rows.emplace(texts * cut.first_row(), texts * cut.rows());
   const TrainOptions& o = options_;
   const WarmupCosine rate(
       {.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
   optimizer_.set_lr(rate(step_));
+  sample_rejected(For::step);
   const std::int64_t position = data_->position();
   const std::uint64_t tick = rng_->tick();
   const Computed c = compute(stop);
-  StepResult result{step_ + 1, c.loss, c.norm, optimizer_.lr(), c.stop, !std::isfinite(c.loss) || !std::isfinite(c.norm)};
+  StepResult result{step_ + 1,    c.loss, c.norm, optimizer_.lr(), c.stop, !std::isfinite(c.loss) || !std::isfinite(c.norm),
+                    c.preferences};
   if (result.skipped) {
     if (bad_steps_ == o.skip_bad_steps) explain(result, position, tick);
     ++bad_steps_;
@@ -235,6 +329,9 @@ void Trainer::write_files(const fs::path& folder) const {
   write_safetensors(folder / "model.safetensors", model_->weights(), {{"format", "pt"}, {"step", step}});
   write_safetensors(folder / "optimizer.safetensors", optimizer_.state_dict(), {{"step", step}});
   if (carried_) write_safetensors(folder / kCarried, states_of(*carried_), {{"step", step}});
+  if (pairs_)
+    if (const TensorMap sampled = pairs_->sampled(); !sampled.empty())
+      write_safetensors(folder / kSampled, sampled, {{"step", step}});
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
   save_choices(folder / "choices.json");
   write_file(folder / "config.json", std::as_bytes(std::span(config)));
@@ -273,6 +370,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
   trainer.model_->load_weights(std::move(weights));
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
   if (trainer.carried_) load_states(*trainer.carried_, read_part(folder / kCarried, state.step), folder / kCarried);
+  if (trainer.pairs_ && fs::exists(folder / kSampled)) trainer.pairs_->set_sampled(read_part(folder / kSampled, state.step));
   trainer.data_->seek(state.position);
   trainer.rng_->set(state.seed, state.tick);
   trainer.step_ = state.step, trainer.bad_steps_ = state.bad_steps;
