@@ -7,17 +7,17 @@
 #include <utility>
 
 #include "autograd/op.h"
+#include "autograd/random.h"
 #include "autograd/run.h"
 #include "jit/error.h"
-#include "jit/parallel.h"
 #include "jit/philox.h"
 #include "models/sample.h"
+#include "ops/ops.h"
 
 namespace weft {
 namespace {
 
 using Ids = std::vector<std::int64_t>;
-constexpr std::int64_t kTextsAtOnce = 8;  // whose next tokens a thread chooses
 
 void check_prompt(const LanguageModel& model, const Ids& prompt, Site where) {
   if (prompt.empty()) fail_at(where, "generate: the prompt is empty", {}, "give at least one token");
@@ -79,19 +79,14 @@ std::vector<Ids> generate_all(LanguageModel& model, std::vector<Ids> texts, Gene
     const Tensor logits = n == 0 ? logits_after(model, texts, *cache) : logits_of_next(model, texts, *cache);
     const std::vector<float> values = logits.to_host<float>();
     const std::size_t row = values.size() / texts.size();
-    parallel(ceil_div(std::int64_t(texts.size()), kTextsAtOnce), [&](std::int64_t part) {
-      const auto begin = std::size_t(part * kTextsAtOnce);
-      for (std::size_t i = begin; i < std::min(begin + kTextsAtOnce, texts.size()); ++i) {
-        if (ended[i]) continue;
-        const std::uint64_t stream = o.stream ? *o.stream + i + 1 : 0;
-        const double u = (double(philox_group(o.seed, std::uint64_t(n), stream)[0]) + 0.5) * 0x1p-32;
-        // The embedding's padding is not sampled from.
-        const std::span<const float> of_text = std::span(values).subspan(i * row, known);
-        texts[i].push_back(sample(of_text, o.temperature, o.top_k, o.top_p, u, where));
-      }
-    });
-    for (std::size_t i = 0; i < texts.size(); ++i)
-      if (!ended[i]) ended[i] = on_token && !on_token(i, texts[i].back());
+    const double u = (double(philox_group(o.seed, std::uint64_t(n), 0)[0]) + 0.5) * 0x1p-32;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      if (ended[i]) continue;
+      // The embedding's padding is not sampled from.
+      const std::span<const float> of_text = std::span(values).subspan(i * row, known);
+      texts[i].push_back(sample(of_text, o.temperature, o.top_k, o.top_p, u, where));
+      ended[i] = on_token && !on_token(i, texts[i].back());
+    }
   }
   return texts;
 }
@@ -100,6 +95,46 @@ Ids generate(LanguageModel& model, const Ids& prompt, GenerateOptions o, const s
              Site where) {
   const auto each = [&](std::size_t, std::int64_t id) { return !on_token || on_token(id); };
   return generate_all(model, {prompt}, o, each, where)[0];
+}
+
+std::vector<Ids> sample_continuations(LanguageModel& model, const std::vector<Ids>& prompts, GenerateOptions o, Site where) {
+  for (const Ids& prompt : prompts) check_prompt(model, prompt, where);
+  check_options(o, where);
+  if (prompts.empty()) return {};
+  const auto b = std::int64_t(prompts.size()), length = std::int64_t(prompts[0].size());
+  if (std::ranges::any_of(prompts, [&](const Ids& p) { return std::int64_t(p.size()) != length; }) || o.top_p < 1)
+    fail_at(where, "generate: many texts are sampled after prompts of one length, without a top_p", {}, "use generate_all");
+  if (model.context() && length + o.tokens > *model.context() + 1)
+    fail_at(where, "generate: the texts outgrow the model's context",
+            fmt::format("{} + {} tokens, the context is {}", length, o.tokens, *model.context()), "give fewer tokens");
+  const Evaluating scope(model);
+  Rng draws(o.seed);
+  const UseRng use(draws);
+  const std::unique_ptr<ModelCache> cache = model.make_cache(b);
+  const std::int64_t known = o.vocab > 0 ? std::min(o.vocab, model.vocab()) : model.vocab();
+  const auto next = [&](const Tensor& logits) {  // (b, v) -> (b, 1); the embedding's padding is not sampled from
+    return reshape(sample_rows(slice(logits, 1, 0, known), o.temperature, o.top_k), {b, 1});
+  };
+  Ids all;
+  for (const Ids& prompt : prompts) all.insert(all.end(), prompt.begin(), prompt.end());
+  const Tensor begin = Tensor::from(all, {b, length});
+  std::vector<Tensor> made;
+  for (std::int64_t n = 0; n < o.tokens; ++n)
+    made.push_back(n == 0 ? run([&] { return next(model.prefill(begin, *cache)); })
+                          : run([&] { return next(model.step(made.back(), *cache)); }));
+  std::vector<Ids> texts(prompts.size());
+  for (const Tensor& ids : made) {
+    const Ids column = ids.to_host<std::int64_t>();
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      if (column[i] >= known)
+        throw Error(ErrorKind::training, {"generate: the model's logits are not finite",
+                                          fmt::format("of text {}", i),
+                                          {},
+                                          "the weights may be damaged; see `WEFT_CHECK=nan`"});
+      texts[i].push_back(column[i]);
+    }
+  }
+  return texts;
 }
 
 }  // namespace weft

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <vector>
 
 #include "models/language_model.h"
@@ -18,8 +17,6 @@ struct GenerateOptions {
   double top_p = 1;           // sample among the most probable that make up this share; 1: all
   std::uint64_t seed = 0;
   std::int64_t vocab = 0;  // sample among the first ones only; 0: the model's vocabulary
-  // Of several texts, number i draws numbers of its own, those of `stream` + i. Without it all draw the same.
-  std::optional<std::uint64_t> stream = {};
 };
 
 // The prompt (at least one id) and what the model appends to it. Equal seeds give equal texts. `on_token` is given each new
@@ -33,5 +30,13 @@ std::vector<std::vector<std::int64_t>> generate_all(LanguageModel& model, std::v
                                                     GenerateOptions options = {},
                                                     const std::function<bool(std::size_t, std::int64_t)>& on_token = {},
                                                     Site where = Site::current());
+
+// The `options.tokens` new tokens of each of many texts, whose prompts have one length. They are chosen on the device, each
+// text with draws of its own (see sample_rows), and come to the host at the end, so that no step waits for it. Errors
+// (ErrorKind::usage): as above, prompts of several lengths, a temperature of 0, a top_p, more tokens than the model's context;
+// ErrorKind::training: logits that are not finite.
+std::vector<std::vector<std::int64_t>> sample_continuations(LanguageModel& model,
+                                                            const std::vector<std::vector<std::int64_t>>& prompts,
+                                                            GenerateOptions options, Site where = Site::current());
 
 }  // namespace weft

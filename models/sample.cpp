@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
+#include "autograd/backward.h"
 #include "autograd/op.h"
 #include "jit/error.h"
+#include "ops/ops.h"
 
 namespace weft {
 namespace {
@@ -71,6 +74,46 @@ std::int64_t sample(std::span<const float> logits, double temperature, std::int6
   for (std::size_t j = 0; j + 1 < weights.size(); ++j)
     if ((left -= weights[j]) < 0) return some ? order[j] : std::int64_t(j);
   return some ? order[weights.size() - 1] : std::int64_t(weights.size()) - 1;
+}
+
+namespace {
+
+constexpr double kReach = 30;  // e^-30 is never drawn
+constexpr int kHalvings = 25;  // of it: 1e-6
+
+// (b, 1): of each row a value that top_k elements of it, and no more but equals, are not below.
+Tensor least_of(const Tensor& x, const Tensor& most, std::int64_t top_k) {
+  Tensor low = most - kReach, high = most;
+  for (int i = 0; i < kHalvings; ++i) {
+    const Tensor middle = (low + high) * 0.5;
+    const Tensor enough = greater_equal(sum(cast(greater_equal(x, middle), DType::f32), {1}, true), double(top_k));
+    low = where(enough, middle, low), high = where(enough, high, middle);
+  }
+  return low;
+}
+
+}  // namespace
+
+// The largest of logits with Gumbel noise is drawn from their softmax (Gumbel 1954; arXiv:1611.01144).
+Tensor sample_rows(Arg logits, double temperature, std::int64_t top_k) {
+  check_sampling(temperature, top_k, 1, logits.where());
+  if (temperature == 0 || logits.rank() != 2)
+    fail_at(logits.where(), "sample_rows: rows of logits (b, v) are drawn from, at a temperature above 0",
+            fmt::format("logits of rank {}, temperature {}", logits.rank(), temperature));
+  return no_grad([&] {
+    const std::int64_t v = logits.dim(1);
+    const Tensor x = cast(logits, DType::f32) * (1 / temperature), most = max(x, {1}, true);
+    const Tensor least = top_k > 0 && top_k < v ? least_of(x, most, top_k) : most - kReach;
+    const Tensor noisy = pointwise("gumbel", {x, least, uniform({x.dim(0), v})}, [](Expr value, Expr bound, Expr u) {
+      return where(value >= bound, value - log(-log(u)), -std::numeric_limits<double>::infinity());
+    });
+    // The first of the largest: minus the largest of minus their numbers. NaN is not among them.
+    const Tensor first = pointwise("first_of_largest", {noisy, max(noisy, {1}, true)}, [v](Expr value, Expr largest) {
+      return where(value >= largest && abs(largest) < std::numeric_limits<double>::infinity(), -to_real(expr::index(1)),
+                   -double(v));
+    });
+    return cast(-max(first, {1}), DType::i64);
+  });
 }
 
 }  // namespace weft

@@ -78,6 +78,63 @@ TEST(Sample, RefusesWhatMakesNoSense) {
   EXPECT_EQ(sample(std::vector<float>{-INFINITY, 1}, 1, 0, 1, 1e-9), 1);  // a token that is ruled out
 }
 
+// On the device, a row each: as often as their probabilities say, and none but the top-k and their equals.
+TEST(Sample, RowsFollowTheDistribution) {
+  const std::int64_t rows = 4000;
+  const std::vector<double> shares = {0.1, 0.2, 0.45, 0.05, 0.2};
+  std::vector<float> logits;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (const double p : shares) logits.push_back(float(std::log(p) + double(r % 7)));
+  const Tensor x = Tensor::from(logits, {rows, 5});
+  const auto counts = [&](double temperature, std::int64_t top_k, std::uint64_t number) {
+    Rng own(number);
+    const UseRng use(own);
+    std::vector<int> n(5);
+    for (const std::int64_t id : run([&] { return sample_rows(x, temperature, top_k); }).to_host<std::int64_t>())
+      ++n.at(std::size_t(id));
+    return n;
+  };
+  const auto all = counts(1, 0, 1), sharp = counts(0.5, 0, 1), two = counts(1, 2, 1), one = counts(1, 1, 1);
+  double sum = 0;
+  for (const double p : shares) sum += p * p;
+  for (std::size_t i = 0; i < 5; ++i) {
+    const double p = shares[i], q = p * p / sum, n = double(rows);
+    EXPECT_NEAR(all[i], n * p, 4 * std::sqrt(n * p)) << i;
+    EXPECT_NEAR(sharp[i], n * q, 4 * std::sqrt(n * q)) << i;
+  }
+  EXPECT_NEAR(two[1], 4000 * 0.2 / 0.85, 100);  // the second is as large as the last: both are kept
+  EXPECT_NEAR(two[4], 4000 * 0.2 / 0.85, 100);
+  EXPECT_EQ(two[0] + two[3], 0);
+  EXPECT_EQ(one[2], rows);
+  EXPECT_EQ(all, counts(1, 0, 1));
+  EXPECT_NE(all, counts(1, 0, 2));
+  const Tensor bad = Tensor::from(std::vector<float>{0, NAN, 1, INFINITY, 0, 1, 0, -INFINITY, 0}, {3, 3});
+  const std::vector<std::int64_t> drawn = run([&] { return sample_rows(bad, 1, 2); }).to_host<std::int64_t>();
+  EXPECT_EQ(drawn[0], 3);
+  EXPECT_EQ(drawn[1], 3);
+  EXPECT_NE(drawn[2], 1);
+  expect_error(ErrorKind::usage, {"at a temperature above 0"}, [&] { sample_rows(x, 0, 2); });
+}
+
+// At the most probable token alone both ways agree, with caches and all.
+TEST(Generate, ManyTextsOnTheDeviceAreThoseOfTheHost) {
+  seed(3);
+  Mamba model(small(50));
+  const std::vector<std::vector<std::int64_t>> prompts = {{1, 2, 3}, {7, 8, 9}, {4, 4, 4}, {30, 20, 10}};
+  const auto host = generate_all(model, prompts, {.tokens = 6, .temperature = 0});
+  const auto own = sample_continuations(model, prompts, {.tokens = 6, .top_k = 1});
+  ASSERT_EQ(own.size(), 4u);
+  for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(own[i], std::vector<std::int64_t>(host[i].begin() + 3, host[i].end())) << i;
+  const auto draw = [&](std::uint64_t s) { return sample_continuations(model, prompts, {.tokens = 6, .seed = s}); };
+  EXPECT_EQ(draw(1), draw(1));
+  EXPECT_NE(draw(1), draw(2));
+  for (const auto& text : sample_continuations(model, prompts, {.tokens = 20, .vocab = 5}))
+    EXPECT_LT(*std::ranges::max_element(text), 5);
+  expect_error(ErrorKind::usage, {"prompts of one length"}, [&] { sample_continuations(model, {{1}, {1, 2}}, {.tokens = 1}); });
+  expect_error(ErrorKind::usage, {"at a temperature above 0"},
+               [&] { sample_continuations(model, prompts, {.tokens = 1, .temperature = 0}); });
+}
+
 TEST(Generate, IsSeededAndChecksItsPrompt) {
   Mamba model(small(50));
   const std::vector<std::int64_t> prompt = {1, 2, 3};

@@ -24,7 +24,7 @@ namespace {
 using Ids = std::vector<std::int64_t>;
 
 // Whose draws: keys of the training pairs' order and rejected texts, and of those held out.
-enum PairSite : std::uint64_t { kOrder = 11, kRejected = 12, kHeldOutRejected = 13 };
+enum PairSite : std::uint64_t { kOrder = 1ull << 40, kRejected = 2ull << 40, kHeldOutRejected = 3ull << 40 };
 constexpr std::uint64_t kHeldOutSeed = 0;  // the same pairs are held out from every run
 constexpr std::int64_t kShortest = 16;     // tokens of a batch's rows
 
@@ -412,17 +412,15 @@ bool PairStream::must_sample() const {
 }
 
 // In calls of one size, so that one plan serves all: the last one is filled up with a prompt again.
-PairStream::Texts PairStream::written(const Write& write, const Texts& prompts, std::uint64_t seed,
-                                      std::uint64_t stream) const {
-  const auto n = std::int64_t(prompts.size()), least = kSampled * options().parts;
-  const std::int64_t calls = std::max<std::int64_t>(1, n / least);
+PairStream::Texts PairStream::written(const Write& write, const Texts& prompts, std::uint64_t seed) const {
+  const auto n = std::int64_t(prompts.size()), calls = std::max<std::int64_t>(1, n / kSampled);
   const std::int64_t size = ceil_div(ceil_div(n, calls), options().parts) * options().parts;
   Texts all;
   for (std::int64_t begin = 0; begin < n; begin += size) {
     const std::int64_t end = std::min(n, begin + size);
     Texts some(prompts.begin() + begin, prompts.begin() + end);
     some.resize(at(size), prompts.back());
-    Texts texts = write(some, pairs_.response, seed, stream + std::uint64_t(begin));
+    Texts texts = write(some, pairs_.response, philox_key(seed, std::uint64_t(begin)));
     texts.resize(at(end - begin));
     for (Ids& text : texts) {
       if (std::int64_t(text.size()) != pairs_.response)
@@ -448,7 +446,7 @@ PairStream::Texts PairStream::prompts(const Windows& w, std::int64_t count,
 std::int64_t PairStream::sample_held_out(const Write& write) {
   if (!text_ || pairs_.reject != Reject::sample || !held_out_sampled_.empty()) return 0;
   const Texts of = prompts(windows(true), held_out_pairs(), [](std::int64_t i) { return i; });
-  held_out_sampled_ = written(write, of, philox_key(kHeldOutSeed, kHeldOutRejected), 0);
+  held_out_sampled_ = written(write, of, philox_key(kHeldOutSeed, kHeldOutRejected));
   return std::int64_t(of.size());
 }
 
@@ -457,7 +455,7 @@ std::int64_t PairStream::sample(const Write& write) {
   const std::int64_t held_out = sample_held_out(write), first = first_wanted();
   if (first_ == first) return held_out;
   const Texts of = prompts(windows(false), pairs_of_a_round(), [&](std::int64_t i) { return of_sequence(first + i); });
-  sampled_ = written(write, of, philox_key(options().seed, kRejected), std::uint64_t(first));
+  sampled_ = written(write, of, philox_key(options().seed, kRejected + std::uint64_t(first)));
   first_ = first;
   return held_out + std::int64_t(of.size());
 }

@@ -84,11 +84,11 @@ class PairStream : public BatchSource {
 
   // Reject::sample: rejected texts are sampled, where they are missing, for the pairs held out and, by sample(), for the
   // batches up to the next multiple of `refresh`. `write` continues each of the prompts, which have one length, by so many
-  // tokens; prompt i of a call draws what (seed, stream + i) says. It is given at least kSampled prompts for each process at a
-  // time, if there are as many: few and large steps are what a device is fast at. All processes give it the same ones.
+  // tokens, drawn as the seed says. It is given kSampled prompts or more at a time, if there are as many: a device is fast at
+  // few and large steps. All processes give it the same ones, in a number that they can share.
   static constexpr std::int64_t kSampled = 512;
   using Texts = std::vector<std::vector<std::int64_t>>;
-  using Write = std::function<Texts(const Texts& prompts, std::int64_t tokens, std::uint64_t seed, std::uint64_t stream)>;
+  using Write = std::function<Texts(const Texts& prompts, std::int64_t tokens, std::uint64_t seed)>;
   bool must_sample() const;                 // before next(), or if those held out are missing
   std::int64_t sample(const Write& write);  // the number of texts
   std::int64_t sample_held_out(const Write& write);
@@ -120,7 +120,7 @@ class PairStream : public BatchSource {
   TokenPair made(const Windows& windows, std::int64_t index, DataDraws& draws, const std::vector<std::int64_t>* sampled) const;
   Batch batch(const std::vector<TokenPair>& own, std::int64_t longest) const;
   Texts prompts(const Windows& windows, std::int64_t count, const std::function<std::int64_t(std::int64_t)>& index) const;
-  Texts written(const Write& write, const Texts& prompts, std::uint64_t seed, std::uint64_t stream) const;
+  Texts written(const Write& write, const Texts& prompts, std::uint64_t seed) const;
   std::int64_t first_wanted() const;      // the sequence number that next()'s round of sampling begins with
   std::int64_t pairs_of_a_round() const;  // sampled at a time
 

@@ -208,20 +208,17 @@ void Trainer::sample_rejected(For use) {
   const auto began = std::chrono::steady_clock::now();
   const RankActivity sampling(RankBeat::busy, "sampling rejected texts");
   Ranks* const ranks = Ranks::joined();
-  const PairStream::Write write = [&](const PairStream::Texts& prompts, std::int64_t tokens, std::uint64_t seed,
-                                      std::uint64_t stream) {
-    const std::size_t parts = ranks ? std::size_t(ranks->size()) : 1, n = prompts.size() / parts;
-    const std::size_t first = ranks ? std::size_t(ranks->rank()) * n : 0;
-    PairStream::Texts texts(prompts.begin() + std::ptrdiff_t(first), prompts.begin() + std::ptrdiff_t(first + n));
-    const std::size_t prompt = texts[0].size();
-    texts = generate_all(*model_, std::move(texts),
-                         {.tokens = tokens,
-                          .temperature = kRejectedTemperature,
-                          .top_k = kRejectedTopK,
-                          .seed = seed,
-                          .vocab = data_->vocabulary(),
-                          .stream = stream + first});
-    for (auto& text : texts) text.erase(text.begin(), text.begin() + std::ptrdiff_t(prompt));
+  const PairStream::Write write = [&](const PairStream::Texts& prompts, std::int64_t tokens, std::uint64_t seed) {
+    const std::int64_t parts = ranks ? ranks->size() : 1, n = std::int64_t(prompts.size()) / parts;
+    const std::int64_t first = ranks ? ranks->rank() * n : 0;
+    std::optional<BatchRows> rows;
+    if (ranks) rows.emplace(first, n);
+    const PairStream::Texts texts = sample_continuations(*model_, {prompts.begin() + first, prompts.begin() + first + n},
+                                                         {.tokens = tokens,
+                                                          .temperature = kRejectedTemperature,
+                                                          .top_k = kRejectedTopK,
+                                                          .seed = seed,
+                                                          .vocab = data_->vocabulary()});
     if (!ranks) return texts;
     PairStream::Texts all;
     for (const std::string& part : ranks->gather("rejected texts", json(texts).dump()))
@@ -240,6 +237,7 @@ OrpoMetrics Trainer::validate_pairs(std::int64_t batches) {
 }
 
 StepResult Trainer::step(bool stop) {
+  sample_rejected(For::step);
   UseRng use(*rng_);
   const BatchOptions& cut = data_->options();
   std::optional<BatchRows> rows;
@@ -249,7 +247,6 @@ StepResult Trainer::step(bool stop) {
   const WarmupCosine rate(
       {.peak = o.lr, .warmup = o.warmup, .steps = o.steps, .min = std::min(o.min_lr, o.lr), .warmup_offset = 1});
   optimizer_.set_lr(rate(step_));
-  sample_rejected(For::step);
   const std::int64_t position = data_->position();
   const std::uint64_t tick = rng_->tick();
   const Computed c = compute(stop);
