@@ -28,10 +28,35 @@ bool wants_colour(bool terminal) {
 
 }  // namespace
 
+StatusLine::StatusLine() : terminal_(isatty(STDOUT_FILENO)), colour_(wants_colour(terminal_)) {}
+
+void StatusLine::show(const std::string& line, bool always, bool last) {
+  if (terminal_) {
+    const auto now = std::chrono::steady_clock::now();
+    if (!always && now - drawn_ < kRedraw) return;
+    drawn_ = now;
+    put_out("\r" + line + "\x1b[K");
+    open_ = true;
+    if (last) wipe();
+  } else if (always) {
+    put_out(line + "\n");
+  }
+  std::fflush(stdout);
+}
+
+void StatusLine::wipe() {
+  if (open_) put_out("\n");
+  open_ = false;
+}
+
+void StatusLine::note(const std::string& text) {
+  wipe();
+  put_out(printable(text) + "\n");
+  std::fflush(stdout);
+}
+
 Progress::Progress(std::int64_t first, std::int64_t total, std::int64_t tokens_per_step)
-    : terminal_(isatty(STDOUT_FILENO)),
-      colour_(wants_colour(terminal_)),
-      first_(first),
+    : first_(first),
       total_(total),
       tokens_per_step_(tokens_per_step),
       every_(std::max<std::int64_t>(1, (total - first + kPlainLines - 1) / kPlainLines)),
@@ -44,16 +69,7 @@ void Progress::step(std::int64_t step, double loss, double lr) {
   if (steps_ > kWarmSteps) counted_seconds_ += took, ++counted_;
   if (std::isfinite(loss)) loss_sum_ += loss, ++losses_;
   const bool last = step == total_, plain = (step - first_) % every_ == 0 || last || step == first_ + 1;
-  if (terminal_) {
-    if (!plain && mark_ - drawn_ < kRedraw) return;
-    drawn_ = mark_;
-    put_out("\r" + line(step, lr) + "\x1b[K");
-    open_ = true;
-    if (last) wipe();
-  } else if (plain) {
-    put_out(line(step, lr) + "\n");
-  }
-  std::fflush(stdout);
+  line_.show(line(step, lr), plain, last);
   if (plain) loss_sum_ = 0, losses_ = 0;
 }
 
@@ -61,7 +77,7 @@ std::string Progress::line(std::int64_t step, double lr) const {
   const double left = steps_ ? seconds_ / double(steps_) * double(total_ - step) : 0;
   const std::string loss = losses_ ? fmt::format("loss {:.4f}", loss_sum_ / double(losses_)) : "loss nan";
   return fmt::format("step {:>{}}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {:.0f} MB  {} left", step, std::to_string(total_).size(),
-                     total_, colour_ ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(),
+                     total_, line_.colour() ? "\x1b[1m" + loss + "\x1b[0m" : loss, lr, tokens_per_second(),
                      double(peak_memory()) / 1e6, format_duration(left));
 }
 
@@ -73,15 +89,8 @@ double Progress::tokens_per_second() const {
 
 double Progress::last_tokens_per_second() const { return last_seconds_ > 0 ? double(tokens_per_step_) / last_seconds_ : 0; }
 
-void Progress::wipe() {
-  if (open_) put_out("\n");
-  open_ = false;
-}
-
 void Progress::note(const std::string& text) {
-  wipe();
-  put_out(printable(text) + "\n");
-  std::fflush(stdout);
+  line_.note(text);
   mark_ = Clock::now();
 }
 

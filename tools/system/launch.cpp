@@ -1,5 +1,6 @@
 #include "tools/system/launch.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <limits.h>
 #include <signal.h>
@@ -19,6 +20,7 @@
 
 #include "jit/driver.h"
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/print.h"
 #include "jit/ranks/channel.h"
 
@@ -53,6 +55,32 @@ struct Launched {
   bool ended = false;
 };
 
+std::string own_program() {
+  std::array<char, PATH_MAX> program{};
+  if (readlink("/proc/self/exe", program.data(), program.size() - 1) <= 0)
+    fail(ErrorKind::io, "cannot find this program's own file", std::strerror(errno));
+  return program.data();
+}
+
+// `output`: a descriptor that becomes its stdout and stderr; -1: these are ours. `hidden`: one that it is not to have.
+pid_t start_program(const std::string& program, std::vector<std::string> words, std::vector<std::string> variables, int output,
+                    int hidden) {
+  const std::vector<char*> argv = pointers(words), envp = pointers(variables);
+  sigset_t none;
+  sigemptyset(&none);
+  const pid_t parent = getpid(), pid = fork();
+  if (pid != 0) return pid;
+  // Until the program begins anew, only calls that may follow a fork.
+  setpgid(0, 0);                     // what a terminal sends comes once, passed on
+  prctl(PR_SET_PDEATHSIG, SIGTERM);  // without whoever waits for it, it ends
+  if (getppid() != parent) _exit(3);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  if (hidden >= 0) close(hidden);
+  if (output >= 0) dup2(output, STDOUT_FILENO), dup2(output, STDERR_FILENO);
+  execve(program.c_str(), argv.data(), envp.data());
+  _exit(127);
+}
+
 pid_t start(int rank, int count, const Listener& listener, const std::string& token, std::vector<std::string> words,
             const std::string& program) {
   std::vector<std::pair<std::string, std::string>> own = {{"RANK", std::to_string(rank)},
@@ -65,28 +93,13 @@ pid_t start(int rank, int count, const Listener& listener, const std::string& to
   if (rank == 0) own.emplace_back("WEFT_RANK_LISTENER", std::to_string(listener.fd));
   const unsigned threads = std::max(1u, std::thread::hardware_concurrency() / unsigned(count));
   if (!std::getenv("OMP_NUM_THREADS")) own.emplace_back("OMP_NUM_THREADS", std::to_string(threads));
-  std::vector<std::string> variables = with_variables(own);
-  const std::vector<char*> argv = pointers(words), envp = pointers(variables);
-  sigset_t none;
-  sigemptyset(&none);
-  const pid_t parent = getpid(), pid = fork();
-  if (pid != 0) return pid;
-  // Until the program begins anew, only calls that may follow a fork.
-  setpgid(0, 0);                     // what a terminal sends comes once, passed on
-  prctl(PR_SET_PDEATHSIG, SIGTERM);  // without whoever waits for them the ranks end
-  if (getppid() != parent) _exit(3);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
-  if (rank != 0) close(listener.fd);
-  execve(program.c_str(), argv.data(), envp.data());
-  _exit(127);
+  return start_program(program, std::move(words), with_variables(own), -1, rank == 0 ? -1 : listener.fd);
 }
 
 }  // namespace
 
 int launch_ranks(int count, const std::vector<std::string>& words) {
-  std::array<char, PATH_MAX> program{};
-  if (readlink("/proc/self/exe", program.data(), program.size() - 1) <= 0)
-    fail(ErrorKind::io, "cannot find this program's own file", std::strerror(errno));
+  const std::string program = own_program();
   const Listener listener = listen_at("127.0.0.1", 0, true);
   std::random_device device;
   const std::string token = fmt::format("{:08x}{:08x}{:08x}{:08x}", device(), device(), device(), device());
@@ -96,7 +109,7 @@ int launch_ranks(int count, const std::vector<std::string>& words) {
   sigaddset(&passed, SIGCHLD);
   sigprocmask(SIG_BLOCK, &passed, &before);
   std::vector<Launched> all;
-  for (int rank = 0; rank < count; ++rank) all.push_back({start(rank, count, listener, token, words, program.data())});
+  for (int rank = 0; rank < count; ++rank) all.push_back({start(rank, count, listener, token, words, program)});
   close(listener.fd);
   int code = 0, left = count;
   LaunchClock::time_point failed_at;
@@ -131,6 +144,31 @@ int launch_on_gpus(int count, const std::vector<std::string>& words) {
   if (count > found)
     fail(ErrorKind::device, "there are fewer GPUs than ranks", fmt::format("--gpus {}, found {}", count, found));
   return launch_ranks(count, words);
+}
+
+Child::Child(const std::vector<std::string>& words, const std::filesystem::path& output) {
+  const int file = retried([&] { return open(output.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666); });
+  if (file < 0) fail_errno("cannot write " + output.string(), errno);
+  pid_ = start_program(own_program(), words, with_variables({}), file, -1);
+  const int error = errno;
+  close(file);
+  if (pid_ < 0) fail_errno("cannot start a process", error);
+}
+
+Child::~Child() {
+  if (ended()) return;
+  kill(pid_, SIGKILL);
+  retried([&] { return waitpid(pid_, nullptr, 0); });
+}
+
+std::optional<int> Child::ended() {
+  int status = 0;
+  if (code_ || retried([&] { return waitpid(pid_, &status, WNOHANG); }) != pid_) return code_;
+  return code_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+void Child::send(int signal) {
+  if (!ended()) kill(pid_, signal);
 }
 
 }  // namespace weft
