@@ -72,7 +72,7 @@ CLI::Validator between(double least, double most) {
 CLI::Validator at_least(double least) { return between(least, std::numeric_limits<double>::max()); }
 
 // Of what is counted: every sum and product of some fits 63 bits.
-constexpr double kMostGpus = 1024, kMostWindows = 0x1p30, kMostTokens = 0x1p40;
+constexpr double kMostGpus = 1024, kMostSeeds = 1000, kMostWindows = 0x1p30, kMostTokens = 0x1p40;
 
 CLI::Validator architecture() {
   const auto check = [](const std::string& text) {
@@ -165,6 +165,30 @@ void add_plot(CLI::App& app, PlotCommand& c, std::function<int()>& chosen) {
   sub->add_option("--out", c.out, "Name of the picture without its ending; auto: RUN/loss, or loss for several runs")
       ->type_name(kFile)
       ->default_str("auto");
+}
+
+void add_ablate(CLI::App& app, AblateCommand& c, std::function<int()>& chosen) {
+  CLI::App* study = subcommand(app, "ablate", "Train the models of a study and compare them", nullptr, chosen);
+  CLI::App* sub = subcommand(
+      *study, "hymba", "Mamba, attention and hybrids of both: pretraining, then ORPO; tables, pictures, a report",
+      [&] { return cmd_ablate(c); }, chosen);
+  sub->add_option("--out", c.out, "Folder of the study; one that has begun is gone on with, as it was begun")
+      ->type_name(kFolder);
+  sub->add_option("--data", c.data, "Text, or .jsonl file of documents; without one, the King James Bible")
+      ->type_name(kFile)
+      ->default_str("none");
+  sub->add_flag("--quick", c.quick, "Small models and few steps: minutes on two cores (=off)");
+  sub->add_option("--seeds", c.seeds, "Train every model so many times, with seeds 1, 2, ...; auto: 1, or as begun")
+      ->check(between(1, kMostSeeds))
+      ->default_str("auto");
+  sub->add_option("--models", c.models, "Only these models, separated by commas")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->default_str("all");
+  sub->add_option("--set", c.set, "An option of weft train as KEY=VALUE, for every run; may be repeated")->default_str("none");
+  sub->add_flag("--report-only", c.report_only,
+                "Train nothing: tables, pictures and report of what there is, which needs no checkpoints (=off)");
+  add_device(sub, c.device);
 }
 
 void add_model(CLI::App* sub, ModelCommand& c) {
@@ -417,6 +441,7 @@ int run_words(int argc, char** argv) {
   app.allow_extras();
   TrainCommand train;
   PlotCommand plot;
+  AblateCommand ablate;
   GenerateCommand generate;
   EvalCommand eval;
   DataCommand data;
@@ -430,6 +455,7 @@ int run_words(int argc, char** argv) {
   bench.words = train.words;
   add_train(app, train, chosen);
   add_plot(app, plot, chosen);
+  add_ablate(app, ablate, chosen);
   add_generate(app, generate, chosen);
   add_eval(app, eval, chosen);
   add_data(app, data, chosen);

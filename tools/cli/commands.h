@@ -29,6 +29,14 @@ struct PlotCommand {
 };
 int cmd_plot(const PlotCommand& command);
 
+struct AblateCommand {
+  bool quick = false, report_only = false;
+  std::string data, out = "ablate-hymba", device = "auto";
+  std::vector<std::string> models, set;  // names; KEY=VALUE
+  std::int64_t seeds = 0;                // 0: 1, or as many as the study has
+};
+int cmd_ablate(const AblateCommand& command);
+
 struct ModelCommand {
   std::string from, device = "auto", precision = "auto";
   int threads = 0;  // 0: as OMP_NUM_THREADS says
