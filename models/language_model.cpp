@@ -16,6 +16,7 @@
 #include "jit/error.h"
 #include "jit/file.h"
 #include "jit/json.h"
+#include "models/adapters.h"
 #include "models/family.h"
 #include "ops/ops.h"
 
@@ -134,7 +135,7 @@ json read_model_config(const std::filesystem::path& folder) {
     };
     fail(ErrorKind::io, folder.string() + ": an adapter, not a model",
          fmt::format("peft_type {}, of the model {}", text("peft_type"), text("base_model_name_or_path")),
-         "merge_and_unload() of peft makes a model of both; then save_pretrained");
+         "give the model, and this folder with --adapter; or put it into the model's folder, as adapter/");
   }
   json config = read_json(file);
   if (fs::exists(folder / "generation_config.json") && config.is_object()) {
@@ -146,12 +147,17 @@ json read_model_config(const std::filesystem::path& folder) {
 }
 
 std::unique_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& folder, DType dtype) {
+  return load(folder, ComputeOptions{.dtype = dtype});
+}
+
+std::unique_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& folder, const ComputeOptions& how) {
   const std::string file = (folder / "config.json").string();
   const json config = read_model_config(folder);
   const ModelFamily& family = family_of(config, file);
   const TensorMap described = describe_safetensors_folder(folder);
-  auto model = family.from_json(config, file, {.dtype = dtype}, &described);
+  auto model = family.from_json(config, file, how, &described);
   model->load_weights(read_safetensors_folder(folder));
+  if (std::filesystem::exists(folder / kAdapterFolder)) load_adapter(*model, folder / kAdapterFolder);
   return model;
 }
 
@@ -160,6 +166,8 @@ void LanguageModel::save(const std::filesystem::path& folder, CheckpointNames na
   const std::string text = config_json(names).dump(2) + "\n";
   write_safetensors_folder(folder, weights(names), {{"format", "pt"}}, shard_bytes);
   write_file(folder / "config.json", std::as_bytes(std::span(text)));
+  for (const WeightedModule& layer : parts<WeightedModule>())
+    if (!layer.adapters().empty() && !layer.merged()) return save_adapter(*this, folder / kAdapterFolder);
 }
 
 void check_size(std::int64_t parameters, const TensorMap& tensors) {

@@ -76,6 +76,12 @@ struct TextFlow {
   Tensor continues = {};                // (b) integers, 0: this row begins a text, not where the carried states are
 };
 
+// How a model computes, which its config.json does not say.
+struct ComputeOptions {
+  DType dtype = DType::f32;  // f32; f64; or bf16: activations in bf16, weights in f32
+  bool recompute = false;    // backward evaluates the blocks again instead of keeping their values
+};
+
 // Shapes: b batch, t time, v rows of the head: the vocabulary, possibly padded.
 class LanguageModel : public Layer<LanguageModel> {
  public:
@@ -110,10 +116,13 @@ class LanguageModel : public Layer<LanguageModel> {
   virtual TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const = 0;
   virtual void load_weights(TensorMap tensors) = 0;  // names of either form; strict, as load_state_dict
 
-  // A folder as `save_pretrained` writes it: config.json of any family, in either form, model.safetensors or shards. `dtype` is
-  // that of the weights, f32 or f64; bf16: weights in f32, activations in bf16.
+  // A folder as `save_pretrained` writes it: config.json of any family, in either form, model.safetensors or shards; and the
+  // adapter in it, if it has one (models/adapters.h). `dtype` is that of the weights, f32 or f64; bf16: weights in f32,
+  // activations in bf16.
   static std::unique_ptr<LanguageModel> load(const std::filesystem::path& folder, DType dtype = DType::f32);
-  // config.json in the form of the names, model.safetensors or, above `shard_bytes`, shards.
+  static std::unique_ptr<LanguageModel> load(const std::filesystem::path& folder, const ComputeOptions& how);
+  // config.json in the form of the names, model.safetensors or, above `shard_bytes`, shards; and the adapter "default" in a
+  // folder of its own, if there is one that is not merged.
   void save(const std::filesystem::path& folder, CheckpointNames names = CheckpointNames::hugging_face,
             std::size_t shard_bytes = kShardBytes) const;
 
@@ -128,12 +137,6 @@ class LanguageModel : public Layer<LanguageModel> {
 };
 
 // ---- families ---------------------------------------------------------------------------------------------------------------
-
-// How a model computes, which its config.json does not say.
-struct ComputeOptions {
-  DType dtype = DType::f32;  // f32; f64; or bf16: activations in bf16, weights in f32
-  bool recompute = false;    // backward evaluates the blocks again instead of keeping their values
-};
 
 // The tokens that a new model is to know.
 struct Vocabulary {

@@ -6,6 +6,9 @@
 #include <string>
 #include <utility>
 
+#include "autograd/backward.h"
+#include "autograd/run.h"
+
 namespace weft {
 namespace {
 
@@ -83,10 +86,7 @@ Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight, double 
 const Param& WeightedModule::weight() const { return initialise(), weight_; }
 const Param& WeightedModule::bias() const { return initialise(), bias_; }
 
-Tensor WeightedModule::masked_weight() const {
-  const Tensor w = weight_.read();
-  return mask() ? w * mask()->sample() : w;
-}
+Tensor WeightedModule::sampled_mask() const { return mask() ? mask()->sample() : Tensor(); }
 
 void WeightedModule::mask(MaskOptions options, Site where) {
   if (*mask_)
@@ -95,6 +95,67 @@ void WeightedModule::mask(MaskOptions options, Site where) {
   GumbelMask fresh(weight_.shape(), weight_.dtype(), std::move(options), where);
   add("mask", fresh);
   mask_->emplace(fresh);
+}
+
+std::int64_t WeightedModule::inputs() const { return weight_.shape()[use_ == WeightUse::product ? 1 : 0]; }
+std::int64_t WeightedModule::outputs() const { return weight_.shape()[use_ == WeightUse::table ? 1 : 0]; }
+
+Adapter WeightedModule::adapt(const std::string& name, const AdapterOptions& options, Site where) {
+  if (merged())
+    fail_at(where, "adapter: the layer's adapters are merged into its weight", fmt::format("'{}'", path()),
+            "unmerge them first");
+  Adapter fresh(use_, inputs(), outputs(), weight_.dtype(), options, where);
+  if (!training()) fresh.train(false);
+  add_apart("adapter." + name, fresh, where);
+  return adapted_->adapters.emplace_back(fresh);
+}
+
+bool WeightedModule::acts(AdapterKind kind) const {
+  bool some = false;
+  each_acting(kind, [&](const Adapter&) { some = true; });
+  return some;
+}
+
+Tensor WeightedModule::scaled(Tensor x, bool on_input) const {
+  each_acting(AdapterKind::ia3, [&](const Adapter& a) {
+    if (a.options().on_input == on_input) x = a.scaled(x);
+  });
+  return x;
+}
+
+Tensor WeightedModule::scaled_rows(const Tensor& matrix, bool on_input) const {
+  return acts(AdapterKind::ia3) ? transpose(scaled(transpose(matrix), on_input)) : matrix;
+}
+
+void WeightedModule::merge(Site where) {
+  if (merged()) fail_at(where, "adapter: the layer's adapters are merged already", fmt::format("'{}'", path()));
+  initialise();
+  if (!acts(AdapterKind::lora) && !acts(AdapterKind::ia3)) return;
+  Adapted& before = *adapted_;
+  before.weight = weight_.bytes();
+  if (bias_) before.bias = bias_.bytes();
+  const NoGrad off;
+  run([&] {
+    Tensor w = weight_.read();
+    each_acting(AdapterKind::lora, [&](const Adapter& a) { w = w + a.dense(); });
+    if (use_ == WeightUse::table)
+      w = scaled(w, false);
+    else if (use_ == WeightUse::filter)
+      w = scaled_rows(scaled_rows(w, false), true);
+    else
+      w = scaled(scaled_rows(w, false), true);
+    assign(weight_, w);
+    if (bias_) assign(bias_, scaled(bias_.read(), false));
+  });
+  before.merged = true;
+}
+
+void WeightedModule::unmerge(Site where) {
+  if (!merged()) fail_at(where, "adapter: the layer's adapters are not merged", fmt::format("'{}'", path()));
+  weight_.set_bytes(adapted_->weight.data());
+  if (bias_) bias_.set_bytes(adapted_->bias.data());
+  adapted_->weight.clear(), adapted_->bias.clear();
+  adapted_->merged = false;
 }
 
 Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options, Site where) {
@@ -107,15 +168,21 @@ Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options, Site wh
 }
 
 // Parameters are read in one order, whatever that of a compiler is for arguments: so they draw the same values.
-Tensor Linear::forward(const Tensor& x) {
-  const Tensor weight = masked_weight();
-  return linear(x, weight, shift());
+Tensor Linear::computed(const Arg& x, bool with_bias) const {
+  const Tensor w = weight_.read(), kept = sampled_mask(), weight = masked(w, kept);
+  const Tensor bias = with_bias && bias_ ? bias_.read() : Tensor();
+  const Arg in(scaled(x.tensor(), true), x.where());
+  Tensor y = linear(in, weight, bias);
+  each_acting(AdapterKind::lora, [&](const Adapter& a) { y = y + a.low_rank(in.tensor(), kept); });
+  return scaled(y, false);
 }
-Tensor Linear::product(Arg x) const { return initialise(), linear(x, masked_weight()); }
-Tensor Linear::shift() const { return bias_ ? bias().read() : Tensor{}; }
+Tensor Linear::forward(const Tensor& x) { return computed(x, true); }
+Tensor Linear::product(Arg x) const { return initialise(), computed(x, false); }
+Tensor Linear::shift() const { return bias_ ? scaled(bias().read(), false) : Tensor{}; }
 
 Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions options, Site where) {
   check_sizes("Conv1d", {channels, width}, where);
+  use_ = WeightUse::filter;
   weight_ = parameter({channels, width}, options.dtype, true, where);
   add("weight", weight_, init::kaiming_uniform(width), Shape{channels, 1, width});
   if (!options.bias) return;
@@ -124,18 +191,32 @@ Conv1d::Conv1d(std::int64_t channels, std::int64_t width, Conv1dLayerOptions opt
 }
 
 Tensor Conv1d::forward(const Tensor& x, Conv1dOptions options) {
-  const Tensor weight = masked_weight();
-  return conv1d(x, weight, bias_ ? bias_.read() : Tensor{}, std::move(options));
+  const Tensor w = weight_.read(), kept = sampled_mask(), weight = scaled_rows(scaled_rows(masked(w, kept), false), true);
+  return conv1d(x, weight, bias_ ? scaled(bias_.read(), false) : Tensor{}, std::move(options));
 }
 
 Embedding::Embedding(std::int64_t vocab, std::int64_t width, EmbeddingOptions options, Site where) {
   check_sizes("Embedding", {vocab, width}, where);
+  use_ = WeightUse::table;
   weight_ = parameter({vocab, width}, options.dtype, true, where);
   add("weight", weight_, init::normal(options.deviation));
 }
 
-Tensor Embedding::forward(const Tensor& ids) { return embedding(masked_weight(), ids); }
-Tensor Embedding::logits(Arg x) const { return initialise(), linear(x, masked_weight()); }
+Tensor Embedding::forward(const Tensor& ids) {
+  const Tensor w = weight_.read(), kept = sampled_mask();
+  Tensor rows = embedding(masked(w, kept), ids);
+  each_acting(AdapterKind::lora, [&](const Adapter& a) { rows = rows + a.rows(ids, kept); });
+  return scaled(rows, false);
+}
+
+Tensor Embedding::logits(Arg x) const {
+  initialise();
+  const Tensor w = weight_.read(), kept = sampled_mask();
+  const Arg in(scaled(x.tensor(), false), x.where());
+  Tensor y = linear(in, masked(w, kept));
+  each_acting(AdapterKind::lora, [&](const Adapter& a) { y = y + a.logits(in.tensor(), kept); });
+  return y;
+}
 
 // ---- the others -------------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 // Layers. Shapes: "..." any leading axes. Every use of a weight is a product of its layer (forward, product, logits), which
-// owns what changes the weight: its mask. weight() is the parameter itself, to be read and set, not to be multiplied with.
+// owns what changes the weight: its mask and adapters. weight() is the parameter itself, to be read and set, not to be
+// multiplied with.
 #pragma once
 
 #include <concepts>
@@ -9,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "nn/adapter.h"
 #include "nn/init.h"
 #include "nn/module.h"
 #include "ops/ops.h"
@@ -50,7 +52,8 @@ Tensor mask_penalty(const std::vector<GumbelMask>& masks, double weight = 1e-5, 
 
 // ---- layers -----------------------------------------------------------------------------------------------------------------
 
-// The weight of a layer, with the mask that it may have, and its bias, which is not masked.
+// The weight of a layer, with the mask and the adapters that it may have, and its bias, which is not masked. With M the mask, l
+// of IA3 and B A of LoRA it computes with diag(l_out) (M (W + scale B A + ...)) diag(l_in) and the bias diag(l_out) b.
 class WeightedModule : public Module {
  public:
   static constexpr bool is_part = true;
@@ -62,13 +65,45 @@ class WeightedModule : public Module {
   void mask(MaskOptions options, Site where = Site::current());
   const std::optional<GumbelMask>& mask() const { return *mask_; }
 
+  WeightUse use() const { return use_; }
+  // Features that the weight takes and gives; of an embedding vocab and width, of a convolution twice its channels.
+  std::int64_t inputs() const;
+  std::int64_t outputs() const;
+  // One adapter more, beside those that there are, for all copies of the layer; it is below the layer as "adapter.NAME". The
+  // weight stays trainable or frozen, as it is. Errors (ErrorKind::usage): those of Adapter; there is one of that name.
+  Adapter adapt(const std::string& name, const AdapterOptions& options, Site where = Site::current());
+  const std::vector<Adapter>& adapters() const { return adapted_->adapters; }
+  // Between steps: weight and bias become what they are with the active adapters, none of which acts any more; and again what
+  // they were, to the bit, since the host keeps them. Errors (ErrorKind::usage): merged already, or not.
+  void merge(Site where = Site::current());
+  void unmerge(Site where = Site::current());
+  bool merged() const { return adapted_->merged; }
+
  protected:
-  Tensor masked_weight() const;  // in its own type, and so is its gradient: the ops convert it where they multiply
+  Tensor sampled_mask() const;  // absent if there is none
+  Tensor masked(const Tensor& weight, const Tensor& mask) const { return mask ? weight * mask : weight; }
+  bool acts(AdapterKind kind) const;  // some adapter of that kind
+  template <class F>
+  void each_acting(AdapterKind kind, F&& f) const {
+    if (merged()) return;
+    for (const Adapter& a : adapters())
+      if (a.active() && a.options().kind == kind) f(a);
+  }
+  // By the IA3 that act there, or what is given itself: the last axis, or the first one of a matrix.
+  Tensor scaled(Tensor x, bool on_input) const;
+  Tensor scaled_rows(const Tensor& matrix, bool on_input) const;
 
   Param weight_, bias_;
+  WeightUse use_ = WeightUse::product;
 
  private:
+  struct Adapted {
+    std::vector<Adapter> adapters;
+    bool merged = false;
+    std::vector<std::byte> weight, bias;  // before they were merged
+  };
   std::shared_ptr<std::optional<GumbelMask>> mask_ = std::make_shared<std::optional<GumbelMask>>();
+  std::shared_ptr<Adapted> adapted_ = std::make_shared<Adapted>();
 };
 
 struct LinearOptions {
@@ -88,6 +123,9 @@ class Linear : public Layer<Linear, WeightedModule> {
   // no bias.
   Tensor product(Arg x) const;
   Tensor shift() const;
+
+ private:
+  Tensor computed(const Arg& x, bool with_bias) const;
 };
 
 struct Conv1dLayerOptions {

@@ -30,6 +30,7 @@ struct Module::Data {
     std::string name;
     std::variant<Param, State, std::shared_ptr<Data>> what;
     std::shared_ptr<const Module> part = {};  // of a child that parts() finds
+    bool apart = false;                       // of a child that is in no state dict but its own
     Initialiser init = {};                    // of a param that has no values yet
     std::uint64_t seed = 0;
     std::shared_ptr<NameCounts> names = {};  // of that seed
@@ -47,9 +48,10 @@ struct Module::Data {
   void set_path(const std::string& new_path);
   void train(bool on);
   void initialise();
-  // f(name, entry, module) for each param and buffer, depth first; the name is what it has seen from here.
+  // f(name, entry, module) for each param and buffer, depth first; the name is what it has seen from here. `saved`: only for
+  // those of the state dict.
   template <class F>
-  void visit(F&& f, const std::string& prefix = {});
+  void visit(F&& f, const std::string& prefix = {}, bool saved = false);
 };
 
 void Module::Data::check_new(const std::string& name, Site where) const {
@@ -83,11 +85,12 @@ void Module::Data::train(bool on) {
 }
 
 template <class F>
-void Module::Data::visit(F&& f, const std::string& prefix) {
+void Module::Data::visit(F&& f, const std::string& prefix, bool saved) {
   for (Entry& e : entries) {
+    if (saved && e.apart) continue;
     const std::string name = join(prefix, e.name);
     if (auto* child = std::get_if<std::shared_ptr<Data>>(&e.what)) {
-      (*child)->visit(f, name);
+      (*child)->visit(f, name, saved);
     } else {
       f(name, e, *this);
     }
@@ -130,7 +133,7 @@ void Module::add(std::string name, Param& param, Initialiser init, std::optional
   if (!named) param.impl()->name = join(*data_->path, name);
   if (init) data_->initialised = false;
   Rng& drawn_by = rng();
-  data_->entries.push_back({std::move(name), param, {}, std::move(init), drawn_by.seed(), drawn_by.names(), file_shape});
+  data_->entries.push_back({std::move(name), param, {}, false, std::move(init), drawn_by.seed(), drawn_by.names(), file_shape});
 }
 
 void Module::add(std::string name, State& state, Site where) {
@@ -140,14 +143,14 @@ void Module::add(std::string name, State& state, Site where) {
   data_->entries.push_back({std::move(name), state});
 }
 
-void Module::add_child(std::string name, Module& child, std::shared_ptr<const Module> part, Site where) {
+void Module::add_child(std::string name, Module& child, std::shared_ptr<const Module> part, bool apart, Site where) {
   data_->check_new(name, where);
   if (child.data_ == data_) fail_at(where, "module: a module cannot be its own child", "'" + name + "'");
   child.data_->placed = true;
   if (child.data_->owner.expired()) child.data_->owner = data_;
   data_->initialised &= child.data_->initialised;
   if (!data_->training) child.train(false);
-  data_->entries.push_back({std::move(name), child.data_, std::move(part)});
+  data_->entries.push_back({std::move(name), child.data_, std::move(part), apart});
   data_->set_path(*data_->path);
 }
 
@@ -168,6 +171,12 @@ std::vector<NamedParam> Module::named_parameters() const {
 std::vector<Param> Module::parameters() const {
   std::vector<Param> result;
   for (NamedParam& p : named_parameters()) result.push_back(std::move(p.param));
+  return result;
+}
+
+std::vector<Param> Module::trainable_parameters() const {
+  std::vector<Param> result = parameters();
+  std::erase_if(result, [](const Param& p) { return !p.trainable(); });
   return result;
 }
 
@@ -267,11 +276,14 @@ template <class Data>
 static std::map<std::string, ParameterSlot> slots_of(Data& data) {
   std::map<std::string, ParameterSlot> slots;
   std::unordered_set<const StateImpl*> seen;
-  data.visit([&](const std::string& name, auto& e, Data&) {
-    auto* param = std::get_if<Param>(&e.what);
-    const State& state = param ? static_cast<const State&>(*param) : std::get<State>(e.what);
-    if (seen.insert(state.impl().get()).second) slots.emplace(name, ParameterSlot{state, e.file_shape.value_or(state.shape())});
-  });
+  data.visit(
+      [&](const std::string& name, auto& e, Data&) {
+        auto* param = std::get_if<Param>(&e.what);
+        const State& state = param ? static_cast<const State&>(*param) : std::get<State>(e.what);
+        if (seen.insert(state.impl().get()).second)
+          slots.emplace(name, ParameterSlot{state, e.file_shape.value_or(state.shape())});
+      },
+      "", true);
   return slots;
 }
 

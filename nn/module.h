@@ -68,9 +68,10 @@ class Module {
   // first name.
   std::vector<NamedParam> named_parameters() const;
   std::vector<Param> parameters() const;
-  std::vector<NamedState> named_states() const;  // buffers: States that are not parameters but are saved
-  std::int64_t parameter_count() const;          // trainable or not, each once
-  void set_trainable(bool on);                   // of every parameter below
+  std::vector<Param> trainable_parameters() const;  // those that take a gradient: what an optimizer needs
+  std::vector<NamedState> named_states() const;     // buffers: States that are not parameters but are saved
+  std::int64_t parameter_count() const;             // trainable or not, each once
+  void set_trainable(bool on);                      // of every parameter below
   bool training() const;
   void train(bool on = true);       // dropout, masks; this module and those below
   const std::string& path() const;  // "layers.3.mixer", in the first module that it was added to; "" for a root
@@ -109,13 +110,18 @@ class Module {
   void add(std::string name, M& child, Site where = Site::current()) {  // `name` may have dots: "layers.3"
     std::shared_ptr<const Module> part;
     if constexpr (M::is_part) part = std::make_shared<const M>(child);  // a handle, as every copy of a module is
-    add_child(std::move(name), child, std::move(part), where);
+    add_child(std::move(name), child, std::move(part), false, where);
+  }
+  // The same, of a child that is in no state dict but its own: what is saved apart from the model around it, as adapters are.
+  template <std::derived_from<Module> M>
+  void add_apart(std::string name, M& child, Site where = Site::current()) {
+    add_child(std::move(name), child, std::make_shared<const M>(child), true, where);
   }
   struct Data;  // shared with the parent, so that modules can be moved
   std::shared_ptr<Data> data_;
 
  private:
-  void add_child(std::string name, Module& child, std::shared_ptr<const Module> part, Site where);
+  void add_child(std::string name, Module& child, std::shared_ptr<const Module> part, bool apart, Site where);
   void each_part(const std::function<void(const Module&)>& f) const;
   void check_mode() const;                         // of a module whose mode no other sets
   void check_parts(std::size_t reads_then) const;  // of the parameters in Tape::first_reads from there on

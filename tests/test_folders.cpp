@@ -425,7 +425,7 @@ TEST_F(Folders, AnAdapterIsToldFromAModel) {
   for (const auto& load : std::vector<std::function<void()>>{[&] { LanguageModel::load(folder_.path()); },
                                                              [&] { load_text_model(folder_.path()); },
                                                              [&] { verify_model(folder_.path(), DType::f32); }})
-    expect_error(ErrorKind::io, {"an adapter, not a model", "\"LORA\"", "mamba-130m-hf", "merge_and_unload"}, load);
+    expect_error(ErrorKind::io, {"an adapter, not a model", "\"LORA\"", "mamba-130m-hf", "--adapter"}, load);
 }
 
 TEST_F(Folders, AnotherKindOfModelIsNamedBeforeWhatItLacks) {

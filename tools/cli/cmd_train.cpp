@@ -17,6 +17,7 @@
 #include "jit/parallel.h"
 #include "jit/print.h"
 #include "jit/ranks/ranks.h"
+#include "models/adapters.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/stop_signal.h"
@@ -272,6 +273,8 @@ void print_start(Trainer& trainer) {
     print("task: {}, vocabulary {}\n", data.name(), data.vocabulary());
   if (const auto* pairs = dynamic_cast<const PairStream*>(&data)) print_pairs(*pairs, o);
   print("model: {}\n", trainer.model().description());
+  if (const std::vector<AdapterCounts> adapters = count_adapters(trainer.model()); !adapters.empty())
+    print("adapter: {}\n{}\n", to_text(adapters), to_text(count_parameters(trainer.model())));
   const std::string where = is_gpu(device()) ? Gpu::of(device()).name() : fmt::format("{} threads", threads());
   const std::string accumulated = o.accumulate > 1 ? fmt::format("{} x ", o.accumulate) : "";
   print("device: {} ({}), {}; {} steps of {}{} x {} tokens\n", name_of(device()), where, o.precision, o.steps, accumulated,

@@ -101,7 +101,7 @@ CLI::Option* add_train_option(CLI::App* sub, TrainCommand& c, const OptionInfo& 
   return sub->add_flag_function(flag_of(info.name), give, fmt::format("{} (={})", info.help, state));
 }
 const char* type_of(const std::string& name, const std::string&) {
-  return name == "data" || name == "tokenizer" ? kFile : "TEXT";
+  return name == "data" || name == "tokenizer" ? kFile : name == "from" ? kFolder : "TEXT";
 }
 const char* type_of(const std::string&, double) { return "FLOAT"; }
 template <class T>
@@ -191,6 +191,14 @@ void add_ablate(CLI::App& app, AblateCommand& c, std::function<int()>& chosen) {
   add_device(sub, c.device);
 }
 
+void add_adapters(CLI::App* sub, std::vector<std::string>& adapters) {
+  sub->add_option("--adapter", adapters,
+                  "Folder of an adapter of the model, or run that trains one; may be given several times")
+      ->allow_extra_args(false)
+      ->type_name(kFolder)
+      ->default_str("none");
+}
+
 void add_model(CLI::App* sub, ModelCommand& c) {
   sub->add_option("--from", c.from, "A run, a checkpoint of it, or a folder as Hugging Face has it")
       ->type_name(kFolder)
@@ -200,6 +208,7 @@ void add_model(CLI::App* sub, ModelCommand& c) {
       ->check(one_of({"auto", "fp32", "bf16"}));
   sub->add_option("--threads", c.threads, "Threads; 0: as many as OMP_NUM_THREADS or the machine says")
       ->check(between(0, kMostThreads));
+  add_adapters(sub, c.adapters);
 }
 
 void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chosen) {
@@ -236,6 +245,28 @@ void add_eval(CLI::App& app, EvalCommand& c, std::function<int()>& chosen) {
       ->default_str("auto");
   sub->add_option("--batch", c.options.batch, "Windows at a time")->check(between(1, kMostWindows));
   add_model(sub, c.model);
+}
+
+void add_adapter(CLI::App& app, AdapterCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub =
+      subcommand(app, "adapter", "Show adapters, merge them into their model, or take one out of a run", nullptr, chosen);
+  CLI::App* info = subcommand(
+      *sub, "info", "Say which layers have adapters, and how many parameters these are", [&] { return cmd_adapter_info(c); },
+      chosen);
+  info->add_option("folder", c.from, "A run, a checkpoint or a folder with an adapter, or that of an adapter")
+      ->type_name(kFolder)
+      ->required();
+  CLI::App* merge = subcommand(
+      *sub, "merge", "Write the model whose weights are those with its adapters", [&] { return cmd_adapter_merge(c); }, chosen);
+  CLI::App* extract = subcommand(
+      *sub, "extract", "Write the adapter of a run by itself, as PEFT has it", [&] { return cmd_adapter_extract(c); }, chosen);
+  for (CLI::App* one : {merge, extract}) {
+    one->add_option("--from", c.from, "A run, a checkpoint of it, or a folder as Hugging Face has it")
+        ->type_name(kFolder)
+        ->required();
+    one->add_option("--out", c.out, "Folder to write; new or empty")->type_name(kFolder)->required();
+  }
+  add_adapters(merge, c.adapters);
 }
 
 void add_data(CLI::App& app, DataCommand& c, std::function<int()>& chosen) {
@@ -395,7 +426,8 @@ void forbid_empty(CLI::App& app) {
   const CLI::Validator check([](std::string& text) { return text.empty() ? std::string("the value is empty") : std::string(); },
                              "");
   const auto named = [](const CLI::Option* option) {
-    return option->check_lname("task") || option->check_lname("kernel") || option->check_lname("diff");
+    return option->check_lname("task") || option->check_lname("adapter") || option->check_lname("kernel") ||
+           option->check_lname("diff");
   };
   for (CLI::Option* option : app.get_options())
     if (const std::string type = option->get_type_name(); type == kFile || type == kFolder || named(option))
@@ -449,6 +481,7 @@ int run_words(int argc, char** argv) {
   VerifyCommand verify;
   BenchCommand bench;
   InspectCommand inspect;
+  AdapterCommand adapter;
   std::string shell;
   std::function<int()> chosen;
   train.words.assign(argv, argv + argc);
@@ -463,6 +496,7 @@ int run_words(int argc, char** argv) {
   add_others(app, verify, chosen);
   add_bench(app, bench, chosen);
   add_inspect(app, inspect, chosen);
+  add_adapter(app, adapter, chosen);
   add_completion(app, shell, chosen);
   forbid_empty(app);
   try {

@@ -23,6 +23,15 @@ struct TrainCommand {
 };
 int cmd_train(const TrainCommand& command);
 
+struct AdapterCommand {
+  std::string from;                   // a model, with an adapter in it unless there are `adapters`; of info an adapter, too
+  std::vector<std::string> adapters;  // folders
+  std::string out;
+};
+int cmd_adapter_info(const AdapterCommand& command);
+int cmd_adapter_merge(const AdapterCommand& command);
+int cmd_adapter_extract(const AdapterCommand& command);
+
 struct PlotCommand {
   std::vector<std::string> runs;
   std::string out;  // name of the picture, without .png
@@ -39,7 +48,8 @@ int cmd_ablate(const AblateCommand& command);
 
 struct ModelCommand {
   std::string from, device = "auto", precision = "auto";
-  int threads = 0;  // 0: as OMP_NUM_THREADS says
+  int threads = 0;                    // 0: as OMP_NUM_THREADS says
+  std::vector<std::string> adapters;  // folders
 };
 TextModel open_model(const ModelCommand& command);  // on that device
 

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "jit/error.h"
+#include "models/adapters.h"
 #include "tools/train/checkpoint.h"
 
 namespace weft {
@@ -35,8 +36,21 @@ TextModel load_from(const fs::path& folder, DType dtype) {
 
 }  // namespace
 
-TextModel load_text_model(const fs::path& path, DType dtype) {
-  return read_model_folder(path, [&](const fs::path& folder) { return load_from(folder, dtype); });
+TextModel load_text_model(const fs::path& path, DType dtype, const std::vector<std::string>& adapters) {
+  TextModel lm = read_model_folder(path, [&](const fs::path& folder) { return load_from(folder, dtype); });
+  add_adapters_from(*lm.model, adapters);
+  return lm;
+}
+
+void add_adapters_from(LanguageModel& model, const std::vector<std::string>& folders) {
+  for (std::size_t i = 0; i < folders.size(); ++i)
+    read_model_folder(folders[i], [&](const fs::path& folder) {
+      const std::optional<fs::path> found = adapter_in(folder);
+      if (!found)
+        fail(ErrorKind::io, folder.string() + ": there is no adapter", "no adapter_config.json",
+             "give a folder that PEFT, `weft train --adapter` or `weft adapter extract` wrote");
+      load_adapter(model, *found, fmt::format("given{}", i));
+    });
 }
 
 std::vector<GeneratedText> generate_texts(LanguageModel& model, const Tokenizer& tokenizer,

@@ -20,9 +20,12 @@ struct TextModel {
 };
 
 // A checkpoint, a run's latest one, or a folder as Hugging Face has it. The tokenizer is the folder's tokenizer.model; a model
-// of 256 tokens without one reads bytes. `dtype` as in LanguageModel::load. Errors (ErrorKind::io): a file is missing, the
-// tokenizer has more tokens than the model.
-TextModel load_text_model(const std::filesystem::path& folder, DType dtype = DType::f32);
+// of 256 tokens without one reads bytes. `dtype` as in LanguageModel::load. `adapters`: folders with more of them, or runs that
+// train one. Errors (ErrorKind::io): a file is missing, the tokenizer has more tokens than the model.
+TextModel load_text_model(const std::filesystem::path& folder, DType dtype = DType::f32,
+                          const std::vector<std::string>& adapters = {});
+// Adapters of the model, beside that which it may have: each from a folder of PEFT, or from a run that trains one.
+void add_adapters_from(LanguageModel& model, const std::vector<std::string>& folders);
 
 struct GeneratedText {
   std::int64_t prompt_tokens = 0, tokens = 0;

@@ -9,6 +9,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "models/adapters.h"
 #include "models/generate.h"
 #include "nn/safetensors.h"
 #include "ops/ops.h"
@@ -74,7 +75,7 @@ struct Verifier {
     const std::int64_t b = reference.dim("input_ids", 0), t = reference.dim("input_ids", 1);
     inputs = Tensor::from(reference.ids("input_ids"), {b, t});
     if (!has_loss()) return;
-    const std::vector<std::int64_t> all = reference.ids("labels");
+    const std::vector<std::int64_t> all = reference.ids(reference.has("labels") ? "labels" : "input_ids");
     if (t < 2 || std::int64_t(all.size()) != b * t)
       fail(ErrorKind::io, "verify: labels are needed for each of at least two input_ids",
            fmt::format("{} labels, input_ids ({}, {})", all.size(), b, t));
@@ -84,23 +85,70 @@ struct Verifier {
   }
 
   bool has_loss() const { return reference.has("loss"); }
-  bool has_gradients() const { return !bf16 && reference.has("grad." + model->named_parameters()[0].name); }
+  bool has_gradients() const { return !bf16 && (adapted() || reference.has("grad." + model->named_parameters()[0].name)); }
+  bool adapted() const { return !model->parts<Adapter>().empty(); }
 
   void add(std::string what, double error, double tolerance, std::string unit) {
     rows.push_back({std::move(what), error, tolerance, std::move(unit)});
   }
 
+  // "base_model.model.X.ia3_l.default", as PEFT calls the adapter of layer X in memory.
+  static std::string peft_name(const std::string& name) {
+    const std::string mark = fmt::format(".adapter.{}.", kAdapter);
+    const std::size_t at = name.find(mark);
+    std::string own = name.substr(at + mark.size());
+    own.insert(std::min(own.find('.'), own.size()), fmt::format(".{}", kAdapter));
+    return fmt::format("base_model.model.{}.{}", name.substr(0, at), own);
+  }
+
   // The mean cross-entropy of the labels shifted by one.
   Tensor loss_of(const Tensor& logits) { return cross_entropy(slice(logits, 1, 0, logits.dim(1) - 1), labels); }
 
-  void check_logits() {
-    const Tensor logits = run([&] { return no_grad([&] { return (*model)(inputs); }); });
-    const std::vector<double> expected = reference.values("logits");
-    const double difference = largest_difference(logits.to_host<double>(), expected);
+  void compare(std::string what, const std::vector<double>& logits, const std::string& expected_name) {
+    const std::vector<double> expected = reference.values(expected_name);
+    const double difference = largest_difference(logits, expected);
     if (bf16)
-      add("logits", difference / largest(expected), kBf16, "of the largest");
+      add(std::move(what), difference / largest(expected), kBf16, "of the largest");
     else
-      add("logits", difference, kLogits, "max |difference|");
+      add(std::move(what), difference, kLogits, "max |difference|");
+  }
+
+  std::vector<double> logits() {
+    return run([&] { return no_grad([&] { return (*model)(inputs); }); }).to_host<double>();
+  }
+
+  // The logits after each prefix of one token or more, by steps with a cache.
+  std::vector<double> cached_logits() {
+    const std::int64_t b = inputs.dim(0), t = inputs.dim(1), v = model->vocab();
+    const std::vector<std::int64_t> ids = inputs.to_host<std::int64_t>();
+    const auto cache = model->make_cache(b);
+    std::vector<double> all(std::size_t(b * t * v));
+    for (std::int64_t k = 0; k < t; ++k) {
+      std::vector<std::int64_t> column;
+      for (std::int64_t r = 0; r < b; ++r) column.push_back(ids[std::size_t(r * t + k)]);
+      const Tensor next = Tensor::from(column, {b, 1});
+      const Tensor made = run([&] { return k == 0 ? model->prefill(next, *cache) : model->step(next, *cache); });
+      const std::vector<double> values = made.to_host<double>();
+      const std::int64_t width = made.dim(1);
+      for (std::int64_t r = 0; r < b; ++r) std::copy_n(values.begin() + r * width, v, all.begin() + (r * t + k) * v);
+    }
+    return all;
+  }
+
+  void check_logits() {
+    if (!adapted()) return compare("logits", logits(), "logits");
+    // What adapters do does not depend on the way that the weights are used.
+    const std::string expected = reference.has("logits") ? "logits" : "merged_logits";
+    compare("logits with the adapter", logits(), expected);
+    {
+      const Evaluating scope(*model);
+      compare("logits in evaluation", logits(), expected);
+      compare("logits by steps with a cache", cached_logits(), expected);
+    }
+    if (!reference.has("merged_logits")) return;
+    merge_adapters(*model);
+    compare("logits of the merged weights", logits(), "merged_logits");
+    unmerge_adapters(*model);
   }
 
   void check_gradients() {
@@ -112,11 +160,11 @@ struct Verifier {
     add("loss", largest_difference({loss.item()}, reference.values("loss")), bf16 ? kBf16 : kLoss, "|difference|");
     const bool check = has_gradients();
     for (NamedParam& p : model->named_parameters()) {
-      if (!check) {
+      if (!check || !p.param.trainable()) {
         p.param.zero_grad();
         continue;
       }
-      const std::vector<double> expected = reference.values("grad." + p.name);
+      const std::vector<double> expected = reference.values("grad." + (adapted() ? peft_name(p.name) : p.name));
       const double error = largest_difference(p.param.gradient<double>(), expected) / largest(expected);
       add("gradient " + p.name, error, kGradient, "of the largest entry");
       p.param.zero_grad();

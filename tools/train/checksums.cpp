@@ -52,10 +52,10 @@ std::string seal_of(json object) {
 json checksums_of(const fs::path& folder, const std::string& except) {
   json list = json::object();
   std::error_code error;
-  fs::directory_iterator files(folder, error);
+  fs::recursive_directory_iterator files(folder, error);
   if (error) fail_errno("cannot read " + folder.string(), error.value());
   for (const fs::directory_entry& entry : files) {
-    const std::string name = entry.path().filename().string();
+    const std::string name = entry.path().lexically_relative(folder).string();
     if (!entry.is_regular_file() || name == except) continue;
     const Sum sum = sum_of(entry.path());
     list[name] = {{"bytes", sum.bytes}, {"xxh3", sum.hash}};
@@ -71,7 +71,8 @@ std::vector<std::string> differences(const fs::path& folder, const json& checksu
       fail(ErrorKind::io, list + ": damaged", fmt::format("the checksum of '{}' has another form", name));
     const auto bytes = integer_at<std::uint64_t>(wanted, "bytes", list);
     try {
-      const Sum sum = sum_of(folder / fs::path(name).filename());
+      const fs::path inside = fs::path(name).lexically_normal();  // whoever wrote the list: not above or beside the folder
+      const Sum sum = sum_of(folder / (inside.is_absolute() || *inside.begin() == ".." ? inside.filename() : inside));
       if (sum.bytes != bytes)
         lines.push_back(fmt::format("{}: {} bytes, {} were written", name, sum.bytes, bytes));
       else if (sum.hash != wanted.at("xxh3").get<std::string>())

@@ -9,8 +9,8 @@
 
 namespace weft {
 
-// {"model.safetensors": {"bytes": n, "xxh3": "32 hexadecimal digits, XXH3-128"}, ...} of every regular file in the folder but
-// `except`.
+// {"model.safetensors": {"bytes": n, "xxh3": "32 hexadecimal digits, XXH3-128"}, ...} of every regular file in the folder, and
+// in those that it holds ("adapter/adapter_config.json"), but `except`.
 nlohmann::json checksums_of(const std::filesystem::path& folder, const std::string& except);
 
 // A line for each file of the list that is missing, has another size or other bytes.

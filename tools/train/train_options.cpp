@@ -130,6 +130,11 @@ void TrainOptions::check() const {
   if (steps < 1) fail(ErrorKind::usage, "train: at least one step is needed", fmt::format("steps {}", steps));
   if (accumulate < 1) fail(ErrorKind::usage, "train: a step has at least one batch", fmt::format("accumulate {}", accumulate));
   if (!(lr > 0)) fail(ErrorKind::usage, "train: lr must be positive", fmt::format("lr {}", lr));
+  if (!adapter.empty() && from.empty())
+    fail(ErrorKind::usage, "train: an adapter needs a trained model", "--adapter " + adapter,
+         "give the folder of one: --from FOLDER");
+  if (!(adapter_dropout < 1))
+    fail(ErrorKind::usage, "train: the dropout must lie in [0, 1)", fmt::format("--adapter-dropout {}", adapter_dropout));
   if (min_lr > lr && min_lr != TrainOptions().min_lr)  // which need not be given for a smaller lr
     fail(ErrorKind::usage, "train: the learning rate at the end is above its peak", fmt::format("min_lr {}, lr {}", min_lr, lr),
          "give a smaller --min-lr, or a larger --lr");

@@ -65,6 +65,11 @@ struct TrainOptions {
   double orpo_lambda = 0.1;
   std::string orpo_form = "paper";
   bool nll_on_prompt = false;
+  std::string adapter = "";  // "lora", "ia3": of the model of `from`, which is frozen; empty: the model itself is trained
+  std::string targets = "";  // of the adapter (models/adapters.h); empty: usual_targets
+  std::int64_t rank = 8;     // of LoRA
+  double alpha = 16;
+  double adapter_dropout = 0;
 
   // Errors (ErrorKind::usage): numbers that make no sense or are out of range, a task and a text.
   void check() const;
@@ -183,6 +188,22 @@ void each_option(Options& o, F&& f) {
     o.orpo_form);
   f(OptionInfo{"nll_on_prompt", "For orpo, predict the prompts, too, not only the chosen responses", {}, true},
     o.nll_on_prompt);
+  f(OptionInfo{"adapter",
+               "Train an adapter of the model of --from, which stays as it is: lora or ia3; none: the model itself",
+               {"", "lora", "ia3"},
+               true},
+    o.adapter);
+  f(
+      OptionInfo{
+          "targets",
+          "Layers with adapters: names as in_proj, or ssm, attention, mlp, all, embedding, head, with commas; x_proj:16:32 "
+          "with rank and alpha of its own; of ia3 out_proj:in scales the input. None: ssm, or attention where that is none",
+          {},
+          true},
+      o.targets);
+  f(OptionInfo{"rank", "Rank of LoRA", {}, true, 0x1p30}, o.rank);
+  f(OptionInfo{"alpha", "LoRA is multiplied with alpha / rank", {}, true}, o.alpha);
+  f(OptionInfo{"adapter_dropout", "Dropout of LoRA's inputs", {}, true}, o.adapter_dropout);
 }
 
 std::string flag_of(const std::string& name);  // "--weight-decay"

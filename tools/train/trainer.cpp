@@ -15,6 +15,7 @@
 #include "jit/file.h"
 #include "jit/json.h"
 #include "jit/ranks/ranks.h"
+#include "models/adapters.h"
 #include "models/family.h"
 #include "nn/safetensors.h"
 #include "ops/collective.h"
@@ -23,6 +24,7 @@
 #include "tools/evaluate/generate.h"
 #include "tools/system/environment.h"
 #include "tools/system/folder.h"
+#include "tools/train/adapt.h"
 #include "tools/train/checkpoint.h"
 #include "tools/train/checksums.h"
 #include "tools/train/choices.h"
@@ -84,14 +86,6 @@ void load_states(const ModelCache& carried, const TensorMap& tensors, const fs::
   }
 }
 
-// The model of a folder, whose weights are yet to be loaded.
-std::unique_ptr<LanguageModel> described_in(const fs::path& folder, const ComputeOptions& how) {
-  const json config = read_model_config(folder);
-  const std::string file = (folder / "config.json").string();
-  const TensorMap described = describe_safetensors_folder(folder);
-  return family_of(config, file).from_json(config, file, how, &described);
-}
-
 // A safetensors file of a checkpoint, which must be of training step `step`.
 TensorMap read_part(const fs::path& file, std::int64_t step) {
   std::map<std::string, std::string> metadata;
@@ -109,13 +103,9 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options)
     : Trainer(data, resolved(options), [&](const ComputeOptions& how) {
         if (options.from.empty())
           return model_family(options.model).from_options(options.model_options, vocabulary_of(*data), how);
-        return described_in(model_folder(options.from), how);
+        return load_to_train(options, how);
       }) {
-  if (options_.from.empty()) return;
-  const fs::path folder = model_folder(options_.from);
-  options_.model = family_of(read_model_config(folder)).name;
-  model_->load_weights(read_safetensors_folder(folder));
-  share_weights();
+  if (!options_.from.empty()) options_.model = family_of(read_model_config(model_folder(options_.from))).name;
 }
 
 Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const MakeModel& make)
@@ -123,12 +113,12 @@ Trainer::Trainer(std::shared_ptr<BatchSource> data, TrainOptions options, const 
       rng_(std::make_shared<Rng>(options_.seed)),
       data_(std::move(data)),
       model_(initialised(make, compute_options(options_), *rng_)),
-      optimizer_(model_->parameters(), {.lr = options_.lr,
-                                        .weight_decay = options_.weight_decay,
-                                        .clip_norm = options_.clip,
-                                        .on_bad_step = OnBadStep::poll,
-                                        .sharded = options_.zero,
-                                        .sums = {.bf16 = options_.exchange == "bf16"}}) {
+      optimizer_(model_->trainable_parameters(), {.lr = options_.lr,
+                                                  .weight_decay = options_.weight_decay,
+                                                  .clip_norm = options_.clip,
+                                                  .on_bad_step = OnBadStep::poll,
+                                                  .sharded = options_.zero,
+                                                  .sums = {.bf16 = options_.exchange == "bf16"}}) {
   check_flow(*model_, options_.packed, options_.carry_state);
   if (options_.stage == "orpo") {
     pairs_ = std::dynamic_pointer_cast<PairStream>(data_);
@@ -259,6 +249,7 @@ StepResult Trainer::step(bool stop) {
     forget();
   }
   ++step_;
+  if (step_ == 1 && !result.skipped) check_adapters_learn(*model_);
   return result;
 }
 
@@ -329,6 +320,7 @@ void Trainer::write_files(const fs::path& folder) const {
   if (pairs_)
     if (const TensorMap sampled = pairs_->sampled(); !sampled.empty())
       write_safetensors(folder / kSampled, sampled, {{"step", step}});
+  if (!model_->parts<Adapter>().empty()) save_adapter(*model_, folder / kAdapterFolder, options_.from);
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
   save_choices(folder / "choices.json");
   write_file(folder / "config.json", std::as_bytes(std::span(config)));
@@ -359,7 +351,9 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
   const json config = read_json(file);
   TensorMap weights = read_part(folder / "model.safetensors", state.step);
   Trainer trainer(data, resolved(options), [&](const ComputeOptions& how) {
-    return family_of(config, file.string()).from_json(config, file.string(), how, &weights);
+    auto model = family_of(config, file.string()).from_json(config, file.string(), how, &weights);
+    if (fs::exists(folder / kAdapterFolder)) load_adapter(*model, folder / kAdapterFolder);
+    return model;
   });
   if (state.data_hash != fmt::format("{:016x}", data->hash()))
     fail(ErrorKind::io, "resume: the text is not the one that training began with", data->name(),

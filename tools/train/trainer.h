@@ -50,7 +50,8 @@ class Trainer {
   Trainer(std::shared_ptr<BatchSource> data, TrainOptions options);
   Trainer(Trainer&& other) : Trainer(std::as_const(other)) {}  // shares what it holds with what it was moved from
 
-  // One step on the next batches. Errors (ErrorKind::training): loss or gradient norm is not finite, and
+  // One step on the next batches. Errors (ErrorKind::training): an adapter without gradient (tools/train/adapt.h), in the first
+  // one; loss or gradient norm is not finite, and
   // options().skip_bad_steps do not allow it; the step is computed again op by op to name the one that made the value. The
   // weights are those before that step. `stop`: this process wants to end, of which all ranks hear at the same step.
   StepResult step(bool stop = false);
@@ -68,9 +69,10 @@ class Trainer {
   std::string sample(const std::string& prompt, std::int64_t tokens, double temperature, std::int64_t top_k,
                      std::uint64_t seed);
 
-  // config.json and model.safetensors as Hugging Face has them, optimizer.safetensors, tokenizer.model, carried.safetensors
-  // (the states that --carry-state goes on from), sampled.safetensors (rejected texts), and state.json with the checksums of
-  // the others. `folder` is new, empty or a checkpoint; on an error what was in it before stays.
+  // config.json and model.safetensors as Hugging Face has them, adapter/ as PEFT has it if one is trained,
+  // optimizer.safetensors, tokenizer.model, carried.safetensors (the states that --carry-state goes on from),
+  // sampled.safetensors (rejected texts), and state.json with the checksums of the others. `folder` is new, empty or a
+  // checkpoint; on an error what was in it before stays.
   void save(const std::filesystem::path& folder) const;
   void write_files(const std::filesystem::path& folder) const;  // one by one, into an existing folder
   void assist_save() const;                                     // on the other ranks, while rank 0 writes
