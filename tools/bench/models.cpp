@@ -14,6 +14,7 @@
 #include "autograd/backward.h"
 #include "autograd/run.h"
 #include "jit/gpu.h"
+#include "models/adapters.h"
 #include "models/generate.h"
 #include "models/hymba_study.h"
 #include "models/mamba.h"
@@ -81,6 +82,7 @@ struct BenchModel {
   std::int64_t context = 0;  // of decoding: places that the caches hold; 0: it does not matter
   std::int64_t tokens = 64;  // after each prompt
   bool everywhere = false;   // small enough for a CPU
+  double adapted = 0;        // parameters of adapters, which are all that is trained; 0: the model itself is
 };
 
 // On a GPU activations are bf16, as in `weft train`.
@@ -90,6 +92,21 @@ std::function<std::unique_ptr<LanguageModel>()> maker(typename Model::Config con
     config.activations = is_gpu(device()) ? DType::bf16 : DType::f32;
     return std::make_unique<Model>(config);
   };
+}
+
+// SSM-only LoRA of rank 8: in_proj, x_proj, dt_proj and out_proj have it, and nothing else is trained.
+BenchModel with_lora(BenchModel m, const MambaConfig& c, std::int64_t rank) {
+  const auto make = std::exchange(m.make, {});
+  m.make = [=] {
+    auto model = make();
+    add_adapter(*model, {.rank = rank}, parse_targets("ssm", AdapterKind::lora));
+    return model;
+  };
+  const double d = double(c.width), i = double(c.inner_width()), r = double(c.dt_rank()), n = double(c.state);
+  m.name += ", LoRA";
+  m.adapted = m.layers * double(rank) * ((d + 2 * i) + (i + r + 2 * n) + (r + i) + (i + d));
+  m.parameters += m.adapted;
+  return m;
 }
 
 // Of a norm and a mixer in each layer.
@@ -170,6 +187,7 @@ std::vector<BenchModel> bench_models(bool smoke) {
                                     backbone_model<Mamba>("Mamba 4x256", four, mamba_cost(four), b, hl)};
   models[2].context = models[3].context = sized(1024, 32);
   models[5].everywhere = true;
+  models.push_back(with_lora(models[0], mamba, sized(8, 1)));
   for (BenchModel& m : models) m.tokens = sized(64, 5);
   return models;
 }
@@ -177,12 +195,14 @@ std::vector<BenchModel> bench_models(bool smoke) {
 // ---- training steps ---------------------------------------------------------------------------------------------------------
 
 // Products and attention at the rate of matrices, everything else at that of memory, one after the other. AdamW moves 28 bytes
-// a parameter, and the norm of the gradients reads 4 more; logits are written, read, and their gradient written.
+// a parameter, and the norm of the gradients reads 4 more; logits are written, read, and their gradient written. A frozen
+// weight is part of two products instead of three, and of no update.
 Work step_work(const BenchModel& m) {
   const double tokens = double(m.batch * m.length), places = double(m.batch * (m.meta + m.length));
   const double products = places * m.layers * m.cost.weights + tokens * m.width * m.rows;
-  return {.bytes = 2 * (places * m.layers * m.cost.values + 3 * tokens * m.rows) + 32 * m.parameters,
-          .flops = 6 * products + 3.5 * double(m.batch) * m.attention,
+  const double trained = m.adapted > 0 ? m.adapted : m.parameters;
+  return {.bytes = 2 * (places * m.layers * m.cost.values + 3 * tokens * m.rows) + 32 * trained,
+          .flops = (m.adapted > 0 ? 4 * products + 6 * places * m.adapted : 6 * products) + 3.5 * double(m.batch) * m.attention,
           .in_turn = true};
 }
 
@@ -201,7 +221,7 @@ void add_power(BenchJson& extra, const std::optional<PowerUse>& use) {
 
 Measured measure_training(const BenchModel& m, const TimeLimits& limits) {
   const auto model = m.make();
-  AdamW optimizer(model->parameters(), {.lr = 3e-4, .weight_decay = 0.1, .clip_norm = 1});
+  AdamW optimizer(model->trainable_parameters(), {.lr = 3e-4, .weight_decay = 0.1, .clip_norm = 1});
   constexpr unsigned kBatches = 4;
   std::vector<Tensor> inputs, targets;
   for (unsigned i = 0; i < kBatches; ++i) {
@@ -331,6 +351,7 @@ std::vector<BenchCase> decode_cases(bool smoke) {
     for (const std::int64_t texts : smoke ? std::vector<std::int64_t>{1, 3} : std::vector<std::int64_t>{1, 8, 64}) {
       const std::string shape =
           fmt::format("batch {}", texts) + (m.context ? fmt::format(", {} ctx", m.context) : "") + (smoke ? ", tiny" : "");
+      if (m.adapted > 0) continue;  // who decodes merges
       cases.push_back(case_of(m, {{"decode", m.name, shape, "step"}, {}},
                               [m, texts](const TimeLimits& limits) { return measure_decoding(m, texts, limits); }));
     }
