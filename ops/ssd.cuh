@@ -17,8 +17,8 @@ constexpr int XP = PT + 8, NP = NT + 8, QP = Q + 8;
 enum StepFact { LOG_DECAY, STEP, TO_END, FROM_START, STEP_FACTS };
 constexpr int STEPS = STEP_FACTS * Q;
 // The logarithm of a decay goes down to here, where no power of two is more than zero in fp32: a step that decays more leaves
-// the sums after it their digits.
-constexpr float LEAST_LOG = -200;
+// the sums after it their digits. The first step of a packed document has this one. From ZERO_LOG on a decay is zero.
+constexpr float LEAST_LOG = -200, ZERO_LOG = -150;
 
 // ---- instructions -----------------------------------------------------------------------------------------------------------
 

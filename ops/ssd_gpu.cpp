@@ -55,7 +55,7 @@ void ssd_chunks_vjp(Vjp& v) {
   r.integers(step.outputs).integers(out.outputs);
   const Tensor dx = r.out(outs).record();
   constexpr int kOutputOf[] = {kDx, kDraw, kDA, kDB, kDC, kDD, kDInitial};
-  for (int i = 0; i < kFixed; ++i)
+  for (int i = 0; i < kBorders; ++i)
     if (v.needs(i)) v.add(i, i == kX ? dx : output_of(dx, kOutputOf[i]));
   step.add(v, kStepHole, dx);
   out.add(v, kOutHole, dx);
@@ -82,8 +82,8 @@ void ssd_chunks_backward_vjp(Vjp& v) {
     const auto or_zeros = [&](const Tensor& t, const Tensor& like) { return t ? t : constant(0, like.shape(), real, where); };
 
     const Tensor raw = as_real(kDt);
-    Tensor in[kFixed];
-    for (int i = 0; i < kFixed; ++i) in[i] = alone(i == kDt && filled(kStepAgain) ? root(kStepAgain, 0, {raw}) : v.input(i));
+    Tensor in[kBorders];
+    for (int i = 0; i < kBorders; ++i) in[i] = alone(i == kDt && filled(kStepAgain) ? root(kStepAgain, 0, {raw}) : v.input(i));
     const SsdResult again = plain_ssd({.x = in[kX],
                                        .dt = in[kDt],
                                        .A = in[kA],
@@ -91,6 +91,7 @@ void ssd_chunks_backward_vjp(Vjp& v) {
                                        .C = in[kC],
                                        .D = in[kD],
                                        .initial = in[kInitial],
+                                       .borders = v.input(kBorders),
                                        .step = {},
                                        .out = {},
                                        .chunk = 64,
@@ -103,7 +104,7 @@ void ssd_chunks_backward_vjp(Vjp& v) {
     const std::vector<Tensor> d = grad(Arg(flat(s, again.last), where), Arg(flat(e, g_last), where), wrt, Unused::zeros);
     std::vector<Tensor> outputs(kDInitial + 1);
     constexpr int kOutputOf[] = {kDx, kDraw, kDA, kDB, kDC, kDD, kDInitial};
-    for (int i = 0, k = 0; i < kFixed; ++i)
+    for (int i = 0, k = 0; i < kBorders; ++i)
       if (in[i]) outputs[std::size_t(kOutputOf[i])] = d[std::size_t(k++)];
     const Tensor d_step = outputs[kDraw];
     int at = 0;
@@ -130,7 +131,7 @@ bool gpu_ssd_fits(std::int64_t p, std::int64_t n) {
 
 bool gpu_ssd_takes(const SsdCall& call) {
   const Shape x = call.x.shape(), b = call.B.shape();
-  if (call.plain || call.borders || !is_gpu(recorded_target().device)) return false;
+  if (call.plain || !is_gpu(recorded_target().device)) return false;
   if (call.real() != DType::f32 || x.numel() == 0 || !gpu_ssd_fits(x[3], b[3])) return false;
   for (const Tensor* t : {&call.x, &call.B, &call.C})
     if (t->dtype() != DType::bf16) return false;
@@ -143,7 +144,8 @@ SsdResult gpu_ssd(const SsdCall& call) {
   const ssd_layout::SsdCut cut(x[3], b[3]);
   const std::int64_t rows = x[0] * x[2] * cut.slices(), chunks = cut.chunks(x[1]);
   Recorder r(ssd_layout::ssd_chunks_op, call.where);
-  r.input(call.x).input(call.dt).input(call.A).input(call.B).input(call.C).input(call.D).input(call.initial);
+  r.input(call.x).input(call.dt).input(call.A).input(call.B).input(call.C).input(call.D);
+  r.input(call.initial).input(call.borders);
   r.hole(ssd_layout::kStepHole, call.step, x.first(3)).hole(ssd_layout::kOutHole, call.out, x);
   r.out(x, DType::bf16).out(Shape{x[0], x[2], x[3], b[3]}, DType::f32);
   r.out(Shape{rows, chunks, kStepFacts * cut.q}, DType::f32).out(Shape{x[0], b[2], chunks, cut.q * cut.q}, DType::bf16);

@@ -20,7 +20,7 @@ namespace weft {
 // Whether the kernels take heads of p features with n states: multiples of 8 up to 256.
 bool gpu_ssd_fits(std::int64_t p, std::int64_t n);
 // Whether the kernels take a call: of such sizes; x, B and C are bf16 and nothing is f64; there are steps, heads and batch
-// elements, and no documents' borders.
+// elements.
 bool gpu_ssd_takes(const SsdCall& call);
 // With gradients of any order. It is recorded as the op "ssd_chunks".
 SsdResult gpu_ssd(const SsdCall& call);
@@ -47,10 +47,11 @@ struct SsdCut {
 constexpr int kStepFacts = 4;  // STEP_FACTS of ops/ssd.cuh
 
 // Of the node "ssd_chunks". Inputs x (b, t, h, p), dt (b, t, h), A (h), B, C (b, t, g, n), D (h) or (h, p), initial (b, h, p,
-// n); then what the holes dt and out capture. Outputs y (b, t, h, p) in x's type; the last state (b, h, p, n) in fp32; then
-// what the gradient needs: facts of the steps (rows, chunks, kStepFacts q) in fp32, C B^T (b, g, chunks, q q) in bf16, the
-// states before the chunks (rows, chunks, pt padded n) in bf16, and s, which goes into the out hole, (b, t, h, p) in bf16.
-enum Input { kX, kDt, kA, kB, kC, kD, kInitial, kFixed };
+// n), borders (b, t) i32; then what the holes dt and out capture. Outputs y (b, t, h, p) in x's type; the last state (b, h, p,
+// n) in fp32; then what the gradient needs: facts of the steps (rows, chunks, kStepFacts q) in fp32, C B^T (b, g, chunks, q q)
+// in bf16, the states before the chunks (rows, chunks, pt padded n) in bf16, and s, which goes into the out hole, (b, t, h, p)
+// in bf16.
+enum Input { kX, kDt, kA, kB, kC, kD, kInitial, kBorders, kFixed };  // those before the borders have gradients
 enum Output { kY, kLast, kSteps, kProducts, kKept, kS };
 enum HoleNumber { kStepHole, kOutHole };
 

@@ -192,7 +192,7 @@ void emit_state(const Ssd& ssd, const Kept& kept) {
   ssd.describe(text, block);
   tiles_text(text, "x", "head", ssd.x), tiles_text(text, "dt", "head", ssd.dt);
   ssd.describe_states(text);
-  text.pointer("A", ssd.A);
+  text.pointer("A", ssd.A).pointer("borders", ssd.l.dense(kBorders));
   kept.describe(text);
   hole_text(text, "step_of", ssd.l.hole(kStepHole, ssd.l.shape(kDt)));
   ssd.emit(text, "ops/ssd_state.cuh", block, ssd.segments);

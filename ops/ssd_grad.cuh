@@ -6,7 +6,8 @@
 //   dC_t = sum over s of W_ts L_ts Delta_s B_s + (decay from the start to t) S^T e_t
 //   dc_t = sum over s of M_ts W_ts + off_t - Delta_t (x_t . u_t), where off_t = C_t . (second part of dC_t)
 //   dc_q += sum over s of rho_s + (decay of the chunk) <dS, S>, where rho_s = Delta_s x_s . (second part of u_s)
-//   da_t = sum of dc from t on;  dDelta_t = x_t . u_t + A da_t;  dA = sum of Delta_t da_t;  dD = sum of x_t . e_t
+//   da_t = sum of dc from t on, up to a step whose decay is zero, and 0 of such a step
+//   dDelta_t = x_t . u_t + A da_t;  dA = sum of Delta_t da_t;  dD = sum of x_t . e_t
 // S is the state before the chunk, and q its last step.
 // Facts besides those of ops/ssd.cuh: D_FEATURES: D is a number for each feature; OWN_STATE: S has memory of its own, and is
 // not where dS was; STAGES: of x and e; VS: states of the last state's gradient and the first's that are moved at once.
@@ -307,21 +308,36 @@ DEVICE void finish_steps(const Args& a, const Place& p, index t0, const float* s
 #pragma unroll
   for (int k = 0; k < WARPS / HEADS; ++k) state += sums.states[j * (WARPS / HEADS) + k];
   if (lane == 31) dc[EACH - 1] += rho + steps[FROM_START * Q + Q - 1] * state;
-  float after = 0;
+  // The sums over the steps from each on, which end before a step that decays all: so nothing of a document after it, not
+  // even what rounding leaves of a sum that is zero, is in them.
+  const float* const log_decay = steps + LOG_DECAY * Q + EACH * lane;
+  bool zero[EACH];
 #pragma unroll
-  for (int i = EACH - 1; i >= 0; --i) dc[i] = after = after + dc[i];
-  float all = after;
+  for (int i = 0; i < EACH; ++i)
+    zero[i] = log_decay[i] - (EACH * lane + i > 0 ? log_decay[i - 1] : 0.0f) < ZERO_LOG;
+  const bool ends = __shfl_down_sync(FULL_WARP, zero[0], 1) || lane == 31;
+  float from = 0;
+  bool closed = ends;
+#pragma unroll
+  for (int i = EACH - 1; i >= 0; --i) {
+    from += dc[i];
+    if (i > 0 && zero[i]) from = 0, closed = true;
+  }
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
-    const float other = __shfl_down_sync(FULL_WARP, all, d);
-    if (lane + d < 32) all += other;
+    const float other = __shfl_down_sync(FULL_WARP, from, d);
+    const bool other_closed = __shfl_down_sync(FULL_WARP, closed, d);
+    if (!closed) from += other, closed = other_closed;
   }
+  float after = __shfl_down_sync(FULL_WARP, from, 1);
+  if (ends) after = 0;
   const float rate = float(read_real(a.A + head));
 #pragma unroll
-  for (int i = 0; i < EACH; ++i) {
+  for (int i = EACH - 1; i >= 0; --i) {
     const index t = t0 + EACH * lane + i;
-    // A decay that is zero has no gradient, of which the sums leave roundings.
-    const float da = step[i] * (rate * float(LOG2_E)) < LEAST_LOG ? 0.0f : dc[i] + (all - after);
+    after += dc[i];
+    const float da = zero[i] ? 0.0f : after;
+    if (zero[i]) after = 0;
     rate_sum += step[i] * da;
     if (t < index(a.length))
       a.dsteps[(slice_of(p, j) * (a.batch * a.heads) + p.batch * a.heads + head) * a.length + t] = direct[i] + rate * da;

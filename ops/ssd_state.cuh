@@ -4,17 +4,24 @@
 constexpr int EACH = Q / 32;  // steps of a lane
 constexpr int RT = PT / 16 / WARPS_OF_ROW;
 
-DEVICE void load_raw(const Args& a, const Place& p, int j, index t, int lane, real (&raw)[EACH]) {
+// What is read of a lane's steps.
+struct Read {
+  real raw[EACH] = {};
+  bool border[EACH] = {};  // a document begins
+};
+DEVICE void read_steps(const Args& a, const Place& p, int j, index t, int lane, Read& to) {
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const index at = t + EACH * lane + i;
-    raw[i] = 0;
-    if (at < index(a.length) && j < p.live)
-      raw[i] = real(read_real(a.dt + (p.batch * a.dt_batch + at * a.dt_time + head_of(a, p, j) * a.dt_head)));
+    to.raw[i] = 0;
+    if (at < index(a.length) && j < p.live) {
+      to.raw[i] = real(read_real(a.dt + (p.batch * a.dt_batch + at * a.dt_time + head_of(a, p, j) * a.dt_head)));
+      if constexpr (has_borders) to.border[i] = a.borders[p.batch * a.length + at] != 0;
+    }
   }
 }
 // The steps of row j of the chunk at step t, to shared and to global memory. Returns the logarithm of the chunk's decay.
-DEVICE float make_steps(const Args& a, const Place& p, int j, index t, int lane, const real (&raw)[EACH], float* to) {
+DEVICE float make_steps(const Args& a, const Place& p, int j, index t, int lane, const Read& read, float* to) {
   const bool live = j < p.live;
   const index head = head_of(a, p, live ? j : 0);
   const float rate = live ? float(read_real(a.A + head)) * float(LOG2_E) : 0.0f;
@@ -22,11 +29,11 @@ DEVICE float make_steps(const Args& a, const Place& p, int j, index t, int lane,
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const index at = t + EACH * lane + i;
-    const real v[1] = {raw[i]};
+    const real v[1] = {read.raw[i]};
     real step[1] = {0};
     if (at < index(a.length) && live) step_of<1>(a, p.batch, at, head, v, step);
     size[i] = float(step[0]);
-    sum += max_of(size[i] * rate, LEAST_LOG);
+    sum += read.border[i] ? LEAST_LOG : max_of(size[i] * rate, LEAST_LOG);
     log_decay[i] = sum;
   }
   float before = sum;
@@ -100,11 +107,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   };
   copy(0);
   State<RT> state;
-  real raw[EACH] = {};
+  Read read;
   float total = 0;
   if (warp < HEADS) {
-    load_raw(a, p, warp, p.begin * Q, lane, raw);
-    total += make_steps(a, p, warp, p.begin * Q, lane, raw, steps + warp * STEPS);
+    read_steps(a, p, warp, p.begin * Q, lane, read);
+    total += make_steps(a, p, warp, p.begin * Q, lane, read, steps + warp * STEPS);
   }
 #pragma unroll 1
   for (int k = 0; k < p.chunks; ++k) {
@@ -120,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
       commit_copies();
     }
     if (STAGES == 2) copy(k + 1);
-    if (next && warp < HEADS) load_raw(a, p, warp, (p.begin + k + 1) * Q, lane, raw);
+    if (next && warp < HEADS) read_steps(a, p, warp, (p.begin + k + 1) * Q, lane, read);
     const u32 b = bs + k % STAGES * place<NP>(Q, 0);
     if (adds)
       state.advance<TO_END>(left_transposed_at<XP>(xs, lane) + place<XP>((k % STAGES * HEADS + row) * Q, part * RT * 16),
@@ -131,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
       store_products(a, p, cs, b, p.begin + k, warp, lane);
     }
     if (next && warp < HEADS)
-      total += make_steps(a, p, warp, (p.begin + k + 1) * Q, lane, raw, steps + ((k + 1) % 2 * HEADS + warp) * STEPS);
+      total += make_steps(a, p, warp, (p.begin + k + 1) * Q, lane, read, steps + ((k + 1) % 2 * HEADS + warp) * STEPS);
   }
   if (!adds) return;
   const auto segment_of = [&](int j) { return row_of(a, p, j) * a.segments + p.segment; };

@@ -49,7 +49,16 @@ struct Case {
   bool views = false;                                             // operands are slices of one tensor
   bool idle = false;                                              // every third step has size 0
   double low = -2, high = 1;                                      // of dt
+  std::vector<int64_t> documents = {};                            // lengths of those that are packed in the first row
 };
+
+// Ids of packed documents; each row has them in another order.
+Tensor segments_of(const Case& c) {
+  std::vector<int64_t> ids;
+  for (int64_t r = 0, d = int64_t(c.documents.size()); r < c.b; ++r)
+    for (int64_t k = 0; k < d; ++k) ids.insert(ids.end(), std::size_t(c.documents[std::size_t((k + r) % d)]), k);
+  return Tensor::from(ids, {c.b, c.t});
+}
 
 Values drawn(int64_t n, unsigned seed, double low, double high) {
   std::mt19937 random(seed);
@@ -109,6 +118,7 @@ std::vector<Result> results(const Case& c, DType dtype, DType wide, bool gradien
   if (c.step) options.dt = softplus_bias(bias), inputs.emplace_back("bias", bias);
   if (c.gate) options.out = gate(z), inputs.emplace_back("z", z);
   if (c.initial) options.initial = initial, inputs.emplace_back("initial", initial);
+  if (!c.documents.empty()) options.segments = segments_of(c);
   Tensor last;
   options.last = &last;
   const Tensor y = ssd(x, dt, A, B, C, options);
@@ -125,9 +135,9 @@ std::vector<Result> results(const Case& c, DType dtype, DType wide, bool gradien
 }
 
 std::string name_of(const Case& c) {
-  return fmt::format("{} x {} x {} x {}, {} groups, {} states, skip {}{}{}{}{}{}", c.b, c.t, c.h, c.p, c.g, c.n, int(c.skip),
+  return fmt::format("{} x {} x {} x {}, {} groups, {} states, skip {}{}{}{}{}{}{}", c.b, c.t, c.h, c.p, c.g, c.n, int(c.skip),
                      c.step ? ", step" : "", c.gate ? ", gate" : "", c.initial ? ", initial" : "", c.last ? ", last" : "",
-                     c.views ? ", views" : "");
+                     c.views ? ", views" : "", c.documents.empty() ? "" : ", packed");
 }
 
 void SsdKernels::check(const Case& c, bool gradients) {
@@ -177,6 +187,63 @@ TEST_F(SlowSsdKernels, ManySegments) {
 TEST_F(SsdKernels, StepsOfSizeZero) { check({.t = 70, .h = 2, .step = false, .idle = true}); }
 // Steps that decay all before them leave the decays of others their digits.
 TEST_F(SsdKernels, LargeSteps) { check({.t = 130, .h = 2, .last = true, .low = -4, .high = 3e4}); }
+
+TEST_F(SsdKernels, PackedDocuments) {  // borders where chunks begin, one after the other, in steps of size 0
+  check({.b = 2,
+         .t = 150,
+         .h = 2,
+         .skip = Skip::head,
+         .gate = true,
+         .initial = true,
+         .last = true,
+         .documents = {64, 30, 1, 1, 54}});
+  check({.t = 70, .n = 136, .last = true, .documents = {32, 6, 1, 31}});
+  check({.t = 40, .step = false, .idle = true, .documents = {9, 21, 10}});
+}
+TEST_F(SlowSsdKernels, PackedDocuments) {
+  check({.t = 1100, .p = 8, .n = 8, .initial = true, .last = true, .low = -7, .high = -3, .documents = {500, 90, 510}});
+  check({.b = 3,
+         .t = 330,
+         .h = 3,
+         .p = 64,
+         .n = 128,
+         .skip = Skip::head,
+         .gate = true,
+         .initial = true,
+         .last = true,
+         .documents = {120, 2, 1, 207}});
+  check({.b = 2, .t = 128, .documents = std::vector<int64_t>(128, 1)});
+}
+
+// What a document holds changes no bit of the values and gradients of another.
+TEST_F(SsdKernels, NothingCrossesABorder) {
+  const int64_t t = 100, border = 70, p = 16, n = 16;
+  const auto both = [&](int64_t begin, int64_t end) {  // with x, B and C of some steps tripled
+    Values by(static_cast<std::size_t>(t), 1.0);
+    std::fill(by.begin() + begin, by.begin() + end, 3.0);
+    const Tensor factor = cast(Tensor::from(by, {1, t, 1, 1}), DType::bf16);
+    const Tensor x = operand({1, t, 1, p}, 1, DType::bf16) * factor, B = operand({1, t, 1, n}, 2, DType::bf16) * factor,
+                 C = operand({1, t, 1, n}, 3, DType::bf16) * factor, dt = operand({1, t, 1}, 4, DType::bf16, 0.01, 0.3),
+                 A = operand({1}, 5, DType::f32, -1, -0.5), g = operand({1, t, 1, p}, 6, DType::bf16);
+    Values ids(static_cast<std::size_t>(t), 0.0);
+    std::fill(ids.begin() + border, ids.end(), 1.0);
+    const Tensor y = ssd(x, dt, A, B, C, {.segments = cast(Tensor::from(ids, {1, t}), DType::i64)});
+    std::vector<Tensor> all = grad(y, g, {x, dt, B, C});
+    all.push_back(y);
+    std::vector<Values> first, second;
+    for (const Tensor& of : all) {
+      const Values values = of.to_host<double>();
+      const auto middle = values.begin() + std::ptrdiff_t(values.size()) / t * border;
+      first.emplace_back(values.begin(), middle), second.emplace_back(middle, values.end());
+    }
+    return std::pair{first, second};
+  };
+  const auto as_drawn = both(0, 0), one = both(0, border), other = both(border, t);
+  EXPECT_NE(as_drawn.first, one.first);
+  EXPECT_EQ(as_drawn.second, one.second);
+  EXPECT_NE(as_drawn.second, other.second);
+  EXPECT_EQ(as_drawn.first, other.first);
+}
 
 TEST_F(SsdKernels, OnlyTheLastStateHasAGradient) {
   std::vector<Values> all[2];
