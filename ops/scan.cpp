@@ -10,6 +10,7 @@
 #include "autograd/backward.h"
 #include "autograd/gradient_ops.h"
 #include "autograd/pointwise.h"
+#include "autograd/run.h"
 #include "jit/parallel.h"
 #include "jit/rows.h"
 #include "jit/vmath.h"
@@ -54,7 +55,7 @@ struct Part {
 // What forward and backward have in common.
 struct ScanTask {
   Grid grid;
-  Operand u, raw, A, D;
+  Operand u, raw, A, D, borders;
   GroupRows B, C;
   Fused delta, out;  // holes
   bool has_delta = false, has_out = false;
@@ -67,7 +68,9 @@ struct Chunk {
   std::int64_t begin, end;
   std::vector<const T*> u, raw, B, C;  // rows (w) and (n) of each step
   std::vector<T> u_buffer, raw_buffer, b_buffer, c_buffer;
-  std::vector<T> delta, du;  // (kTime, w): Delta and Delta u
+  std::vector<T> delta, du;    // (kTime, w): Delta, a long step where a document begins, and Delta u
+  std::vector<const T*> step;  // (w) of each step: Delta as it is
+  std::vector<T> step_buffer;
 
   explicit Chunk(const Grid& g)
       : begin(0),
@@ -81,7 +84,8 @@ struct Chunk {
         b_buffer(kTime * g.n),
         c_buffer(b_buffer.size()),
         delta(u_buffer.size()),
-        du(u_buffer.size()) {}
+        du(u_buffer.size()),
+        step(kTime) {}
 
   void load(const ScanTask& task, const Launch& launch, const Part& p, std::int64_t chunk, std::int64_t following,
             Runner<T>* hole) {
@@ -91,6 +95,7 @@ struct Chunk {
     prefetch(raws, g, p, following);
     begin = chunk * kTime, end = std::min(g.t, begin + kTime);
     const Rows bs(launch, task.B.operand), cs(launch, task.C.operand);
+    const std::int32_t* const borders = task.borders ? launch.pointer<std::int32_t>(task.borders) : nullptr;
     const auto vector = [&](const Rows& x, const GroupRows& at, std::int64_t t, T* buffer) {
       return load_row(x.data, x.dtype, p.batch * at.batch + t * at.time + p.group * at.group, g.n, buffer);
     };
@@ -109,6 +114,12 @@ struct Chunk {
         std::copy_n(raw[k], p.w, d);
       }
       for (std::int64_t c = 0; c < p.w; ++c) du[k * p.w + c] = d[c] * u[k][c];
+      step[k] = d;
+      if (borders && borders[row]) {
+        if (step_buffer.empty()) step_buffer.resize(delta.size());
+        step[k] = std::copy_n(d, p.w, step_buffer.data() + k * p.w) - p.w;
+        std::fill_n(d, p.w, T(kLongStep));
+      }
     }
   }
   std::int64_t steps() const { return end - begin; }
@@ -332,6 +343,7 @@ ScanTask task_of(Lowering& l) {
   task.raw = l.rows(kDelta);
   task.A = l.rows(kA);
   task.D = l.has(kD) ? l.dense(kD) : Operand{};
+  task.borders = l.has(kBorders) ? l.dense(kBorders) : Operand{};
   task.B = group_rows(l, kB);
   task.C = group_rows(l, kC);
   task.has_delta = l.filled(0);
@@ -471,7 +483,7 @@ void retreat_chunk(const ScanBackwardTask& task, const Launch& launch, const Par
   });
   for (std::int64_t k = 0; k < chunk.steps(); ++k) {
     const std::int64_t row = p.batch * g.t + chunk.begin + k;
-    const T *u = chunk.u[std::size_t(k)], *e = x.e.data() + k * p.w, *delta = chunk.delta.data() + k * p.w;
+    const T *u = chunk.u[std::size_t(k)], *e = x.e.data() + k * p.w, *delta = chunk.step[std::size_t(k)];
     T *gb = x.gb.data() + k * p.w, *gak = x.gak.data() + k * p.w, *dD = x.dD.next();  // gb, gak become du, dDelta
     for (std::int64_t c = 0; c < p.w; ++c) {
       gak[c] += u[c] * gb[c];
@@ -617,6 +629,7 @@ void scan_vjp(Vjp& v) {
   for (int i = 0; i < kInitial; ++i) r.input(in[i]);
   const bool for16 = v.integer(0) != 0, reads_s = for16 && reads_value(out.gradient);
   r.input(for16 ? in[kInitial] : Tensor{})
+      .input(in[kBorders])
       .input(v.output(kKept))
       .input(v.grad(0))
       .input(v.grad(1))
@@ -626,7 +639,7 @@ void scan_vjp(Vjp& v) {
   r.out(outs);
   const Tensor du = r.record();
   constexpr int kOutputOf[] = {kDu, kDraw, kDA, kDB, kDC, kDD, kDInitial};
-  for (int i = 0; i < kFixed; ++i)
+  for (int i = 0; i < kBorders; ++i)
     if (v.needs(i)) v.add(i, i == kU ? du : output_of(du, kOutputOf[i]));
   delta.add(v, 0, du);
   out.add(v, 1, du);
@@ -660,7 +673,7 @@ void check_scan(Site where, const Arg& u, const Arg& delta, const Arg& A, const 
                         {{"u", u}, {"delta", delta}, {"A", A}, {"B", B}, {"C", C}, {"D", o.D}, {"initial", o.initial}});
 }
 
-// ---- packed documents -------------------------------------------------------------------------------------------------------
+// ---- packed documents, for kernels that know of none ------------------------------------------------------------------------
 
 const Op& delta_op =
     register_op({.name = "scan_delta", .vjp = filled_vjp, .lower = lower_filled, .cuda = lower_filled, .holes = {kHoles, 1}});
@@ -668,18 +681,17 @@ const Op& out_op =
     register_op({.name = "scan_out", .vjp = filled_vjp, .lower = lower_filled, .cuda = lower_filled, .holes = {kHoles + 1, 1}});
 
 // Where a document begins, the step is so long that nothing of the state remains, and what it feeds is made as much smaller: by
-// a power of two, which takes no digits. So the kernels need not know of documents. D and the out hole see u as it is.
+// a power of two, which takes no digits. D and the out hole see u as it is.
 Tensor packed_scan(const Arg& u, const Arg& delta, const Arg& A, const Arg& B, const Arg& C, const ScanOptions& o, DType real) {
-  constexpr double kLong = 0x1p100;
   const Site where = u.where();
   const Shape space = u.shape();
   const Tensor borders = reshape(o.segments.borders, {space[0], space[1], 1});
   const Tensor step = filled(delta_op, o.delta, convert(delta, real, where), where);
   const Tensor fed = pointwise("scan_fed", {convert(u, real, where), step, borders}, [](Expr input, Expr of, Expr border) {
-    return weft::where(not_equal(border, Expr(0)), input * (of * Expr(1 / kLong)), input);
+    return weft::where(not_equal(border, Expr(0)), input * (of * Expr(1 / kLongStep)), input);
   });
   const Hole cut =
-      hole({borders}, [](Expr of, Expr border) { return weft::where(not_equal(border, Expr(0)), Expr(kLong), of); });
+      hole({borders}, [](Expr of, Expr border) { return weft::where(not_equal(border, Expr(0)), Expr(kLongStep), of); });
   Tensor s = scan(convert(fed, u.dtype(), where), step, A, B, C, {.delta = cut, .initial = o.initial, .last = o.last});
   if (o.D) s = convert(s, real, where) + convert(o.D, real, where) * convert(u, real, where);
   return convert(filled(out_op, o.out, convert(s, real, where), where), u.dtype(), where);
@@ -691,13 +703,14 @@ Tensor scan(Arg u, Arg delta, Arg A, Arg B, Arg C, ScanOptions options) {
   check_scan(u.where(), u, delta, A, B, C, options);
   const Shape su = u.shape(), sa = A.shape();
   const DType real = state_dtype(u, options, delta, A, B, C);
-  if (options.segments) return packed_scan(u, delta, A, B, C, options, real);
   const Shape sb = B.shape();
   const bool bf16s = u.dtype() == DType::bf16 && delta.dtype() == DType::bf16 && B.dtype() == DType::bf16 &&
                      C.dtype() == DType::bf16 && real == DType::f32;
   const bool for16 = bf16s && takes_scan16(su, sa[1], sb.rank() == 4 ? sb[2] : 1);
+  if (options.segments && !for16 && recorded_target().device != Device::cpu)
+    return packed_scan(u, delta, A, B, C, options, real);
   Recorder r(scan_op, u.where());
-  r.input(u).input(delta).input(A).input(B).input(C).input(options.D).input(options.initial);
+  r.input(u).input(delta).input(A).input(B).input(C).input(options.D).input(options.initial).input(options.segments.borders);
   r.hole(0, options.delta, su).hole(1, options.out, su);
   r.integer(for16).out(su, u.dtype()).out(Shape{su[0], sa[0], sa[1]}, real);
   if (for16)

@@ -15,10 +15,10 @@ constexpr std::int64_t kTime = 32;  // steps of a chunk: a state is kept for eac
 constexpr std::int64_t kStates16 = 16, kChunk16 = 8, kTile16 = 32, kKeptWords = 144;
 inline std::int64_t chunks16(std::int64_t t) { return ceil_div(t, kTile16) * (kTile16 / kChunk16); }
 
-// Inputs u, delta (b, t, i), A (i, n), B, C (b, t, n) or (b, t, g, n), D (i), initial (b, i, n), then what the holes
-// capture. Outputs y (b, t, i), h_T (b, i, n), states (b, chunks, n, i) at the start of each chunk; of the kernels for 16
-// states also s (b, t, i), what the out hole is given. Plain ints: whether it is for those.
-enum Input { kU, kDelta, kA, kB, kC, kD, kInitial, kFixed };
+// Inputs u, delta (b, t, i), A (i, n), B, C (b, t, n) or (b, t, g, n), D (i), initial (b, i, n), borders (b, t) i32, 1 where
+// the state is cut, then what the holes capture. Outputs y (b, t, i), h_T (b, i, n), states (b, chunks, n, i) at the start of
+// each chunk; of the kernels for 16 states also s (b, t, i), what the out hole is given. Plain ints: whether it is for those.
+enum Input { kU, kDelta, kA, kB, kC, kD, kInitial, kBorders, kFixed };  // those before the borders have gradients
 enum Output { kY, kLast, kKept, kS };
 
 // Of the backward op. Inputs as forward's, then states, the gradients of y and of h_T (each may be absent), s where the kernels
@@ -43,6 +43,10 @@ inline GroupRows group_rows(Lowering& l, int i) {
   const Operand o = l.view(i);
   return GroupRows(o.dims[o.rank - 1] == 1 || o.strides[o.rank - 1] == 1 ? o : l.dense(i));
 }
+
+// Where a document begins the state decays over a step so long that nothing of it remains; what the step feeds is that of its
+// true size.
+constexpr double kLongStep = 0x1p100;
 
 // Whether the kernels for 16 states take a scan: of `u`, `delta`, `B` and `C` in bf16 (ops/scan16_cuda.cpp).
 bool takes_scan16(const Shape& u, std::int64_t states, std::int64_t groups);

@@ -7,7 +7,8 @@
 // state has one from 2^14 on. That lies within 2^-16 of the largest, which is finer than fp16 where it matters. Then, of each
 // half, words with the power of two of that of channels 2 g and 2 g + 1, as bf16; it is infinite where a state is not finite.
 //
-// What lies outside is zeros: past the end of the sequence Delta = 0 leaves a state as it is.
+// What lies outside is zeros: past the end of the sequence Delta = 0 leaves a state as it is. Where a packed document begins,
+// the state decays over a step so long that nothing of it remains; Delta u is as it is.
 
 constexpr int N = 16, CHUNK = 8, CHANNELS = GROUPS * 16, QUADS = GROUPS * 4;  // QUADS: of channels, moved as one vector
 constexpr int KEPT_WORDS = 144;
@@ -66,6 +67,13 @@ struct Own {
   }
   DEVICE u32 operator()(int r, u32 x) const { return x & pair[r >> 1] & ((r & 1) ? odd : ~odd); }
 };
+
+// A long step that has the true one, but for its last digits, as its own last ones.
+constexpr u32 LONG_STEP = 0x70000000u;  // 2^97
+DEVICE float long_step(float delta) { return as_float(LONG_STEP + (bits_of(delta) >> 4)); }
+DEVICE float true_step(float delta) {
+  return bits_of(delta) < LONG_STEP ? delta : as_float((bits_of(delta) - LONG_STEP) << 4);
+}
 
 // Which part of the work a block has: channels [channel, channel + CHANNELS) of batch element b, and `length` steps from
 // `begin` on, one of the segments of a.span steps that run side by side. `states` counts batch elements and their segments.

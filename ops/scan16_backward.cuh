@@ -49,6 +49,7 @@ struct alignas(16) Shared : DeltaSums, OutSums {
   Place place;
   F4 parts[WARPS][4][36];  // of sums over states: of four steps, of the lanes
   Words2 u[THREADS], raw[THREADS], g[THREADS], s[THREADS], bc[TILE * 8];  // what has been asked for
+  i32 border[has_borders ? THREADS : 4];
   u8 delta[delta_of_staged > 0 ? delta_of_staged * THREADS : 16];
   u8 delta_grad[3][delta_roots_staged > 0 ? delta_roots_staged * THREADS : 16];  // in turn, until a tile is finished
   u8 out[out_roots_staged > 0 ? out_roots_staged * THREADS : 16];
@@ -118,6 +119,7 @@ struct Turns {
     const bool in = tile >= 0 && t < m.length;
     copy_async<8>(shared_address(&shared.u[m.thread]), a.u + (row * index(a.u_row) + m.column), in);
     copy_async<8>(shared_address(&shared.raw[m.thread]), a.raw + (row * index(a.raw_row) + m.column), in);
+    if constexpr (has_borders) copy_async<4>(shared_address(&shared.border[m.thread]), a.borders + row, in);
     if constexpr (has_g) copy_async<8>(shared_address(&shared.g[m.thread]), a.g + (row * index(a.g_row) + m.column), in);
     if constexpr (NEEDS_S) copy_async<8>(shared_address(&shared.s[m.thread]), a.s + (row * index(a.s_row) + m.column), in);
     if constexpr (delta_of_staged > 0)
@@ -156,7 +158,7 @@ struct Turns {
       real du[4], ddelta[4], draw[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        du[j] = d[j] * by_b[j] + Ds[j] * es[j];
+        du[j] = (has_borders ? true_step(d[j]) : d[j]) * by_b[j] + Ds[j] * es[j];
         ddelta[j] = u[j] * by_b[j] + float(LN_2) * by_a[j];
       }
       const bool later_in = later < m.length;
@@ -182,6 +184,7 @@ struct Turns {
       d[j] = in ? d[j] : 0.0f;
       e[j] = in ? e[j] : 0.0f;
       du[j] = d[j] * u[j];
+      if constexpr (has_borders) d[j] = shared.border[m.thread] ? long_step(d[j]) : d[j];
     }
     delta_at[0][m.step & 1] = {d[0], d[2]};
     delta_at[1][m.step & 1] = {d[1], d[3]};

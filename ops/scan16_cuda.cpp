@@ -43,21 +43,22 @@ std::int64_t shared_limit(int capability) {
 std::int64_t rounded(std::int64_t bytes) { return ceil_div(bytes, 16) * 16; }
 
 // sizeof(Shared) of the texts at most, with holes that stage so many bytes a thread.
-std::int64_t forward_bytes(int groups, std::int64_t delta, std::int64_t out) {
+std::int64_t forward_bytes(int groups, bool packed, std::int64_t delta, std::int64_t out) {
   const std::int64_t tile = kTile16, channels = groups * kGroup, vectors = tile * groups * 4, units = vectors / (kHelpers * 32);
   const std::int64_t stage =
       groups * (8 * (tile + 1) * 16 + 16) + 2 * tile * (channels + 4) * 4 + 16 * (tile + 4) * 4 + 2 * tile * 16;
-  return 2 * stage + (4 * vectors + 8 * tile) * 8 + (delta ? delta * vectors : 16 * units) +
-         3 * (out ? out * vectors : 16 * units);
+  return 2 * stage + (4 * vectors + 8 * tile) * 8 + (packed ? 4 * vectors : 16 * units) +
+         (delta ? delta * vectors : 16 * units) + 3 * (out ? out * vectors : 16 * units);
 }
-std::int64_t backward_bytes(int groups, std::int64_t delta, std::int64_t delta_grad, std::int64_t out, int sums,
+std::int64_t backward_bytes(int groups, bool packed, std::int64_t delta, std::int64_t delta_grad, std::int64_t out, int sums,
                             std::int64_t columns) {
   const std::int64_t tile = kBackTile, threads = groups * 64, quads = groups * 4;
   const std::int64_t stage = groups * (1040 + tile * 144 + 16 + 2 * (16 * (tile + 4) * 4 + 16)) + 3 * 16 * (tile + 4) * 4 +
                              groups * 2 * 2 * 16 * (tile + 4) * 4 + threads * 32;
   const auto staged = [&](std::int64_t bytes) { return bytes ? bytes * threads : 16; };
-  return rounded(2 * stage + threads * (32 + 8 + 16) + tile * 64 + staged(delta) + 3 * staged(delta_grad) + staged(out) +
-                 groups * (128 + 4608) + quads * (columns + 16) + threads * 16 * sums + 256);
+  return rounded(2 * stage + threads * (32 + 8 + 16) + (packed ? 4 * threads : 16) + tile * 64 + staged(delta) +
+                 3 * staged(delta_grad) + staged(out) + groups * (128 + 4608) + quads * (columns + 16) + threads * 16 * sums +
+                 256);
 }
 
 // An operand whose rows are read and written as vectors of four: itself, or a dense copy of it.
@@ -105,7 +106,7 @@ GroupRows aligned_rows(Lowering& l, int i) {
 struct Scan16 {
   Shape space;  // (b, t, i)
   std::int64_t groups, group_size;
-  Operand u, raw, A, D;
+  Operand u, raw, A, D, borders;
   GroupRows B, C;
   Fused delta;
 
@@ -117,6 +118,7 @@ struct Scan16 {
         raw(vectors(l, l.rows(kDelta))),
         A(l.rows(kA)),
         D(l.dense(kD)),
+        borders(l.dense(kBorders)),
         B(aligned_rows(l, kB)),
         C(aligned_rows(l, kC)),
         delta(vectors(l, l.hole(0, space))) {}
@@ -184,7 +186,7 @@ struct Scan16 {
     text.integer("batch", space[0]).integer("length", space[1]).integer("channels", space[2]);
     text.integer("groups", groups).integer("group_size", group_size).integer("chunks", chunks16(space[1]));
     text.integer("segments", cut.segments).integer("span", cut.span);
-    text.rows("u", u).rows("raw", raw).rows("A", A).pointer("D", D);
+    text.rows("u", u).rows("raw", raw).rows("A", A).pointer("D", D).pointer("borders", borders);
     for (const auto& [name, rows] : {std::pair("B", &B), std::pair("C", &C)}) {
       text.pointer(name, rows->operand).integer(fmt::format("{}_batch", name), rows->batch);
       text.integer(fmt::format("{}_time", name), rows->time).integer(fmt::format("{}_group", name), rows->group);
@@ -212,7 +214,7 @@ void cuda_scan16(Lowering& l) {
   const Operand y = outputs.add(l.output(kY)), s = outputs.add(l.output(kS));
   const std::int64_t limit = shared_limit(l.target().capability), delta_bytes = staged_bytes(scan.delta, kQuad).staged,
                      out_bytes = staged_bytes(out, kQuad).staged;
-  const auto bytes = [&](int n) { return forward_bytes(n, delta_bytes, out_bytes); };
+  const auto bytes = [&](int n) { return forward_bytes(n, bool(scan.borders), delta_bytes, out_bytes); };
   const Scan16::Cut cut = scan.cut({6, 4, 3, 2, 1}, kShortestForward, limit, bytes);
   const int n = cut.groups, threads = (2 * n + kHelpers) * 32;
   const std::int64_t shared = bytes(n);
@@ -283,7 +285,7 @@ void cuda_scan16_backward(Lowering& l) {
   const int sums = summed(all.delta_sums) + summed(all.out_sums);
   const std::int64_t columns = delta_bytes.columns + delta_grad_bytes.columns + out_bytes.columns;
   const auto bytes = [&](int n) {
-    return backward_bytes(n, delta_bytes.staged, delta_grad_bytes.staged, out_bytes.staged, sums, columns);
+    return backward_bytes(n, bool(scan.borders), delta_bytes.staged, delta_grad_bytes.staged, out_bytes.staged, sums, columns);
   };
   const Scan16::Cut cut = scan.cut({6, 4, 2}, kShortestBackward, limit, bytes);
   const int n = cut.groups, threads = n * 64;

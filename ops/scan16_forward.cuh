@@ -31,6 +31,7 @@ struct alignas(16) Shared {
   Stage stage[2];
   // What the helpers have asked for: of three tiles, as they finish the one and fetch the other.
   Words2 u[3][UNITS][HELPER_THREADS], raw[UNITS][HELPER_THREADS], B[TILE * 4], C[TILE * 4];
+  i32 border[UNITS][has_borders ? HELPER_THREADS : 4];
   u8 delta[UNITS][delta_of_staged > 0 ? delta_of_staged * HELPER_THREADS : 16];
   u8 out[3][UNITS][out_of_staged > 0 ? out_of_staged * HELPER_THREADS : 16];
 };
@@ -80,6 +81,7 @@ struct Helper {
       const bool in = t < p.length;
       copy_async<8>(shared_address(&shared.u[slot][k][thread]), a.u + (row * index(a.u_row) + column), in);
       copy_async<8>(shared_address(&shared.raw[k][thread]), a.raw + (row * index(a.raw_row) + column), in);
+      if constexpr (has_borders) copy_async<4>(shared_address(&shared.border[k][thread]), a.borders + row, in);
       if constexpr (delta_of_staged > 0)
         delta_of_fetch<4, HELPER_THREADS>(a, delta, delta_of_row_at(a, delta, p.b, time(t)), column, in,
                                           shared_address(shared.delta[k]));
@@ -112,6 +114,7 @@ struct Helper {
       for (int j = 0; j < 4; ++j) {
         d[j] = t < p.length ? d[j] : 0.0f;
         du[j] = as_float(split(d[j] * u[j]));
+        if constexpr (has_borders) d[j] = shared.border[k][thread] ? as_float(LONG_STEP) : d[j];
       }
       F4(&at)[8][TILE + 1] = to.steps[quad >> 2].at;
       at[2 * (quad & 3)][step] = {d[0], d[1], du[0], du[1]};

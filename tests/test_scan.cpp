@@ -53,6 +53,13 @@ TEST(Scan, GoldenG1) {
 struct Case {
   std::int64_t b, t, i, n, groups;
   bool skip, bias, softplus, gated, initial, last_gradient;
+  std::int64_t document = 0;  // steps of each packed document; they begin elsewhere in each row. 0: there is one
+  std::int64_t segment(std::int64_t row, std::int64_t at) const { return document ? (at + row) / document : 0; }
+  Documents segments() const {
+    std::vector<std::int64_t> ids;
+    for (std::int64_t k = 0; k < b * t; ++k) ids.push_back(segment(k / t, k % t));
+    return document ? Tensor::from(ids, {b, t}) : Tensor{};
+  }
 };
 
 // Everything the op computes, with gradients of the loss sum(g out) + sum(gh h_T).
@@ -100,13 +107,16 @@ Results naive(const Problem& p) {
       const auto at = [&](std::int64_t t) { return (b * T + t) * I + i; };
       const auto bc = [&](std::int64_t t, std::int64_t n) { return ((b * T + t) * c.groups + group) * N + n; };
       Values h((T + 1) * N), delta(T), e(T);
+      const auto decay = [&](std::int64_t t, std::int64_t n) {
+        return t > 0 && c.segment(b, t) != c.segment(b, t - 1) ? 0 : std::exp(delta[t] * p.A[i * N + n]);
+      };
       for (std::int64_t n = 0; n < N; ++n) h[n] = c.initial ? p.initial[(b * I + i) * N + n] : 0;
       for (std::int64_t t = 0; t < T; ++t) {
         const double raw = p.delta[at(t)] + (c.bias ? p.bias[i] : 0);
         delta[t] = c.softplus ? std::log1p(std::exp(raw)) : raw;
         double s = c.skip ? p.D[i] * p.u[at(t)] : 0;
         for (std::int64_t n = 0; n < N; ++n) {
-          h[(t + 1) * N + n] = std::exp(delta[t] * p.A[i * N + n]) * h[t * N + n] + delta[t] * p.B[bc(t, n)] * p.u[at(t)];
+          h[(t + 1) * N + n] = decay(t, n) * h[t * N + n] + delta[t] * p.B[bc(t, n)] * p.u[at(t)];
           s += p.C[bc(t, n)] * h[(t + 1) * N + n];
         }
         const double q = sigmoid_of(p.z[at(t)]);
@@ -122,7 +132,7 @@ Results naive(const Problem& p) {
       for (std::int64_t t = T - 1; t >= 0; --t) {
         double gb = 0, gak = 0;
         for (std::int64_t n = 0; n < N; ++n) {
-          const double a = std::exp(delta[t] * p.A[i * N + n]), gamma = e[t] * p.C[bc(t, n)] + carry[n];
+          const double a = decay(t, n), gamma = e[t] * p.C[bc(t, n)] + carry[n];
           gb += gamma * p.B[bc(t, n)];
           gak += gamma * p.A[i * N + n] * a * h[t * N + n];
           r.dA[i * N + n] += gamma * delta[t] * a * h[t * N + n];
@@ -166,7 +176,7 @@ Results weft_results(const Problem& p) {
     options.delta = plain_bias(bias);
   if (c.gated) options.out = gate(z);
   if (c.initial) options.initial = initial;
-  options.last = &last;
+  options.last = &last, options.segments = c.segments();
   const Tensor out = scan(u, delta, A, B, C, options);
   Tensor loss = sum(out * g);
   if (c.last_gradient) loss = loss + sum(last * gh);
@@ -206,6 +216,10 @@ const Case kCases[] = {
     // Long enough to run in segments.
     {1, 512, 3, 4, 1, true, true, true, true, true, true},
     {2, 1024, 3, 2, 1, true, false, false, false, false, false},
+    // Packed documents.
+    {2, 70, 5, 16, 1, true, true, true, true, true, true, 9},
+    {3, 5, 4, 3, 2, false, false, true, false, true, true, 1},
+    {1, 512, 3, 4, 1, true, true, true, true, true, true, 100},
 };
 
 TEST(Scan, MatchesNaiveF64) {
@@ -462,7 +476,8 @@ std::vector<Tensor> results16(const Problem& p) {
                g = as(DType::bf16, p.g, rows), gh = as(DType::f32, p.gh, state);
   return run([&] {
     Tensor last;
-    ScanOptions options{.D = c.skip ? D : Tensor{}, .initial = c.initial ? initial : Tensor{}, .last = &last};
+    ScanOptions options{
+        .D = c.skip ? D : Tensor{}, .initial = c.initial ? initial : Tensor{}, .last = &last, .segments = c.segments()};
     if (c.softplus)
       options.delta = c.bias ? softplus_bias(bias) : softplus_hole();
     else if (c.bias)
@@ -512,6 +527,17 @@ TEST(Scan16, MatchesNaive) {
 TEST(Scan16, SegmentsOfTime) {
   const Problem p = problem16({1, 547, 64, 16, 2, true, true, true, true, true, true});
   expect_all_near(results16(p), naive(p), p.c);
+}
+
+// Time is cut as above, and where documents begin: at a tile, in one, at each step.
+TEST(Scan16, PackedDocuments) {
+  for (const Case& c : {Case{2, 70, 64, 16, 2, true, true, true, true, true, true, 32},
+                        Case{1, 547, 32, 16, 1, true, true, true, true, true, true, 91},
+                        Case{2, 35, 32, 16, 1, false, false, true, false, true, true, 1}}) {
+    SCOPED_TRACE(testing::Message() << "t " << c.t << ", documents of " << c.document);
+    const Problem p = problem16(c);
+    expect_all_near(results16(p), naive(p), c);
+  }
 }
 
 TEST(Scan16, SameBitsEveryTime) {
