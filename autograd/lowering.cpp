@@ -60,7 +60,7 @@ Operand Lowering::added(NodeId id, std::optional<DType> dtype) {
     fail(ErrorKind::usage,
          fmt::format("internal error: {} is fused with a value that is not stored", scheduler_.t_.name(node_)),
          fmt::format("{} {}", scheduler_.t_.name(id), to_string(scheduler_.t_.shape(id))),
-         "please report it; settings().fuse_products = false avoids it");
+         "please report it; WEFT_PRODUCTS=none avoids it");
   return o;
 }
 

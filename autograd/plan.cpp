@@ -26,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 std::uint8_t switches() {
   const Settings& s = settings();
-  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2 | s.fuse_products << 3 | contraction() << 4);
+  return std::uint8_t(s.fuse | s.split_arena << 1 | s.check_nan << 2 | contraction() << 3 | int(s.products) << 4);
 }
 
 template <class T>

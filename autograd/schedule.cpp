@@ -96,7 +96,7 @@ std::unique_ptr<Plan> Scheduler::run() {
   mark_live();
   find_users();
   if (gpu_ && settings().fuse && !settings().check_nan) write_in_place();
-  if (settings().fuse_products && settings().fuse && !settings().check_nan) fuse_products();
+  if (settings().products != Products::none && settings().fuse && !settings().check_nan) fuse_products();
   fuse();
   find_readers();
   group();
@@ -200,6 +200,18 @@ void Scheduler::fuse_products() {
   }
 }
 
+// Somebody reads the value from memory, whatever the prices are.
+bool Scheduler::read_from_memory(NodeId id) const {
+  return result_of(id) >= 0 || std::any_of(users_[id].begin(), users_[id].end(), [&](NodeId user) {
+           if (is_pointwise(user)) return false;
+           const Op& op = t_.op(user);
+           const auto inputs = t_.inputs_of(user);
+           for (std::size_t i = 0; i < inputs.size(); ++i)
+             if (inputs[i] == id && !(kind_[user] == Kind::structured && i < 32 && (op.prologues >> i & 1))) return true;
+           return false;
+         });
+}
+
 // Fuses the reader of what `product` computes so far into it, or says why not.
 bool Scheduler::absorb_reader(NodeId id, Product& product) const {
   const std::vector<NodeId>& readers = users_[product.last];
@@ -223,8 +235,18 @@ bool Scheduler::absorb_reader(NodeId id, Product& product) const {
     const Expr body = pointwise_body(t_, reader), x = expr::input(0);
     const auto operands = t_.inputs_of(reader);
     if (std::count(operands.begin(), operands.end(), product.last) > 1) return fmt::format("{} reads it twice", name);
-    if (operands.size() == 2 && same(body, x + expr::input(1)))
-      return add_to(id, product, operands[operands[0] == product.last ? 1 : 0]);
+    const bool sums_alone = settings().products == Products::sums;
+    if (operands.size() == 2 && same(body, x + expr::input(1))) {
+      const NodeId other = operands[operands[0] == product.last ? 1 : 0];
+      if (sums_alone && t_.nodes[reader].dtype != t_.nodes[id].dtype) return fmt::format("{} has another type", name);
+      if (sums_alone && !read_from_memory(reader)) return fmt::format("{} costs nothing where it is read", name);
+      if (sums_alone && is_pointwise(other) && users_[other].size() == 1)
+        return fmt::format("{} would have to be stored", t_.name(other));
+      if (sums_alone && other > id && kind_[memory_of(other)] != Kind::leaf)
+        return fmt::format("{} waits for {}", name, t_.name(other));  // with all that is multiplied
+      return add_to(id, product, other);
+    }
+    if (sums_alone) return fmt::format("WEFT_PRODUCTS=all would try {}", name);
     if (!same(body, relu(x)) && !same(body, gelu_tanh(x))) return fmt::format("the library has no {}", name);
     if (in_double(id)) return "the library has no activation in fp64";
     product.activation = same(body, relu(x)) ? Activation::relu : Activation::gelu_tanh;
@@ -243,7 +265,8 @@ std::string Scheduler::add_to(NodeId id, Product& product, NodeId other) const {
   if (overwritten(other, users_[product.last][0])) return "what is added is a State that is written before";
   const auto inputs = t_.inputs_of(id);
   const bool has_bias = product.bias != Tape::kNone || (inputs.size() > 2 && inputs[2] != Tape::kNone);
-  if (!has_bias && shape.rank() > 0 && shape[-1] == n && shape.numel() == n) return product.bias = other, "";
+  if (settings().products == Products::all && !has_bias && shape.rank() > 0 && shape[-1] == n && shape.numel() == n)
+    return product.bias = other, "";
   if (product.addend != Tape::kNone || shape != t_.shape(id)) return "neither a bias nor one tensor of its shape is added";
   if (t_.nodes[other].dtype != t_.nodes[users_[product.last][0]].dtype) return "what is added has another dtype than the sum";
   return product.addend = other, "";

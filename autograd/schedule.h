@@ -56,6 +56,7 @@ class Scheduler {
   void find_users();
   void fuse_products();
   bool absorb_reader(NodeId id, Product& product) const;
+  bool read_from_memory(NodeId id) const;
   std::string add_to(NodeId id, Product& product, NodeId other) const;
   void fuse();
   void decide(NodeId id);

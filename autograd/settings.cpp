@@ -44,6 +44,10 @@ Settings read_settings() {
     return w == "0" || w == "1";
   });
   contraction() = true;
+  each_word("WEFT_PRODUCTS", {"sums", "all", "none"}, [&](const std::string& w) {
+    s.products = w == "all" ? Products::all : w == "none" ? Products::none : Products::sums;
+    return w == "sums" || w == "all" || w == "none";
+  });
   each_word("WEFT_FMA", {"0", "1"}, [](const std::string& w) {
     contraction() = w != "0";
     return w == "0" || w == "1";

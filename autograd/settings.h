@@ -11,12 +11,15 @@
 //   WEFT_TUNE=1           products take the fastest of cuBLASLt's first proposals, by timing, instead of the first
 //                         (jit/gemm_cuda.h); two runs may then choose differently, unless the second reads what the first
 //                         kept (tools/train/choices.h)
+//   WEFT_PRODUCTS=sums,all,none   what a product of matrices takes over of what follows it: sums with a tensor of its own type,
+//                         also biases, activations and sums of a wider type, or nothing
 //   WEFT_PLANS=256        megabytes of plans that are kept to be run again, the most recent ones
 //   WEFT_CHECK=nan        names the first op that makes a non-finite value
 //   WEFT_LOG=plan,why,kernels,cache,source   what to print on stderr; the last two are the compiler's (jit/compiler.h)
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 
@@ -24,10 +27,12 @@
 
 namespace weft {
 
+enum class Products : std::uint8_t { none, sums, all };
+
 struct Settings {
   Device device = Device::cpu;
   bool fuse = true;
-  bool fuse_products = false;  // sums and activations into products of matrices; not by the environment until it is measured
+  Products products = Products::sums;
   bool graph = true;
   bool follow = true;
   bool overlap = true;

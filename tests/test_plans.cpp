@@ -286,8 +286,8 @@ TEST(Placement, OfManyValuesOverlapsNone) {
 
 class Products : public testing::Test {
  protected:
-  Products() { settings().fuse_products = true; }
-  ~Products() override { settings().fuse_products = false; }
+  Products() { settings().products = weft::Products::all; }
+  ~Products() override { settings().products = weft::Products::sums; }
 
   // A product reads what `step` makes. Its values with products fused are near those of the plan without, which has `saved`
   // more kernels.
@@ -296,11 +296,11 @@ class Products : public testing::Test {
       const Tensor v = step();
       return cast(matmul(v, cast(wave({v.dim(-1), 8}, 0.5), v.dtype())), DType::f32);
     };
-    settings().fuse_products = false;
+    settings().products = weft::Products::none;
     const std::vector<double> plain = run(read).to_host<double>();
     const int kernels = last_run().kernels;
     EXPECT_EQ(reasons(), "");
-    settings().fuse_products = true;
+    settings().products = weft::Products::all;
     const std::vector<double> fused = run(read).to_host<double>();
     EXPECT_EQ(kernels - last_run().kernels, saved);
     ASSERT_EQ(fused.size(), plain.size());
@@ -390,6 +390,26 @@ TEST_F(Products, SayWhatHinders) {
   });
 }
 
+// Unless more is asked for: sums of the product's own type that somebody reads from memory anyway, with what is there already.
+TEST_F(Products, TakeOverSumsThatWouldBeStored) {
+  settings().products = weft::Products::sums;
+  const Tensor square = wave({24, 24}, 0.4), wide = wave({6, 24}, 0.8);
+  const auto read = [&](const Tensor& v) { return linear(v, square); };
+  expect_reason("fused: add\nnot fused: linear reads it", [&] { return read(linear(x, w) + y); });
+  expect_reason("not fused: add costs nothing where it is read", [&] { return rms_norm(linear(x, w) + y, Tensor{}); });
+  expect_reason("not fused: WEFT_PRODUCTS=all would try relu", [&] { return read(relu(linear(x, w))); });
+  expect_reason("exp would have to be stored", [&] { return read(linear(x, w) + exp(y)); });
+  expect_reason("not fused: neither a bias nor one tensor", [&] { return read(linear(x, w) + b); });
+  expect_reason("not fused: add has another type",
+                [&] { return read(linear(cast(x, DType::bf16), cast(w, DType::bf16)) + wide); });
+  const auto two = [&] {  // the one that comes last takes the other, whose operands are free by then
+    const Tensor first = linear(x, w), second = linear(y, square);
+    return read(first + second);
+  };
+  expect_reason("waits for linear", two);
+  expect_reason("fused: add", two);
+}
+
 // Both operands of a sum are the product itself, or what it has become, or views of it.
 TEST_F(Products, AreAddedToThemselves) {
   const auto twice = [](const Tensor& v) { return v + v; };
@@ -417,7 +437,7 @@ TEST_F(Products, AreAddedToThemselves) {
 // A State's value as it was before the write, fused or not.
 TEST_F(Products, ReadStatesBeforeTheyAreWritten) {
   for (const bool fuse : {false, true}) {
-    settings().fuse_products = fuse;
+    settings().products = fuse ? weft::Products::all : weft::Products::none;
     State s({6, 24}, DType::f32, "s");
     s.set(y.to_host<float>());
     const auto [v, expected] = run([&] {
@@ -437,7 +457,7 @@ TEST_F(Products, AreWrittenIntoAConcat) {
   const auto step = [&] { return concat({relu(linear(x, w, b)), exp(y)}, 1); };
   const std::vector<float> fused = run(step).to_host<float>();
   EXPECT_EQ(count(last_names(), "concat"), 0);
-  settings().fuse_products = false;
+  settings().products = weft::Products::none;
   EXPECT_EQ(fused, run(step).to_host<float>());
 }
 

@@ -168,7 +168,7 @@ Trainer::Computed Trainer::compute(bool stop) {
           return values;
         },
         data_->next()));
-  const std::vector<Param> params = ranks && !options_.zero ? model_->parameters() : std::vector<Param>();
+  const std::vector<Param> params = ranks && !options_.zero ? model_->trainable_parameters() : std::vector<Param>();
   const Scalar wish(stop);
   const auto update = [&](const Batch& batch) {
     std::vector<Tensor> values = forward(batch);
