@@ -85,9 +85,25 @@ Epilogue Lowering::epilogue(std::optional<DType> dtype) {
 Fused Lowering::source(int i) {
   Scheduler& s = scheduler_;
   const NodeId input = s.t_.inputs_of(node_)[std::size_t(i)];
-  const bool inlined = s.is_pointwise(input) && !s.stored_[input];
+  const bool inlined = s.is_pointwise(input) && (!s.stored_[input] || s.is_guest_of(input, node_));
   const Expr e = inlined ? s.narrowed(input, s.expr_[input]) : expr::input(int(input), expr_type(s.t_.nodes[input].dtype));
   return s.fused_over({is_real(s.t_.nodes[input].dtype) ? to_real(e) : e}, s.t_.shape(input));
+}
+
+Guests Lowering::guests() {
+  Guests out;
+  out.fused.values = 1;
+  const Scheduler::Group* group = scheduler_.guests_of(node_);
+  if (!group) return out;
+  const int input = scheduler_.t_.op(node_).guest_input;
+  const NodeId given = input < 0 ? node_ : scheduler_.t_.inputs_of(node_)[std::size_t(input)];
+  out.fused = scheduler_.fused_over(scheduler_.roots_of(*group, given), scheduler_.t_.shape(given), given);
+  for (const NodeId id : group->members) {
+    out.to.push_back(scheduler_.operand_[id]);
+    scheduler_.touch(out.to.back());
+  }
+  out.names = "_" + scheduler_.names_of(*group);
+  return out;
 }
 
 Operand Lowering::output(int k) {
@@ -227,9 +243,14 @@ void Lowering::emit_planned(std::string name, PlannedKernel kernel) {
   std::vector<Operand> outputs;
   for (int k = 0; k < node().outputs; ++k)
     if (const Operand o = scheduler_.operand_[scheduler_.written_by(node_) + NodeId(k)]) outputs.push_back(o);
-  const auto product = scheduler_.products_.find(node_);
-  scheduler_.emit(std::move(name), node_, std::move(kernel), std::move(outputs),
-                  product == scheduler_.products_.end() ? std::vector<std::string>{} : product->second.reasons);
+  std::vector<std::string> reasons;
+  if (const auto product = scheduler_.products_.find(node_); product != scheduler_.products_.end())
+    reasons = product->second.reasons;
+  if (const Scheduler::Group* guests = scheduler_.guests_of(node_)) {
+    for (const NodeId id : guests->members) outputs.push_back(scheduler_.operand_[id]);
+    for (const std::string& reason : scheduler_.reasons_of(*guests)) reasons.push_back("fused: " + reason);
+  }
+  scheduler_.emit(std::move(name), node_, std::move(kernel), std::move(outputs), std::move(reasons));
 }
 
 void Lowering::emit(std::string name, Kernel kernel) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "autograd/op.h"
 #include "autograd/tape.h"
@@ -25,6 +26,13 @@ struct Epilogue {
   Operand bias;    // (n), dense
   Operand addend;  // of the output's shape, in rows
   Activation activation = Activation::none;
+};
+
+// Pointwise values that a kernel computes of a value that it has in registers: roots over that value, and where each is stored.
+struct Guests {
+  Fused fused;
+  std::vector<Operand> to;  // in rows
+  std::string names;        // "__add_cast"
 };
 
 // What an op's `lower` sees: where operands live, and how to emit kernels. Kernels run in the order they are emitted; each
@@ -49,7 +57,10 @@ class Lowering {
   // Of a product (Op::product): its own bias, and what the scheduler has fused into it. Both operands as `dtype` if that is
   // given.
   Epilogue epilogue(std::optional<DType> dtype = {});
-  Fused source(int i);        // input i as an expression to evaluate: for ops that set `prologues`
+  Fused source(int i);  // input i as an expression to evaluate: for ops that set `prologues`
+  // What this node's kernel computes and stores besides, of op.guest_input, which is not rounded yet, or op.guest_output.
+  // Without roots where there is nothing.
+  Guests guests();
   Operand output(int k = 0);  // absent if nobody reads it; rows() unless op.dense_outputs
   Operand scratch(DType dtype, std::span<const std::int64_t> dims);  // memory for the kernels of this node
   Operand state(std::int64_t position);  // memory of a State the op writes (see Op::writes) or reads in place

@@ -37,6 +37,9 @@ struct Op {
   // Bit i: a pointwise producer of input i may be evaluated inside this kernel (a prologue), `reuse` times for each element.
   std::uint32_t prologues = 0;
   int reuse = 1;
+  // On a GPU: the input, a prologue, or the output of which a kernel has every element in registers once. Pointwise values that
+  // are made of it and stored may be computed there too (Lowering::guests). -1: none; one of them at most.
+  int guest_input = -1, guest_output = -1;
   // The op writes States in place, so it is a root of the graph: appends their positions (Tape::states).
   void (*writes)(const Tape&, NodeId, std::vector<std::int32_t>& positions) = nullptr;
   // Ops that put their inputs side by side: the place of input i in the output, where its producer may write it.

@@ -85,6 +85,7 @@ Scheduler::Scheduler(const Tape& tape, const std::vector<NodeId>& results, const
   leaf_of_.resize(n);
   constant_of_.resize(t_.constants.size() + 3);
   group_of_.assign(n, -1);
+  guest_group_.assign(n, -1);
   assigned_.assign(t_.states.size(), -1);
   state_slot_.assign(t_.states.size(), -1);
   twin_slot_.assign(t_.states.size(), -1);
@@ -100,6 +101,7 @@ std::unique_ptr<Plan> Scheduler::run() {
   fuse();
   find_readers();
   group();
+  find_hosts();
   find_snapshots();
   place_outputs();
   emit_all();
@@ -350,13 +352,23 @@ void Scheduler::decide(NodeId id) {
       evaluations += t_.op(user).reuse;
     }
   }
+  if (feeds_on_host(id) && users_[id].size() > 1) {
+    stored_[id] = 1;
+    why = "stored: the kernel computes it whose result nobody else reads";
+    return;
+  }
   const double readers = double(users_[id].size());
   const double own = price(expr_[id]);
   const auto read = [&](NodeId value) { return kReadPrice * double(size_of(t_.nodes[value].dtype)); };
   double loads = 0;
   for (const NodeId leaf : leaves(expr_[id])) loads += read(leaf) * std::min(1.0, double(t_.shape(leaf).numel()) / n);
   const double recompute = own * (evaluations - 1) + loads * (readers - 1);
-  const double store = read(id) * (1 + readers);
+  const auto visits = [&](NodeId user) {  // it stores the value as well
+    const Op& op = t_.op(user);
+    return gpu_ && op.guest_input >= 0 && t_.inputs_of(user)[std::size_t(op.guest_input)] == id;
+  };
+  const bool hosted = std::any_of(users_[id].begin(), users_[id].end(), visits);
+  const double store = read(id) * (hosted ? readers : 1 + readers);
   stored_[id] = recompute > kStoreMargin * store;
   why = fmt::format("{}: {:.0f} readers, {:.0f} evaluations of {:.0f} ops: recomputing costs {:.0f}, storing {:.0f}",
                     stored_[id] ? "stored" : "inlined", readers, evaluations, own, recompute, store);
@@ -491,6 +503,99 @@ void Scheduler::group() {
   }
 }
 
+// ---- guests -----------------------------------------------------------------------------------------------------------------
+
+// The value is made of the result of a kernel that could store it instead of that result.
+bool Scheduler::feeds_on_host(NodeId id) const {
+  if (!gpu_) return false;
+  for (const NodeId leaf : leaves(expr_[id]))
+    if (kind_[leaf] == Kind::structured && t_.op(leaf).guest_output == 0 && users_[leaf].size() == 1 &&
+        t_.shape(leaf) == t_.shape(id) && in_double(leaf) == in_double(id))
+      return true;
+  return false;
+}
+
+// The kernel of `host` computes the group of what it has made, and so earlier: all else that the group reads is there.
+bool Scheduler::hosts_after(const Group& group, NodeId host) const {
+  if (t_.shape(group.members.front()) != t_.shape(host)) return false;
+  bool ready = true;
+  for (const NodeId member : group.members)
+    each_leaf(member, [&](NodeId leaf) {
+      const bool inside = std::find(group.members.begin(), group.members.end(), leaf) != group.members.end();
+      if (inside || leaf == host) return;
+      const NodeId memory = memory_of(leaf);
+      if (kind_[memory] == Kind::leaf) {  // there from the start, but for a State that is written between the two
+        const std::int64_t write =
+            t_.nodes[memory].op == state_op().id ? assigned_[std::size_t(t_.ints_of(memory)[0])] : std::int64_t(-1);
+        ready &= write < 0 || write > std::int64_t(memory) || write < std::int64_t(host);
+        return;
+      }
+      const NodeId there = is_root(memory)                     ? place_of(groups_[std::size_t(group_of_[memory])])
+                           : kind_[memory] == Kind::structured ? written_by(memory)
+                           : kind_[memory] == Kind::output     ? t_.inputs_of(memory)[0]
+                                                               : memory;
+      ready &= there < host;
+    });
+  return ready;
+}
+
+// The kernel of `host` computes the group with its input, and so later: nobody reads a member before that, or in that kernel
+// from memory, and no State that a member reads is written before.
+bool Scheduler::hosts_before(const Group& group, NodeId host, NodeId input) const {
+  const auto inputs = t_.inputs_of(host);
+  if (group.members.back() > host || t_.shape(input) != t_.shape(group.members.front())) return false;
+  for (const NodeId member : group.members) {
+    if (std::count(inputs.begin(), inputs.end(), member) != (member == input ? 1 : 0)) return false;
+    for (const Reader& reader : readers_[member]) {
+      const bool inside = is_root(reader.kernel) && group_of_[reader.kernel] == group_of_[member];
+      const NodeId at =
+          is_root(reader.kernel) ? place_of(groups_[std::size_t(group_of_[reader.kernel])]) : written_by(reader.kernel);
+      if (!inside && (reader.kernel == host ? reader.through_view || member != input : at < host)) return false;
+    }
+    bool free = true;
+    each_leaf(member, [&](NodeId leaf) {
+      free &= !overwritten(leaf, host);
+      if (member == input) free &= std::find(group.members.begin(), group.members.end(), leaf) == group.members.end();
+    });
+    if (!free) return false;
+  }
+  return true;
+}
+
+NodeId Scheduler::host_of(const Group& group) const {
+  constexpr std::size_t kMostGuests = 4, kMostGuestOps = 64;  // registers: a thread has some dozens of elements
+  if (group.closed || group.members.size() > kMostGuests) return Tape::kNone;
+  int ops = 0;
+  for (const NodeId member : group.members) ops += cost_of(std::span(&expr_[member], 1)).total();
+  if (ops > int(kMostGuestOps)) return Tape::kNone;
+  NodeId host = Tape::kNone;
+  const auto consider = [&](NodeId id, bool possible) {
+    if (host == Tape::kNone && possible && guest_group_[id] < 0 && in_double(id) == in_double(group.members.front())) host = id;
+  };
+  for (const NodeId member : group.members) {
+    each_leaf(member, [&](NodeId leaf) {
+      const bool made = kind_[leaf] == Kind::structured && t_.op(leaf).guest_output == 0;
+      consider(leaf, made && hosts_after(group, leaf));
+    });
+    for (const NodeId user : users_[member]) {
+      const int input = kind_[user] == Kind::structured ? t_.op(user).guest_input : -1;
+      consider(user, input >= 0 && t_.inputs_of(user)[std::size_t(input)] == member && hosts_before(group, user, member));
+    }
+  }
+  return host;
+}
+
+// Kernels that have what a group is made of in registers compute it too.
+void Scheduler::find_hosts() {
+  if (!gpu_ || !settings().fuse || settings().check_nan) return;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const NodeId host = host_of(groups_[g]);
+    if (host == Tape::kNone) continue;
+    groups_[g].host = host;
+    guest_group_[host] = int(g);
+  }
+}
+
 // A State read that is used after the State was written needs a copy made before.
 void Scheduler::find_snapshots() {
   for (NodeId id = 0; id < t_.nodes.size(); ++id) {
@@ -498,7 +603,7 @@ void Scheduler::find_snapshots() {
     const std::int64_t write = assigned_[std::size_t(t_.ints_of(id)[0])];
     if (write < std::int64_t(id)) continue;  // never written, or read after the write
     for (const Reader& r : readers_[id]) {
-      const NodeId at = is_pointwise(r.kernel) ? groups_[std::size_t(group_of_[r.kernel])].members.back() : r.kernel;
+      const NodeId at = is_pointwise(r.kernel) ? place_of(groups_[std::size_t(group_of_[r.kernel])]) : r.kernel;
       const bool same_kernel = std::int64_t(at) == write;
       // In the writing kernel itself the old value may be read only element by element.
       const bool elementwise = same_kernel && is_pointwise(r.kernel) && !r.through_view && t_.shape(id) == t_.shape(at);
@@ -659,12 +764,16 @@ Operand Scheduler::where(NodeId id) {
 }
 
 // Expressions over input(node), slot(constant) become a program over operands broadcast to `space`.
-Fused Scheduler::fused_over(const std::vector<Expr>& roots, const Shape& space) {
+// The skeleton passes the value of `given`.
+Fused Scheduler::fused_over(const std::vector<Expr>& roots, const Shape& space, NodeId given) {
   Fused fused;
+  fused.values = given == Tape::kNone ? 0 : 1;
   for (const Expr e : topological(roots)) {
-    if (e.op() == ExprOp::input) {
+    if (e.op() == ExprOp::input && NodeId(e.index()) == given) {
+      leaf_of_[given] = expr::input(0, e.type());
+    } else if (e.op() == ExprOp::input) {
       const NodeId leaf = NodeId(e.index());
-      leaf_of_[leaf] = expr::input(int(fused.leaves.size()), e.type());
+      leaf_of_[leaf] = expr::input(fused.values + int(fused.leaves.size()), e.type());
       fused.leaves.push_back(broadcast_to(where(leaf), space.dims()));
       touch(fused.leaves.back());
     } else if (e.op() == ExprOp::slot || e.op() == ExprOp::uniform) {
@@ -681,45 +790,81 @@ Fused Scheduler::fused_over(const std::vector<Expr>& roots, const Shape& space) 
   return fused;
 }
 
-void Scheduler::emit_group(const Group& group) {
-  touched_.clear();
-  const NodeId last = group.members.back();
+// What the members of a group are, in their order; a member that reads another one takes its value from a register. The value
+// of member `given` is there already.
+std::vector<Expr> Scheduler::roots_of(const Group& group, NodeId given) {
   std::vector<Expr> roots;
-  std::vector<Operand> outputs;
-  std::vector<std::string> reasons;
-  std::string names;
-  // A member that reads another member takes its value from a register.
   for (const NodeId id : group.members) {
-    const Expr root = substitute(expr_[id], registers_);
+    const Expr root = id == given ? expr::input(int(id), expr_type(t_.nodes[id].dtype)) : substitute(expr_[id], registers_);
     registers_[id] = narrowed(id, root);
     const bool stored_narrow = root.op() == ExprOp::narrow && DType(root.index()) == t_.nodes[id].dtype;
     roots.push_back(stored_narrow ? root.arg(0) : root);
-    outputs.push_back(operand_[id]);
-    const std::string name(&t_.op(id) == &assign_op() ? "assign" : pointwise_name(t_, id));
-    if (names.find(name) == std::string::npos && names.size() < 40) names += "_" + name;
-    reasons.push_back(t_.name(id) + ": " + reason_[id]);
   }
   for (const NodeId id : group.members) registers_[id].reset();
+  return roots;
+}
+
+std::vector<std::string> Scheduler::reasons_of(const Group& group) const {
+  std::vector<std::string> reasons;
+  for (const NodeId id : group.members) reasons.push_back(t_.name(id) + ": " + reason_[id]);
+  return reasons;
+}
+
+std::string Scheduler::names_of(const Group& group) const {
+  std::string names;
+  for (const NodeId id : group.members) {
+    const std::string name(&t_.op(id) == &assign_op() ? "assign" : pointwise_name(t_, id));
+    if (names.find(name) == std::string::npos && names.size() < 40) names += "_" + name;
+  }
+  return names;
+}
+
+void Scheduler::emit_group(const Group& group) {
+  touched_.clear();
+  const NodeId last = group.members.back();
   const Shape space = t_.shape(last);
-  Fused fused = fused_over(roots, space);
+  Fused fused = fused_over(roots_of(group), space);
+  std::vector<Operand> outputs;
+  for (const NodeId id : group.members) outputs.push_back(operand_[id]);
   for (const Operand& o : outputs) touch(o);
   const std::string text = [&] {
     std::string s;
     for (const Expr r : fused.roots) s += to_string(r) + ";";
     return s;
   }();
-  std::string name = "pointwise_" + names;  // on a GPU the kernel's text decides about the number
+  std::string name = "pointwise_" + names_of(group);  // on a GPU the kernel's text decides about the number
   if (!gpu_) name += fmt::format("__{:06x}", XXH3_64bits(text.data(), text.size()) & 0xffffff);
   bool wide = false;
   for (const NodeId id : group.members) wide |= in_double(id);
-  emit_pointwise(std::move(name), last, std::move(fused), std::move(outputs), space, wide, std::move(reasons));
+  emit_pointwise(std::move(name), last, std::move(fused), std::move(outputs), space, wide, reasons_of(group));
+}
+
+Operand Scheduler::memory_for(NodeId id) {
+  const Shape shape = t_.shape(id);
+  const DType dtype = t_.nodes[id].dtype;
+  if (const int r = result_of(id); r >= 0)
+    return dense_operand(new_slot(Slot::result, bytes_of(shape, dtype), r, "result"), dtype, shape.dims());
+  return &t_.op(id) == &assign_op() ? state_memory(t_.ints_of(id)[0]) : new_value(shape, dtype, id);
 }
 
 void Scheduler::emit_structured(NodeId id) {
   touched_.clear();
   const std::size_t first = plan_->kernels.size();
+  const Group* guests = guests_of(id);
+  if (guests)
+    for (const NodeId guest : guests->members) {
+      if (!operand_[guest]) operand_[guest] = memory_for(guest);
+      each_leaf(guest, [&](NodeId leaf) {  // which may be recorded later
+        if (const NodeId memory = memory_of(leaf); kind_[memory] == Kind::leaf) emit_leaf(memory);
+      });
+    }
+  const auto guests_alone = [&](NodeId value) {  // read it, from registers
+    return guests && value == id && std::all_of(readers_[id].begin(), readers_[id].end(), [&](const Reader& r) {
+             return !r.through_view && is_guest_of(r.kernel, id);
+           });
+  };
   for (NodeId k = 0; k < t_.nodes[id].outputs; ++k)
-    if (const NodeId value = written_by(id) + k; read_[value] && !operand_[value])
+    if (const NodeId value = written_by(id) + k; read_[value] && !operand_[value] && !guests_alone(value))
       operand_[value] = new_value(t_.shape(value), t_.nodes[value].dtype, value);
   Lowering lowering(*this, id);
   const Op& op = t_.op(id);
@@ -756,7 +901,7 @@ std::vector<NodeId> Scheduler::emission_order() const {
     if (!live_[id]) continue;
     const bool early = t_.op(id).collective || feeds_collective(id);
     if (is_root(id) && !early) {
-      after[id] = groups_[std::size_t(group_of_[id])].members.back();
+      after[id] = place_of(groups_[std::size_t(group_of_[id])]);
     } else if (early || kind_[id] == Kind::view || kind_[id] == Kind::output) {
       NodeId last = 0;
       for (const NodeId input : t_.inputs_of(id))
@@ -769,34 +914,32 @@ std::vector<NodeId> Scheduler::emission_order() const {
   return order;
 }
 
+void Scheduler::emit_leaf(NodeId id) {
+  if (operand_[id]) return;
+  const Node& node = t_.nodes[id];
+  const std::int64_t index = t_.ints_of(id)[0];
+  const Shape shape = t_.shape(id);
+  operand_[id] =
+      node.op == state_op().id
+          ? state_memory(index)
+          : dense_operand(new_slot(Slot::input, bytes_of(shape, node.dtype), int(index), "input"), node.dtype, shape.dims());
+  if (snapshot_[id]) operand_[id] = copied(operand_[id], id);
+}
+
 void Scheduler::emit_all() {
   for (const NodeId id : emission_order()) {
     if (!live_[id]) continue;
-    const Node& node = t_.nodes[id];
     switch (kind_[id]) {
-      case Kind::leaf: {
-        const std::int64_t index = t_.ints_of(id)[0];
-        const Shape shape = t_.shape(id);
-        operand_[id] = node.op == state_op().id
-                           ? state_memory(index)
-                           : dense_operand(new_slot(Slot::input, bytes_of(shape, node.dtype), int(index), "input"), node.dtype,
-                                           shape.dims());
-        if (snapshot_[id]) operand_[id] = copied(operand_[id], id);
+      case Kind::leaf:
+        emit_leaf(id);
         break;
-      }
       case Kind::pointwise: {
         if (!stored_[id]) break;
         const Group& g = groups_[std::size_t(group_of_[id])];
-        if (const int r = result_of(id); r >= 0) {
-          const Shape shape = t_.shape(id);
-          operand_[id] =
-              dense_operand(new_slot(Slot::result, bytes_of(shape, node.dtype), r, "result"), node.dtype, shape.dims());
-        } else if (&t_.op(id) == &assign_op()) {
-          operand_[id] = state_memory(t_.ints_of(id)[0]);
-        } else if (!operand_[id]) {
-          operand_[id] = new_value(t_.shape(id), node.dtype, id);
-        }
-        if (g.members.back() == id) emit_group(g);
+        if (g.host != Tape::kNone) break;  // its kernel was emitted, or will be
+        if (!operand_[id]) operand_[id] = memory_for(id);
+        if (place_of(g) != id) break;
+        emit_group(g);
         break;
       }
       case Kind::structured:

@@ -37,6 +37,7 @@ class Scheduler {
   struct Group {
     std::vector<NodeId> members;  // ascending; the kernel runs at the last one's place on the tape
     bool closed = false;          // writes a State: nothing may be added later
+    NodeId host = Tape::kNone;    // the structured node whose kernel computes them
   };
   struct Reader {
     NodeId kernel;  // the stored pointwise or structured node whose kernel reads
@@ -68,6 +69,11 @@ class Scheduler {
   bool can_join(const Group& group, NodeId id) const;
   bool shares_leaf(const Group& group, NodeId id) const;
   bool overwritten(NodeId leaf, NodeId until) const;
+  void find_hosts();
+  NodeId host_of(const Group& group) const;
+  bool hosts_after(const Group& group, NodeId host) const;
+  bool hosts_before(const Group& group, NodeId host, NodeId input) const;
+  bool feeds_on_host(NodeId id) const;
   void find_snapshots();
   void write_in_place();
   bool may_write(NodeId value, NodeId assign) const;
@@ -78,6 +84,7 @@ class Scheduler {
   bool feeds_collective(NodeId id) const;
   std::vector<NodeId> emission_order() const;
   void emit_all();
+  void emit_leaf(NodeId id);
   void emit_group(const Group& group);
   void emit_structured(NodeId id);
   void emit(std::string name, NodeId node, PlannedKernel kernel, std::vector<Operand> outputs,
@@ -94,7 +101,11 @@ class Scheduler {
   Operand converted(const Operand& from, DType dtype, NodeId input, NodeId reader);  // see Lowering::view
   void plan_twins();
   int new_slot(Slot::Kind kind, std::size_t bytes, int index, std::string name);
-  Fused fused_over(const std::vector<Expr>& roots, const Shape& space);
+  Fused fused_over(const std::vector<Expr>& roots, const Shape& space, NodeId given = Tape::kNone);
+  std::vector<Expr> roots_of(const Group& group, NodeId given = Tape::kNone);
+  std::vector<std::string> reasons_of(const Group& group) const;
+  std::string names_of(const Group& group) const;
+  Operand memory_for(NodeId id);  // of a stored pointwise value
   void touch(const Operand& o);
   void land(int slot, int kernel);
   void assign_memory();
@@ -104,6 +115,13 @@ class Scheduler {
   NodeId written_by(NodeId id) const {  // the node whose value the kernel of structured `id` writes
     const auto product = products_.find(id);
     return product == products_.end() ? id : product->second.last;
+  }
+  const Group* guests_of(NodeId id) const {  // of a structured node
+    return guest_group_[id] < 0 ? nullptr : &groups_[std::size_t(guest_group_[id])];
+  }
+  NodeId place_of(const Group& group) const { return group.host != Tape::kNone ? group.host : group.members.back(); }
+  bool is_guest_of(NodeId id, NodeId host) const {  // a stored pointwise value that the kernel of `host` computes
+    return is_root(id) && groups_[std::size_t(group_of_[id])].host == host;
   }
   bool is_root(NodeId id) const { return is_pointwise(id) && live_[id] && stored_[id]; }
   bool in_double(NodeId id) const;
@@ -126,7 +144,7 @@ class Scheduler {
   std::vector<std::string> reason_;           // why a pointwise value is stored or inlined
   std::vector<std::vector<Reader>> readers_;  // kernels that read a node's memory
   std::vector<Group> groups_;
-  std::vector<int> group_of_;
+  std::vector<int> group_of_, guest_group_;
   std::vector<std::int64_t> assigned_;       // by state position: the node that writes it, or -1
   std::vector<NodeId> written_at_once_;      // assigns without a kernel: the producer of the value writes the State
   std::map<NodeId, Product> products_;       // if products are fused

@@ -694,6 +694,24 @@ void gradients_of_rows(CudaText& text, std::string_view name, const Fused& fused
       name, declared, roots, passed, stores));
 }
 
+void guests_of_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs) {
+  const std::string roots = fmt::format("{}_roots", name);
+  fused_rows(text, roots, fused, fused.dims);
+  std::string members, passed, stores;
+  for (std::size_t r = 0; r < fused.roots.size(); ++r) {
+    const std::string to = fmt::format("{}_to{}", name, r);
+    text.rows(to, outputs[r]);
+    members += fmt::format("  {} y{}[V];\n", value_type(fused.roots[r].type()), r);
+    passed += fmt::format(", y{}", r);
+    stores += fmt::format("    store_values<V>(a.{0} + (row * index(a.{0}_row) + col), y{1});\n", to, r);
+  }
+  text.function(fmt::format(
+      "template <int V>\nstruct {} {{\n{}  DEVICE void make(const Args& a, index row, index col, const real (&value)[V]) {{\n"
+      "    {}<V>(a, row, col, value{});\n  }}\n  DEVICE void store(const Args& a, index row, index col) const {{\n{}  "
+      "}}\n}};\n",
+      name, members, roots, passed, stores));
+}
+
 bool reads_value(const Fused& fused, std::span<const Operand> outputs, std::span<const Operand> sums) {
   std::vector<Expr> roots;
   for (std::size_t r = 0; r < fused.roots.size(); ++r)

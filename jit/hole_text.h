@@ -71,6 +71,11 @@ int summed(std::span<const Operand> sums);  // how many are present
 // The same over flat rows, without sums: NAME_gradients<V>(a, row, col, value, upstream, first, stored).
 void gradients_of_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs);
 
+// Roots over one value, over flat rows, in two steps, so that all of a thread's reads may come before its first store:
+//   NAME<V> g; g.make(a, row, col, value); g.store(a, row, col)
+// outputs[r], in rows, is where root r is stored.
+void guests_of_rows(CudaText& text, std::string_view name, const Fused& fused, std::span<const Operand> outputs);
+
 // Whether the first root, or one that is stored or summed, needs the hole's value.
 bool reads_value(const Fused& fused, std::span<const Operand> outputs, std::span<const Operand> sums);
 

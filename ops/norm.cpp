@@ -230,20 +230,27 @@ constexpr HoleSpec kNormBackwardHoles[] = {
     {.name = "out_grad", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"y", "g"}},
     {.name = "in", .coordinates = "i j k l m n", .values = 1, .dense = true, .names = {"x"}},
     {.name = "in_grad", .coordinates = "i j k l m n", .values = 2, .results = 0, .dense = true, .names = {"x", "g"}}};
-const Op& rms_norm_op = register_op(
-    {.name = "rms_norm", .vjp = norm_vjp, .lower = lower_rms_norm, .cuda = cuda_norm, .holes = kNormHoles, .prologues = 0b1});
+const Op& rms_norm_op = register_op({.name = "rms_norm",
+                                     .vjp = norm_vjp,
+                                     .lower = lower_rms_norm,
+                                     .cuda = cuda_norm,
+                                     .holes = kNormHoles,
+                                     .prologues = 0b1,
+                                     .guest_input = 0});
 const Op& layer_norm_op = register_op({.name = "layer_norm",
                                        .vjp = norm_vjp,
                                        .lower = lower_layer_norm,
                                        .cuda = cuda_norm,
                                        .holes = kNormHoles,
-                                       .prologues = 0b1});
+                                       .prologues = 0b1,
+                                       .guest_input = 0});
 const Op& norm_backward_op = register_op({.name = "norm_backward",
                                           .vjp = norm_backward_vjp,
                                           .lower = lower_norm_backward,
                                           .cuda = cuda_norm_backward,
                                           .holes = kNormBackwardHoles,
-                                          .prologues = 0b11});
+                                          .prologues = 0b11,
+                                          .guest_output = 0});
 
 void norm_vjp(Vjp& v) {
   const Tensor g = v.grad(), x = v.input(0), weight = v.input(1), bias = v.input(2);

@@ -1,5 +1,5 @@
 // y = out((x - mean) r w + b) over rows (n), x = in(source), r = 1 / sqrt(mean of (x - mean)^2 + eps); CENTERED: the mean is
-// the row's, else 0.
+// the row's, else 0. GUESTS: values made of `source` are stored besides (IN: the hole `in` is filled).
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   const index at = index(blockIdx.x) * ROWS + block_row(), row = at < rows ? at : rows - 1;
@@ -22,6 +22,18 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
   });
   const real r = rsqrt_of(row_sum(square.value()) / real(n) + a.eps());
   if (at >= rows) return;
+  if constexpr (GUESTS)
+    each_vector(n, [&](int k, index col) {
+      Guest<V> guest;
+      if constexpr (IN) {
+        real given[V];
+        source<V>(a, row, col, given);
+        guest.make(a, row, col, given);
+      } else {
+        guest.make(a, row, col, x.at(k, col));
+      }
+      guest.store(a, row, col);
+    });
   if (has_stats && lane() == 0) {
     write_real(a.stats + row * index(a.stats_row), mean);
     write_real(a.stats + (row * index(a.stats_row) + 1), r);

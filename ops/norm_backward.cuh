@@ -1,7 +1,8 @@
 // dx = r (g - mean(g) - xh mean(g xh)) with g = dy w and xh = (x - mean) r; mean(g) is left out unless CENTERED. dy is the
 // gradient of xh w + b, which the hole makes of that value and the gradient of the result; of dx the hole `in`, whose result x
 // is, makes what is stored (IN: it is filled; NEEDS_DX: dx is wanted). Blocks stride over the rows; each writes its sums of
-// dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n).
+// dy xh and dy as row blockIdx.x of dw and db (gridDim.x, n). GUESTS: values made of dx are stored besides it, or
+// instead. RESIDENT: blocks that a multiprocessor should hold.
 constexpr int PLACES = HELD > 0 ? HELD : 1;
 
 // Sums of columns over the rows of a block: a thread keeps those of its vectors in registers; where rows are too long for that
@@ -52,7 +53,7 @@ struct ColumnSums {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) KERNEL(PARAMETERS) {
   const index n = index(a.n), rows = index(a.rows);
   auto* dw = a.dw + i64(blockIdx.x) * n;
   auto* db = a.db + i64(blockIdx.x) * n;
@@ -92,6 +93,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
     }
     if (!live) continue;
     const real shift = sum * share, slope = dot * r * share;
+    constexpr bool later = GUESTS && HELD > 0;  // stored after the last read
+    Guest<V> guests[later ? PLACES : 1];
+    real made[later && has_dx && !IN ? PLACES : 1][V];
     each_vector(n, [&](int k, index col) {
       const real(&xs)[V] = x.at(k, col);
       const real(&gs)[V] = dy.at(k, col);
@@ -107,12 +111,23 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) KERNEL(PARAMETERS) {
         real given[V], stored[V];
         source<V>(a, row, col, given);
         in_gradients<V>(a, row, col, given, dx, stored, true);
+        if constexpr (GUESTS) guests[later ? k : 0].make(a, row, col, stored);
+      } else if constexpr (later && has_dx) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) made[k][j] = dx[j];
       } else if constexpr (has_dx) {
         store_real<V>(a.dx + (row * index(a.dx_row) + col), dx);
       }
+      if constexpr (GUESTS && !IN) guests[later ? k : 0].make(a, row, col, dx);
+      if constexpr (GUESTS && !later) guests[0].store(a, row, col);
       if constexpr (has_dw) dw_sums.add(k, col, dwx, dw, first);
       if constexpr (has_db) db_sums.add(k, col, gs, db, first);
     });
+    if constexpr (later)
+      each_vector(n, [&](int k, index col) {
+        if constexpr (has_dx && !IN) store_real<V>(a.dx + (row * index(a.dx_row) + col), made[k]);
+        guests[k].store(a, row, col);
+      });
   }
   if constexpr (has_dw) dw_sums.finish(n, dw);
   if constexpr (has_db) db_sums.finish(n, db);

@@ -1,5 +1,6 @@
 // What kernels over rows share. Facts: V neighbouring columns are handled at once; THREADS work on a row: a power of two up to
-// a warp, or the whole block; ROWS rows a block; HELD vectors of its row are kept by a thread, 0 where rows are too long.
+// a warp, or the whole block; ROWS rows a block; HELD vectors of its row are kept by a thread, 0 where rows are too long; FULL:
+// those of all threads are a row, so that a thread's reads need no branches and are under way together.
 constexpr int BLOCK = THREADS * ROWS;
 constexpr int AHEAD = sizeof(real) == 4 ? 4 : 1;  // vectors in flight where a row is streamed
 
@@ -36,7 +37,7 @@ DEVICE void each_vector(index n, F f) {
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
       const index col = (k * THREADS + lane()) * V;
-      if (col < n) f(k, col);
+      if (FULL || col < n) f(k, col);
     }
   } else {
 #pragma unroll AHEAD

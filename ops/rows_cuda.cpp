@@ -15,7 +15,8 @@ RowCut cut_rows(std::int64_t n, int width, int values, unsigned block) {
   if (vectors > 32 * share) threads = 128;
   while (threads >= 128 && threads < kMostThreads && vectors > threads * share) threads *= 2;
   const std::int64_t held = (vectors + threads - 1) / threads;
-  return {width, threads, threads <= 32 ? block / threads : 1, values > 0 && held <= share ? int(held) : 0};
+  const bool keeps = values > 0 && held <= share;
+  return {width, threads, threads <= 32 ? block / threads : 1, keeps ? int(held) : 0, keeps && held * threads * width == n};
 }
 
 int row_width(std::int64_t n, std::initializer_list<const Fused*> sources, std::initializer_list<Operand> operands) {
@@ -38,7 +39,11 @@ std::string joined_texts(std::initializer_list<std::string_view> files) {
 }
 
 CudaKernel launch_rows(CudaText& text, std::initializer_list<std::string_view> files, const RowCut& cut, std::int64_t blocks) {
-  text.define("V", cut.width).define("THREADS", cut.threads).define("ROWS", cut.rows).define("HELD", cut.held);
+  text.define("V", cut.width)
+      .define("THREADS", cut.threads)
+      .define("ROWS", cut.rows)
+      .define("HELD", cut.held)
+      .define("FULL", cut.full);
   return text.launch_text(joined_texts(files), {unsigned(blocks), 1, 1}, {cut.threads * cut.rows, 1, 1});
 }
 

@@ -15,6 +15,7 @@ struct RowCut {
   unsigned threads;  // of a row: a power of two up to a warp, or the block
   unsigned rows;     // of a block
   int held;          // vectors of its row that a thread keeps in registers; 0: the row is read again by every pass
+  bool full;         // the threads keep as many columns as a row has: none is asked whether it is inside
 };
 
 // Rows of n columns. A thread keeps at most `values` of them (0: the kernel reads a row once, nothing is kept); short rows

@@ -376,6 +376,20 @@ TrainStep norm_residual_step(Int t, Int d) {
   };
 }
 
+// The same where the stream h is fp32, as in training, and the branches r and y are not: products read its gradient in bf16.
+TrainStep norm_wide_residual_step(Int t, Int d) {
+  constexpr DType wide = DType::f32;
+  return
+      [s = normal_states({{{t, d}, wide}, {{t, d}}, {{d}, wide}, {{t, d}}, {{t, d}, wide}})](const Keep& keep, bool backward) {
+        const Tensor w = s[2].read(), h = s[0] + s[1], y = rms_norm(h, w, 1e-5, kActivation);
+        keep({h, y});
+        if (!backward) return;
+        const std::vector<Tensor> g = grad(y, s[3], {h, w});
+        const Tensor dh = g[0] + s[4];
+        keep({dh, cast(dh, kActivation), g[1]});
+      };
+}
+
 TrainStep swiglu_step(Int t, Int d) {
   return [s = normal_states({{{t, d}}, {{t, d}}, {{t, d}}})](const Keep& keep, bool backward) {
     const Tensor g = s[0].read(), u = s[1].read();
@@ -410,6 +424,7 @@ std::vector<BenchCase> pointwise_cases(bool smoke) {
     e = double(t * d);
     add("rmsnorm", t, d, {{.bytes = 4 * e}, {.bytes = 6 * e}}, norm_step);
     add("rmsnorm+residual", t, d, {{.bytes = 8 * e}, {.bytes = 8 * e}}, norm_residual_step);
+    add("rmsnorm+fp32 residual", t, d, {{.bytes = 12 * e}, {.bytes = 16 * e}}, norm_wide_residual_step);
   }
   e = double(t * wide);
   add("swiglu", t, wide, {{.bytes = 6 * e}, {.bytes = 10 * e}}, swiglu_step);
