@@ -102,6 +102,7 @@ std::unique_ptr<Plan> Scheduler::run() {
   find_readers();
   group();
   find_hosts();
+  merge_small();
   find_snapshots();
   place_outputs();
   emit_all();
@@ -483,13 +484,56 @@ bool Scheduler::shares_leaf(const Group& group, NodeId id) const {
   return false;
 }
 
+bool Scheduler::is_small(NodeId id) const { return t_.shape(id).numel() <= kSmall; }
+
+// What a kernel reads that makes the value: inputs, and States as they are before the step writes them.
+bool Scheduler::there_from_the_start(NodeId id) const {
+  bool there = true;
+  each_leaf(id, [&](NodeId leaf) {
+    const NodeId memory = memory_of(leaf);
+    const bool state = t_.nodes[memory].op == state_op().id;
+    const std::int64_t write = state ? assigned_[std::size_t(t_.ints_of(memory)[0])] : std::int64_t(-1);
+    there &= kind_[memory] == Kind::leaf && leaf == memory && (write < 0 || write > std::int64_t(memory));
+  });
+  return there;
+}
+
+// Small values of one shape share a kernel whatever they read.
+void Scheduler::merge_small() {
+  if (!settings().fuse || settings().check_nan) return;
+  const auto is_open = [&](const Group& g) {
+    return !g.members.empty() && !g.closed && g.host == Tape::kNone && is_small(g.members.front());
+  };
+  const auto ops = [&](const Group& g) {
+    int sum = 0;
+    for (const NodeId id : g.members) sum += cost_of(std::span(&expr_[id], 1)).total();
+    return sum;
+  };
+  for (std::size_t at = 0; at < groups_.size(); ++at) {
+    Group& last = groups_[at];
+    if (!is_open(last)) continue;
+    last.early = std::all_of(last.members.begin(), last.members.end(), [&](NodeId id) { return there_from_the_start(id); });
+    for (std::size_t back = 1; back <= std::min(kGroupWindow, at); ++back) {
+      Group& g = groups_[at - back];
+      if (!is_open(g) || g.early != last.early || g.members.size() + last.members.size() > kKernelRoots ||
+          t_.shape(g.members.front()) != t_.shape(last.members.front()) ||
+          in_double(g.members.front()) != in_double(last.members.front()) || ops(g) + ops(last) > kKernelOps ||
+          g.members.back() > last.members.front() || (!g.early && !can_join(g, last.members.back())))
+        continue;
+      for (const NodeId id : last.members) group_of_[id] = int(at - back);
+      g.members.insert(g.members.end(), last.members.begin(), last.members.end());
+      last.members.clear();
+      break;
+    }
+  }
+}
+
 void Scheduler::group() {
-  constexpr std::size_t kWindow = 16;  // recent groups that are looked at
   for (NodeId id = 0; id < t_.nodes.size(); ++id) {
     if (!is_root(id)) continue;
     const bool assign = &t_.op(id) == &assign_op();
     if (settings().fuse && !settings().check_nan && !assign) {
-      for (std::size_t back = 0; back < std::min(kWindow, groups_.size()); ++back) {
+      for (std::size_t back = 0; back < std::min(kGroupWindow, groups_.size()); ++back) {
         Group& g = groups_[groups_.size() - 1 - back];
         if (!shares_leaf(g, id) || !can_join(g, id)) continue;
         g.members.push_back(id);
@@ -499,7 +543,7 @@ void Scheduler::group() {
     }
     if (group_of_[id] >= 0) continue;
     group_of_[id] = int(groups_.size());
-    groups_.push_back({{id}, assign});
+    groups_.push_back({.members = {id}, .closed = assign});
   }
 }
 
@@ -939,6 +983,10 @@ void Scheduler::emit_all() {
         if (g.host != Tape::kNone) break;  // its kernel was emitted, or will be
         if (!operand_[id]) operand_[id] = memory_for(id);
         if (place_of(g) != id) break;
+        for (const NodeId member : g.members) {
+          if (!operand_[member]) operand_[member] = memory_for(member);
+          if (g.early) each_leaf(member, [&](NodeId leaf) { emit_leaf(leaf); });
+        }
         emit_group(g);
         break;
       }

@@ -18,9 +18,11 @@ namespace weft {
 // or 5 exponentials; a wider value as much a byte.
 inline constexpr double kReadPrice = 16;  // of a byte
 inline constexpr double kSpecialPrice = 6.4;
-inline constexpr double kStoreMargin = 1.2;     // readers may share a kernel, and a value that is not stored takes no memory
-inline constexpr int kKernelOps = 200;          // a kernel's expressions stay below this
-inline constexpr std::size_t kKernelRoots = 8;  // values one pointwise kernel stores
+inline constexpr double kStoreMargin = 1.2;      // readers may share a kernel, and a value that is not stored takes no memory
+inline constexpr int kKernelOps = 200;           // a kernel's expressions stay below this
+inline constexpr std::size_t kKernelRoots = 8;   // values one pointwise kernel stores
+inline constexpr std::size_t kGroupWindow = 16;  // recent kernels of which one may take a value in
+inline constexpr std::int64_t kSmall = 65536;    // elements of which a kernel takes no longer than its launch
 
 // Plans the recording. `results` are nodes of the recording whose values the caller wants (dense).
 std::unique_ptr<Plan> schedule(const Tape& tape, const std::vector<NodeId>& results, const Target& target);
@@ -37,6 +39,7 @@ class Scheduler {
   struct Group {
     std::vector<NodeId> members;  // ascending; the kernel runs at the last one's place on the tape
     bool closed = false;          // writes a State: nothing may be added later
+    bool early = false;           // all that they read is there from the start: the kernel runs at the first one's place
     NodeId host = Tape::kNone;    // the structured node whose kernel computes them
   };
   struct Reader {
@@ -68,8 +71,11 @@ class Scheduler {
   void group();
   bool can_join(const Group& group, NodeId id) const;
   bool shares_leaf(const Group& group, NodeId id) const;
+  bool is_small(NodeId id) const;
+  bool there_from_the_start(NodeId id) const;
   bool overwritten(NodeId leaf, NodeId until) const;
   void find_hosts();
+  void merge_small();
   NodeId host_of(const Group& group) const;
   bool hosts_after(const Group& group, NodeId host) const;
   bool hosts_before(const Group& group, NodeId host, NodeId input) const;
@@ -119,7 +125,9 @@ class Scheduler {
   const Group* guests_of(NodeId id) const {  // of a structured node
     return guest_group_[id] < 0 ? nullptr : &groups_[std::size_t(guest_group_[id])];
   }
-  NodeId place_of(const Group& group) const { return group.host != Tape::kNone ? group.host : group.members.back(); }
+  NodeId place_of(const Group& group) const {
+    return group.host != Tape::kNone ? group.host : group.early ? group.members.front() : group.members.back();
+  }
   bool is_guest_of(NodeId id, NodeId host) const {  // a stored pointwise value that the kernel of `host` computes
     return is_root(id) && groups_[std::size_t(group_of_[id])].host == host;
   }
