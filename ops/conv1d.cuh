@@ -63,6 +63,65 @@ DEVICE bool in_last(const Args& a, index batch, index s) {
       if (border_at(a, batch, t)) return false;
   return true;
 }
+// V neighbouring elements as they come from memory: in registers that are not looked at before they are needed.
+template <class T>
+struct Packed {
+  T x[V];
+  DEVICE void read(const T* from) { load<V>(from, x); }
+  DEVICE void clear() {
+#pragma unroll
+    for (int v = 0; v < V; ++v) x[v] = 0;
+  }
+  DEVICE real value(int v) const { return real(x[v]); }
+};
+template <>
+struct Packed<bf16> {
+  u32 x[(V + 1) / 2];
+  template <int N = V>  // so that of the two one alone is compiled
+  DEVICE void read(const bf16* from) {
+    if constexpr (N == 1)
+      x[0] = from->bits;
+    else
+      load<N / 2>(reinterpret_cast<const u32*>(from), x);
+  }
+  DEVICE void clear() {
+#pragma unroll
+    for (int v = 0; v < (V + 1) / 2; ++v) x[v] = 0;
+  }
+  DEVICE real value(int v) const { return real(as_float(v % 2 == 0 ? x[v / 2] << 16 : x[v / 2] & 0xffff0000u)); }
+};
+// The next AHEAD rows of a tensor (b, t, d) from the first step of a run on, on their way from memory; zeros from `end` on.
+template <class T>
+struct Rows {
+  Packed<T> row[AHEAD];
+  const T* from;  // of the row that is asked for next
+  i64 stride;
+  DEVICE Rows(const T* tensor, i64 row_stride, const Part& p, index length)
+      : from(tensor + ((p.batch * length + p.begin) * index(row_stride) + p.c)), stride(row_stride) {}
+  // Asks for the row at time t in the place of row k.
+  DEVICE void fetch(int k, index t, index end) {
+    if (t < end)
+      row[k].read(from);
+    else
+      row[k].clear();
+    from += stride;
+  }
+  DEVICE void fetch_all(index t, index end) {
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) fetch(k, t + k, end);
+  }
+  // Row k, and asks for the one at time t in its place.
+  DEVICE void next(int k, index t, index end, real (&x)[V]) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) x[v] = row[k].value(v);
+    fetch(k, t, end);
+  }
+};
+template <class T>
+DEVICE Rows<T> rows_of(const T* tensor, i64 row_stride, const Part& p, index length) {
+  return Rows<T>(tensor, row_stride, p, length);
+}
+
 DEVICE void read_gradient(const Args& a, index batch, index t, index c, real (&g)[V]) {
   if (has_g && t < index(a.length))
     load_real<V>(a.g + ((batch * index(a.length) + t) * index(a.g_row) + c), g);
@@ -78,10 +137,11 @@ DEVICE void add_last(const Args& a, index batch, index s, index c, real (&dx)[V]
 #pragma unroll
   for (int v = 0; v < V; ++v) dx[v] += more[v];
 }
-// The gradient of the input at time s, which before time 0 is that of the initial state.
+// The gradient of the input at time s, which before time 0 is that of the initial state. INSIDE: it is not before.
+template <bool INSIDE = false>
 DEVICE void write_input_gradient(const Args& a, index batch, index s, index c, const real (&dx)[V]) {
-  if (has_dx && s >= 0) store_real<V>(a.dx + ((batch * index(a.length) + s) * index(a.dx_row) + c), dx);
-  if (has_d_initial && s < 0)
+  if (has_dx && (INSIDE || s >= 0)) store_real<V>(a.dx + ((batch * index(a.length) + s) * index(a.dx_row) + c), dx);
+  if (has_d_initial && !INSIDE && s < 0)
     store_real<V>(a.d_initial + ((batch * (W - 1) + s + (W - 1)) * index(a.d_initial_row) + c), dx);
 }
 
@@ -161,6 +221,9 @@ DEVICE void write_last(const Args& a, const Part& p) {
 DEVICE void forward(const Args& a) {
   __shared__ alignas(16) real shared[W * CHANNELS];
   const Part p(a);
+  const index length = index(a.length);
+  auto xs = rows_of(a.x, a.x_row, p, length);
+  if (p.live) xs.fetch_all(p.begin, p.end);  // under way while the taps come
   Taps taps;
   taps.read(a, p, shared);
   if (!IN_PLACE && !p.live) return;
@@ -170,21 +233,15 @@ DEVICE void forward(const Args& a) {
   if (has_last && IN_PLACE) write_last(a, p);
   if (!has_y || !p.live) return;
   for (index t = p.begin; t < p.end; t += AHEAD) {
-    real next[AHEAD][V];
-    bool border[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
-      read_x(a, p.batch, t + k, p.c, next[k]);
-      border[k] = border_at(a, p.batch, t + k);
-    }
-#pragma unroll
-    for (int k = 0; k < AHEAD; ++k) {
-      real pre[V], y[V];
-      if (has_borders && border[k]) forget(x);
-      slide(x, next[k]);
+      real newest[V], pre[V], y[V];
+      if (has_borders && border_at(a, p.batch, t + k)) forget(x);
+      xs.next(k, t + k + AHEAD, p.end, newest);
+      slide(x, newest);
       taps.apply(x, pre);
       out_of<V>(a, p.batch, t + k < p.end ? t + k : p.end - 1, p.c, pre, y);  // never outside
-      if (t + k < p.end) store_real<V>(a.y + ((p.batch * index(a.length) + t + k) * index(a.y_row) + p.c), y);
+      if (t + k < p.end) store_real<V>(a.y + ((p.batch * length + t + k) * index(a.y_row) + p.c), y);
     }
   }
 }
@@ -207,44 +264,34 @@ DEVICE void write_partials(const Args& a, const Part& p, const real (&dw)[W + 1]
 
 // With e_t, the gradient of pre_t: that of the input at s is the sum over j of w[j] e_{s + W - 1 - j}, so it is complete W - 1
 // steps later; dw[j] is the sum over t of e_t x_{t - (W - 1) + j}. Of the e's, s sees those up to the next border.
-DEVICE void backward(const Args& a) {
-  __shared__ alignas(16) real shared[has_partials ? WARPS * (W + 1) * CHANNELS : W * CHANNELS];
-  const Part p(a);
-  Taps taps;
-  taps.read(a, p, shared);
+struct Run {
   real x[W][V], e[W][V], dw[W + 1][V];
-  constexpr int NEWEST = W < 32 ? W - 1 : 0;  // more do not come here
-  unsigned begins = 0;                        // bit i: a border at the time of e[i]
-#pragma unroll
-  for (int j = 0; j < W; ++j) clear(e[j]), clear(dw[j]);
-  clear(dw[W]);
-  if (p.live) read_window(a, p, x);
-  // The first run also has the initial state; a run without steps has nothing.
-  const index first = p.begin > 0 ? p.begin : index(1 - W);
-  const index last = p.live && (p.begin < p.end || (p.begin == 0 && threadIdx.y == 0)) ? p.end + (W - 1) : p.begin;
-  for (index t = p.begin; t < last; t += AHEAD) {
-    real next[AHEAD][V], g[AHEAD][V];
-    unsigned border = 0;  // bit k: at t + k
+  unsigned begins = 0;  // bit i: a border at the time of e[i]
+  index first, last;    // dx of times [first, last - (W - 1)) is this run's
+  index end;            // of what it reads: `last`, or that of the time
+
+  // The steps from t on, with the inputs and the gradients of the result there. INSIDE: all are this run's, and so are those
+  // W - 1 before them.
+  template <bool INSIDE, class X, class G>
+  DEVICE void steps(const Args& a, const Part& p, const Taps& taps, index t, X& xs, G& gs) {
+    constexpr int NEWEST = W < 32 ? W - 1 : 0;  // more do not come here
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
-      border |= unsigned(border_at(a, p.batch, t + k)) << k;
-      read_x(a, p.batch, t + k, p.c, next[k]);
-      read_gradient(a, p.batch, t + k, p.c, g[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < AHEAD; ++k) {
-      real pre[V], et[V], dx[V];
+      real newest[V], g[V], pre[V], et[V], dx[V];
       ColumnSums<0, V, 1> none;
-      if (has_borders && (border >> k & 1)) forget(x);
-      slide(x, next[k]);
+      const bool border = border_at(a, p.batch, t + k), own = INSIDE || t + k < p.end;
+      const bool inside = has_g && (INSIDE || t + k < index(a.length));
+      if (has_borders && border) forget(x);
+      xs.next(k, t + k + AHEAD, end, newest);
+      gs.next(k, t + k + AHEAD, has_g ? end : 0, g);
+      slide(x, newest);
       taps.apply(x, pre);
-      const bool inside = has_g && t + k < index(a.length);
       if constexpr (has_g)  // what is stored besides belongs to the run of this step
-        out_gradients<V>(a, p.batch, inside ? t + k : p.begin, p.c, pre, g[k], et, none, t + k < p.end);
+        out_gradients<V>(a, p.batch, inside ? t + k : p.begin, p.c, pre, g, et, none, own);
 #pragma unroll
       for (int v = 0; v < V; ++v) et[v] = inside ? et[v] : real(0);
       slide(e, et);
-      begins = begins >> 1 | (border >> k & 1) << NEWEST;
+      begins = begins >> 1 | unsigned(border) << NEWEST;
       clear(dx);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -252,19 +299,45 @@ DEVICE void backward(const Args& a) {
         for (int j = 0; j < W; ++j) {
           const unsigned between = W < 32 ? (2u << (NEWEST - (W < 32 ? j : 0))) - 2 : 0;  // the times after s up to this e's
           if (!has_borders || (begins & between) == 0) dx[v] += taps.w[j][v] * e[W - 1 - j][v];
-          if (has_partials && t + k < p.end) dw[j][v] += e[W - 1][v] * x[j][v];
+          if (has_partials && own) dw[j][v] += e[W - 1][v] * x[j][v];
         }
-        if (has_partials && t + k < p.end) dw[W][v] += e[W - 1][v];
+        if (has_partials && own) dw[W][v] += e[W - 1][v];
       }
       const index s = t + k - (W - 1);
-      if (s < first || t + k >= last) continue;
+      if (!INSIDE && (s < first || t + k >= last)) continue;
       add_last(a, p.batch, s, p.c, dx);
-      write_input_gradient(a, p.batch, s, p.c, dx);
+      write_input_gradient<INSIDE>(a, p.batch, s, p.c, dx);
     }
+  }
+};
+
+DEVICE void backward(const Args& a) {
+  __shared__ alignas(16) real shared[has_partials ? WARPS * (W + 1) * CHANNELS : W * CHANNELS];
+  const Part p(a);
+  Run run;
+#pragma unroll
+  for (int j = 0; j < W; ++j) clear(run.e[j]), clear(run.dw[j]);
+  clear(run.dw[W]);
+  // The first run also has the initial state; a run without steps has nothing.
+  run.first = p.begin > 0 ? p.begin : index(1 - W);
+  run.last = p.live && (p.begin < p.end || (p.begin == 0 && threadIdx.y == 0)) ? p.end + (W - 1) : p.begin;
+  const index length = index(a.length), whole = p.begin + (W - 1);
+  run.end = run.last < length ? run.last : length;
+  auto xs = rows_of(a.x, a.x_row, p, length);
+  auto gs = rows_of(a.g, a.g_row, p, length);
+  if (p.live) xs.fetch_all(p.begin, run.end), gs.fetch_all(p.begin, has_g ? run.end : 0);  // under way while the taps come
+  Taps taps;
+  taps.read(a, p, shared);
+  if (p.live) read_window(a, p, run.x);
+  for (index t = p.begin; t < run.last; t += AHEAD) {
+    if (t >= whole && t + AHEAD <= p.end)
+      run.steps<true>(a, p, taps, t, xs, gs);
+    else
+      run.steps<false>(a, p, taps, t, xs, gs);
   }
   if constexpr (has_partials) {
     __syncthreads();  // the weights have been read
-    write_partials(a, p, dw, shared);
+    write_partials(a, p, run.dw, shared);
   }
 }
 
