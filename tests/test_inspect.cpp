@@ -118,6 +118,24 @@ TEST(Inspect, MeasuredTimes) {
   EXPECT_EQ(events[1].at("cat"), "backward");
 }
 
+TEST(Inspect, ProfileSumsKernelsOfAKindBesideTheirFloors) {
+  std::vector<KernelView> launches{view_of("norm__add__1", "a", 3e9), view_of("norm__2", "b", 1e9),
+                                   view_of("scan__3", "c", 3e9)};
+  const std::string plain = to_profile(kernel_table("step", "sm_90a", launches));
+  EXPECT_LT(plain.find("norm"), plain.find("scan")) << plain;
+  EXPECT_EQ(plain.find("ms"), std::string::npos) << plain;
+  launches[0].seconds = launches[1].seconds = 2e-3, launches[2].seconds = 8e-3;
+  KernelTable table = kernel_table("step", "sm_90a", launches);
+  table.peak_bytes = 1e12, table.step_seconds = 14e-3;
+  const std::string text = to_profile(table);
+  EXPECT_LT(text.find("scan"), text.find("norm")) << text;
+  EXPECT_NE(text.find("norm       2    3.7G             4.000     4.000  100%\n"), std::string::npos) << text;
+  EXPECT_NE(
+      text.find("a step takes 14.000 ms, 2.000 ms more than its kernels one by one with cold caches; 50 % of it is the floor"),
+      std::string::npos)
+      << text;
+}
+
 TEST(Inspect, HtmlEscapes) {
   const KernelTable table = kernel_table("a < b & \"c\"", "sm_80", {view_of("k__1", "<script>", 1)});
   const std::string html = to_html(table);

@@ -70,7 +70,7 @@ int cmd_inspect(const InspectCommand& c) {
     show_kernel(c, table);
   } else {
     print("{}, {}\n{}\n{}{}\n{}", table.title, table.target, table.cache, table.timing, table.timing.empty() ? "" : "\n",
-          to_text(table));
+          c.profile ? to_profile(table) : to_text(table));
   }
   if (!c.html.empty()) write(c.html, to_html(table));
   if (!c.json.empty()) write(c.json, text_of(to_json(table), 1) + "\n");

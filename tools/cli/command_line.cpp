@@ -365,6 +365,7 @@ void add_inspect(CLI::App& app, InspectCommand& c, std::function<int()>& chosen)
   sub->add_option("--device", c.options.device,
                   "Time the kernels: none, cuda, or emu (an interpreter: the times are the host's)")
       ->check(one_of({"none", "cuda", "emu"}));
+  sub->add_flag("--profile", c.profile, "Group the list by kind of kernel, beside the least time that each could take (=off)");
   sub->add_option("--kernel", c.kernel, "Show this kernel (its name, or how it begins) instead of the list")
       ->default_str("none");
   sub->add_flag("--why", c.why, "... who recorded it, and why it is as it is (=off)");

@@ -93,6 +93,7 @@ struct InspectCommand {
   std::string precision = "auto";  // "fp32", "bf16"; auto: as the run, else bf16
   std::string kernel, diff, html, json, trace;
   bool source = false, ptx = false, sass = false, why = false, repro = false;  // of `kernel`
+  bool profile = false;                                                        // the list by kind
 };
 int cmd_inspect(const InspectCommand& command);
 

@@ -212,10 +212,18 @@ KernelTable inspect_training_step(const fs::path& path, const InspectOptions& op
     views = views_of(*plan_for(target_for(target), step));
   }
   compile_views(views, target, options.want_ptx);
+  double step_seconds = 0;
+  if (timed && !Gpu::of(device()).emulated()) {
+    constexpr int kSteps = 10;
+    std::vector<double> times;
+    for (int i = 0; i < kSteps; ++i) times.push_back(time_wall([&] { run(step); }));
+    step_seconds = median(times);
+  }
   const std::string title = fmt::format("{}: {}, {:.3g} MFLOP a token; {} x {} tokens, {}", file.string(), model->description(),
                                         model->flops_per_token(o.length) * 1e-6, o.batch, o.length, o.precision);
   KernelTable table = kernel_table(title, target, views);
   table.cache = to_text(model->cache_bytes(o.length), o.length);
+  table.step_seconds = step_seconds;
   if (timed) describe_timing(table, compute_options(o).dtype);
   for (KernelView& k : table.kernels)
     if (const auto found = counters.find(k.name); found != counters.end()) k.counters = found->second;

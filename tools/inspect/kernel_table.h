@@ -42,6 +42,7 @@ struct KernelTable {
   std::string cache{};              // what generation of a text of the same length remembers
   double peak_bytes = 0;            // a second that the GPU's memory can give; 0: unknown
   double peak_flops = 0;            // a second that products can reach; 0: unknown
+  double step_seconds = 0;          // of a whole step, launched as in training; 0: not measured
 };
 
 // Gathers a step's launches, in their order, to a table.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "jit/error.h"
@@ -241,6 +242,57 @@ std::string to_text(const KernelTable& table) {
   return out;
 }
 
+namespace {
+
+// "norm_backward" of "norm_backward__add_cast__66bcd5": what a kernel is, without what is fused into it and its number.
+std::string kind_of(const KernelView& k) { return k.name.substr(0, k.name.find("__")); }
+
+struct KindSums {
+  std::string kind;
+  int launches = 0;
+  double bytes = 0, flops = 0, seconds = 0, least = 0;
+  void add(const KernelTable& t, const KernelView& k) {
+    launches += k.launches, bytes += k.bytes, flops += k.flops, seconds += k.seconds, least += least_seconds(t, k);
+  }
+};
+
+}  // namespace
+
+std::string to_profile(const KernelTable& table) {
+  std::vector<KindSums> kinds;
+  KindSums total{"total"};
+  for (const KernelView& k : table.kernels) {
+    const std::string kind = kind_of(k);
+    auto found = std::find_if(kinds.begin(), kinds.end(), [&](const KindSums& s) { return s.kind == kind; });
+    if (found == kinds.end()) found = kinds.insert(kinds.end(), KindSums{kind});
+    found->add(table, k), total.add(table, k);
+  }
+  const bool timed = total.seconds > 0, peaks = table.peak_bytes > 0;
+  std::stable_sort(kinds.begin(), kinds.end(),
+                   [&](const KindSums& a, const KindSums& b) { return timed ? a.seconds > b.seconds : a.bytes > b.bytes; });
+  kinds.push_back(total);
+  std::size_t width = 4;
+  for (const KindSums& s : kinds) width = std::max(width, s.kind.size());
+  std::string out = fmt::format("{:<{}}  {:>5}  {:>6}  {:>6}", "kind", width, "runs", "bytes", "flops");
+  if (timed) out += fmt::format("  {:>8}", "ms");
+  if (timed && peaks) out += fmt::format("  {:>8}  {:>4}", "floor ms", "roof");
+  out += "\n";
+  for (const KindSums& s : kinds) {
+    out += fmt::format("{:<{}}  {:>5}  {:>6}  {:>6}", s.kind, width, s.launches, s.bytes > 0 ? brief(s.bytes, 1024) : "",
+                       s.flops > 0 ? brief(s.flops, 1000) : "");
+    if (timed) out += fmt::format("  {:>8.3f}", s.seconds * 1e3);
+    if (timed && peaks)
+      out += fmt::format("  {:>8.3f}  {:>3.0f}%", s.least * 1e3, s.seconds > 0 ? 100 * s.least / s.seconds : 0);
+    out += "\n";
+  }
+  if (table.step_seconds > 0)
+    out += fmt::format("a step takes {:.3f} ms, {:.3f} ms {} its kernels one by one with cold caches{}\n",
+                       table.step_seconds * 1e3, std::abs(table.step_seconds - total.seconds) * 1e3,
+                       table.step_seconds > total.seconds ? "more than" : "less than",
+                       peaks ? fmt::format("; {:.0f} % of it is the floor", 100 * total.least / table.step_seconds) : "");
+  return out;
+}
+
 nlohmann::json to_json(const KernelTable& table) {
   nlohmann::json kernels = nlohmann::json::array();
   for (const KernelView& k : table.kernels) {
@@ -265,6 +317,7 @@ nlohmann::json to_json(const KernelTable& table) {
   nlohmann::json out{{"title", table.title}, {"target", table.target}, {"kernels", std::move(kernels)}, {"order", table.order}};
   if (!table.seconds.empty())
     out.update({{"timing", table.timing},
+                {"step_seconds", table.step_seconds},
                 {"seconds", table.seconds},
                 {"peak_bytes", table.peak_bytes},
                 {"peak_flops", table.peak_flops}});

@@ -11,6 +11,9 @@
 namespace weft {
 
 std::string to_text(const KernelTable& table);  // for a terminal, 120 columns wide if names allow
+// Launches, bytes and times by kind of kernel, beside what they would take at the device's peaks, and what the step takes
+// besides.
+std::string to_profile(const KernelTable& table);
 nlohmann::json to_json(const KernelTable& table);
 std::string to_html(const KernelTable& table);          // complete in itself
 std::string to_trace(const KernelTable& table);         // Chrome and Perfetto; needs `seconds`
