@@ -541,12 +541,16 @@ bool is_permuted(Expr load, const Shape& shape, const Shape& space) {
   return true;
 }
 
-// The same with subscripts that stay inside.
-Expr kept_inside(Expr load, const Shape& shape) {
-  std::vector<Expr> subscripts;
-  for (int axis = 0; axis < load.arity(); ++axis)
-    subscripts.push_back(clamp(load.arg(axis), Expr(0), Expr(std::max<std::int64_t>(shape[axis] - 1, 0))));
-  return expr::load(int(load.index()), load.type(), subscripts);
+// The same with subscripts that stay inside, those of the tensors in which subscripts are looked up too.
+Expr kept_inside(Expr load, const Hole& hole) {
+  return rewrite(load, [&](Expr e, Expr rebuilt) -> std::optional<Expr> {
+    if (e.op() != ExprOp::load) return std::nullopt;
+    const Shape shape = hole.captured[std::size_t(e.index())].shape();
+    std::vector<Expr> subscripts;
+    for (int axis = 0; axis < e.arity(); ++axis)
+      subscripts.push_back(clamp(rebuilt.arg(axis), Expr(0), Expr(std::max<std::int64_t>(shape[axis] - 1, 0))));
+    return expr::load(int(e.index()), e.type(), subscripts);
+  });
 }
 
 // In place of row and column of a space with so many coordinates, the load of their difference, coordinate rank - 2, where
@@ -586,7 +590,7 @@ Tensor adjoint(const Hole& hole, Expr load, const Tensor& each, const Shape& spa
   if (is_broadcast(load, shape, space) || is_permuted(load, shape, space))
     return sum.shape() == shape ? sum : reshape(Arg(sum, where), shape);
   const Shape line{footprint.numel()};
-  const Tensor places = places_of(hole, hidden ? kept_inside(load, shape) : load, shape, footprint, where);
+  const Tensor places = places_of(hole, hidden ? kept_inside(load, hole) : load, shape, footprint, where);
   const Tensor elements =
       scatter_sum(Arg(reshape(Arg(sum, where), line), where), reshape(Arg(places, where), line), shape.numel());
   return reshape(Arg(elements, where), shape);

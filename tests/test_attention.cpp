@@ -331,6 +331,25 @@ TEST(Attention, SubscriptsMayLeaveATensorWhereNothingIsSeen) {
   }
 }
 
+// Nor where a subscript is looked up in another tensor, as the relative positions of T5 are (arXiv:1910.10683).
+TEST(Attention, ASubscriptThatIsLookedUpMayLeaveItsTensorToo) {
+  const Sizes z{1, 40, 40, 2, 1, 8, 8};
+  const auto bucket_of = [](Place distance) { return std::min<Place>(distance, 4 + distance / 8); };
+  std::vector<std::int64_t> buckets;
+  for (Place d = 0; d < 40; ++d) buckets.push_back(bucket_of(d));
+  const Tensor q = z.q(), k = z.k(), v = z.v(), bias = draw({2, 9}, 7), bucket = Tensor::from(buckets, {40});
+  const Capture reads{"", nullptr, nullptr, [&](const Sizes&, Place, Place h, Place i, Place j) {
+                        return h * 9 + bucket_of(std::max<Place>(i - j, 0));
+                      }};
+  expect_same(attention(q, k, v,
+                        {.causal = true,
+                         .score = [&](Expr s, Index, Index h, Index i, Index j) { return s + bias(h, bucket(i - j)); }}),
+              composed(z, q, k, v,
+                       {.visible = [](Place, Place, Place i, Place j) { return i >= j; },
+                        .score = [&](const Tensor& s) { return s + read_everywhere(z, reads, bias); }}),
+              z.upstream(), {q, k, v, bias}, "buckets");
+}
+
 TEST(Attention, Weight) {
   const Sizes z{2, 70, 130, 2, 1, 8, 8};
   const Tensor q = z.q(), k = z.k(), v = z.v(), factors = draw({70, 130}, 8);
