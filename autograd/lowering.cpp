@@ -53,6 +53,11 @@ Operand Lowering::dense(int i, std::optional<DType> dtype) {
   return !o || o.contiguous() ? o : copied(o);
 }
 
+Operand Lowering::sixteens(int i, std::optional<DType> dtype) {
+  const Operand o = view(i, dtype);
+  return !o || o.sixteens() ? o : copied(o);
+}
+
 // What is added to a product was planned to be in memory before it runs; a product without it would be a wrong number.
 Operand Lowering::added(NodeId id, std::optional<DType> dtype) {
   const Operand o = of_node(id, dtype);

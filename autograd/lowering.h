@@ -54,6 +54,8 @@ class Lowering {
   // With a contiguous last dim and one row stride (copied if it is not so).
   Operand rows(int i, std::optional<DType> dtype = {});
   Operand dense(int i, std::optional<DType> dtype = {});  // dense (copied if it is not so)
+  // For kernels that move 16 bytes of the last dim at once: Operand::sixteens() (copied if it is not so, dense or not).
+  Operand sixteens(int i, std::optional<DType> dtype = {});
   // Of a product (Op::product): its own bias, and what the scheduler has fused into it. Both operands as `dtype` if that is
   // given.
   Epilogue epilogue(std::optional<DType> dtype = {});

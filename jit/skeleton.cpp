@@ -40,6 +40,15 @@ bool Operand::rows() const {
   return true;
 }
 
+bool Operand::sixteens() const {
+  if (rank == 0 || numel() == 0) return true;
+  const auto size = std::int64_t(size_of(dtype));
+  if ((dims[rank - 1] != 1 && strides[rank - 1] != 1) || offset * size % 16 != 0) return false;
+  for (int i = 0; i + 1 < rank; ++i)
+    if (dims[i] != 1 && strides[i] * size % 16 != 0) return false;
+  return true;
+}
+
 std::int64_t Operand::row_stride() const {
   for (int i = rank - 2; i >= 0; --i)
     if (dims[i] != 1) return strides[i];

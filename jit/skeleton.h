@@ -32,6 +32,7 @@ struct Operand {
   bool contiguous() const;
   bool rows() const;                // last dim contiguous, the leading ones walk with one row stride
   std::int64_t row_stride() const;  // elements between rows, if rows()
+  bool sixteens() const;            // last dim contiguous, every row begins at a multiple of 16 bytes
   Operand transposed() const;       // with its last two axes swapped; rank >= 2, or absent
 };
 

@@ -126,22 +126,12 @@ struct BackwardCut : Cut {
 
 // ---- operands ---------------------------------------------------------------------------------------------------------------
 
-// Whether 16 bytes of features can be moved at once.
-bool in_chunks(const Operand& o) {
-  const auto size = std::int64_t(size_of(o.dtype));
-  bool fits = o.strides[3] == 1 && o.offset * size % 16 == 0;
-  for (std::size_t axis = 0; axis < 3; ++axis) fits &= o.dims[axis] == 1 || o.strides[axis] * size % 16 == 0;
-  return fits;
-}
 // What the products read: fp64 if anything is, bf16 if q, k and v are.
 DType element_of(const Lowering& l) {
   if (l.in_double()) return DType::f64;
   return l.dtype(kQ) == DType::bf16 && l.dtype(kK) == DType::bf16 && l.dtype(kV) == DType::bf16 ? DType::bf16 : DType::f32;
 }
-Operand heads(Lowering& l, int input) {
-  const Operand o = l.view(input, element_of(l));
-  return in_chunks(o) ? o : l.dense(input, element_of(l));
-}
+Operand heads(Lowering& l, int input) { return l.sixteens(input, element_of(l)); }
 
 std::span<const std::int64_t> dims_of(const Operand& o) { return {o.dims.data(), std::size_t(o.rank)}; }
 
@@ -149,7 +139,7 @@ std::span<const std::int64_t> dims_of(const Operand& o) { return {o.dims.data(),
 class Result {
  public:
   Result(Lowering& l, const Operand& output) : output_(output), memory_(output) {
-    if (output && !in_chunks(output)) memory_ = l.scratch(output.dtype, dims_of(output));
+    if (output && !output.sixteens()) memory_ = l.scratch(output.dtype, dims_of(output));
   }
   const Operand& memory() const { return memory_; }
   void finish(Lowering& l) const {

@@ -55,23 +55,11 @@ BlockCut fit(int most, int row_warps, unsigned limit, Bytes bytes) {
 
 // ---- operands ---------------------------------------------------------------------------------------------------------------
 
-// Whether 16 bytes of the last axis can be moved at once.
-bool in_sixteens(const Operand& o) {
-  const auto size = std::int64_t(size_of(o.dtype));
-  bool fits = o.strides[3] == 1 && o.offset * size % 16 == 0;
-  for (std::size_t axis = 0; axis < 3; ++axis) fits &= o.dims[axis] == 1 || o.strides[axis] * size % 16 == 0;
-  return fits;
-}
-Operand tiles_of(Lowering& l, int input) {
-  const Operand o = l.view(input);
-  return in_sixteens(o) ? o : l.dense(input);
-}
-
 // An output that a kernel writes 16 bytes at a time: itself, or memory that is copied there afterwards.
 class TiledOutput {
  public:
   TiledOutput(Lowering& l, const Operand& output) : output_(output), memory_(output) {
-    if (output && !in_sixteens(output))
+    if (output && !output.sixteens())
       memory_ = l.scratch(output.dtype, std::span(output.dims.data(), std::size_t(output.rank)));
   }
   const Operand& memory() const { return memory_; }
@@ -96,11 +84,11 @@ class Ssd {
  public:
   explicit Ssd(Lowering& lowering)
       : l(lowering),
-        x(tiles_of(l, kX)),
+        x(l.sixteens(kX)),
         dt(l.view(kDt)),
         A(l.dense(kA)),
-        B(tiles_of(l, kB)),
-        C(tiles_of(l, kC)),
+        B(l.sixteens(kB)),
+        C(l.sixteens(kC)),
         D(l.dense(kD)),
         batch(x.dims[0]),
         length(x.dims[1]),
@@ -269,10 +257,7 @@ class Gradients {
       emit_fill(l_, 0, zero);
       return zero;
     }
-    if (!l_.filled(kOutGrad)) {
-      const Operand g = l_.view(kGradient, DType::bf16);
-      return in_sixteens(g) ? g : l_.dense(kGradient, DType::bf16);
-    }
+    if (!l_.filled(kOutGrad)) return l_.sixteens(kGradient, DType::bf16);
     const Fused hole = l_.hole(kOutGrad, l_.shape(kX));
     const int before = l_.filled(kStepGrad) ? int(step_grad_.roots.size()) : 0;
     std::vector<Operand> outputs = outputs_of_roots(l_, hole.roots.size(), before);

@@ -382,6 +382,28 @@ void check_dropped(std::string_view on, int64_t length, DType dtype, int64_t d) 
 }
 TEST_F(AttentionKernels, Dropped) { check_dropped("emu", 70, DType::f32, 16); }
 // A text holds no size of the batch or of time.
+// Dense ones too, which are not read where they lie if 16 bytes of them cannot be.
+TEST_F(AttentionKernels, OperandsThatBeginAnywhere) {
+  for (const DType dtype : kTypes) {
+    const Tensor line = operand({1000}, 1, dtype);
+    const Values values = line.to_host<double>();
+    const auto results = [&](bool in_line) {
+      const auto part = [&](int64_t begin, const Shape& shape) {
+        const int64_t end = begin + shape.numel();
+        if (in_line) return reshape(slice(line, 0, begin, end), shape);
+        return cast(Tensor::from(Values(values.begin() + begin, values.begin() + end), shape), dtype);
+      };
+      const Tensor q = part(3, {1, 5, 2, 16}), k = part(163, {1, 7, 1, 16}), v = part(281, {1, 7, 1, 24});
+      const Tensor o = attention(q, k, v, {.causal = true});
+      std::vector<Tensor> out = grad(o, part(451, {1, 5, 2, 24}), {q, k, v});
+      out.push_back(o);
+      return weft::run([&] { return out; });
+    };
+    const std::vector<Tensor> got = results(true), right = results(false);
+    for (std::size_t n = 0; n < got.size(); ++n) EXPECT_EQ(got[n].to_host<double>(), right[n].to_host<double>()) << n;
+  }
+}
+
 TEST_F(AttentionKernels, TextsOfOtherSizes) {
   const auto texts_of = [](int64_t b, int64_t tq, int64_t tk) {
     const Tensor q = operand({b, tq, 4, 16}, 1, DType::bf16), k = operand({b, tk, 2, 16}, 2, DType::bf16);
