@@ -186,6 +186,24 @@ std::string for_target(std::string ptx, std::string_view before, std::string_vie
   return at == std::string::npos ? ptx : ptx.replace(at, line.size(), fmt::format(".target {}", after));
 }
 
+// A kernel may be launched before the one ahead of it has ended: it follows that before it touches memory.
+std::string touches_before_it_follows(std::string_view ptx) {
+  std::string errors, entry;
+  for (std::size_t begin = 0; begin < ptx.size();) {
+    const std::size_t end = std::min(ptx.find('\n', begin), ptx.size());
+    std::string_view l = ptx.substr(begin, end - begin);
+    begin = end + 1;
+    l.remove_prefix(std::min(l.find_first_not_of(" \t"), l.size()));
+    if (const std::size_t at = l.find(".entry "); at != l.npos) entry = l.substr(at);
+    if (entry.empty()) continue;
+    if (l.starts_with("griddepcontrol.wait")) entry.clear();
+    bool touches = l.starts_with("ld.") && !l.starts_with("ld.param");
+    for (const char* word : {"st.", "red.", "atom.", "cp.", "prefetch", "bra", "ret"}) touches |= l.starts_with(word);
+    if (touches && !entry.empty()) errors += fmt::format("{} has '{}' before it waits\n", std::exchange(entry, ""), l);
+  }
+  return errors;
+}
+
 // Texts that are one program, each in a namespace, which takes half of the time. If it does not compile: one by one, to name
 // the text with the mistake. `in_full`: compiled for the second target too, which must give what the short way does.
 void compile_batch(const Pair& pair, std::span<const Text* const> batch, bool in_full, Found* out, std::string& errors) {
@@ -196,6 +214,7 @@ void compile_batch(const Pair& pair, std::span<const Text* const> batch, bool in
     const Compiled first = compile("batch", source, pair.first.name, true);
     const std::string full = in_full || !has_assembler() ? compile("batch", source, pair.second.name).log : "";
     const std::string ptx = for_target(first.ptx, pair.first.name, pair.second.name);
+    if (pair.second.name == std::string_view("sm_80")) errors += touches_before_it_follows(first.ptx);
     const std::string log = has_assembler() ? assemble(ptx, pair.second.name) : full;
     for (std::size_t i = 0; i < batch.size(); ++i) {
       const std::string& name = batch[i]->kernel->name;

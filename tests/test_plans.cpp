@@ -312,7 +312,7 @@ class Products : public testing::Test {
   static std::string reasons() {
     std::string all;
     for (const KernelRecord& k : last_kernels())
-      if (k.name.starts_with("gemm"))
+      if (k.name.starts_with("gemm") || k.name.starts_with("matvec"))
         for (const std::string& r : k.reasons) all += r + "\n";
     return all;
   }
