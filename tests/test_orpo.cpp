@@ -737,22 +737,30 @@ struct Outcomes {  // of one way to make rejected texts
   std::vector<double> paper, alone, perplexity;  // by seed: shares preferred after it, with and without the preference's loss
 };
 
+// The first bytes of a file, or of the King James Bible.
+Corpus first_of(const char* file, std::size_t bytes) {
+  const Corpus all = load_corpus(file ? std::optional<fs::path>(file) : std::nullopt);
+  TextReader reader(all);
+  std::string text;
+  while (const auto part = reader.next(std::min(bytes, all.size()), Cut::anywhere)) text += part->text;
+  return {all.name(), text};
+}
+
 // A model of a text, then three seeds of ORPO and of as many steps of the loss of the chosen texts alone. On a GPU, where it
 // takes minutes, a larger model: WEFT_DEVICE=cuda weft_tests --gtest_filter='SlowOrpo*'. WEFT_ORPO_DATA is another text, and
 // WEFT_ORPO_PRETRAIN, WEFT_ORPO_STEPS, WEFT_ORPO_RATE and WEFT_ORPO_LAMBDA are other numbers.
 TEST(SlowOrpo, RaisesThePreferenceBeyondTheSeedsAndTheChosenTextsAlone) {
   if (device() == Device::emu) GTEST_SKIP() << "hundreds of steps";
   const bool large = device() == Device::cuda;
-  const char* const file = std::getenv("WEFT_ORPO_DATA");
-  const Corpus corpus = load_corpus(file ? std::optional<fs::path>(file) : std::nullopt);
+  const Corpus corpus = first_of(std::getenv("WEFT_ORPO_DATA"), large ? 8 << 20 : 1 << 20);
+  const Tokenizer tokenizer = Tokenizer::train(corpus, corpus.split(), large ? 4000 : 1000);
   TrainOptions o;
-  o.batch = large ? 32 : 16, o.length = large ? 128 : 64;
-  o.steps = std::int64_t(variable("WEFT_ORPO_PRETRAIN", large ? 1000 : 250)), o.warmup = 20;
+  o.batch = 32, o.length = large ? 128 : 32;
+  o.steps = std::int64_t(variable("WEFT_ORPO_PRETRAIN", large ? 1500 : 300)), o.warmup = 20;
   o.model_options = {{"width", std::int64_t(large ? 384 : 64)}, {"layers", std::int64_t(large ? 6 : 2)}};
   o.lr = large ? 2e-3 : 5e-3;
   const auto text = [&] {
-    return std::make_shared<TokenStream>(corpus, Tokenizer::bytes(),
-                                         BatchOptions{.batch = o.batch, .length = o.length, .seed = o.seed});
+    return std::make_shared<TokenStream>(corpus, tokenizer, BatchOptions{.batch = o.batch, .length = o.length, .seed = o.seed});
   };
   const TempFolder folder;
   Trainer base(text(), o);
@@ -762,17 +770,16 @@ TEST(SlowOrpo, RaisesThePreferenceBeyondTheSeedsAndTheChosenTextsAlone) {
   o.stage = "orpo", o.from = folder.path().string(), o.weight_decay = 0.01, o.min_lr = 0;
   o.steps = std::int64_t(variable("WEFT_ORPO_STEPS", large ? 400 : 100));
   o.lr = variable("WEFT_ORPO_RATE", large ? 3e-4 : 1e-3);
-  const double lambda = variable("WEFT_ORPO_LAMBDA", 0.25);
+  const double lambda = variable("WEFT_ORPO_LAMBDA", 1);
   for (const std::string reject : {"sample", "corrupt"}) {
     Outcomes all;
     for (const std::uint64_t number : {1, 2, 3})
       for (const bool preference : {true, false}) {
         o.seed = number, o.orpo_lambda = preference ? lambda : 0;
-        // Two of four bytes replaced are seldom preferred by any model; one is.
-        Trainer trainer(std::make_shared<PairStream>(text(), PairOptions{.reject = reject_of(reject),
-                                                                         .response = reject == "sample" ? o.length / 2 : 4,
-                                                                         .refresh = 50}),
-                        o);
+        // Of texts of a few tokens one is replaced, which not every model notices.
+        const PairOptions pairs{
+            .reject = reject_of(reject), .response = reject == "sample" ? o.length / 2 : 3, .nll_on_prompt = true};
+        Trainer trainer(std::make_shared<PairStream>(text(), pairs), o);
         all.before = trainer.validate_pairs().accuracy, all.perplexity_before = trainer.validate(40).perplexity();
         while (trainer.steps_done() < o.steps) trainer.step();
         (preference ? all.paper : all.alone).push_back(trainer.validate_pairs().accuracy);

@@ -837,6 +837,24 @@ TEST_F(SlowRanks, TrainingDoesNotDependOnTheNumberOfRanks) {
   EXPECT_EQ(weights("two"), weights("again"));
 }
 
+// Rejected texts too, of which each rank writes its part.
+TEST_F(SlowRanks, OrpoDoesNotDependOnTheNumberOfRanks) {
+  expect_words(run_all(0, train("--out one")), 0, {});
+  const auto prefer = [](const std::string& out) {
+    return "weft-program train --device cpu --stage orpo --from one --reject sample --response 4 --steps 6 --lr 1e-2 --warmup "
+           "1 "
+           "--sample 0 --eval-batches 2 --out " +
+           out;
+  };
+  expect_words(run_all(0, prefer("alone")), 0, {"of the pairs held out"});
+  expect_words(run_all(2, prefer("two")), 0, {"ranks: 2, each with 2 of the 4 windows", "of the pairs held out"});
+  for (const char* key : {"loss", "log_odds_chosen", "rewards/accuracies", "logits/rejected"})
+    expect_close(losses("two", key), losses("alone", key), 1e-4, 6);
+  for (const char* key : {"validation_loss", "eval_log_odds_chosen", "eval_rewards/accuracies"})
+    expect_close(losses("two", key), losses("alone", key), 1e-4, 2);
+  EXPECT_EQ(shell("cmp alone/latest/sampled.safetensors two/latest/sampled.safetensors").code, 0);
+}
+
 TEST_F(SlowRanks, GoesOnWithAnotherNumberOfRanks) {
   expect_words(run_all(0, train("--out whole")), 0, {});
   expect_words(run_all(2, train("--steps 10 --out run")), 0, {});
