@@ -659,14 +659,14 @@ TEST(OrpoTraining, RefusesWhatHasNoPairs) {
   Trainer trainer(text_of(8000), pretrain);
   expect_error(ErrorKind::usage, {"there are no pairs to validate with"}, [&] { trainer.validate_pairs(); });
   EXPECT_FALSE(trainer.step().preferences);
-  for (const auto& [settings, words] : std::vector<std::pair<std::vector<OptionSetting>, std::string>>{
+  for (const auto& refused : std::vector<std::pair<std::vector<OptionSetting>, std::string>>{
            {{{"stage", "orpo"}, {"task", "induction"}}, "orpo has pairs of texts"},
            {{{"stage", "orpo"}, {"packed", "true"}}, "orpo has pairs of texts"},
            {{{"pairs", "x.jsonl"}}, "pairs are for orpo"},
            {{{"stage", "orpo"}, {"pairs", "x.jsonl"}, {"data", "y.txt"}}, "give one of them"},
            {{{"stage", "orpo"}, {"reject", "corupt"}}, "did you mean 'corrupt'"},
            {{{"orpo_lambda", "-1"}}, "--orpo-lambda -1"}})
-    expect_error(ErrorKind::usage, {words}, [&] { options_from(settings); });
+    expect_error(ErrorKind::usage, {refused.second}, [&] { options_from(refused.first); });
 }
 
 // ---- the study of S003 ------------------------------------------------------------------------------------------------------
