@@ -63,7 +63,7 @@ class Lowering {
   // What this node's kernel computes and stores besides, of op.guest_input, which is not rounded yet, or op.guest_output.
   // Without roots where there is nothing.
   Guests guests();
-  Operand output(int k = 0);  // absent if nobody reads it; rows() unless op.dense_outputs
+  Operand output(int k = 0);  // absent if nobody reads it; rows() but for op.strided_output; dense if op.dense_outputs
   Operand scratch(DType dtype, std::span<const std::int64_t> dims);  // memory for the kernels of this node
   Operand state(std::int64_t position);  // memory of a State the op writes (see Op::writes) or reads in place
   // The bf16 twin of a Param that the op writes, if it has one: the op then writes the rounded values there too. An op that

@@ -54,8 +54,9 @@ struct Op {
   std::uint64_t (*identity)(const Tape&, NodeId) = nullptr;
   // All ranks do it together, so in the same order; it is done as soon as its inputs are there.
   bool collective = false;
-  bool dense_outputs = false;  // outputs cannot be slices of such an op's output (no row stride)
-  std::uint16_t id = 0;        // given by register_op
+  bool dense_outputs = false;   // outputs cannot be slices of such an op's output (no row stride)
+  bool strided_output = false;  // output 0 may be any slice, and not only one with a row stride
+  std::uint16_t id = 0;         // given by register_op
 };
 
 const Op& register_op(Op op);  // at static initialisation, once for each op

@@ -679,7 +679,8 @@ void Scheduler::place_part(NodeId part, Operand place) {
   const NodeId producer = kind_[part] == Kind::output ? t_.inputs_of(part)[0] : part;
   const bool writes_rows = is_root(producer) || product_at_.contains(producer) ||
                            (kind_[producer] == Kind::structured && !t_.op(producer).dense_outputs);
-  if (writes_rows && only_here(part) && place.dtype == t_.nodes[part].dtype && place.rows() && !t_.op(producer).writes)
+  const bool fits = place.rows() || (part == producer && t_.op(producer).strided_output);
+  if (writes_rows && only_here(part) && place.dtype == t_.nodes[part].dtype && fits && !t_.op(producer).writes)
     operand_[part] = place;
 }
 

@@ -24,13 +24,18 @@ constexpr HoleSpec kBackwardHoles[] = {
 }
 void ssd_chunks_vjp(Vjp& v);
 void ssd_chunks_backward_vjp(Vjp& v);
-const Op& ssd_chunks_op =
-    register_op({.name = "ssd_chunks", .vjp = ssd_chunks_vjp, .lower = recorded_for_a_gpu, .cuda = cuda_ssd, .holes = kHoles});
+const Op& ssd_chunks_op = register_op({.name = "ssd_chunks",
+                                       .vjp = ssd_chunks_vjp,
+                                       .lower = recorded_for_a_gpu,
+                                       .cuda = cuda_ssd,
+                                       .holes = kHoles,
+                                       .strided_output = true});
 const Op& ssd_chunks_backward_op = register_op({.name = "ssd_chunks_backward",
                                                 .vjp = ssd_chunks_backward_vjp,
                                                 .lower = recorded_for_a_gpu,
                                                 .cuda = cuda_ssd_backward,
-                                                .holes = kBackwardHoles});
+                                                .holes = kBackwardHoles,
+                                                .strided_output = true});
 
 void ssd_chunks_vjp(Vjp& v) {
   Tensor in[kFixed];

@@ -323,6 +323,21 @@ TEST_F(SlowSsdKernels, CompileWithFewSpills) {
     }
 }
 
+// Of heads, groups and states that lie side by side, as a convolution leaves them.
+TEST_F(SsdKernels, GradientsOfSlicesAreWrittenWhereTheyBelong) {
+  std::string names;
+  const Tensor whole = operand({2, 70, 2 * 16 + 2 * 8}, 1, DType::bf16), dt = operand({2, 70, 2}, 2, DType::bf16, 0, 1),
+               A = operand({2}, 3, DType::f32, -1, 0);
+  const auto plan = plan_for(kEmulatedTarget, [&] {
+    const Tensor x = reshape(slice(whole, -1, 0, 32), {2, 70, 2, 16}), B = reshape(slice(whole, -1, 32, 40), {2, 70, 1, 8}),
+                 C = reshape(slice(whole, -1, 40, 48), {2, 70, 1, 8});
+    return grad(sum(ssd(x, dt, A, B, C)), {whole});
+  });
+  for (const PlannedKernel& k : plan->kernels) names += k.record.name + " ";
+  EXPECT_NE(names.find("ssd_grad"), std::string::npos);
+  EXPECT_EQ(names.find("concat_copy"), std::string::npos) << names;
+}
+
 TEST_F(SsdKernels, ArePlannedWhereTheyFit) {
   const auto kernels = [&](DType dtype, int64_t p, int64_t n) {
     std::string names;
