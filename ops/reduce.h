@@ -27,7 +27,7 @@ void emit_reduce(Lowering& l, ReduceKind kind, Fused source, const Shape& shape,
 // are added in order; kTree: pairwise, as many strips as fill a GPU.
 enum SumOrder : int { kInOrder = 1, kEightStrips = 8, kTree = 0 };
 // On a GPU: the sums over the first axis of `partials` (parts, ...), dense, whose other axes are the elements of `first` and
-// then those of `second`, a vector, if it is present; `second` may be all there is. `first` is rows or a transposed matrix.
+// then those of `second`, if it is present; `second` may be all there is. Both are rows or a transposed matrix.
 void emit_sum_of_parts(Lowering& l, std::string name, const Operand& partials, SumOrder order, Operand first,
                        Operand second = {});
 // Fills `to` with a literal.

@@ -178,12 +178,13 @@ void emit_sum_of_parts(Lowering& l, std::string name, const Operand& partials, S
   text.define("V", width).define("LANES", lanes).define("STRIPS", strips).define("PAIRWISE", order == kTree);
   text.pointer("from", partials).integer("parts", parts).integer("stride", dims[1]);
   text.integer("count", count).integer("split", split);
-  const auto last = std::size_t(std::max(first.rank - 1, 0));
-  const bool rows = first.rows();
-  text.pointer("first", first).integer("columns", first.rank ? first.dims[last] : 1);
-  text.integer("first_row", rows ? first.row_stride() : first.strides[last - 1]);
-  text.integer("first_col", rows ? 1 : first.strides[last]);
-  text.pointer("second", second).integer("second_stride", second ? second.strides[0] : 0);
+  for (const auto& [which, to] : {std::pair("first", &first), std::pair("second", &second)}) {
+    const auto last = std::size_t(std::max(to->rank - 1, 0));
+    const bool rows = !*to || to->rows();
+    text.pointer(which, *to).integer(fmt::format("{}_columns", which), to->rank ? to->dims[last] : 1);
+    text.integer(fmt::format("{}_row", which), !*to ? 0 : rows ? to->row_stride() : to->strides[last - 1]);
+    text.integer(fmt::format("{}_col", which), rows ? 1 : to->strides[last]);
+  }
   const std::int64_t blocks = ceil_div(count / width, lanes);
   l.emit(text.launch("ops/sum_of_parts.cuh", {unsigned(blocks), 1, 1}, {unsigned(lanes * strips), 1, 1}));
 }

@@ -38,7 +38,7 @@ struct SsdCut {
         n(int(states)),
         q(n > 128 ? 32 : 64),
         pt(std::clamp(int(std::bit_ceil(unsigned(p))), 16, n > 128 ? 32 : 64)),
-        row_warps(pt == 64 || (n > 128 && pt == 32) ? 2 : 1) {}
+        row_warps(pt / 16) {}
 
   int padded() const { return (n + 15) / 16 * 16; }
   int slices() const { return int(ceil_div(p, pt)); }  // rows of a head

@@ -103,7 +103,8 @@ class Ssd {
         limit(most_shared(l.target().capability)) {}
 
   int most_rows() const {
-    return int(std::min<std::int64_t>(8 / cut.row_warps, std::int64_t(std::bit_ceil(std::uint64_t(members)))));
+    return int(std::min<std::int64_t>(std::min((cut.n > 128 ? 8 : 16) / cut.row_warps, 8),
+                                      std::int64_t(std::bit_ceil(std::uint64_t(members)))));
   }
   std::int64_t parts(int rows) const { return ceil_div(members, std::int64_t(rows)); }  // blocks of a group
   // Segments of time run side by side, so many that they fill a GPU: each adds up what those before it leave.
@@ -174,7 +175,7 @@ struct Kept {
 void emit_state(const Ssd& ssd, const Kept& kept) {
   const Tiles& tiles = ssd.tiles;
   const BlockCut block = fit(ssd.good_rows(), ssd.cut.row_warps, ssd.limit, [&](int rows, int stages) {
-    return stages * (rows * tiles.features + tiles.states) + tiles.states + 2 * rows * tiles.steps;
+    return stages * (rows * tiles.features + tiles.states) + tiles.states + ssd.cut.row_warps * rows * tiles.steps;
   });
   CudaText text = ssd.l.text("ssd_state");
   ssd.describe(text, block);
@@ -289,15 +290,16 @@ class Gradients {
     const Tiles& tiles = ssd_.tiles;
     const int times = cut.q / 16;
     const auto bytes = [&](int rows, int warps, int stages, bool own) {
-      const int sums = rows * cut.q * (times + 2 + warps / times) * 4 + 2 * warps * 4;
+      const int feature_parts = std::min(warps / rows / times, cut.pt / 16), pairs = times * (times + 1) / 2 * 512;
+      const int sums = rows * cut.q * (4 * times + feature_parts + warps / times) * 4 + 2 * warps * 4;
       const int d_state = cut.pt * (cut.padded() + 8) * 2, state = own ? cut.pt * cut.padded() * 2 : 0;
-      return 2 * rows * tiles.steps + sums + stages * 2 * rows * tiles.features + 2 * tiles.states + tiles.products +
-             rows * (tiles.products + d_state + state);
+      return 2 * rows * tiles.steps + sums + stages * (2 * rows * tiles.features + tiles.products) + 2 * tiles.states +
+             rows * (2 * pairs + d_state + state);
     };
     GradCut chosen{};
     for (int rows = cut.n > 128 || ssd_.members == 1 ? 1 : 2; rows > 0; --rows)
       for (const auto& [stages, own] : {std::pair{2, true}, {1, true}, {2, false}, {1, false}}) {
-        const int warps = cut.n > 128 ? 8 : 4 * rows;
+        const int warps = 8 * rows;
         chosen = {{rows, warps, stages, unsigned(bytes(rows, warps, stages, own))}, own};
         if (chosen.block.shared <= ssd_.limit) return chosen;
       }
@@ -311,11 +313,10 @@ class Gradients {
     const Operand g_last = l_.rows(kLastGradient), d_initial = l_.output(kDInitial);
     const TiledOutput dx(l_, l_.output(kDx));
     const std::int64_t parts = ssd_.parts(block.rows), sums = ssd_.batch * ssd_.segments * cut.slices();
-    const auto parts_of = [&] { return ssd_.scratch(DType::bf16, {parts, ssd_.batch, ssd_.length, ssd_.groups, cut.n}); };
-    const Operand dB_parts = parts_of(), dC_parts = parts_of();
     const bool of_heads = dD && dD.rank == 1;
-    const Operand dA_parts = dA ? ssd_.scratch(DType::f32, {sums, ssd_.heads}) : Operand{};
-    const Operand dD_parts = of_heads ? ssd_.scratch(DType::f32, {sums, ssd_.heads}) : Operand{};
+    // Of dB and dC, of dA and dD.
+    const Operand state_parts = ssd_.scratch(DType::bf16, {parts, 2, ssd_.batch, ssd_.length, ssd_.groups, cut.n});
+    const Operand head_parts = ssd_.scratch(DType::f32, {sums, 2, ssd_.heads});
     const Operand dsteps = ssd_.scratch(DType::f32, {cut.slices(), ssd_.batch, ssd_.heads, ssd_.length});
     CudaText text = l_.text("ssd_grad");
     ssd_.describe(text, block);
@@ -327,17 +328,17 @@ class Gradients {
     text.pointer("kept", l_.dense(kInKept)).pointer("added", added_).pointer("decays", decays_);
     text.rows("g_last", g_last).rows("d_initial", d_initial);
     tiles_text(text, "dx", "head", dx.memory());
-    text.pointer("dB_parts", dB_parts).pointer("dC_parts", dC_parts).pointer("dA_parts", dA_parts);
-    text.pointer("dD_parts", dD_parts).pointer("dsteps", dsteps);
+    text.pointer("state_parts", state_parts).pointer("head_parts", head_parts).pointer("dsteps", dsteps);
     ssd_.emit(text, "ops/ssd_grad.cuh", block, ssd_.segments);
     dx.finish(l_);
-    emit_sum(dA_parts, kTree, dA), emit_sum(dD_parts, kTree, of_heads ? dD : Operand{});
-    emit_sum(dB_parts, kInOrder, dB), emit_sum(dC_parts, kInOrder, dC);
+    emit_sums(head_parts, kTree, dA, of_heads ? dD : Operand{}), emit_sums(state_parts, kInOrder, dB, dC);
     if (dD && !of_heads) emit_skip_of_features(dD);
     emit_steps(dsteps);
   }
-  void emit_sum(const Operand& parts, SumOrder order, const Operand& to) const {
-    if (to) emit_sum_of_parts(l_, "ssd_sum", parts, order, to);
+  // Of parts (parts, 2, ...), of which either may be absent.
+  void emit_sums(Operand parts, SumOrder order, const Operand& first, const Operand& second) const {
+    if (!first) parts.offset += parts.strides[1];
+    emit_sum_of_parts(l_, "ssd_sum", parts, order, first, second);
   }
 
   // dD (h, p): the sum of x e over (b, t).

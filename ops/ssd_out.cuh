@@ -8,6 +8,7 @@ constexpr int RT = PT / 16 / WARPS_OF_ROW;
 constexpr int BUFFER = RT * 16 + 4;  // elements between steps of s, so that neither writing nor reading it has conflicts
 constexpr int TIMES = OUT && RT * NT > 128 ? 16 : 32;  // steps of s whose sums are in registers: a hole needs some
 constexpr int MATRICES = Q / 16 * (Q / 16 + 1) / 2;  // of 16 x 16 of M, from its diagonal to the left
+constexpr int AHEAD = RT * NT <= 64 ? 4 : 1;         // segments whose states are read at a time
 
 // What a warp has: features [16 RT part, ...) of row `row` of the block, of which `width` of the row exist.
 struct Warp {
@@ -76,6 +77,20 @@ DEVICE void make_matrices(u32 products, const float* steps, float skip, int part
   }
 }
 
+// A number that stays in a register, to which constants are added where memory is addressed: the compiler would else make each
+// address from the lane again.
+DEVICE u32 held(u32 x) {
+  asm("" : "+r"(x));
+  return x;
+}
+// Of the warps of a row.
+DEVICE void row_barrier(int row) {
+  if constexpr (WARPS_OF_ROW == 1)
+    __syncwarp();
+  else
+    asm volatile("bar.sync %0, %1;" ::"r"(row + 1), "n"(32 * WARPS_OF_ROW) : "memory");
+}
+
 // y of 8 features from s.
 DEVICE void finish(const Args& a, index b, index t, index h, index p, real (&s)[8]) {
   if constexpr (OUT) {
@@ -97,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   const u32 xs = shared_address(buffers + WARPS * 16 * BUFFER), bs = xs + STAGES * HEADS * place<XP>(Q, 0),
             cs = bs + STAGES * place<NP>(Q, 0), products = cs + STAGES * place<NP>(Q, 0);
   Words4* const matrices = reinterpret_cast<Words4*>(memory + (products - shared_address(memory)) + STAGES * place<QP>(Q, 0));
-  const Place p = place_of(a, index(blockIdx.y));
+  const Place p = place_of(a, index(a.segments) - 1 - index(blockIdx.y));  // the last ones, which add up most, first
   const auto copy = [&](int k) {
     if (k < p.chunks) {
       const int stage = k % STAGES, thread = this_thread();
@@ -120,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
         load_pair<VS>(a.initial + (row * a.initial_row + column), x, y);
       });
     if (w.row < p.live)
-#pragma unroll 1
+#pragma unroll(AHEAD)
       for (index r = 0; r < p.segment; ++r) {
         const i64 from = row_of(a, p, w.row) * a.segments + r;
         const float decay = exp2_of(a.decays[from]);
@@ -144,24 +159,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     const int stage = k % STAGES;
     const float skip = has_D && !D_FEATURES ? float(read_real(a.D + head)) : 0.0f;
     float* const buffer = buffers + (row * WARPS_OF_ROW + part) * 16 * BUFFER;
-    const u32 x = left_transposed_at<XP>(xs, lane) + place<XP>((stage * HEADS + row) * Q, part * RT * 16);
-    const u32 c = right_of_rows_at<NP>(cs, lane) + stage * place<NP>(Q, 0);
+    const u32 x = held(left_transposed_at<XP>(xs, lane) + place<XP>((stage * HEADS + row) * Q, part * RT * 16));
+    const u32 c = held(right_of_rows_at<NP>(cs, lane) + stage * place<NP>(Q, 0));
     const float* const facts = steps + (stage * HEADS + row) * STEPS;
     make_matrices(right_of_rows_at<QP>(products, lane) + stage * place<QP>(Q, 0), facts, skip, part, lane,
                   matrices + row * MATRICES * 32);
+    u32* to = nullptr;
     if constexpr (has_kept)
-      if (row < p.live) {
-        u32* const to = reinterpret_cast<u32*>(a.kept) + (row_of(a, p, row) * a.chunks + p.begin + k) * (PT * NT / 2) + lane;
-#pragma unroll
-        for (int m = 0; m < RT; ++m)
-#pragma unroll
-          for (int n = 0; n < NT / 8; ++n)
-#pragma unroll
-            for (int r = 0; r < 2; ++r)
-              to[(((part * RT + m) * 2 + r) * (NT / 8) + n) * 32] =
-                  pack_bf16(state.x[m][n / 2][n % 2][2 * r], state.x[m][n / 2][n % 2][2 * r + 1]);
-      }
-    __syncthreads();
+      to = reinterpret_cast<u32*>(a.kept) + (row_of(a, p, row) * a.chunks + p.begin + k) * (PT * NT / 2) + lane;
 #pragma unroll
     for (int first = 0; first < Q; first += TIMES) {
       float s[RT][TIMES / 8][4] = {};
@@ -172,6 +177,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
         for (int m = 0; m < RT; ++m)
 #pragma unroll
           for (int i = 0; i < 4; ++i) f[m][i] = pack_bf16(state.x[m][n][i / 2][i % 2 * 2], state.x[m][n][i / 2][i % 2 * 2 + 1]);
+        if (has_kept && first == 0 && row < p.live) {
+#pragma unroll
+          for (int m = 0; m < RT; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) to[(((part * RT + m) * 2 + i % 2) * (NT / 8) + 2 * n + i / 2) * 32] = f[m][i];
+        }
 #pragma unroll
         for (int t = 0; t < TIMES / 8; t += 2) {
           u32 g[4];
@@ -180,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
           for (int m = 0; m < RT; ++m) multiply_add(s[m][t], f[m], g[0], g[1]), multiply_add(s[m][t + 1], f[m], g[2], g[3]);
         }
       }
+      if (first == 0) row_barrier(row);  // M is there
 #pragma unroll
       for (int t = 0; t < TIMES / 8; ++t) {
         float left[2];
@@ -231,13 +243,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
 #pragma unroll
             for (int j = 0; j < 8; ++j) d[j] = real(read_real(a.D + (head * P + at_feature + j))), v[j] += d[j] * u[j];
           }
-          if constexpr (has_s) store_real<8>(a.s + (p.batch * a.s_batch + t * a.s_time + head * a.s_head + at_feature), v);
+          if constexpr (has_s)
+            store_real<8>(a.s + (p.batch * index(a.s_batch) + t * index(a.s_time) + head * index(a.s_head) + at_feature), v);
           finish(a, p.batch, t, head, at_feature, v);
-          if constexpr (has_y) store_real<8>(a.y + (p.batch * a.y_batch + t * a.y_time + head * a.y_head + at_feature), v);
+          if constexpr (has_y)
+            store_real<8>(a.y + (p.batch * index(a.y_batch) + t * index(a.y_time) + head * index(a.y_head) + at_feature), v);
         }
       }
     }
-    state.advance<TO_END>(x, right_of_columns_at<NP>(bs, lane) + stage * place<NP>(Q, 0), facts, lane);
+    state.advance<TO_END>(x, held(right_of_columns_at<NP>(bs, lane) + stage * place<NP>(Q, 0)), facts, lane);
   }
   if constexpr (has_last)
     if (p.segment + 1 == index(a.segments))

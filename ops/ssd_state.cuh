@@ -20,8 +20,8 @@ DEVICE void read_steps(const Args& a, const Place& p, int j, index t, int lane, 
     }
   }
 }
-// The steps of row j of the chunk at step t, to shared and to global memory. Returns the logarithm of the chunk's decay.
-DEVICE float make_steps(const Args& a, const Place& p, int j, index t, int lane, const Read& read, float* to) {
+// The steps of row j of the chunk at step t, to shared and to global memory.
+DEVICE void make_steps(const Args& a, const Place& p, int j, index t, int lane, const Read& read, float* to) {
   const bool live = j < p.live;
   const index head = head_of(a, p, live ? j : 0);
   const float rate = live ? float(read_real(a.A + head)) * float(LOG2_E) : 0.0f;
@@ -56,7 +56,6 @@ DEVICE float make_steps(const Args& a, const Place& p, int j, index t, int lane,
     store<EACH>(to + f * Q + EACH * lane, facts[f]);
     if (live) store<EACH>(a.steps + (row_of(a, p, j) * a.chunks + t / Q) * STEPS + f * Q + EACH * lane, facts[f]);
   }
-  return all;
 }
 
 // C B^T of a chunk from tiles in shared memory, matrices of 16 x 16 shared out among the warps.
@@ -90,8 +89,9 @@ DEVICE void store_products(const Args& a, const Place& p, u32 c, u32 b, index ch
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS) {
   extern __shared__ __align__(16) unsigned char memory[];
-  float* const steps = reinterpret_cast<float*>(memory);  // two chunks
-  const u32 xs = shared_address(steps + 2 * HEADS * STEPS), bs = xs + STAGES * HEADS * place<XP>(Q, 0),
+  float* const steps = reinterpret_cast<float*>(memory);  // of FEW chunks: a warp makes those of one, with its row
+  constexpr int FEW = WARPS_OF_ROW;
+  const u32 xs = shared_address(steps + FEW * HEADS * STEPS), bs = xs + STAGES * HEADS * place<XP>(Q, 0),
             cs = bs + STAGES * place<NP>(Q, 0);
   const Place p = place_of(a, index(blockIdx.y));
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, row = warp / WARPS_OF_ROW, part = warp % WARPS_OF_ROW;
@@ -109,10 +109,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
   State<RT> state;
   Read read;
   float total = 0;
-  if (warp < HEADS) {
-    read_steps(a, p, warp, p.begin * Q, lane, read);
-    total += make_steps(a, p, warp, p.begin * Q, lane, read, steps + warp * STEPS);
-  }
+  const auto read_few = [&](int k) {
+    if (k + part < p.chunks) read_steps(a, p, row, (p.begin + k + part) * Q, lane, read);
+  };
+  const auto make_few = [&](int k) {
+    if (k + part < p.chunks) make_steps(a, p, row, (p.begin + k + part) * Q, lane, read, steps + (part * HEADS + row) * STEPS);
+  };
+  read_few(0);
+  make_few(0);
 #pragma unroll 1
   for (int k = 0; k < p.chunks; ++k) {
     if (STAGES == 1 && k > 0) {
@@ -121,27 +125,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) KERNEL(PARAMETERS)
     }
     wait_for_copies<0>();
     __syncthreads();
-    const bool has_products = (p.begin + k) % index(a.parts) == p.part, next = k + 1 < p.chunks;
+    if (k > 0 && k % FEW == 0) {
+      make_few(k);
+      __syncthreads();
+    }
+    const bool has_products = (p.begin + k) % index(a.parts) == p.part;
     if (has_products) {
       copy_states(a, p, this_thread(), cs, a.C, a.C_batch, a.C_time, a.C_group, (p.begin + k) * Q);
       commit_copies();
     }
     if (STAGES == 2) copy(k + 1);
-    if (next && warp < HEADS) read_steps(a, p, warp, (p.begin + k + 1) * Q, lane, read);
+    if ((k + 1) % FEW == 0) read_few(k + 1);
     const u32 b = bs + k % STAGES * place<NP>(Q, 0);
+    const float* const facts = steps + (k % FEW * HEADS + row) * STEPS;
+    total += facts[LOG_DECAY * Q + Q - 1];
     if (adds)
       state.advance<TO_END>(left_transposed_at<XP>(xs, lane) + place<XP>((k % STAGES * HEADS + row) * Q, part * RT * 16),
-                            right_of_columns_at<NP>(b, lane), steps + (k % 2 * HEADS + row) * STEPS, lane);
+                            right_of_columns_at<NP>(b, lane), facts, lane);
     if (has_products) {
       wait_for_copies<STAGES - 1>();
       __syncthreads();
       store_products(a, p, cs, b, p.begin + k, warp, lane);
     }
-    if (next && warp < HEADS)
-      total += make_steps(a, p, warp, (p.begin + k + 1) * Q, lane, read, steps + ((k + 1) % 2 * HEADS + warp) * STEPS);
   }
   if (!adds) return;
-  const auto segment_of = [&](int j) { return row_of(a, p, j) * a.segments + p.segment; };
-  if (row < p.live) state.store_rounded(a.added + segment_of(row) * (PT * NT), part, lane);
-  if (warp < p.live && lane == 0) a.decays[segment_of(warp)] = total;
+  if (row >= p.live) return;
+  const i64 to = row_of(a, p, row) * a.segments + p.segment;
+  state.store_rounded(a.added + to * (PT * NT), part, lane);
+  if (part == 0 && lane == 0) a.decays[to] = total;
 }

@@ -52,9 +52,10 @@ extern "C" __global__ void __launch_bounds__(LANES * STRIPS) KERNEL(PARAMETERS) 
   }
   if (!live) return;
   if (has_second && i >= index(a.split)) {
-    store_real<V>(a.second + (i - index(a.split)) * index(a.second_stride), sum);
+    const index at = i - index(a.split), row = at / index(a.second_columns);
+    store_real<V>(a.second + (row * index(a.second_row) + (at - row * index(a.second_columns)) * index(a.second_col)), sum);
   } else {
-    const index row = i / index(a.columns);
-    store_real<V>(a.first + (row * index(a.first_row) + (i - row * index(a.columns)) * index(a.first_col)), sum);
+    const index row = i / index(a.first_columns);
+    store_real<V>(a.first + (row * index(a.first_row) + (i - row * index(a.first_columns)) * index(a.first_col)), sum);
   }
 }

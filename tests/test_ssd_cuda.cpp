@@ -289,16 +289,16 @@ TEST_F(SsdKernels, SecondDerivatives) {
   for (std::size_t k = 0; k < all[0].size(); ++k) EXPECT_LT(error_of(all[1][k], all[0][k]), 8e-3) << k;
 }
 
-// For what every GPU has, and for what sm_90 has besides: shared memory for more rows at a time. A state of 64 x 128 that two
-// warps hold leaves them no register: with a gate, or for sm_100, a few are spilled.
+// For what every GPU has, and for what sm_90 has besides: shared memory for more rows at a time. A batch that fills it has
+// blocks of 16 warps, which for heads of 64 features need all of the 128 registers a thread may have: a few are spilled.
 TEST_F(SlowSsdKernels, CompileWithFewSpills) {
   use_device(gpu());  // where they are recorded
   for (const auto& [p, n] : {std::pair{64, 128}, {64, 64}, {32, 32}, {128, 16}, {64, 256}})
     for (const char* architecture : {"sm_80", "sm_90a", "sm_100", "sm_120"}) {
       const std::string_view planned = std::string_view(architecture) == "sm_120" ? "sm_80" : architecture;
-      const Tensor x = operand({1, 300, 8, p}, 1, DType::bf16), B = operand({1, 300, 1, n}, 2, DType::bf16),
-                   dt = operand({1, 300, 8}, 3, DType::bf16, 0, 1), A = operand({8}, 4, DType::f32, -1, 0),
-                   D = operand({8}, 5, DType::f32), initial = operand({1, 8, p, n}, 6, DType::f32);
+      const Tensor x = operand({9, 512, 8, p}, 1, DType::bf16), B = operand({9, 512, 1, n}, 2, DType::bf16),
+                   dt = operand({9, 512, 8}, 3, DType::bf16, 0, 1), A = operand({8}, 4, DType::f32, -1, 0),
+                   D = operand({8}, 5, DType::f32), initial = operand({9, 8, p, n}, 6, DType::f32);
       const auto plan = plan_for(target_for(planned), [&] {
         Tensor last;
         const Tensor y =
@@ -314,7 +314,7 @@ TEST_F(SlowSsdKernels, CompileWithFewSpills) {
                                  (*cuda)->name, architecture, p, n, c.registers, (*cuda)->block[0], (*cuda)->shared));
         fmt::print("{:22} {:7} {:3} x {:3}: {:3} registers, {:3} threads, {:6} bytes, {} spilled\n", (*cuda)->name,
                    architecture, p, n, c.registers, (*cuda)->block[0], (*cuda)->shared, c.spill_bytes);
-        EXPECT_LE(c.spill_bytes, (*cuda)->name.starts_with("ssd_out__") && n >= 128 ? 16 : 0);
+        EXPECT_LE(c.spill_bytes, p == 64 && n <= 128 ? 80 : 0);
         EXPECT_LE(unsigned(c.registers) * (*cuda)->block[0], 65536u);
         EXPECT_LE((*cuda)->shared, planned == "sm_80" ? 99u * 1024 : 227u * 1024);
         kernels += (*cuda)->shared > 0;
