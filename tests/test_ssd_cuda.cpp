@@ -217,10 +217,10 @@ TEST_F(SlowSsdKernels, PackedDocuments) {
 
 // What a document holds changes no bit of the values and gradients of another.
 TEST_F(SsdKernels, NothingCrossesABorder) {
-  const int64_t t = 100, border = 70, p = 16, n = 16;
-  const auto both = [&](int64_t begin, int64_t end) {  // with x, B and C of some steps tripled
+  const int64_t t = 100, p = 16, n = 16;
+  const auto both = [&](int64_t border, int64_t begin, int64_t end) {  // with x, B and C of some steps larger
     Values by(static_cast<std::size_t>(t), 1.0);
-    std::fill(by.begin() + begin, by.begin() + end, 3.0);
+    std::fill(by.begin() + begin, by.begin() + end, 1024.0);  // so that roundings of theirs would be seen
     const Tensor factor = cast(Tensor::from(by, {1, t, 1, 1}), DType::bf16);
     const Tensor x = operand({1, t, 1, p}, 1, DType::bf16) * factor, B = operand({1, t, 1, n}, 2, DType::bf16) * factor,
                  C = operand({1, t, 1, n}, 3, DType::bf16) * factor, dt = operand({1, t, 1}, 4, DType::bf16, 0.01, 0.3),
@@ -238,11 +238,13 @@ TEST_F(SsdKernels, NothingCrossesABorder) {
     }
     return std::pair{first, second};
   };
-  const auto as_drawn = both(0, 0), one = both(0, border), other = both(border, t);
-  EXPECT_NE(as_drawn.first, one.first);
-  EXPECT_EQ(as_drawn.second, one.second);
-  EXPECT_NE(as_drawn.second, other.second);
-  EXPECT_EQ(as_drawn.first, other.first);
+  for (const int64_t border : {70, 71}) {  // the first and the second of a lane's steps
+    const auto as_drawn = both(border, 0, 0), one = both(border, 0, border), other = both(border, border, t);
+    EXPECT_NE(as_drawn.first, one.first);
+    EXPECT_EQ(as_drawn.second, one.second);
+    EXPECT_NE(as_drawn.second, other.second);
+    EXPECT_EQ(as_drawn.first, other.first);
+  }
 }
 
 TEST_F(SsdKernels, OnlyTheLastStateHasAGradient) {
