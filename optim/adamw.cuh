@@ -39,9 +39,13 @@ DEVICE void update(const Factors& f, const Gradient* g, Param* p, Param* m, Para
 DEVICE void update_chunk(const Factors& f, const Gradient* g, Param* p, Param* m, Param* v, Copy* twin, i64 n) {
   i64 done = 0;
   constexpr u64 kVector = sizeof(Gradient) == 2 ? 8 : 16;
-  if (u64(g) % kVector == 0 && (u64(p) | u64(m) | u64(v)) % 16 == 0) {
+  if (!IN_PLACE || (u64(g) % kVector == 0 && (u64(p) | u64(m) | u64(v)) % 16 == 0)) {
     done = n / 4 * 4;
     for (i64 i = 4 * threadIdx.x; i < done; i += 4 * T) update<4>(f, g, p, m, v, twin, i);
+  }
+  if (!IN_PLACE) {  // shards begin at multiples of 4 elements (optim/shards.cpp)
+    if (const i64 i = done + threadIdx.x; i < n) update<1>(f, g, p, m, v, twin, i);
+    return;
   }
   for (i64 i = done + threadIdx.x; i < n; i += T) update<1>(f, g, p, m, v, twin, i);
 }

@@ -17,10 +17,7 @@ extern "C" __global__ void __launch_bounds__(T) KERNEL(PARAMETERS) {
   const Param* from = reinterpret_cast<const Param*>(segment[0]) + begin;
   Param* p = reinterpret_cast<Param*>(segment[1]) + begin;
   bf16* twin = segment[2] ? reinterpret_cast<bf16*>(segment[2]) + begin : nullptr;
-  i64 done = 0;
-  if ((u64(from) | u64(p)) % 16 == 0) {
-    done = n / 4 * 4;
-    for (i64 i = 4 * threadIdx.x; i < done; i += 4 * T) place<4>(from, p, twin, i);
-  }
-  for (i64 i = done + threadIdx.x; i < n; i += T) place<1>(from, p, twin, i);
+  const i64 whole = n / 4 * 4;  // both begin at multiples of 16 bytes (optim/shards.cpp)
+  for (i64 i = 4 * threadIdx.x; i < whole; i += 4 * T) place<4>(from, p, twin, i);
+  if (whole + threadIdx.x < n) place<1>(from, p, twin, whole + threadIdx.x);
 }
