@@ -1,6 +1,7 @@
 // p <- p (1 - lr wd); m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2; p <- p - rate m / (sqrt(v) scale + eps), of a chunk of one
 // parameter a block. Blocks and segments as in chunks_cuda.h; a segment is {gradient, param, m, v, p's bf16 twin or null,
-// elements, decays}, all but gradient and twin of the type Param. Not IN_PLACE the new p goes to the twin alone, which is a Param too.
+// elements, decays}, all but gradient and twin of the type Param. Not IN_PLACE the new p goes to the twin alone, which is a
+// Param too.
 
 // A sum that is not contracted to FMA, as product() is not, so that the bits are those of the CPU.
 DEVICE float plus(float x, float y) { return __fadd_rn(x, y); }
@@ -38,8 +39,8 @@ DEVICE void update(const Factors& f, const Gradient* g, Param* p, Param* m, Para
 
 DEVICE void update_chunk(const Factors& f, const Gradient* g, Param* p, Param* m, Param* v, Copy* twin, i64 n) {
   i64 done = 0;
-  constexpr u64 kVector = sizeof(Gradient) == 2 ? 8 : 16;
-  if (!IN_PLACE || (u64(g) % kVector == 0 && (u64(p) | u64(m) | u64(v)) % 16 == 0)) {
+  constexpr u64 kNarrow = sizeof(Gradient) == 2 ? 2 : 1;  // four of them are 8 bytes
+  if (!IN_PLACE || (kNarrow * u64(g) | u64(p) | u64(m) | u64(v)) % 16 == 0) {
     done = n / 4 * 4;
     for (i64 i = 4 * threadIdx.x; i < done; i += 4 * T) update<4>(f, g, p, m, v, twin, i);
   }

@@ -1,5 +1,5 @@
-// Copies a chunk of one parameter a block from a bucket, and its bf16 twin with it, unless a step was bad. Blocks and segments as
-// in chunks_cuda.h; a segment is {from, param, the twin or null, elements}.
+// Copies a chunk of one parameter a block from a bucket, and its bf16 twin with it, unless a step was bad. Blocks and segments
+// as in chunks_cuda.h; a segment is {from, param, the twin or null, elements}.
 
 template <int V>
 DEVICE void place(const Param* from, Param* p, bf16* twin, i64 i) {
