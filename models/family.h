@@ -132,6 +132,7 @@ Model load_as(const std::filesystem::path& folder, DType dtype, std::string_view
 // A batch of them is padded on the right; `ends` (b), integers, is where each ends. What follows in time needs no more: a layer
 // that looks back does not see the padding. Absent ends: no text is padded.
 
+Tensor rows_of(const Tensor& x, const Tensor& from);  // x (b, t, d), places (b, n) in each sequence -> (b, n, d)
 Tensor last_of(const Tensor& x, const Tensor& ends);  // x (b, t, d) -> (b, d), what stands at the end of each
 // x (b, t, d) -> (b, n, d): the last n of each, zeros where it is shorter: what a convolution remembers. Ends are not absent.
 Tensor last_inputs(const Tensor& x, std::int64_t n, const Tensor& ends);
@@ -145,8 +146,12 @@ struct SequencePass {
   CacheUse use = CacheUse::none;
   Tensor ends = {};  // (b): of a fill with texts that are padded on the right, where each ends; absent if none is
   Documents segments = {};
-  Tensor continues = {};  // (b): see TextFlow; absent: all rows do
+  Tensor continues = {};            // (b): see TextFlow; absent: all rows do
+  Tensor order = {}, inverse = {};  // (b, t): the place that a mixer reads at each, and where it has put each; absent: as it is
 };
+// `pass` with the order of the model's scan patch, if it has one of tokens, for b texts of t. Errors (ErrorKind::usage): then
+// the pass may have no cache and no documents.
+SequencePass in_scan_order(const LanguageModel& model, SequencePass pass, std::int64_t b, std::int64_t t);
 // What a layer begins with: its state of the cache, if the call goes on from there, zeros for rows that do not; else absent.
 Tensor begin_with(const State& state, const SequencePass& pass);
 

@@ -18,6 +18,7 @@
 #include "jit/json.h"
 #include "models/adapters.h"
 #include "models/family.h"
+#include "models/scan_patch.h"
 #include "ops/ops.h"
 
 namespace weft {
@@ -158,6 +159,7 @@ std::unique_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
   auto model = family.from_json(config, file, how, &described);
   model->load_weights(read_safetensors_folder(folder));
   if (std::filesystem::exists(folder / kAdapterFolder)) load_adapter(*model, folder / kAdapterFolder);
+  load_scan_patch(*model, folder);
   return model;
 }
 
@@ -166,6 +168,7 @@ void LanguageModel::save(const std::filesystem::path& folder, CheckpointNames na
   const std::string text = config_json(names).dump(2) + "\n";
   write_safetensors_folder(folder, weights(names), {{"format", "pt"}}, shard_bytes);
   write_file(folder / "config.json", std::as_bytes(std::span(text)));
+  save_scan_patch(*this, folder);
   for (const WeightedModule& layer : parts<WeightedModule>())
     if (!layer.adapters().empty() && !layer.merged()) return save_adapter(*this, folder / kAdapterFolder);
 }
@@ -317,10 +320,7 @@ void check_texts(const Tensor& ids, std::optional<std::int64_t> longest, Site wh
 
 // ---- texts of unequal length
 
-namespace {
-
-// Rows `from` (b, n), counted in each sequence, of x (b, t, d). One outside of its sequence must not be its neighbour's: it is
-// an error, as an id that the table has not.
+// One outside of its sequence must not be its neighbour's: it is an error, as an id that the table has not.
 Tensor rows_of(const Tensor& x, const Tensor& from) {
   const std::int64_t b = x.dim(0), t = x.dim(1);
   const Tensor all = pointwise("rows", {from}, [&](Expr row) {
@@ -329,7 +329,22 @@ Tensor rows_of(const Tensor& x, const Tensor& from) {
   return embedding(reshape(x, {b * t, x.dim(2)}), all);
 }
 
-}  // namespace
+SequencePass in_scan_order(const LanguageModel& model, SequencePass pass, std::int64_t b, std::int64_t t) {
+  const ScanPatch* patch = model.scan_patch();
+  if (!patch || patch->mode != ScanMode::tokens) return pass;
+  if (pass.use != CacheUse::none || pass.segments)
+    fail(ErrorKind::usage, "model: its mixers read tokens in another order, which takes the whole text at once",
+         pass.segments ? "packed documents" : "a cache, which takes one token after the other, would compute something else",
+         "remove_scan_patch(model) first (weft scan-order remove)");
+  const auto rows = [&](const std::vector<std::int64_t>& order) {
+    std::vector<std::int64_t> all;
+    for (std::int64_t i = 0; i < b; ++i) all.insert(all.end(), order.begin(), order.end());
+    return Tensor::from(all, {b, t});
+  };
+  const std::vector<std::int64_t> order = token_order(patch->order, t);
+  pass.order = rows(order), pass.inverse = rows(inverse_of(order));
+  return pass;
+}
 
 Tensor begin_with(const State& state, const SequencePass& pass) {
   if (pass.use != CacheUse::go_on && pass.use != CacheUse::carry) return {};

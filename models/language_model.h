@@ -82,6 +82,20 @@ struct ComputeOptions {
   bool recompute = false;    // backward evaluates the blocks again instead of keeping their values
 };
 
+struct ScanPatch;  // models/scan_patch.h
+
+// For scan orders: where the features of the residual stream lie.
+struct StreamLayout {
+  struct Axis {
+    Param param;
+    int axis;     // of the parameter, along which there is an element for each feature
+    bool mixers;  // it belongs to a mixer or to the norm before it
+  };
+  std::int64_t width = 0;
+  std::vector<std::string> mixers = {};  // paths of the modules that read the stream, after a norm; none: it takes no order
+  std::vector<Axis> axes = {};
+};
+
 // Shapes: b batch, t time, v rows of the head: the vocabulary, possibly padded.
 class LanguageModel : public Layer<LanguageModel> {
  public:
@@ -102,6 +116,10 @@ class LanguageModel : public Layer<LanguageModel> {
   Tensor prefill(Arg ids, const ModelCache& cache, const Tensor& lengths = {});
   Tensor step(Arg ids, const ModelCache& cache);
   virtual CacheBytes cache_bytes(std::int64_t length) const = 0;  // after so many tokens
+
+  // The order in which its mixers read; null: as things stand. Changed by apply_scan_patch and remove_scan_patch.
+  const ScanPatch* scan_patch() const { return scan_patch_->get(); }
+  virtual StreamLayout stream_layout() const { return {}; }
 
   virtual std::int64_t vocab() const = 0;                             // token ids are below it
   virtual std::optional<std::int64_t> context() const { return {}; }  // tokens of the longest text; nothing: any
@@ -133,7 +151,9 @@ class LanguageModel : public Layer<LanguageModel> {
   virtual Tensor last_logits(const Tensor& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths) = 0;
 
  private:
+  friend struct ScanPatches;
   Tensor go(const Arg& ids, const ModelCache& cache, CacheUse use, const Tensor& lengths);
+  std::shared_ptr<std::shared_ptr<const ScanPatch>> scan_patch_ = std::make_shared<std::shared_ptr<const ScanPatch>>();
 };
 
 // ---- families ---------------------------------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ class BackboneBlock : public Layer<BackboneBlock<Mixer>> {
     this->add("mixer", mixer_);
   }
   Tensor forward(const Tensor& x, const typename Mixer::Cache* cache = nullptr, const SequencePass& pass = {}) {
-    return x + mixer_(norm_(x), cache, pass);
+    if (!pass.order) return x + mixer_(norm_(x), cache, pass);
+    return x + rows_of(mixer_(rows_of(norm_(x), pass.order), cache, pass), pass.inverse);
   }
   Mixer& mixer() { return mixer_; }
 
@@ -56,6 +57,8 @@ class BackboneBlock : public Layer<BackboneBlock<Mixer>> {
 // Both forms of checkpoints; the original calls the embedding otherwise, and repeats a tied one as the head.
 TensorMap backbone_weights(TensorMap tensors, CheckpointNames names, bool tied);  // as a file of this form has them
 TensorMap own_backbone_weights(TensorMap tensors, bool tied);                     // from a file of either form
+
+StreamLayout backbone_layout(const std::vector<NamedParam>& params, std::int64_t width, std::int64_t layers);
 
 template <class Mixer>
 class Backbone : public LanguageModel {
@@ -82,6 +85,7 @@ class Backbone : public LanguageModel {
   TensorMap weights(CheckpointNames names = CheckpointNames::hugging_face) const override {
     return backbone_weights(state_dict(), names, config_.tie);
   }
+  StreamLayout stream_layout() const override { return backbone_layout(named_parameters(), config_.width, config_.layers); }
   void load_weights(TensorMap tensors) override { load_state_dict(own_backbone_weights(std::move(tensors), config_.tie)); }
 
  protected:
@@ -105,7 +109,7 @@ class Backbone : public LanguageModel {
 
   Tensor last_logits(const Tensor& ids, const ModelCache& any, CacheUse use, const Tensor& lengths) override {
     const BackboneCache<Mixer>& cache = own_cache(any);
-    const SequencePass pass{.use = use, .ends = lengths};
+    const SequencePass pass = in_scan_order(*this, {.use = use, .ends = lengths}, ids.dim(0), ids.dim(1));
     Tensor x = embed(ids);
     for (std::size_t l = 0; l < blocks_.size(); ++l) x = blocks_[l](x, &cache.layers[l], pass);
     return head(last_of(x, lengths));
@@ -113,8 +117,9 @@ class Backbone : public LanguageModel {
   Tensor forward_in(const Tensor& ids, const TextFlow& flow) override {
     check_texts(ids, context());
     const BackboneCache<Mixer>* cache = flow.carried ? &own_cache(*flow.carried) : nullptr;
-    const SequencePass pass{
-        .use = cache ? CacheUse::carry : CacheUse::none, .segments = flow.segments, .continues = flow.continues};
+    const SequencePass pass = in_scan_order(
+        *this, {.use = cache ? CacheUse::carry : CacheUse::none, .segments = flow.segments, .continues = flow.continues},
+        ids.dim(0), ids.dim(1));
     Tensor x = embed(ids);
     for (std::size_t l = 0; l < blocks_.size(); ++l) {
       const auto block = [&] { return blocks_[l](x, cache ? &cache->layers[l] : nullptr, pass); };

@@ -29,7 +29,10 @@ int cmd_eval(const EvalCommand& c) {
               : "";
   print("{}: {} tokens ({}){}, in windows of {} tokens\n", text.name(), e.tokens, lm.tokenizer.name(), size,
         text.options().length);
-  print("loss {:.4f} a token, perplexity {:.4f}{}\n", e.loss(), e.perplexity(), bits);
+  if (!e.causal)
+    print("loss {:.4f} a token, not causal: the mixers read tokens in another order, so this is no perplexity\n", e.loss());
+  else
+    print("loss {:.4f} a token, perplexity {:.4f}{}\n", e.loss(), e.perplexity(), bits);
   if (ranks) ranks->leave();
   return 0;
 }

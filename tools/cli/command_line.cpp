@@ -269,6 +269,57 @@ void add_adapter(CLI::App& app, AdapterCommand& c, std::function<int()>& chosen)
   add_adapters(merge, c.adapters);
 }
 
+void add_scan_order(CLI::App& app, ScanOrderCommand& c, std::function<int()>& chosen) {
+  CLI::App* sub =
+      subcommand(app, "scan-order", "Order a Mamba's channels, or tokens, so that neighbours are correlated", nullptr, chosen);
+  const auto below = [&](const char* name, const char* help, int (*call)(const ScanOrderCommand&)) {
+    return subcommand(
+        *sub, name, help, [&c, call] { return call(c); }, chosen);
+  };
+  CLI::App* extract =
+      below("extract", "Save what the last mixer is given for each token of some texts", cmd_scan_order_extract);
+  CLI::App* compute =
+      below("compute", "Find an order from hidden states: nearest neighbours, then 2-opt and Or-opt", cmd_scan_order_compute);
+  CLI::App* apply = below("apply", "Write the model with an order, its weights permuted with it", cmd_scan_order_apply);
+  CLI::App* remove = below("remove", "Write the model as it was before its order", cmd_scan_order_remove);
+  CLI::App* report = below("report", "Measure a model before and after an order", cmd_scan_order_report);
+  CLI::App* run = below("run", "Extract, compute and report, all files in one folder", cmd_scan_order_run);
+  for (CLI::App* one : {extract, apply, remove, report, run}) add_model(one, c.model);
+  for (CLI::App* one : {extract, report, run})
+    one->add_option("--data", c.data, "Text, or .jsonl file of documents")->type_name(kFile)->required();
+  for (CLI::App* one : {extract, run}) {
+    one->add_option("--texts", c.texts, "Lines or documents of at least 10 characters to read")
+        ->check(between(1, kMostWindows));
+    one->add_option("--text-tokens", c.tokens, "Tokens of each, at most")->check(between(1, kMostWindows));
+  }
+  compute->add_option("--states", c.states, "Hidden states, as extract saves them")->type_name(kFile)->default_str("none");
+  compute->add_option("--costs", c.costs, "Instead: the cost of each step, an .npy file (n, n); it need not be symmetric")
+      ->type_name(kFile)
+      ->default_str("none");
+  for (CLI::App* one : {compute, run})
+    one->add_option("--items", c.items, "Tokens to order, evenly from all")->check(between(1, kMostWindows));
+  for (CLI::App* one : {apply, report})
+    one->add_option("--order", c.order, "scan_order.npy, as compute saves it")->type_name(kFile)->required();
+  for (CLI::App* one : {compute, apply, report, run})
+    one->add_option("--mode", c.mode,
+                    "channels (the weights go with them: the same function), channels-keep (they stay: another one), or tokens "
+                    "(not causal)")
+        ->check(one_of(scan_mode_names()));
+  for (CLI::App* one : {report, run}) {
+    ScanReportOptions& o = c.report;
+    one->add_option("--prompt", c.prompts, "A text to continue; may be given several times")
+        ->allow_extra_args(false)
+        ->default_str("three of them");
+    one->add_option("--tokens", o.tokens, "Tokens to append to each")->check(between(0, kMostWindows));
+    one->add_option("--runs", o.runs, "Runs of which the median time is taken")->check(between(1, kMostWindows));
+    one->add_option("--batches", o.batches, "Batches of 4 x 256 tokens of the text to measure; 0: all")
+        ->check(between(0, kMostWindows));
+  }
+  extract->add_option("--out", c.out, "File to write, .npy")->type_name(kFile)->required();
+  for (CLI::App* one : {compute, apply, remove, report, run})
+    one->add_option("--out", c.out, "Folder to write; new or empty")->type_name(kFolder)->required();
+}
+
 void add_data(CLI::App& app, DataCommand& c, std::function<int()>& chosen) {
   CLI::App* sub = subcommand(app, "data", "Make a folder of token shards to train on, or check one", nullptr, chosen);
   CLI::App* make = subcommand(
@@ -477,6 +528,7 @@ int run_words(int argc, char** argv) {
   AblateCommand ablate;
   GenerateCommand generate;
   EvalCommand eval;
+  ScanOrderCommand scan_order;
   DataCommand data;
   CheckCommand check;
   VerifyCommand verify;
@@ -492,6 +544,7 @@ int run_words(int argc, char** argv) {
   add_ablate(app, ablate, chosen);
   add_generate(app, generate, chosen);
   add_eval(app, eval, chosen);
+  add_scan_order(app, scan_order, chosen);
   add_data(app, data, chosen);
   add_check(app, check, chosen);
   add_others(app, verify, chosen);

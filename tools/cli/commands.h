@@ -9,6 +9,7 @@
 #include "tools/bench/run.h"
 #include "tools/data/data.h"
 #include "tools/evaluate/generate.h"
+#include "tools/evaluate/scan_order.h"
 #include "tools/inspect/inspect.h"
 #include "tools/train/train_options.h"
 
@@ -68,6 +69,21 @@ struct EvalCommand {
   BatchOptions options{.batch = 8, .length = 0};  // length 0: 1024, or the model's context if that is less
 };
 int cmd_eval(const EvalCommand& command);
+
+struct ScanOrderCommand {
+  ModelCommand model;
+  std::string data, out, states, costs, order, mode = "channels";
+  std::int64_t texts = 10, tokens = 256;  // tokens: of each text
+  std::int64_t items = 512;               // tokens that are ordered
+  std::vector<std::string> prompts;       // none: those of the report
+  ScanReportOptions report;
+};
+int cmd_scan_order_extract(const ScanOrderCommand& command);
+int cmd_scan_order_compute(const ScanOrderCommand& command);
+int cmd_scan_order_apply(const ScanOrderCommand& command);
+int cmd_scan_order_remove(const ScanOrderCommand& command);
+int cmd_scan_order_report(const ScanOrderCommand& command);
+int cmd_scan_order_run(const ScanOrderCommand& command);
 
 struct DataCommand {
   std::string data, out, folder;

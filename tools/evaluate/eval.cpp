@@ -7,6 +7,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/run.h"
+#include "models/scan_patch.h"
 #include "ops/collective.h"
 #include "ops/ops.h"
 
@@ -72,6 +73,7 @@ Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_
     result.tokens += batch.counted, result.characters += batch.characters, result.bytes += batch.bytes;
     if (accuracy) result.right += count_right(out[1], batch.targets);
   }
+  result.causal = !model.scan_patch() || model.scan_patch()->mode != ScanMode::tokens;
   if (source.options().parts > 1) add_ranks(result);
   return result;
 }

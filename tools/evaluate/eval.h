@@ -16,6 +16,7 @@ struct Evaluation {
   std::int64_t characters = 0;  // of the text that they stand for; 0 if there is none, or it cannot be told
   std::int64_t bytes = 0;
   std::int64_t right = 0;  // tokens that the model found most probable; only for a source that has an accuracy
+  bool causal = true;      // false: the model may have read what it was to predict (ScanMode::tokens), which is no perplexity
 
   double loss() const { return nats / double(tokens); }  // a token
   double perplexity() const;

@@ -17,6 +17,7 @@
 #include "jit/ranks/ranks.h"
 #include "models/adapters.h"
 #include "models/family.h"
+#include "models/scan_patch.h"
 #include "nn/safetensors.h"
 #include "ops/collective.h"
 #include "ops/ops.h"
@@ -324,6 +325,7 @@ void Trainer::write_files(const fs::path& folder) const {
   if (const Tokenizer* t = data_->tokenizer(); t && !t->is_bytes()) t->save(folder / kTokenizerFile);
   save_choices(folder / "choices.json");
   write_file(folder / "config.json", std::as_bytes(std::span(config)));
+  save_scan_patch(*model_, folder);
   state["files"] = checksums_of(folder, kState);
   // As it will be read: text that is no UTF-8 is replaced before it is summed.
   state = json::parse(state.dump(-1, ' ', false, json::error_handler_t::replace));
@@ -359,6 +361,7 @@ Trainer Trainer::resume(const fs::path& folder, std::shared_ptr<BatchSource> dat
     fail(ErrorKind::io, "resume: the text is not the one that training began with", data->name(),
          "give the same file with --data");
   trainer.model_->load_weights(std::move(weights));
+  load_scan_patch(*trainer.model_, folder);
   trainer.optimizer_.load_state_dict(read_part(folder / "optimizer.safetensors", state.step));
   if (trainer.carried_) load_states(*trainer.carried_, read_part(folder / kCarried, state.step), folder / kCarried);
   if (trainer.pairs_ && fs::exists(folder / kSampled)) trainer.pairs_->set_sampled(read_part(folder / kSampled, state.step));
