@@ -234,13 +234,45 @@ void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chose
 
 void add_eval(CLI::App& app, EvalCommand& c, std::function<int()>& chosen) {
   CLI::App* sub = subcommand(
-      app, "eval", "Say how well a model predicts a text: loss, perplexity, bits per character", [&] { return cmd_eval(c); },
-      chosen);
-  sub->add_option("--data", c.data, "Text, .jsonl file of documents, or folder of shards")->type_name(kFile)->required();
+      app, "eval", "Say how well a model predicts a text, or does in tasks: perplexity, ROUGE, F1, pass@k",
+      [&] { return cmd_eval(c); }, chosen);
+  sub->add_option("--data", c.data,
+                  "Text, .jsonl file of documents, or folder of shards; of tasks: their file, or a folder with such files")
+      ->type_name(kFile)
+      ->default_str("none");
+  std::vector<std::string> tasks = benchmark_names();
+  tasks.insert(tasks.begin(), "all");
+  BenchmarkOptions& o = c.benchmark;
+  sub->add_option("--task", c.tasks,
+                  "all, wikitext, cnn_dm, hotpotqa or humaneval, several with commas; without --data a few bundled examples")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(one_of(tasks))
+      ->default_str("none");
+  sub->add_option("--examples", o.examples, "Of a task: the first ones (of a text: batches); 0: all")
+      ->check(between(0, kMostWindows));
+  sub->add_option("--tokens", o.tokens, "Of a task: tokens to make for each example; auto: 64, 16, 160 by task")
+      ->check(between(1, kMostWindows))
+      ->default_str("auto");
+  sub->add_option("--samples", o.samples, "Programs for each problem")->check(between(1, kMostWindows));
+  sub->add_option("--k", o.k, "k of pass@k, several with commas")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(between(1, kMostWindows));
+  sub->add_option("--temperature", o.temperature, "Of programs; 0: always the most probable token")->check(at_least(0));
+  sub->add_option("--seed", o.seed, "Seed of programs that are sampled")->check(at_least(0));
+  sub->add_option("--seconds", o.sandbox.seconds, "After which a program is killed")->check(between(0.1, 3600));
+  sub->add_flag("--unsafe", o.sandbox.without_isolation,
+                "Run programs where they cannot be isolated: they may then write files and use the network (=off)");
+  sub->add_option("--json", c.json, "File for the scores")->type_name(kFile)->default_str("none");
   sub->add_option("--part", c.part, "all, training (the first 9/10), or validation (the rest)")
       ->check(one_of({"all", "training", "validation"}));
   sub->add_option("--length", c.options.length,
                   "Tokens a window, which knows nothing of the one before; auto: 1024, or the model's context if that is less")
+      ->check(between(1, kMostWindows))
+      ->default_str("auto");
+  sub->add_option("--stride", c.stride,
+                  "Tokens from window to window; less than --length: the rest of each is only read; auto: the length")
       ->check(between(1, kMostWindows))
       ->default_str("auto");
   sub->add_option("--batch", c.options.batch, "Windows at a time")->check(between(1, kMostWindows));

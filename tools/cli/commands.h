@@ -8,6 +8,7 @@
 
 #include "tools/bench/run.h"
 #include "tools/data/data.h"
+#include "tools/evaluate/benchmarks.h"
 #include "tools/evaluate/generate.h"
 #include "tools/evaluate/scan_order.h"
 #include "tools/inspect/inspect.h"
@@ -67,6 +68,10 @@ struct EvalCommand {
   ModelCommand model;
   std::string data, part = "all";                 // "training", "validation"
   BatchOptions options{.batch = 8, .length = 0};  // length 0: 1024, or the model's context if that is less
+  std::int64_t stride = 0;                        // of windows; 0: the length
+  std::vector<std::string> tasks;                 // instead of a text; "all"
+  BenchmarkOptions benchmark;                     // but for length, stride and batch
+  std::string json;                               // file for the scores
 };
 int cmd_eval(const EvalCommand& command);
 

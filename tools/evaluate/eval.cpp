@@ -14,19 +14,6 @@
 namespace weft {
 namespace {
 
-// Predictions whose largest logit is the target's: counted on the host, for the small vocabularies of tasks.
-std::int64_t count_right(const Tensor& logits, const Tensor& targets) {
-  const std::vector<float> values = logits.to_host<float>();
-  const std::vector<std::int64_t> wanted = targets.to_host<std::int64_t>();
-  const std::size_t vocab = values.size() / wanted.size();
-  std::int64_t right = 0;
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    const auto row = values.begin() + std::ptrdiff_t(i * vocab);
-    right += wanted[i] != kIgnored && std::max_element(row, row + std::ptrdiff_t(vocab)) - row == wanted[i];
-  }
-  return right;
-}
-
 // Counts below 2^53 are exact in fp64.
 std::vector<double> summed_over_ranks(const std::vector<double>& own) {
   const Tensor mine = Tensor::from(own, {std::int64_t(own.size())});
@@ -54,15 +41,34 @@ Tensor logits_of(LanguageModel& model, const Batch& batch, const ModelCache* car
       {.segments = Documents(batch.segments), .carried = carried, .continues = carried ? batch.continues : Tensor()});
 }
 
-Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches) {
+// NaN is beaten by all, and beats all.
+Tensor right_answers(const Tensor& logits, const Tensor& targets) {
+  const std::int64_t b = logits.dim(0), t = logits.dim(1);
+  const Tensor all = cast(logits, DType::f32), wanted = reshape(targets, {b, t, 1});
+  const Tensor own =
+      sum(pointwise("own", {all, wanted}, [](Expr x, Expr id) { return where(equal(expr::index(2), id), x, Expr(0.0)); }), {-1},
+          true);
+  const Tensor before = sum(pointwise("before", {all, own, wanted},
+                                      [](Expr x, Expr mine, Expr id) {
+                                        const Expr less = where(expr::index(2) < id, where(x < mine, Expr(0.0), Expr(1.0)),
+                                                                where(x <= mine, Expr(0.0), Expr(1.0)));
+                                        return where(equal(expr::index(2), id), Expr(0.0), less);
+                                      }),
+                            {-1});
+  return sum(pointwise("right", {before, targets}, [](Expr count, Expr id) {
+    return where(equal(count, Expr(0.0)), where(id >= Expr(0), Expr(1.0), Expr(0.0)), Expr(0.0));
+  }));
+}
+
+Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_t batches, bool accuracy) {
   const Evaluating scope(model);
   const std::int64_t all = source.validation_batches(), n = batches > 0 ? std::min(batches, all) : all;
-  const bool accuracy = source.has_accuracy();
+  accuracy = accuracy || source.has_accuracy();
   const auto record = [&](const Batch& batch) {
     return no_grad([&] {
       Tensor logits = logits_of(model, batch);
       Tensor loss = cross_entropy(logits, batch.targets, {.reduction = Reduction::sum});
-      return accuracy ? std::vector{loss, cast(logits, DType::f32)} : std::vector{loss};
+      return accuracy ? std::vector{loss, right_answers(logits, batch.targets)} : std::vector{loss};
     });
   };
   Evaluation result;
@@ -71,7 +77,7 @@ Evaluation evaluate(LanguageModel& model, const BatchSource& source, std::int64_
     const std::vector<Tensor> out = run(record, batch);
     result.nats += out[0].item();
     result.tokens += batch.counted, result.characters += batch.characters, result.bytes += batch.bytes;
-    if (accuracy) result.right += count_right(out[1], batch.targets);
+    if (accuracy) result.right += std::int64_t(out[1].item());
   }
   result.causal = !model.scan_patch() || model.scan_patch()->mode != ScanMode::tokens;
   if (source.options().parts > 1) add_ranks(result);
