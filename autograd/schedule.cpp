@@ -498,12 +498,13 @@ bool Scheduler::there_from_the_start(NodeId id) const {
   return there;
 }
 
-// Small values of one shape share a kernel whatever they read.
+// Small values of one shape share a kernel whatever they read, those of the forward pass and gradients apart.
 void Scheduler::merge_small() {
   if (!settings().fuse || settings().check_nan) return;
   const auto is_open = [&](const Group& g) {
     return !g.members.empty() && !g.closed && g.host == Tape::kNone && is_small(g.members.front());
   };
+  const auto is_gradient = [&](const Group& g) { return g.members.front() >= t_.first_gradient; };
   const auto ops = [&](const Group& g) {
     int sum = 0;
     for (const NodeId id : g.members) sum += cost_of(std::span(&expr_[id], 1)).total();
@@ -515,7 +516,8 @@ void Scheduler::merge_small() {
     last.early = std::all_of(last.members.begin(), last.members.end(), [&](NodeId id) { return there_from_the_start(id); });
     for (std::size_t back = 1; back <= std::min(kGroupWindow, at); ++back) {
       Group& g = groups_[at - back];
-      if (!is_open(g) || g.early != last.early || g.members.size() + last.members.size() > kKernelRoots ||
+      if (!is_open(g) || g.early != last.early || is_gradient(g) != is_gradient(last) ||
+          g.members.size() + last.members.size() > kKernelRoots ||
           t_.shape(g.members.front()) != t_.shape(last.members.front()) ||
           in_double(g.members.front()) != in_double(last.members.front()) || ops(g) + ops(last) > kKernelOps ||
           g.members.back() > last.members.front() || (!g.early && !can_join(g, last.members.back())))

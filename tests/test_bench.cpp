@@ -51,10 +51,11 @@ std::set<std::string> own_rows() {
   return names;
 }
 
-// Whole models that nobody else was measured with, and decoding of more than one text.
+// A residual stream of another type, whole models that nobody else was measured with, and decoding of more than one text.
 bool without_peer(const std::string& name) {
   const bool decode = name.starts_with("decode");
-  return name.find("Mamba-10M") != name.npos || name.find("Mamba 4x256") != name.npos ||
+  return name.find("fp32 residual") != name.npos || name.find("Mamba-10M") != name.npos ||
+         name.find("Mamba 4x256") != name.npos ||
          (decode && (name.find("Transformer") != name.npos || name.find("| batch 1") == name.npos));
 }
 
