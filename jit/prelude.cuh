@@ -45,8 +45,8 @@ DEVICE float to_odd(double x) {
 }
 DEVICE bf16 to_bf16(double x) { return to_bf16(to_odd(x)); }
 
-// What every kernel begins with (jit/cuda_text.h: launch_text): memory is as the kernels before it in the stream have left it, and
-// the next one may come to its own call of this. See Gpu::capture.
+// What every kernel begins with (jit/cuda_text.h: launch_text): memory is as the kernels before it in the stream have left
+// it, and the next one may come to its own call of this. See Gpu::capture.
 DEVICE void follow() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

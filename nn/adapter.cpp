@@ -59,29 +59,30 @@ bool Adapter::is_identity() const {
   return std::ranges::all_of(values, [start = is_lora() ? 0.0 : 1.0](double v) { return v == start; });
 }
 
+Tensor Adapter::scaled_B() const { return read(B_) * scale(); }
+
 Tensor Adapter::dense() const {
-  const Tensor a = read(A_) * scale(), b = read(B_);
+  const Tensor a = read(A_), b = scaled_B();
   return use_ == WeightUse::table ? matmul(transpose(a), transpose(b)) : matmul(b, a);
 }
 
-// The scale goes where there is least to multiply.
 Tensor Adapter::low_rank(const Tensor& x, const Tensor& kept) const {
   const Tensor in = dropout(x, options_.dropout, training());
   if (kept) return linear(in, masked(kept));
   const Tensor few = linear(in, read(A_));
-  return linear(convert(few * scale(), x.dtype(), Site::current()), read(B_));
+  return linear(few, scaled_B());
 }
 
 Tensor Adapter::rows(const Tensor& ids, const Tensor& kept) const {
   if (kept) return embedding(masked(kept), ids);
   const Tensor few = embedding(transpose(read(A_)), ids);
-  return linear(few * scale(), read(B_));
+  return linear(few, scaled_B());
 }
 
 Tensor Adapter::logits(const Tensor& x, const Tensor& kept) const {
   if (kept) return linear(x, masked(kept));
-  const Tensor few = linear(x, transpose(read(B_)));
-  return linear(convert(few * scale(), x.dtype(), Site::current()), transpose(read(A_)));
+  const Tensor few = linear(x, transpose(scaled_B()));
+  return linear(few, transpose(read(A_)));
 }
 
 Tensor Adapter::scaled(const Tensor& x) const { return convert(x * read(l_), x.dtype(), Site::current()); }

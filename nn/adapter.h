@@ -58,6 +58,7 @@ class Adapter : public Module {
 
  private:
   Tensor read(const Param& p) const { return initialise(), p.read(); }
+  Tensor scaled_B() const;  // it is smaller than what it is multiplied with, and of all layers at once
   Tensor masked(const Tensor& kept) const { return kept ? dense() * kept : dense(); }
 
   AdapterOptions options_;

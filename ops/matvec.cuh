@@ -1,6 +1,6 @@
-// y = activation(x W^T + addend + bias) for M rows x (k) and N rows W (k): W is read once. T neighbouring threads share the sums
-// of ROWS rows of W with all rows of x, V elements at a time, each thread STEPS times; so the order of a sum depends on k and N
-// alone, not on M.
+// y = activation(x W^T + addend + bias) for M rows x (k) and n rows W (k): W is read once. T neighbouring threads share the
+// sums of ROWS rows of W with all rows of x, V elements at a time, each thread STEPS times; so the order of a sum depends on k
+// and n alone, not on M.
 DEVICE real activated(real x) {
   if constexpr (ACTIVATION == 1) return max_of(x, real(0));
   if constexpr (ACTIVATION == 2)

@@ -185,7 +185,8 @@ void expect_acts_everywhere_alike(LanguageModel& model) {
 
 TEST(Adapters, EveryTargetAloneActsInEveryFamilyWhereverItIsUsed) {
   for (Family& f : families()) {
-    if (device() == Device::emu && f.name != "mamba") continue;
+    // Elsewhere kernels are compiled, and plans recorded, for each of them.
+    if (device() != Device::cpu && f.name != "mamba") continue;
     SCOPED_TRACE(f.name);
     expect_acts_everywhere_alike(*f.model);
   }
@@ -231,7 +232,7 @@ TEST(Adapters, GradientsAreThoseOfDifferences) {
 TEST(Adapters, SeveralSideBySideAddUp) {
   seed(3);
   Linear layer(6, 5, {.dtype = exact()});
-  const Tensor x = Tensor::from(wave(12, 1, 0), {2, 6});
+  const Tensor x = cast(Tensor::from(wave(12, 1, 0), {2, 6}), exact());
   const auto y = [&] { return run([&] { return no_grad([&] { return layer(x); }); }).to_host<double>(); };
   const Numbers plain = y();
   Adapter a = layer.adapt("a", {.rank = 2, .alpha = 4}), b = layer.adapt("b", {.rank = 3, .alpha = 1, .rank_stabilised = true}),
@@ -264,7 +265,7 @@ TEST(Adapters, OfAMaskedLayerAreMaskedToo) {
   Linear layer(6, 5, {.bias = false, .dtype = exact()});
   const Adapter a = layer.adapt("a", {.rank = 2, .alpha = 4});
   randomise(layer);
-  const Tensor x = Tensor::from(wave(12, 1, 0), {2, 6});
+  const Tensor x = cast(Tensor::from(wave(12, 1, 0), {2, 6}), exact());
   layer.merge();
   const Numbers whole = layer.weight().to_host<double>();
   layer.unmerge();

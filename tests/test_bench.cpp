@@ -55,7 +55,7 @@ std::set<std::string> own_rows() {
 bool without_peer(const std::string& name) {
   const bool decode = name.starts_with("decode");
   return name.find("fp32 residual") != name.npos || name.find("Mamba-10M") != name.npos ||
-         name.find("Mamba 4x256") != name.npos ||
+         name.find("Mamba 4x256") != name.npos || name.find(", LoRA") != name.npos ||
          (decode && (name.find("Transformer") != name.npos || name.find("| batch 1") == name.npos));
 }
 

@@ -159,22 +159,102 @@ TEST(Conv1d, StridedInput) {
   EXPECT_EQ(part, Values(whole.begin() + 9 * 5, whole.begin() + 15 * 5));
 }
 
+// Short, and so long that runs have steps inside.
 TEST(Conv1d, Bf16Storage) {
-  const Case c{2, 20, 6, 4, true, true, false, false};
-  const Problem p(c);
-  const Results expected = naive(c, p);
-  const Tensor x = cast(Tensor::from(p.x, {2, 20, 6}), DType::bf16), w = cast(Tensor::from(p.w, {6, 4}), DType::f32);
-  const Tensor out = conv1d(x, w, cast(Tensor::from(p.bias, {6}), DType::f32), {.silu = true});
-  const std::vector<Tensor> d = grad(out, Tensor::from(p.g, {2, 20, 6}), {x, w});
-  EXPECT_EQ(out.dtype(), DType::bf16);
-  EXPECT_EQ(d[0].dtype(), DType::bf16);
-  EXPECT_EQ(d[1].dtype(), DType::f32);
-  const auto near = [](const Values& a, const Values& b) {
-    for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 0.03 * std::max(2.0, std::abs(b[i])));
-  };
-  near(out.to_host<double>(), expected.out);
-  near(d[0].to_host<double>(), expected.dx);
-  near(d[1].to_host<double>(), expected.dw);
+  for (const Case& c : {Case{2, 20, 6, 4, true, true, false, false}, Case{2, 300, 64, 4, true, true, true, true},
+                        Case{1, 300, 40, 4, true, true, false, true}, Case{1, 300, 40, 3, false, true, true, false}}) {
+    SCOPED_TRACE(testing::Message() << "t " << c.t << " d " << c.d << " w " << c.w);
+    const Problem p(c);
+    const Results expected = naive(c, p);
+    const Shape rows{c.b, c.t, c.d}, state{c.b, c.w - 1, c.d};
+    const Tensor x = cast(Tensor::from(p.x, rows), DType::bf16), w = cast(Tensor::from(p.w, {c.d, c.w}), DType::f32),
+                 initial = cast(Tensor::from(p.initial, state), DType::bf16);
+    Tensor last;
+    const Tensor out = conv1d(x, w, cast(Tensor::from(p.bias, {c.d}), DType::f32),
+                              {.silu = c.silu, .initial = c.initial ? initial : Tensor{}, .last = c.last ? &last : nullptr});
+    Tensor loss = sum(out * Tensor::from(p.g, rows));
+    if (c.last) loss = loss + sum(last * Tensor::from(p.g_last, state));
+    const std::vector<Tensor> d = grad(loss, {x, w, initial}, Unused::zeros);
+    EXPECT_EQ(out.dtype(), DType::bf16);
+    EXPECT_EQ(d[0].dtype(), DType::bf16);
+    EXPECT_EQ(d[1].dtype(), DType::f32);
+    const auto near = [](const Values& a, const Values& b, double of_sum = 1) {
+      for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 0.03 * of_sum * std::max(2.0, std::abs(b[i])));
+    };
+    near(out.to_host<double>(), expected.out);
+    near(d[0].to_host<double>(), expected.dx);
+    near(d[1].to_host<double>(), expected.dw, std::sqrt(double(c.b * c.t) / 40));
+    if (c.initial) near(d[2].to_host<double>(), expected.dinitial);
+  }
+}
+
+// Documents side by side, in runs that have steps inside, are as each alone.
+TEST(Conv1d, LongDocuments) {
+  constexpr std::int64_t t = 300, d = 40, borders[] = {0, 100, 131, 257, t};
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f64})
+    for (const std::int64_t width : {4, 3}) {
+      SCOPED_TRACE(testing::Message() << name_of(dtype) << " w " << width);
+      const Case c{1, t, d, width, true, true, false, false};
+      const Problem p(c);
+      std::vector<std::int64_t> ids;
+      for (int k = 0; k < 4; ++k) ids.insert(ids.end(), std::size_t(borders[k + 1] - borders[k]), k);
+      const Tensor x = cast(Tensor::from(p.x, {1, t, d}), dtype), w = Tensor::from(p.w, {d, width}),
+                   g = cast(Tensor::from(p.g, {1, t, d}), dtype);
+      const auto gradients = [&](const Tensor& rows, const Tensor& upstream, const Conv1dOptions& options) {
+        const Tensor weight = cast(w, dtype == DType::f64 ? DType::f64 : DType::f32);
+        const Tensor out = conv1d(rows, weight, Tensor{}, options);
+        std::vector<Tensor> all = grad(out, upstream, {rows, weight});
+        all.push_back(out);
+        return all;
+      };
+      const std::vector<Tensor> packed = gradients(x, g, {.silu = true, .segments = Tensor::from(ids, {1, t})});
+      Values dx, dw(std::size_t(d * width), 0.0), out;
+      for (int k = 0; k < 4; ++k) {
+        const auto part = [&](const Tensor& of) {
+          return Tensor::from(slice(of, 1, borders[k], borders[k + 1]).to_host<double>(), {1, borders[k + 1] - borders[k], d});
+        };
+        const std::vector<Tensor> alone = gradients(cast(part(x), dtype), cast(part(g), dtype), {.silu = true});
+        for (const double v : alone[0].to_host<double>()) dx.push_back(v);
+        for (const double v : alone[2].to_host<double>()) out.push_back(v);
+        const Values of_w = alone[1].to_host<double>();
+        for (std::size_t i = 0; i < dw.size(); ++i) dw[i] += of_w[i];
+      }
+      const double near = dtype == DType::f64 ? 1e-12 : dtype == DType::f32 ? 1e-5 : 1e-2;
+      expect_near(packed[2].to_host<double>(), out, near, "out");
+      expect_near(packed[0].to_host<double>(), dx, near, "dx");
+      expect_near(packed[1].to_host<double>(), dw, dtype == DType::f64 ? 1e-11 : 2e-4, "dw");
+    }
+}
+
+// A hole that reads another tensor, in runs that have steps inside, for widths that are read in vectors and one by one.
+TEST(Conv1d, LongAndGated) {
+  for (const std::int64_t d : {5, 40})
+    for (const bool ends : {false, true}) {
+      SCOPED_TRACE(testing::Message() << "d " << d << (ends ? ", with first and last inputs" : ""));
+      const Case c{2, 300, d, 4, false, true, true, true};
+      const Problem p(c);
+      const Shape rows{c.b, c.t, c.d}, state{c.b, c.w - 1, c.d};
+      const auto half = [&](const Values& v, const Shape& shape) { return cast(Tensor::from(v, shape), DType::bf16); };
+      const Tensor x = half(p.x, rows), z = half(p.g, rows), initial = half(p.initial, state), g = half(p.x, rows),
+                   w = cast(Tensor::from(p.w, {c.d, c.w}), DType::f32), bias = cast(Tensor::from(p.bias, {c.d}), DType::f32);
+      const auto gradients = [&](const auto& gated) {
+        Tensor last;
+        Tensor loss = sum(cast(gated(ends ? &last : nullptr) * g, DType::f32));
+        if (ends) loss = loss + sum(cast(last * initial, DType::f32));
+        return grad(loss, {x, w, bias, z, initial}, Unused::zeros);
+      };
+      const std::vector<Tensor> fused = gradients([&](Tensor* last) {
+        return conv1d(x, w, bias, {.out = gate(z), .initial = ends ? initial : Tensor{}, .last = last});
+      });
+      const std::vector<Tensor> plain = gradients(
+          [&](Tensor* last) { return conv1d(x, w, bias, {.initial = ends ? initial : Tensor{}, .last = last}) * silu(z); });
+      for (std::size_t i = 0; i < fused.size(); ++i) {
+        const Values a = fused[i].to_host<double>(), b = plain[i].to_host<double>();
+        double largest = 1;
+        for (const double v : b) largest = std::max(largest, std::abs(v));
+        for (std::size_t k = 0; k < b.size(); ++k) ASSERT_NEAR(a[k], b[k], 0.03 * largest) << i << " at " << k;
+      }
+    }
 }
 
 TEST(Conv1d, Errors) {

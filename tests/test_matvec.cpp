@@ -79,10 +79,11 @@ TEST_F(Matvec, ARowIsTheSameAloneAndAmongOthers) {
 TEST_F(Matvec, ReadsViews) {
   const Tensor x = Tensor::from(numbers(3 * 40, 6), {3, 40}), w = Tensor::from(numbers(50 * 60, 7), {50, 60});
   const auto both = [&](std::int64_t at, std::int64_t k, bool transposed) {
-    const Tensor a = slice(x, 1, at, at + k), b = transposed ? transpose(slice(w, 0, at, at + k)) : slice(w, 1, at, at + k);
-    const std::vector<double> y = run([&] { return linear(a, b); }).to_host<double>();
+    const auto a = [&] { return slice(x, 1, at, at + k); };
+    const auto b = [&] { return transposed ? transpose(slice(w, 0, at, at + k)) : slice(w, 1, at, at + k); };
+    const std::vector<double> y = run([&] { return linear(a(), b()); }).to_host<double>();
     EXPECT_EQ(ran_matvec(), !transposed);
-    const std::vector<double> plain = run([&] { return sum(reshape(a, {3, 1, k}) * b, {2}); }).to_host<double>();
+    const std::vector<double> plain = run([&] { return sum(reshape(a(), {3, 1, k}) * b(), {2}); }).to_host<double>();
     ASSERT_EQ(y.size(), plain.size());
     for (std::size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], plain[i], 1e-5) << at << ", " << k << ": " << i;
   };
@@ -101,7 +102,7 @@ TEST_F(Matvec, AStepWritesItsStatesInPlace) {
     const std::vector<Tensor> got = run([&] {
       const Tensor before = state.read();
       Tensor last;
-      const Tensor y = conv1d(x, w, {}, {.initial = before, .last = &last});
+      const Tensor y = conv1d(x, w, Tensor{}, {.initial = before, .last = &last});
       assign(state, last);
       return std::vector<Tensor>{y, read_later ? before * 2.0 : y * 2.0};
     });

@@ -42,7 +42,7 @@ namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-TEST(Doctor, NamesTheLinkBetweenTwoGpus) {
+TEST(LinkOfGpus, IsNamedByWhetherItCarriesAtomics) {
   EXPECT_EQ(describe_link(true, true, 0), "NVLink: each reads the other's memory (performance rank 0)");
   EXPECT_EQ(describe_link(true, false, 1), "PCI Express: each reads the other's memory (performance rank 1)");
   EXPECT_EQ(describe_link(false, false, 0), "through the host: neither reads the other's memory");
@@ -409,7 +409,7 @@ TEST_F(GroupOfOne, SummedGradientsAreThose) {
 // ----------------------------------------------------------------------------
 
 // Each element belongs to one rank, tensors do not overlap, and a chunk is never cut.
-TEST(Shards, EachElementHasOneRank) {
+TEST(ShardsOfMoments, EachElementHasOneRank) {
   const std::vector<std::int64_t> sizes = {7, 8192, 3, 20000, 1, 8191, 16384, 9, 0, 4, 100000, 8193};
   std::vector<int> order(sizes.size());
   for (std::size_t k = 0; k < order.size(); ++k) order[k] = int(order.size() - 1 - k);
