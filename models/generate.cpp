@@ -19,17 +19,6 @@ namespace {
 
 using Ids = std::vector<std::int64_t>;
 
-void check_prompt(const LanguageModel& model, const Ids& prompt, Site where) {
-  if (prompt.empty()) fail_at(where, "generate: the prompt is empty", {}, "give at least one token");
-  for (std::int64_t id : prompt)
-    if (id < 0 || id >= model.vocab())
-      fail_at(where, "generate: a token id is out of range", fmt::format("id {}, vocabulary {}", id, model.vocab()),
-              "use the tokenizer that the model was trained with");
-  if (model.context() && std::int64_t(prompt.size()) > *model.context())
-    fail_at(where, "generate: the prompt is longer than the model's context",
-            fmt::format("{} tokens, the context is {}", prompt.size(), *model.context()), "give its last part");
-}
-
 void check_options(const GenerateOptions& o, Site where) {
   if (o.tokens < 0 || o.vocab < 0)
     fail_at(where, "generate: a negative number of tokens", fmt::format("tokens {}, vocab {}", o.tokens, o.vocab));
@@ -62,6 +51,17 @@ Tensor logits_of_next(LanguageModel& model, const std::vector<Ids>& texts, const
 }
 
 }  // namespace
+
+void check_prompt(const LanguageModel& model, const std::vector<std::int64_t>& prompt, Site where) {
+  if (prompt.empty()) fail_at(where, "generate: the prompt is empty", {}, "give at least one token");
+  for (std::int64_t id : prompt)
+    if (id < 0 || id >= model.vocab())
+      fail_at(where, "generate: a token id is out of range", fmt::format("id {}, vocabulary {}", id, model.vocab()),
+              "use the tokenizer that the model was trained with");
+  if (model.context() && std::int64_t(prompt.size()) > *model.context())
+    fail_at(where, "generate: the prompt is longer than the model's context",
+            fmt::format("{} tokens, the context is {}", prompt.size(), *model.context()), "give its last part");
+}
 
 std::vector<Ids> generate_all(LanguageModel& model, std::vector<Ids> texts, GenerateOptions o,
                               const std::function<bool(std::size_t, std::int64_t)>& on_token, Site where) {

@@ -19,6 +19,9 @@ struct GenerateOptions {
   std::int64_t vocab = 0;  // sample among the first ones only; 0: the model's vocabulary
 };
 
+// The errors (ErrorKind::usage) that a prompt of `generate` may have, before anything is computed.
+void check_prompt(const LanguageModel& model, const std::vector<std::int64_t>& prompt, Site where = Site::current());
+
 // The prompt (at least one id) and what the model appends to it. Equal seeds give equal texts. `on_token` is given each new
 // token at once; if it returns false the text ends there. It ends too where it has reached the model's context. Errors
 // (ErrorKind::usage): an empty prompt, an id that the model does not know, a prompt longer than the context.

@@ -654,6 +654,14 @@ TEST(KvCaches, WhatMakesNoSenseIsRefused) {
                lengths(Tensor::from(std::vector<float>{1}, {1})));
   expect_error(ErrorKind::usage, {"the prompt is longer than the model's context", "9 tokens, the context is 8"},
                [&] { generate(model, some_text(9)); });
+  c.vocab = 256;
+  Transformer of_bytes(c);
+  std::string written;  // nothing, not even the prompt that fits
+  expect_error(ErrorKind::usage, {"the prompt is longer than the model's context", "9 tokens, the context is 8"}, [&] {
+    generate_texts(of_bytes, Tokenizer::bytes(), {"fits", "fits not."}, {},
+                   [&](std::size_t, std::string_view t) { written += t; });
+  });
+  EXPECT_EQ(written, "");
   expect_error(ErrorKind::usage, {"id 50, vocabulary 50"}, [&] { generate(model, {50}); });
   expect_error(ErrorKind::usage, {"the prompt is empty"}, [&] { generate_all(model, {{1}, {}}); });
 }

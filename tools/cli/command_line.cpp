@@ -71,6 +71,15 @@ CLI::Validator between(double least, double most) {
 
 CLI::Validator at_least(double least) { return between(least, std::numeric_limits<double>::max()); }
 
+CLI::Validator share() {
+  const auto check = [](const std::string& text) {
+    double number = 0;
+    const bool fits = CLI::detail::lexical_cast(text, number) && number > 0 && number <= 1;
+    return fits ? std::string() : fmt::format("{} is not above 0 and at most 1", text);
+  };
+  return CLI::Validator(check, "");
+}
+
 // Of what is counted: every sum and product of some fits 63 bits.
 constexpr double kMostGpus = 1024, kMostSeeds = 1000, kMostWindows = 0x1p30, kMostTokens = 0x1p40;
 
@@ -226,8 +235,7 @@ void add_generate(CLI::App& app, GenerateCommand& c, std::function<int()>& chose
       ->check(between(0, kMostTokens));
   sub->add_option("--temperature", o.temperature, "Temperature; 0: always the most probable token")->check(at_least(0));
   sub->add_option("--top-k", o.top_k, "Sample among the k most probable tokens; 0: all")->check(at_least(0));
-  sub->add_option("--top-p", o.top_p, "Sample among the most probable tokens that make up this share; 1: all")
-      ->check(at_least(0));
+  sub->add_option("--top-p", o.top_p, "Sample among the most probable tokens that make up this share; 1: all")->check(share());
   sub->add_option("--seed", o.seed, "Seed of the sampling: equal seeds give equal texts")->check(at_least(0));
   add_model(sub, c.model);
 }

@@ -62,8 +62,10 @@ std::vector<GeneratedText> generate_texts(LanguageModel& model, const Tokenizer&
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     texts.push_back(tokenizer.encode(prompts[i].empty() ? "\n" : prompts[i]));
     results[i].prompt_tokens = std::int64_t(texts[i].size());
-    for (std::int64_t id : texts[i]) write(i, decoders[i].put(id));
+    check_prompt(model, texts[i]);
   }
+  for (std::size_t i = 0; i < prompts.size(); ++i)
+    for (std::int64_t id : texts[i]) write(i, decoders[i].put(id));
   const Clock::time_point start = Clock::now();
   Clock::time_point first, last;
   std::int64_t steps = 0;
