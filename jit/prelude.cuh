@@ -51,6 +51,9 @@ DEVICE void follow() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#else  // what stands behind it stays there, so that a text has the same instructions for all
+  asm volatile("" ::: "memory");
+  asm volatile("" ::: "memory");
 #endif
 }
 
