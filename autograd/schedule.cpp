@@ -160,33 +160,33 @@ void Scheduler::find_users() {
 
 // What a step of a recurrence leaves is written to its State by the kernel that computes it, over what that has read.
 void Scheduler::write_in_place() {
+  std::vector<std::vector<NodeId>> reads(t_.states.size());  // of each State as it was before the step
   for (NodeId id = 0; id < t_.nodes.size(); ++id) {
-    if (!live_[id] || &t_.op(id) != &assign_op()) continue;
-    const NodeId value = t_.inputs_of(id)[0];
-    if (!may_write(value, id)) continue;
+    if (!live_[id]) continue;
+    if (t_.nodes[id].op == state_op().id) reads[std::size_t(t_.ints_of(id)[0])].push_back(id);
+    if (&t_.op(id) != &assign_op()) continue;
+    const NodeId value = t_.inputs_of(id)[0], producer = kind_[value] == Kind::output ? t_.inputs_of(value)[0] : value;
+    const auto position = std::size_t(t_.ints_of(id)[0]);
+    if (!may_write(producer, value, id, reads[position])) continue;
     kind_[id] = Kind::absorbed;
-    assigned_[std::size_t(t_.ints_of(id)[0])] = kind_[value] == Kind::output ? t_.inputs_of(value)[0] : value;
+    assigned_[position] = producer;
     written_at_once_.push_back(id);
   }
 }
 
-bool Scheduler::may_write(NodeId value, NodeId assign) const {
-  const NodeId producer = kind_[value] == Kind::output ? t_.inputs_of(value)[0] : value;
-  const std::int64_t position = t_.ints_of(assign)[0];
-  if (kind_[producer] != Kind::structured || t_.op(producer).writes || t_.op(producer).product) return false;
+// Output `value` of `producer` may be written where `assign` puts it; nobody else needs what stood there.
+bool Scheduler::may_write(NodeId producer, NodeId value, NodeId assign, std::span<const NodeId> reads) const {
+  const Op& op = t_.op(producer);
+  if (kind_[producer] != Kind::structured || op.writes || op.product) return false;
   if (users_[value].size() != 1 || result_of(value) >= 0 || t_.nodes[value].dtype != t_.nodes[assign].dtype) return false;
-  if (t_.states[std::size_t(position)]->parameter) return false;  // which has a twin
-  for (NodeId id = 0; id < assign; ++id) {
-    if (!live_[id] || t_.nodes[id].op != state_op().id || t_.ints_of(id)[0] != position) continue;
-    if (result_of(id) >= 0) return false;
-    for (const NodeId user : users_[id]) {
-      const auto inputs = t_.inputs_of(user);
-      if (user != producer || !t_.op(user).in_place) return false;
-      for (std::size_t i = 0; i < inputs.size(); ++i)
-        if (inputs[i] == id && !t_.op(user).in_place(t_, user, int(i), int(value - producer))) return false;
-    }
-  }
-  return true;
+  if (t_.states[std::size_t(t_.ints_of(assign)[0])]->parameter) return false;  // which has a twin
+  const auto inputs = t_.inputs_of(producer);
+  const auto in_place = [&](NodeId read) {
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+      if (inputs[i] == read && !(op.in_place && op.in_place(t_, producer, int(i), int(value - producer)))) return false;
+    return std::all_of(users_[read].begin(), users_[read].end(), [&](NodeId user) { return user == producer; });
+  };
+  return std::all_of(reads.begin(), reads.end(), [&](NodeId read) { return result_of(read) < 0 && in_place(read); });
 }
 
 // ---- products ---------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -82,7 +83,7 @@ class Scheduler {
   bool feeds_on_host(NodeId id) const;
   void find_snapshots();
   void write_in_place();
-  bool may_write(NodeId value, NodeId assign) const;
+  bool may_write(NodeId producer, NodeId value, NodeId assign, std::span<const NodeId> reads) const;
   void place_outputs();
   void place_part(NodeId part, Operand place);
 

@@ -28,10 +28,7 @@ void each_word(const char* variable, const std::vector<std::string>& known, F&& 
     const std::string word(rest.substr(0, comma));
     rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
     if (word.empty() || f(word)) continue;
-    std::string list;
-    for (const std::string& k : known) list += (list.empty() ? "" : ", ") + k;
-    fail(ErrorKind::usage, std::string(variable) + ": unknown word '" + word + "'" + suggestion(word, known), {},
-         "use " + list);
+    fail_unknown(std::string(variable) + ": unknown word", word, known);
   }
 }
 

@@ -15,20 +15,11 @@
 #include "jit/cubin.h"
 #include "jit/driver.h"
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/parallel.h"
 #include "jit/print.h"
 
 namespace weft {
-
-std::vector<std::string_view> lines_of(std::string_view text) {
-  std::vector<std::string_view> lines;
-  while (!text.empty()) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    lines.push_back(text.substr(0, end));
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return lines;
-}
 
 namespace {
 

@@ -60,6 +60,4 @@ struct CompilerLog {
 };
 CompilerLog& compiler_log();
 
-std::vector<std::string_view> lines_of(std::string_view text);  // without their ends; views of the text
-
 }  // namespace weft

@@ -65,4 +65,10 @@ std::string suggestion(std::string_view word, const std::vector<std::string>& kn
   return closest ? "; did you mean '" + *closest + "'?" : "";
 }
 
+void fail_unknown(std::string_view what, std::string_view word, const std::vector<std::string>& known) {
+  std::string list;
+  for (const std::string& k : known) list += (list.empty() ? "" : ", ") + k;
+  fail(ErrorKind::usage, std::string(what) + " '" + std::string(word) + "'" + suggestion(word, known), {}, "use " + list);
+}
+
 }  // namespace weft

@@ -35,5 +35,7 @@ class Error : public std::runtime_error {
 
 // "; did you mean 'X'?" for the closest of `known` to `word`, or "" if nothing is close.
 std::string suggestion(std::string_view word, const std::vector<std::string>& known);
+// A usage error, "WHAT 'word'; did you mean 'X'?", with the hint to use one of `known`.
+[[noreturn]] void fail_unknown(std::string_view what, std::string_view word, const std::vector<std::string>& known);
 
 }  // namespace weft

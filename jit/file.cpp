@@ -263,4 +263,14 @@ void refuse_foreign(const std::string& file, std::string_view begin, std::string
     fail(ErrorKind::io, fmt::format("{}: not {}", file, wanted), fmt::format("it is {}", is->what), std::string(is->hint));
 }
 
+std::vector<std::string_view> lines_of(std::string_view text) {
+  std::vector<std::string_view> lines;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    lines.push_back(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return lines;
+}
+
 }  // namespace weft

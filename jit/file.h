@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace weft {
 
@@ -100,5 +101,7 @@ std::optional<ForeignFormat> foreign_format(std::string_view begin);
 // An error (ErrorKind::io) that says what `file`, which begins so, is instead of `wanted` ("a safetensors file"), if that is
 // known.
 void refuse_foreign(const std::string& file, std::string_view begin, std::string_view wanted);
+
+std::vector<std::string_view> lines_of(std::string_view text);  // without their ends; views of the text
 
 }  // namespace weft

@@ -19,6 +19,7 @@
 
 #include "jit/driver.h"
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/gemm.h"
 #include "jit/memory.h"
 #include "jit/ranks/ranks.h"
@@ -458,10 +459,7 @@ std::string to_text(const GemmChoices& choices) {
 GemmChoices gemm_choices_from(std::string_view text) {
   constexpr std::size_t kDigits = 16;
   GemmChoices choices;
-  while (!text.empty()) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
+  for (const std::string_view line : lines_of(text)) {
     GemmChoices::mapped_type algorithm{};
     bool good = line.size() > kDigits * algorithm.size() && line[kDigits * algorithm.size()] == ' ';
     for (std::size_t i = 0; good && i < algorithm.size(); ++i) {

@@ -53,7 +53,6 @@ DEVICE void follow() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #else  // what stands behind it stays there, so that a text has the same instructions for all
   asm volatile("" ::: "memory");
-  asm volatile("" ::: "memory");
 #endif
 }
 

@@ -102,9 +102,7 @@ BlockStyle HymbaStudyConfig::style() const {
     if (word == block_style) return style;
   std::vector<std::string> words;
   for (const auto& style : kStyles) words.emplace_back(style.first);
-  fail(ErrorKind::usage,
-       fmt::format("HymbaStudyConfig: unknown block_style '{}'{}", block_style, suggestion(block_style, words)), {},
-       fmt::format("use {}", fmt::join(words, ", ")));
+  fail_unknown("HymbaStudyConfig: unknown block_style", block_style, words);
 }
 
 MambaConfig HymbaStudyConfig::mamba() const {
@@ -153,8 +151,7 @@ HymbaStudyConfig study_model(std::string_view name, bool table) {
   } else {
     const std::vector<std::string> names = {"mamba_only", "transformer_global", "transformer_local", "hybrid_50_50",
                                             "hybrid_paper"};
-    fail(ErrorKind::usage, fmt::format("study_model: there is no model '{}'{}", name, suggestion(std::string(name), names)), {},
-         fmt::format("use {}", fmt::join(names, ", ")));
+    fail_unknown("study_model: there is no model", name, names);
   }
   return c;
 }

@@ -270,8 +270,7 @@ const ModelFamily& model_family(std::string_view name) {
   for (const ModelFamily& family : registry())
     if (family.name == name) return family;
   const std::vector<std::string> names = all_of([](const ModelFamily& f) { return std::vector{f.name}; });
-  fail(ErrorKind::usage, fmt::format("there is no model family '{}'{}", name, suggestion(name, names)), {},
-       fmt::format("use {}", fmt::join(names, ", ")));
+  fail_unknown("there is no model family", name, names);
 }
 
 const ModelFamily& family_of(const json& config, std::string_view file) {

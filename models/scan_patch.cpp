@@ -100,8 +100,7 @@ ScanMode scan_mode(std::string_view name) {
   const std::vector<std::string>& names = scan_mode_names();
   const auto found = std::ranges::find(names, name);
   if (found != names.end()) return ScanMode(found - names.begin());
-  fail(ErrorKind::usage, fmt::format("scan order: there is no mode '{}'{}", name, suggestion(name, names)), {},
-       fmt::format("use {}", fmt::join(names, ", ")));
+  fail_unknown("scan order: there is no mode", name, names);
 }
 
 void check_permutation(const Permutation& order, std::string_view name) {

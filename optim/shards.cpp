@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "jit/parallel.h"
 #include "optim/chunks.h"
 
 namespace weft {
@@ -9,7 +10,7 @@ namespace {
 
 constexpr std::int64_t kUnit = 4;  // elements: tensors begin where a GPU's vectors may
 
-std::int64_t rounded(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
+std::int64_t rounded(std::int64_t n, std::int64_t unit) { return ceil_div(n, unit) * unit; }
 
 // Where a tensor of n elements goes behind `at`. A multiple of kChunk, where a cut may be, lies between two of its chunks.
 std::int64_t next_place(std::int64_t at, std::int64_t n) {
@@ -40,7 +41,7 @@ Shards cut_into_shards(std::span<const std::int64_t> sizes, std::span<const int>
       shards.places[std::size_t(t)] = {int(shards.buckets.size()), place};
       at = place + n;
     }
-    const std::int64_t part = rounded((at + ranks - 1) / ranks, kChunk);
+    const std::int64_t part = rounded(ceil_div(at, ranks), kChunk);
     shards.buckets.push_back({part, shards.size});
     shards.size += part;
   }

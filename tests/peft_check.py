@@ -14,6 +14,8 @@ import sys
 import tempfile
 import warnings
 
+from weft_verify import verify
+
 try:
     import peft
     import torch
@@ -40,14 +42,6 @@ def llama():
 def logits_of(model, ids):
     with torch.no_grad():
         return model(input_ids=ids, use_cache=False).logits.float().contiguous()
-
-
-def verify(weft, folder, title):
-    done = subprocess.run([weft, "verify", "--device", "cpu", folder], capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    shown = [line for line in lines if line.startswith("logits") or line == lines[-1] or "FAILED" in line]
-    print("\n  ".join([f"== {title}", *shown, *done.stderr.splitlines()]), flush=True)
-    return done.returncode == 0
 
 
 def from_peft(weft, work):

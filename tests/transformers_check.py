@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 
+from weft_verify import verify
+
 try:
     import torch
     import transformers
@@ -31,14 +33,6 @@ def add_reference(folder, model, vocabulary, gradients):
     if gradients:
         tensors |= {"grad." + name: p.grad.contiguous() for name, p in model.named_parameters()}
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "reference.safetensors")
-
-
-def verify(weft, folder, title):
-    done = subprocess.run([weft, "verify", "--device", "cpu", folder], capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    shown = [line for line in lines if line.startswith("logits") or line == lines[-1] or "FAILED" in line]
-    print("\n  ".join([f"== {title}", *shown, *done.stderr.splitlines()]), flush=True)
-    return done.returncode == 0
 
 
 def from_transformers(weft, work):

@@ -52,9 +52,7 @@ void choose_models(StudyPlan& plan, const std::vector<std::string>& names) {
   std::vector<std::string> known;
   for (const StudyModel& m : plan.models) known.push_back(m.name);
   for (const std::string& name : names)
-    if (std::find(known.begin(), known.end(), name) == known.end())
-      fail(ErrorKind::usage, fmt::format("ablate: there is no model '{}'{}", name, suggestion(name, known)), {},
-           fmt::format("use {}", fmt::join(known, ", ")));
+    if (std::find(known.begin(), known.end(), name) == known.end()) fail_unknown("ablate: there is no model", name, known);
   if (!names.empty())
     std::erase_if(plan.models,
                   [&](const StudyModel& m) { return std::find(names.begin(), names.end(), m.name) == names.end(); });

@@ -122,10 +122,7 @@ const std::vector<std::string>& reject_words() {
 
 Reject reject_of(const std::string& word) {
   const auto found = std::ranges::find(reject_words(), word);
-  if (found == reject_words().end())
-    fail(ErrorKind::usage,
-         fmt::format("no way to make rejected texts is called '{}'{}", word, suggestion(word, reject_words())), {},
-         fmt::format("use {}", fmt::join(reject_words(), ", ")));
+  if (found == reject_words().end()) fail_unknown("no way to make rejected texts is called", word, reject_words());
   return Reject(found - reject_words().begin());
 }
 
@@ -137,10 +134,7 @@ TokenPairs::TokenPairs(const std::filesystem::path& file, const Tokenizer& token
   PackedTokens tokens(tokenizer.vocabulary());
   Problems problems;
   std::size_t number = 0;
-  for (std::string_view rest = all; !rest.empty();) {
-    const auto end = rest.find('\n');
-    const std::string_view line = rest.substr(0, end);
-    rest = end == rest.npos ? std::string_view() : rest.substr(end + 1);
+  for (const std::string_view line : lines_of(all)) {
     ++number;
     if (line.find_first_not_of(" \t\r") == line.npos) continue;
     const std::optional<TextPair> text = read_pair(line, number, problems);

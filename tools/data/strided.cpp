@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <string_view>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -41,16 +41,8 @@ Batch StridedWindows::validation(std::int64_t index) const {
     tokens.copy(place, window);
     const std::size_t at = std::size_t(row * o.length), seen = number == 0 ? 0 : std::size_t(o.length - stride_);
     std::copy(window.begin(), window.end() - 1, inputs.begin() + std::ptrdiff_t(at));
-    for (std::size_t i = seen + 1; i < window.size(); ++i) {
-      targets[at + i - 1] = window[i];
-      ++batch.counted;
-      if (!tokenizer.loses().empty()) continue;
-      // Of the first piece of a text the space that encoding put there is no part.
-      const std::string_view piece = tokenizer.piece(window[i]);
-      const bool space = tokenizer.strips_space() && window[i - 1] == tokenizer.end_of_text() && piece.starts_with(' ');
-      batch.characters += tokenizer.characters(window[i]) - space;
-      batch.bytes += std::int64_t(piece.size()) - space;
-    }
+    std::copy(window.begin() + std::ptrdiff_t(seen) + 1, window.end(), targets.begin() + std::ptrdiff_t(at + seen));
+    count_targets(batch, tokenizer, window[seen], std::span(window).subspan(seen + 1));
   }
   batch.inputs = Tensor::from(inputs, {o.rows(), o.length});
   batch.targets = Tensor::from(targets, {o.rows(), o.length});

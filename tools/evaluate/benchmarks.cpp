@@ -58,10 +58,9 @@ class TaskReader {
       const nlohmann::json array = parse_json(text, file_.string());
       for (std::size_t i = 0; i < array.size(); ++i, ++tasks) take(array[i], fmt::format("item {}", i), f);
     } else {
-      std::size_t line = 1;
-      for (std::string_view rest = text; !rest.empty(); ++line) {
-        const std::string_view one = rest.substr(0, rest.find('\n'));
-        rest.remove_prefix(std::min(one.size() + 1, rest.size()));
+      std::size_t line = 0;
+      for (const std::string_view one : lines_of(text)) {
+        ++line;
         if (one.find_first_not_of(" \t\r") == one.npos) continue;
         ++tasks;
         const std::string where = fmt::format("line {}", line);
@@ -140,8 +139,7 @@ Benchmark benchmark(std::string_view name) {
   const std::vector<std::string>& names = benchmark_names();
   const auto found = std::ranges::find(names, name);
   if (found != names.end()) return Benchmark(found - names.begin());
-  fail(ErrorKind::usage, fmt::format("there is no task '{}'{}", name, suggestion(name, names)), {},
-       fmt::format("use {}", fmt::join(names, ", ")));
+  fail_unknown("there is no task", name, names);
 }
 
 std::vector<SummaryTask> read_summaries(const fs::path& file) {

@@ -15,6 +15,7 @@
 #include "autograd/backward.h"
 #include "autograd/run.h"
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/gemm.h"
 #include "tools/evaluate/eval.h"
 
@@ -49,11 +50,7 @@ std::vector<std::string> sample_texts(const Corpus& corpus, std::int64_t count) 
       if (part->ends_document) take(std::exchange(document, {}));
       continue;
     }
-    for (std::string_view rest = part->text; !rest.empty();) {
-      const std::size_t end = std::min(rest.find('\n'), rest.size());
-      take(rest.substr(0, end));
-      rest.remove_prefix(std::min(end + 1, rest.size()));
-    }
+    for (const std::string_view line : lines_of(part->text)) take(line);
   }
   if (std::int64_t(texts.size()) < count)
     fail(ErrorKind::io, corpus.name() + ": too few texts",

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "jit/error.h"
+#include "jit/file.h"
 #include "jit/json.h"
 
 namespace weft {

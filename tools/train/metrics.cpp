@@ -59,10 +59,7 @@ Metrics read_metrics(const fs::path& run) {
   const std::string text = read_text(file);
   Metrics metrics;
   std::size_t number = 0;
-  for (std::string_view rest = text; !rest.empty();) {
-    const auto end = rest.find('\n');
-    const std::string_view line = rest.substr(0, end);
-    rest = end == rest.npos ? std::string_view() : rest.substr(end + 1);
+  for (const std::string_view line : lines_of(text)) {
     ++number;
     json object;
     try {
